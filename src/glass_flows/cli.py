@@ -1,0 +1,257 @@
+"""The command line: `glass-flows --help`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from . import __version__
+from .errors import GlassError, InvalidArgument
+from .plans import DDIM, Rho
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="GLASS transitions and reward steering for pre-trained flow and diffusion models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(help="Train the small bundled models again.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+console = Console()
+
+Transitions = Annotated[int, typer.Option(help="K, the number of outer transitions.")]
+Steps = Annotated[int, typer.Option(help="M, network evaluations per transition.")]
+RhoOption = Annotated[
+    str,
+    typer.Option(
+        help="Correlation of the noises of a transition's ends: a number in [-1, 1] (1 keeps the "
+        "noise, 0 renews it), 'ddpm', 'ode', or 'ddim:ETA'."
+    ),
+]
+SolverOption = Annotated[
+    str, typer.Option(help="'default', 'first-order', 'paper' (Algorithm 1) or 'euler-maruyama'.")
+]
+Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")]
+
+
+def main() -> None:
+    """Entry point: errors of ours end in one line and exit code 2."""
+    try:
+        app()
+    except GlassError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"glass-flows {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def align(
+    out: Out,
+    model: Annotated[str, typer.Option(help="Model to steer; 'digits' is bundled.")] = "digits",
+    reward: Annotated[
+        str, typer.Option(help="What to steer towards; 'class:N' is log p(N | image).")
+    ] = "class:8",
+    particles: Annotated[int, typer.Option(help="N, particles per run.")] = 8,
+    transitions: Transitions = 6,
+    steps: Steps = 4,
+    rho: RhoOption = "0.4",
+    scale: Annotated[float, typer.Option(help="λ of the target p(z) exp(λ r(z)).")] = 1.0,
+    runs: Annotated[int, typer.Option(help="Independent runs, for the standard errors.")] = 64,
+    ess_threshold: Annotated[
+        float, typer.Option(help="Resample when ESS falls to this fraction of N.")
+    ] = 0.5,
+    solver: SolverOption = "default",
+    seed: Seed = 0,
+) -> None:
+    """Steer samples towards a reward, beside plain samples and best-of-N at equal cost.
+
+    Example: glass-flows align --model digits --reward class:8 --out out/eights
+    """
+    from .experiments.align import align as run_align
+
+    report = run_align(
+        out,
+        model=model,
+        reward=reward,
+        particles=particles,
+        transitions=transitions,
+        steps=steps,
+        rho=_rho(rho),
+        scale=scale,
+        runs=runs,
+        ess_threshold=ess_threshold,
+        solver=solver,
+        seed=seed,
+        announce=lambda text: console.print(text, style="dim"),
+    )
+    table = RichTable(title=f"{reward}, {runs} runs")
+    for column in ("method", "reward", "judge's accuracy", "ESS", "evals/image", "seconds"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for line in report.methods:
+        table.add_row(
+            line.method,
+            f"{line.reward:.2f} ± {line.reward_error:.2f}",
+            f"{line.accuracy:.1%} ± {line.accuracy_error:.1%}",
+            "-" if line.ess is None else f"{line.ess:.2f} of {particles}",
+            str(line.evaluations),
+            f"{line.seconds:.1f}",
+        )
+    console.print(table)
+    typer.echo(f"picture: {report.picture}\nfigures: {report.results}")
+
+
+@app.command()
+def sample(
+    out: Out,
+    model: Annotated[str, typer.Option(help="Model to sample; 'digits' is bundled.")] = "digits",
+    label: Annotated[
+        int | None, typer.Option("--class", help="Digit to draw; all kinds without it.")
+    ] = None,
+    guidance: Annotated[
+        float, typer.Option(help="Classifier-free guidance scale; needs --class.")
+    ] = 1.0,
+    count: Annotated[int, typer.Option(help="Number of images.")] = 64,
+    transitions: Transitions = 6,
+    steps: Steps = 4,
+    rho: RhoOption = "0.4",
+    solver: SolverOption = "default",
+    seed: Seed = 0,
+) -> None:
+    """Draw plain samples and write them as one picture.
+
+    Example: glass-flows sample --class 3 --guidance 2 --out out/threes
+    """
+    from .errors import check_name
+    from .experiments.align import SHAPE, digits_denoiser
+    from .experiments.pictures import Row, image_grid, make_folder, save_png
+    from .sampling import sample as draw
+
+    check_name("model", model, ("digits",))
+    if label is None and guidance != 1.0:
+        raise InvalidArgument("--guidance needs --class: there is nothing to guide towards")
+    folder = make_folder(out)
+    images = draw(
+        digits_denoiser(label, guidance),
+        (count, *SHAPE),
+        transitions=transitions,
+        steps=steps,
+        rho=_rho(rho),
+        solver=solver,
+        seed=seed,
+    )
+    caption = f"{model}: {transitions} transitions of {steps} evaluations, rho = {rho}, {solver}"
+    grid = image_grid([Row(caption, images, [None] * count)])
+    file = save_png(grid, folder / "samples.png", settings=caption, seed=seed)
+    typer.echo(f"picture: {file}")
+
+
+@app.command()
+def plan(
+    path: Annotated[
+        str, typer.Option(help="'linear', 'cosine', 'variance_preserving' or 'edm'.")
+    ] = "linear",
+    transitions: Transitions = 6,
+    steps: Steps = 4,
+    rho: RhoOption = "0.4",
+    solver: SolverOption = "default",
+    times: Annotated[
+        str, typer.Option(help="'uniform', 'shifted', 'karras', or K + 1 numbers: 0,0.3,1.")
+    ] = "uniform",
+    start: Annotated[str, typer.Option(help="'trained' or 'pure'.")] = "trained",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Print a sampler as the table of numbers that will be run, and its cost.
+
+    Example: glass-flows plan --transitions 2 --steps 3 --rho ddpm
+    """
+    from .errors import check_name
+    from .paths import from_config
+    from .plans import plan as compile_plan
+
+    check_name("path", path, ("linear", "cosine", "variance_preserving", "edm"))
+    table = compile_plan(
+        from_config({"name": path}),
+        transitions=transitions,
+        steps=steps,
+        rho=None if solver == "euler-maruyama" else _rho(rho),
+        times=[_number(t, "--times") for t in times.split(",")] if "," in times else times,
+        solver=solver,
+        start=start,
+    )
+    typer.echo(table.to_json() if json else str(table))
+
+
+@app.command()
+def check(seed: Seed = 0) -> None:
+    """Compare the samplers with exact answers on a Gaussian mixture (under a minute)."""
+    from .experiments.check import checks
+
+    failed = 0
+    for item in checks(seed):
+        verdict = "ok  " if item.passed else "FAIL"
+        failed += not item.passed
+        typer.echo(f"{verdict} {item.what}: {item.value:.3g} (limit {item.limit:g})")
+    if failed:
+        typer.echo(f"{failed} checks failed")
+        raise typer.Exit(1)
+    typer.echo("all checks passed")
+
+
+@train_app.command("digits")
+def train_digits(
+    out: Out,
+    steps: Annotated[int, typer.Option(help="Training steps of the network.")] = 1000,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 512,
+    seed: Seed = 0,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")
+    ] = True,
+) -> None:
+    """Train the digits network and its two classifiers (about a minute on two cores).
+
+    Example: glass-flows train digits --out out/digits
+    """
+    from .experiments.train_digits import train_digits as run_training
+
+    run_training(out, steps=steps, batch=batch, seed=seed, resume=resume)
+    typer.echo(f"weights and model card: {out}")
+
+
+def _rho(text: str) -> Rho:
+    """--rho: a number, 'ddpm', 'ode' or 'ddim:ETA'."""
+    if text in ("ddpm", "ode"):
+        return text
+    if text.startswith("ddim:"):
+        return DDIM(_number(text.removeprefix("ddim:"), "--rho ddim:"))
+    return _number(text, "--rho")
+
+
+def _number(text: str, option: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        allowed = ", 'ddpm', 'ode' or 'ddim:ETA'" if option == "--rho" else ""
+        raise InvalidArgument(f"{option} must be a number{allowed}, got {text!r}") from None

@@ -1,0 +1,261 @@
+"""One contract for every model: `denoiser(x, t)` is E[z | x_t = x].
+
+:class:`Denoiser` turns a network that predicts velocity, ε, v, score or the sample into that, with
+classifier-free guidance, the network's own clock and dtype, and large batches split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, Union
+
+import torch
+from torch import Tensor
+
+from .errors import DegeneratePrediction, InvalidArgument, ShapeError, check_name
+from .paths import DiscreteDiffusion, Path, check_time
+
+__all__ = ["CLOCKS", "PREDICTIONS", "Clock", "Denoiser", "DenoiserLike"]
+
+
+class DenoiserLike(Protocol):
+    """What samplers need: the path, the posterior mean, and what one call costs."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def evaluations_per_call(self) -> int:
+        """Network evaluations per particle of one call (2 under classifier-free guidance)."""
+        ...
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """E[z | x_t = x] for x of shape (B, *shape) and one time t in [0, 1]."""
+        ...
+
+
+# --- what the network predicts ----------------------------------------------------------------
+# Each returns (coefficient of x, coefficient of the network's output) in D = c_x x + c_out out.
+
+
+def _from_velocity(path: Path, t: float) -> tuple[float, float]:
+    # v = α' D + σ' (x - α D)/σ; σα' - ασ' = σ² a' > 0 whenever the path moves
+    sigma, sigma_dot = path.sigma(t), path.sigma_dot(t)
+    wronskian = sigma * path.alpha_dot(t) - path.alpha(t) * sigma_dot
+    return -sigma_dot / wronskian, sigma / wronskian
+
+
+def _from_reverse_velocity(path: Path, t: float) -> tuple[float, float]:
+    of_x, of_output = _from_velocity(path, t)
+    return of_x, -of_output
+
+
+def _from_sample(path: Path, t: float) -> tuple[float, float]:
+    return 0.0, 1.0
+
+
+def _from_epsilon(path: Path, t: float) -> tuple[float, float]:
+    alpha = _signal(path, t, "epsilon")
+    return 1.0 / alpha, -path.sigma(t) / alpha
+
+
+def _from_score(path: Path, t: float) -> tuple[float, float]:
+    alpha = _signal(path, t, "score")
+    return 1.0 / alpha, path.sigma(t) ** 2 / alpha
+
+
+def _from_v(path: Path, t: float) -> tuple[float, float]:
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    power = alpha**2 + sigma**2
+    return alpha / power, -sigma / power
+
+
+def _signal(path: Path, t: float, prediction: str) -> float:
+    alpha = path.alpha(t)
+    if alpha == 0.0:
+        raise DegeneratePrediction(
+            f"a network that predicts {prediction!r} says nothing about the data at t = {t:g}, "
+            f"where alpha = 0 on the {path.name} path. Start later (times=[0.001, ...]), or use a "
+            "network that predicts velocity, v or the sample"
+        )
+    return alpha
+
+
+PREDICTIONS: dict[str, Callable[[Path, float], tuple[float, float]]] = {
+    "velocity": _from_velocity,
+    "reverse_velocity": _from_reverse_velocity,
+    "epsilon": _from_epsilon,
+    "v": _from_v,
+    "score": _from_score,
+    "sample": _from_sample,
+}
+
+
+# --- the time that the network wants ------------------------------------------------------------
+
+
+def _timestep(path: Path, t: float) -> float:
+    if not isinstance(path, DiscreteDiffusion):
+        raise InvalidArgument(
+            f"time='timestep' is the index in a trained table; the {path.name} path has none. "
+            f"Allowed here: {', '.join(map(repr, sorted(CLOCKS)))} or a callable of (path, t)"
+        )
+    return path.timestep(t)
+
+
+CLOCKS: dict[str, Callable[[Path, float], float]] = {
+    "t": lambda path, t: t,
+    "1-t": lambda path, t: 1.0 - t,
+    "1000t": lambda path, t: 1000.0 * t,
+    "1000(1-t)": lambda path, t: 1000.0 * (1.0 - t),
+    "sigma": lambda path, t: path.sigma(t),
+    "log(sigma)/4": lambda path, t: 0.25 * math.log(path.sigma(t)),
+    "log_snr": lambda path, t: 2.0 * math.log(a) if (a := path.amplitude(t)) > 0 else -math.inf,
+    "timestep": _timestep,
+}
+
+Clock = Union[str, Callable[[Path, float], float]]
+
+
+# --- the denoiser -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """A network as the posterior mean D_t(x) = E[z | x_t = x].
+
+    Parameters
+    ----------
+    network : callable
+        ``network(x, t, **conditioning)`` with x of shape (B, *shape) and t of shape (B,); returns
+        a tensor shaped like x.
+    path : Path
+        The probability path the network was trained on.
+    prediction : str
+        "velocity" (dx/dt towards data), "reverse_velocity" (towards noise, as FLUX and SD3),
+        "epsilon", "v" (α ε - σ z), "score" or "sample" (E[z | x_t], x0-prediction).
+    time : str or callable
+        What the network is told: "t" (0 noise, 1 data), "1-t", "1000t", "1000(1-t)", "sigma",
+        "log(sigma)/4" (EDM's c_noise), "log_snr" (2 log α/σ), "timestep" (index in a
+        :class:`~glass_flows.paths.DiscreteDiffusion` table), or a callable of (path, t).
+    conditioning, unconditional : mapping
+        Keyword arguments of the network. Tensors have a leading dimension of B or of 1 (shared by
+        the batch); anything else is passed as it is.
+    guidance_scale : float
+        w in D_u + w (D_c - D_u), classifier-free guidance; 1 asks the conditional network only and
+        0 the unconditional one only. A guided D is no posterior mean of anything, so that with
+        w ≠ 1 the samples' law does depend on ρ.
+    dtype : torch.dtype or None
+        What x is cast to for the network; None takes that of the network's parameters. The state
+        and D keep the dtype of x.
+    max_batch : int or None
+        Largest batch of one network call; larger ones are split.
+    """
+
+    network: Callable[..., Tensor]
+    path: Path
+    prediction: str = "velocity"
+    time: Clock = "t"
+    conditioning: Mapping[str, Any] = field(default_factory=dict)
+    unconditional: Mapping[str, Any] | None = None
+    guidance_scale: float = 1.0
+    dtype: torch.dtype | None = None
+    max_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_name("prediction", self.prediction, PREDICTIONS)
+        if not callable(self.network):
+            raise InvalidArgument(f"network must be callable, got {type(self.network).__name__}")
+        if not isinstance(self.path, Path):
+            raise InvalidArgument(f"path must be a glass_flows.paths.Path, got {self.path!r}")
+        if not callable(self.time):
+            check_name("time convention", self.time, CLOCKS)
+        if not math.isfinite(self.guidance_scale):
+            raise InvalidArgument(f"guidance_scale must be finite, got {self.guidance_scale!r}")
+        if self.guidance_scale != 1.0 and self.unconditional is None:
+            raise InvalidArgument(
+                f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
+                "pass unconditional={...}, e.g. the null label or the empty prompt"
+            )
+        if self.max_batch is not None and self.max_batch < 1:
+            raise InvalidArgument(f"max_batch must be at least 1, got {self.max_batch!r}")
+
+    @property
+    def evaluations_per_call(self) -> int:
+        return 1 if self.guidance_scale in (0.0, 1.0) else 2
+
+    def condition(self, **conditioning: Any) -> Denoiser:
+        """The same denoiser with these conditioning arguments set or replaced."""
+        return replace(self, conditioning={**self.conditioning, **conditioning})
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """E[z | x_t = x], shaped like x; t is one time in [0, 1] for the whole batch.
+
+        Raises :class:`ShapeError` if the network returns another shape, and
+        :class:`DegeneratePrediction` where its prediction says nothing about the data.
+        """
+        t = check_time(t)
+        if self.path.sigma(t) == 0.0:
+            return x / self.path.alpha(t)  # x is the data: nothing to ask
+        of_x, of_output = PREDICTIONS[self.prediction](self.path, t)
+        output = self._output(x, t)
+        if of_x == 0.0:
+            return output if of_output == 1.0 else output * of_output
+        if of_x == 1.0:
+            return torch.add(x, output, alpha=of_output)
+        return (x * of_x).add_(output, alpha=of_output)
+
+    def _output(self, x: Tensor, t: float) -> Tensor:
+        """The network's output; guidance is affine, so it can be applied before the conversion."""
+        w = self.guidance_scale
+        if w == 1.0:
+            return self._ask(x, t, self.conditioning)
+        unconditional = self._ask(x, t, {**self.conditioning, **(self.unconditional or {})})
+        if w == 0.0:
+            return unconditional
+        return torch.lerp(unconditional, self._ask(x, t, self.conditioning), w)
+
+    def _ask(self, x: Tensor, t: float, conditioning: Mapping[str, Any]) -> Tensor:
+        batch, limit = x.shape[0], self.max_batch or x.shape[0]
+        clock = CLOCKS[self.time] if isinstance(self.time, str) else self.time
+        times = torch.full((batch,), clock(self.path, t), dtype=x.dtype, device=x.device)
+        asked = x.to(self._network_dtype(x))
+        for name, value in conditioning.items():
+            if isinstance(value, Tensor) and (value.ndim == 0 or value.shape[0] not in (1, batch)):
+                raise ShapeError(
+                    f"conditioning {name!r} must have a leading dimension of 1 (shared) or "
+                    f"{batch} (one per particle), got shape {tuple(value.shape)}"
+                )
+        parts = []
+        for first in range(0, batch, limit):
+            part = slice(first, min(first + limit, batch))
+            inputs = {name: _part(value, part, batch) for name, value in conditioning.items()}
+            output = self.network(asked[part], times[part], **inputs)
+            if not isinstance(output, Tensor) or output.shape != asked[part].shape:
+                given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                raise ShapeError(
+                    f"the network must return a tensor shaped like its input "
+                    f"{tuple(asked[part].shape)}, got {given}"
+                )
+            parts.append(output)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
+
+    def _network_dtype(self, x: Tensor) -> torch.dtype:
+        if self.dtype is not None:
+            return self.dtype
+        if isinstance(self.network, torch.nn.Module):
+            for parameter in self.network.parameters():
+                if parameter.is_floating_point():
+                    return parameter.dtype
+        return x.dtype
+
+
+def _part(value: Any, part: slice, batch: int) -> Any:
+    """One call's share of a conditioning argument."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape[0] == batch:
+        return value[part]
+    return value.expand(part.stop - part.start, *value.shape[1:])

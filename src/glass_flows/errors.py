@@ -1,0 +1,96 @@
+"""Named exceptions. Every one says what was given, what is allowed and how to fix it.
+
+All derive from :class:`GlassError`; those about arguments are also `ValueError`, those about
+missing packages also `ImportError`, so that general handlers keep working.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "DegeneratePrediction",
+    "DegenerateWeights",
+    "GlassError",
+    "InvalidArgument",
+    "MissingExtra",
+    "NonFinite",
+    "PlanError",
+    "ShapeError",
+    "TimeError",
+    "UnknownName",
+    "WeightsFileError",
+    "check_name",
+]
+
+
+class GlassError(Exception):
+    """Base class of every error that glass-flows raises on purpose."""
+
+
+class InvalidArgument(GlassError, ValueError):
+    """An argument is outside its allowed range."""
+
+
+class ShapeError(InvalidArgument):
+    """A tensor has the wrong shape, dtype or device."""
+
+
+class TimeError(InvalidArgument):
+    """A time is outside [0, 1], or times are not increasing."""
+
+
+class PlanError(InvalidArgument):
+    """A sampler with these settings has no table of finite numbers."""
+
+
+class DegeneratePrediction(InvalidArgument):
+    """What the network predicts says nothing about the data at the time asked for."""
+
+
+class UnknownName(InvalidArgument):
+    """An option's name is not one of those allowed; the message names the nearest."""
+
+
+class NonFinite(GlassError, ArithmeticError):
+    """A network, a reward or a user's function returned NaN or infinity.
+
+    Attributes
+    ----------
+    particles : tuple of int
+        Indices in the batch of the affected particles.
+    """
+
+    def __init__(self, message: str, particles: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.particles = particles
+
+
+class DegenerateWeights(GlassError, ArithmeticError):
+    """Particle weights are NaN, infinite, or all zero; the message names the boundary."""
+
+
+class MissingExtra(GlassError, ImportError):
+    """An optional dependency is not installed; the message holds the install line."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Install it with: pip install 'glass-flows[{extra}]'"
+        )
+        self.package, self.extra = package, extra
+
+
+class WeightsFileError(GlassError):
+    """A weights file is missing, damaged, or belongs to another model."""
+
+
+def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:
+    """Return `given` if it is one of `allowed`, else raise :class:`UnknownName`."""
+    names = sorted(allowed)
+    if isinstance(given, str) and given in names:
+        return given
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UnknownName(f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(map(repr, names))}.")

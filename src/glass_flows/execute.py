@@ -1,0 +1,203 @@
+"""The executor: runs any table against any denoiser.
+
+:func:`iterate` stops at every transition boundary, after the first network evaluation (the clean
+image estimate D_t(x_t)) and before the transition's noise is drawn, which is where steering looks,
+resamples and shifts the noise. :func:`run` merely exhausts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .denoisers import DenoiserLike
+from .errors import InvalidArgument, NonFinite, ShapeError
+from .noise import Noise
+from .plans.table import Mix, Table, Transition
+
+__all__ = ["Boundary", "check_state", "iterate", "run"]
+
+
+class Boundary:
+    """A pause at the start of a transition, or at the end of the table.
+
+    Attributes
+    ----------
+    index : int
+        Number of the transition about to run; K at the end.
+    t : float
+        Time of `x`.
+    x : Tensor
+        (B, *shape), the state x_t; at the end the samples.
+    D : Tensor
+        (B, *shape), the first denoiser output of the transition: D_t(x_t) if
+        `transition.free_value`. At the end the samples themselves.
+    transition : Transition or None
+        The transition about to run; None at the end.
+    """
+
+    def __init__(
+        self, index: int, t: float, x: Tensor, D: Tensor, transition: Transition | None
+    ) -> None:
+        self.index, self.t, self.x, self.D, self.transition = index, t, x, D, transition
+        self.delta: Tensor | None = None
+
+    @property
+    def final(self) -> bool:
+        return self.transition is None
+
+    def select(self, ancestors: Tensor) -> None:
+        """Replace particle i by particle `ancestors[i]` (int64, shape (B,)), x and D together.
+
+        Copies part again only if the transition draws noise (`transition.stochastic`).
+        """
+        if ancestors.shape != self.x.shape[:1]:
+            raise ShapeError(
+                f"ancestors must have shape {tuple(self.x.shape[:1])}, got {tuple(ancestors.shape)}"
+            )
+        self.x, self.D = self.x[ancestors], self.D[ancestors]
+
+    def shift(self, delta: Tensor) -> None:
+        """Draw this transition's ε from N(δ, I) instead of N(0, I); δ shaped like x."""
+        if self.transition is None or not self.transition.stochastic:
+            raise InvalidArgument(f"boundary {self.index} draws no noise that could be shifted")
+        if delta.shape != self.x.shape:
+            raise ShapeError(
+                f"delta must be shaped like x, {tuple(self.x.shape)}, got {tuple(delta.shape)}"
+            )
+        self.delta = delta
+
+
+def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Iterator[Boundary]:
+    """Run `table` from x at its first time, yielding a :class:`Boundary` at every transition.
+
+    The yielded boundary may be changed (`select`, `shift`, or new tensors in `x` and `D`); the run
+    goes on with what it then holds. The last one holds the samples.
+
+    Parameters
+    ----------
+    x : Tensor
+        (B, *shape), float32 or float64: the state at ``table.times[0]``. Not modified.
+    noise : Noise
+        Source of each transition's ε, see :mod:`glass_flows.noise`.
+
+    Raises
+    ------
+    ShapeError, InvalidArgument
+        x or a denoiser output has the wrong shape or dtype, or the paths differ.
+    NonFinite
+        The denoiser returned NaN or infinity: which evaluation, and which particles.
+    """
+    check_state(x)
+    if denoiser.path != table.path:
+        raise InvalidArgument(
+            f"the table was planned for {table.path!r}, the denoiser's path is {denoiser.path!r}"
+        )
+    watch = _Watch()
+    for index, transition in enumerate(table):
+        registers = {"x": x}
+        if transition.input.eps:  # such a start is no boundary: its first query needs the noise
+            registers["eps"] = noise(index, x)
+        y = _combine(transition.input, registers)
+        for number, row in enumerate(transition.rows):
+            if number:
+                registers["D_prev"] = registers["D"]
+            D = registers["D"] = denoiser(y, row.time)
+            watch.look(D, y, index, number, row.time)
+            if number == 0:
+                watch.report()
+                boundary = Boundary(index, transition.t, x, D, transition)
+                yield boundary
+                registers |= {"x": boundary.x, "D": boundary.D}
+                if transition.stochastic and "eps" not in registers:
+                    eps = noise(index, boundary.x)
+                    registers["eps"] = eps if boundary.delta is None else eps + boundary.delta
+            if row.update is not None:
+                registers["u"] = _combine(row.update, registers, ours=number > 1)
+            y = _combine(row.emit, registers)
+        x = y
+    watch.report()
+    yield Boundary(len(table), table.times[-1], x, x, None)
+
+
+def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Tensor:
+    """The state at the end of the table."""
+    for boundary in iterate(table, denoiser, x, noise):
+        x = boundary.x
+    return x
+
+
+def check_state(x: Tensor, name: str = "x") -> Tensor:
+    """Return `x` if it is a finite float32 or float64 tensor with a batch dimension."""
+    if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] < 1:
+        given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ShapeError(f"{name} must be a tensor (batch, *shape) with batch >= 1, got {given}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(
+            f"{name} must be float32 or float64 (the network may run in another dtype: "
+            f"Denoiser(dtype=torch.bfloat16)), got {x.dtype}"
+        )
+    if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
+        raise NonFinite(f"{name} contains NaN or infinity")
+    return x
+
+
+def _combine(mix: Mix, registers: dict[str, Tensor], ours: bool = False) -> Tensor:
+    """A row's linear combination, in as few passes over memory as torch has.
+
+    A term with coefficient 1 goes first and costs no product; if it is u, and u is `ours` (made by
+    an earlier row, so that nobody else holds it), the others are added to it in place.
+    """
+    terms = sorted(mix.terms(), key=lambda term: term[1] != 1.0)
+    if not terms:
+        return torch.zeros_like(registers["x"])
+    (first, scale), *rest = terms
+    if scale != 1.0:
+        total = registers[first] * scale
+    elif not rest or (ours and first == "u"):
+        total = registers[first]
+    else:
+        (second, weight), *rest = rest
+        total = torch.add(registers[first], registers[second], alpha=weight)
+    for name, weight in rest:
+        total.add_(registers[name], alpha=weight)
+    return total
+
+
+class _Watch:
+    """Looks for NaN and infinity without making the host wait at every step.
+
+    A particle's sum is finite exactly if nothing in it is NaN or infinite (or if it overflows,
+    which `report` tells apart by name only: such a state is lost as well).
+    """
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tensor, str]] = []
+
+    def look(self, D: Tensor, y: Tensor, index: int, row: int, t: float) -> None:
+        if D.shape != y.shape or D.dtype != y.dtype:
+            raise ShapeError(
+                f"the denoiser must return a tensor like its input, {tuple(y.shape)} {y.dtype}, "
+                f"got {tuple(D.shape)} {D.dtype}"
+            )
+        where = f"transition {index}, evaluation {row} (t = {t:.6g})"
+        self.seen.append((D.detach().reshape(D.shape[0], -1).sum(1), where))
+
+    def report(self) -> None:
+        """Raise :class:`NonFinite` for the first evaluation seen that was not finite."""
+        if not self.seen:
+            return
+        finite = torch.isfinite(torch.stack([sums for sums, _ in self.seen]))
+        if not bool(finite.all()):
+            for good, (_, where) in zip(finite, self.seen):
+                if not bool(good.all()):
+                    bad = tuple(torch.nonzero(~good).flatten().tolist())
+                    shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+                    raise NonFinite(
+                        f"the network returned NaN or infinity at {where} for particles {shown} "
+                        f"({len(bad)} of {len(good)})",
+                        bad,
+                    )
+        self.seen.clear()

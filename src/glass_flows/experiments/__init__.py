@@ -1,0 +1,1 @@
+"""The experiments behind the documentation: training of the bundled models, tables, figures."""

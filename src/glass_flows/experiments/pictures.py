@@ -1,0 +1,74 @@
+"""Grids of small images as PNG."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ..errors import InvalidArgument
+
+__all__ = ["Row", "image_grid", "make_folder", "save_png"]
+
+_GOOD, _BAD, _PLAIN = (34, 139, 60), (200, 60, 50), (205, 205, 205)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One captioned row: images (n, 1, H, W) in [-1, 1] and, per image, a verdict or None."""
+
+    caption: str
+    images: Tensor
+    verdicts: Sequence[bool | None]
+
+
+def image_grid(rows: Sequence[Row], columns: int = 16, size: int = 48) -> Image.Image:
+    """The rows under their captions; green borders for a good verdict, red for a bad one."""
+    gap, text = 6, 26
+    lines = [-(-len(row.images) // columns) for row in rows]
+    width = columns * (size + gap) + gap
+    height = sum(text + n * (size + gap) for n in lines) + gap
+    sheet = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(sheet)
+    top = gap
+    for row, count in zip(rows, lines):
+        draw.text((gap, top), row.caption, fill="black", font=ImageFont.load_default(15))
+        top += text
+        for i, (image, verdict) in enumerate(zip(row.images, row.verdicts)):
+            x, y = gap + i % columns * (size + gap), top + i // columns * (size + gap)
+            grey = (127.5 * (1.0 - image[0].clamp(-1, 1))).round().byte().cpu().numpy()
+            tile = Image.fromarray(grey).resize((size, size), Image.Resampling.NEAREST)
+            colour = {True: _GOOD, False: _BAD, None: _PLAIN}[verdict]
+            draw.rectangle((x - 2, y - 2, x + size + 1, y + size + 1), outline=colour, width=2)
+            sheet.paste(tile, (x, y))
+        top += count * (size + gap)
+    return sheet
+
+
+def make_folder(out: str | os.PathLike[str]) -> Path:
+    """Create the output folder before any work is done; :class:`InvalidArgument` if impossible."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InvalidArgument(
+            f"cannot write to the output folder {str(folder)!r}: {error}"
+        ) from error
+    return folder
+
+
+def save_png(image: Image.Image, file: Path, **settings: object) -> Path:
+    """Write a PNG with the settings it was made with as text inside."""
+    info = PngInfo()
+    for key, value in settings.items():
+        info.add_text(key, str(value))
+    image.save(file, pnginfo=info)
+    return file

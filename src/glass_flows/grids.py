@@ -1,0 +1,147 @@
+"""Outer times: where the transitions of a sampler start and end.
+
+A grid is called with a path and a number K of transitions and returns K + 1 increasing times from
+0 to 1. A timestep shift is a choice of grid and lives here only: paths and solvers know nothing of
+it, so that it cannot be applied twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Union
+
+from .errors import InvalidArgument, PlanError, TimeError, check_name
+from .paths import Path, check_time
+
+__all__ = ["Grid", "Karras", "Shifted", "Times", "Uniform", "outer_times"]
+
+Grid = Callable[[Path, int], tuple[float, ...]]
+Times = Union[str, Grid, Sequence[float], None]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Equal steps in t."""
+
+    def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
+        return _snap(path, [i / transitions for i in range(transitions + 1)])
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Equal steps in t, shifted towards noise as FLUX and SD3 do: t ← t / (t + s (1 - t)).
+
+    In their clock σ = 1 - t this is σ ← s σ / (1 + (s - 1) σ). `shift` s > 0 (SD3: 3; s = 1 is
+    uniform). On the linear path it divides every amplitude α/σ by s.
+    """
+
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.shift < math.inf:
+            raise InvalidArgument(f"shift must be a positive number, got {self.shift!r}")
+
+    @classmethod
+    def from_tokens(cls, tokens: int) -> Shifted:
+        """FLUX's resolution-dependent shift e^μ, μ linear from 0.5 (256 tokens) to 1.15 (4096)."""
+        return cls(math.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)))
+
+    def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
+        uniform = [i / transitions for i in range(transitions + 1)]
+        return _snap(path, [t / (t + self.shift * (1.0 - t)) for t in uniform])
+
+
+@dataclass(frozen=True)
+class Karras:
+    """Equal steps in (σ/α)^(1/ρ) down to σ_min (Karras et al. 2022, eq. 5), then data.
+
+    The last of the K + 1 levels, σ_min, is replaced by data, where every plan ends. `sigma_min` and
+    `sigma_max` limit the noise-to-signal ratio σ/α; they default to the path's own ends, and to
+    0.002 and 80 where those are 0 and infinite.
+    """
+
+    rho: float = 7.0
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.sigma_min, self.sigma_max
+        if not 0.0 < self.rho < math.inf:
+            raise InvalidArgument(f"rho must be a positive number, got {self.rho!r}")
+        if any(v is not None and not 0.0 < v < math.inf for v in (low, high)) or (
+            low is not None and high is not None and low >= high
+        ):
+            raise InvalidArgument(f"need 0 < sigma_min < sigma_max, got {low!r} and {high!r}")
+
+    def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
+        first, last = path.amplitude(0.0), path.amplitude(1.0)
+        high = self.sigma_max or (1.0 / first if first > 0 else 80.0)
+        low = self.sigma_min or (1.0 / last if math.isfinite(last) else 0.002)
+        if low >= high:
+            raise InvalidArgument(f"sigma_min {low!r} is not below sigma_max {high!r} on this path")
+        root = 1.0 / self.rho
+        levels = [
+            (high**root + i / transitions * (low**root - high**root)) ** self.rho
+            for i in range(1, transitions)
+        ]
+        inner = [path.time(min(max(1.0 / level, first), last)) for level in levels]
+        return _snap(path, [0.0, *inner, 1.0])
+
+
+_GRIDS: dict[str, Grid] = {"uniform": Uniform(), "shifted": Shifted(), "karras": Karras()}
+
+
+def _snap(path: Path, times: Sequence[float]) -> tuple[float, ...]:
+    """Move interior times to the nearest trained ones, kept distinct; continuous paths pass."""
+    trained = path.trained_times
+    if trained is None:
+        return tuple(times)
+    count = len(times) - 1
+    if count > len(trained):
+        raise PlanError(
+            f"{count} transitions do not fit on {len(trained)} trained timesteps; "
+            f"ask for at most {len(trained)}"
+        )
+    indices: list[int] = []
+    for position, t in enumerate(times[:-1]):
+        nearest = min(range(len(trained)), key=lambda j: abs(trained[j] - t))
+        floor = indices[-1] + 1 if indices else 0
+        ceiling = len(trained) - (count - position)
+        indices.append(min(max(nearest, floor), ceiling))
+    return (*(trained[j] for j in indices), times[-1])
+
+
+def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[float, ...]:
+    """K + 1 checked, increasing times for `transitions` = K.
+
+    `times` is None (uniform), "uniform", "shifted", "karras", a grid object, any callable of
+    (path, K), or a list of K + 1 times. On a path with trained timesteps named grids move to them.
+
+    Raises
+    ------
+    InvalidArgument, TimeError, UnknownName
+        K < 1, a wrong number of times, times outside [0, 1] or not increasing.
+    """
+    if isinstance(transitions, bool) or not isinstance(transitions, int) or transitions < 1:
+        raise InvalidArgument(f"transitions must be an integer >= 1, got {transitions!r}")
+    if times is None:
+        times = "uniform"
+    if isinstance(times, str):
+        times = _GRIDS[check_name("time grid", times, _GRIDS)]
+    listed = times(path, transitions) if callable(times) else times
+    result = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(listed))
+    if len(result) != transitions + 1:
+        raise TimeError(
+            f"{transitions} transitions need {transitions + 1} times (starts and the end), "
+            f"got {len(result)}"
+        )
+    for i, (before, after) in enumerate(pairwise(result)):
+        if before >= after:
+            raise TimeError(
+                f"times must increase (0 is noise, 1 is data): times[{i}] = {before!r}, "
+                f"times[{i + 1}] = {after!r}"
+            )
+    return result

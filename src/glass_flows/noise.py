@@ -1,0 +1,165 @@
+"""Randomness, keyed by what it is for.
+
+A sampler asks a noise source for the ε of one transition. :class:`KeyedNoise`, the default, gives
+particle i of transition k a stream of its own, found from (seed, purpose, k, i) alone and drawn in
+float32 on the CPU, so that it does not depend on the batch size, on how particles are split over
+calls or processes, on dtype or device. :class:`StreamNoise` draws whole batches from one stream:
+faster for very large populations, and tied to the batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from .errors import InvalidArgument, ShapeError, check_name
+
+__all__ = [
+    "POSTERIOR",
+    "RESAMPLING",
+    "START",
+    "TRANSITION",
+    "FixedNoise",
+    "GeneratorNoise",
+    "KeyedNoise",
+    "Noise",
+    "StreamNoise",
+    "check_seed",
+    "noise_source",
+]
+
+_CACHED = 2**17  # normals made at a time: their intermediates stay in the cache
+_STREAM = 2**63  # the particle number of a stream that belongs to no particle
+
+# Purposes keep the streams of one seed apart.
+START, TRANSITION, RESAMPLING, POSTERIOR = 0, 1, 2, 3
+
+
+class Noise(Protocol):
+    """Standard normal noise shaped like `like` (B, *shape) for step k of one purpose."""
+
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor: ...
+
+
+def check_seed(seed: int | None) -> int:
+    """A seed in [0, 2^63); None draws one from torch's global generator."""
+    if seed is None:
+        return int(torch.randint(2**62, ()).item())
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise InvalidArgument(f"seed must be an integer in [0, 2^63), got {seed!r}")
+    return int(seed)
+
+
+class KeyedNoise:
+    """A stream of its own for every (seed, purpose, step, particle); counter-based (Philox).
+
+    Parameters
+    ----------
+    seed : int or None
+        In [0, 2^63); None draws one from torch's global generator (so `torch.manual_seed` rules).
+    first_particle : int
+        Number of the batch's first particle, for populations split over several calls.
+    """
+
+    def __init__(self, seed: int | None = None, first_particle: int = 0) -> None:
+        self.seed = check_seed(seed)
+        self.first_particle = first_particle
+
+    def bits(self, purpose: int, step: int, particle: int) -> np.random.Philox:
+        """The random bits behind one key; steering draws its uniforms from them."""
+        counter = np.array([0, 0, step, particle], dtype=np.uint64)
+        return np.random.Philox(
+            key=np.array([self.seed, purpose], dtype=np.uint64), counter=counter
+        )
+
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor:
+        batch, size = like.shape[0], like[0].numel()
+        drawn = torch.empty((batch, size), dtype=torch.float32)
+        group = max(1, _CACHED // max(size, 1))
+        for first in range(0, batch, group):
+            last = min(first + group, batch)
+            streams = [
+                self.bits(purpose, step, self.first_particle + i).random_raw((size + 1) // 2)
+                for i in range(first, last)
+            ]
+            drawn[first:last] = _normal(np.stack(streams), size)
+        return drawn.view(like.shape).to(device=like.device, dtype=like.dtype)
+
+
+class StreamNoise:
+    """One stream per (seed, purpose, step) for the whole batch: for very large populations."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = check_seed(seed)
+
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor:
+        whole = like.reshape(1, -1)
+        drawn = KeyedNoise(self.seed, _STREAM)(step, whole, purpose)
+        return drawn.view(like.shape)
+
+
+def _normal(bits: npt.NDArray[np.uint64], size: int) -> Tensor:
+    """Box-Muller: (n, ceil(size/2)) random words to (n, size) standard normals.
+
+    numpy's own float32 normals take three times as long here, torch's are seeded by 32 bits only.
+    A radius comes from 31 bits, so that the tails reach to 6.6 standard deviations.
+    """
+    words = torch.from_numpy(bits.view(np.int32)).view(*bits.shape, 2)
+    uniform = words[..., 0].bitwise_and(0x7FFFFFFF).to(torch.float32).add_(0.5).mul_(2.0**-31)
+    radius = uniform.log_().mul_(-2.0).sqrt_()
+    angle = words[..., 1].to(torch.float32).mul_(math.pi * 2.0**-31)
+    both = torch.stack((torch.cos(angle), torch.sin(angle)), 1).mul_(radius[:, None])
+    return both.view(len(bits), -1)[:, :size]
+
+
+class GeneratorNoise:
+    """Draws from a torch.Generator, on its own device, in the order of the calls."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor:
+        drawn = torch.randn(
+            like.shape, generator=self.generator, device=self.generator.device, dtype=torch.float32
+        )
+        return drawn.to(device=like.device, dtype=like.dtype)
+
+
+class FixedNoise:
+    """The user's own ε for each transition, in order; every one shaped like the state."""
+
+    def __init__(self, noises: Sequence[Tensor]) -> None:
+        self.noises = tuple(noises)
+
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor:
+        if step >= len(self.noises):
+            raise InvalidArgument(f"{len(self.noises)} noises given, transition {step} needs one")
+        noise = self.noises[step]
+        if noise.shape != like.shape:
+            raise ShapeError(
+                f"noise must be shaped like x, {tuple(like.shape)}, got {tuple(noise.shape)}"
+            )
+        return noise.to(device=like.device, dtype=like.dtype)
+
+
+_MODES: dict[str, Callable[[int | None], Noise]] = {
+    "particle": KeyedNoise,
+    "stream": StreamNoise,
+}
+
+
+def noise_source(
+    seed: int | None, generator: torch.Generator | None, mode: str = "particle"
+) -> Noise:
+    """The source for `seed` or `generator` (not both): keyed per particle, or one stream."""
+    if generator is None:
+        return _MODES[check_name("randomness", mode, _MODES)](seed)
+    if seed is not None:
+        raise InvalidArgument("give either seed or generator, not both")
+    return GeneratorNoise(generator)

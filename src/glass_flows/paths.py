@@ -1,0 +1,308 @@
+"""Probability paths x_t = α_t z + σ_t ε, as float64 scalars with exact limits at both ends.
+
+Time runs from t = 0 (noise) to t = 1 (data). The amplitude signal-to-noise a = α/σ grows with t
+and is what the planner thinks in; a² is the SNR. Nothing here touches a tensor.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar
+
+from .errors import InvalidArgument, TimeError, check_name
+
+__all__ = [
+    "EDM",
+    "Cosine",
+    "DiscreteDiffusion",
+    "Linear",
+    "Path",
+    "VariancePreserving",
+    "check_time",
+    "from_config",
+]
+
+
+def check_time(t: float, name: str = "t") -> float:
+    """Return `t` as a float in [0, 1], or raise :class:`TimeError`."""
+    try:
+        value = float(t)
+    except (TypeError, ValueError):
+        raise TimeError(f"{name} must be a number in [0, 1], got {t!r}") from None
+    if not 0.0 <= value <= 1.0:
+        raise TimeError(f"{name} must lie in [0, 1] (0 is noise, 1 is data), got {t!r}")
+    return value
+
+
+class Path:
+    """A path x_t = α_t z + σ_t ε with z data and ε ~ N(0, I).
+
+    Every method takes a time t in [0, 1] and returns a Python float (float64); derivatives are
+    with respect to t. Limits are exact: `Linear().amplitude(1.0)` is `inf`, never a clipped value.
+    """
+
+    name: ClassVar[str]
+
+    def alpha(self, t: float) -> float:
+        """Signal coefficient α_t."""
+        raise NotImplementedError
+
+    def sigma(self, t: float) -> float:
+        """Noise coefficient σ_t."""
+        raise NotImplementedError
+
+    def alpha_dot(self, t: float) -> float:
+        """dα/dt."""
+        raise NotImplementedError
+
+    def sigma_dot(self, t: float) -> float:
+        """dσ/dt (negative; -inf where σ falls to 0 with a vertical slope)."""
+        raise NotImplementedError
+
+    def amplitude(self, t: float) -> float:
+        """Amplitude signal-to-noise a = α/σ; `inf` where σ = 0."""
+        sigma = self.sigma(t)
+        return self.alpha(t) / sigma if sigma > 0 else math.inf
+
+    def time(self, amplitude: float) -> float:
+        """Inverse of :meth:`amplitude`.
+
+        Raises :class:`InvalidArgument` if no time has this amplitude.
+        """
+        low, high = self.amplitude(0.0), self.amplitude(1.0)
+        if not low * (1 - 1e-12) <= amplitude <= high * (1 + 1e-12):
+            raise InvalidArgument(
+                f"no time of the {self.name} path has amplitude alpha/sigma = {amplitude!r}: "
+                f"they run from {low:.6g} at t = 0 to {high:.6g} at t = 1"
+            )
+        if amplitude <= low:
+            return 0.0
+        return 1.0 if amplitude >= high else self._time(amplitude)
+
+    def _time(self, amplitude: float) -> float:
+        raise NotImplementedError
+
+    @property
+    def trained_times(self) -> tuple[float, ...] | None:
+        """Times at which the network was trained, increasing; None if it knows all of them."""
+        return None
+
+    def config(self) -> dict[str, Any]:
+        """The path as JSON-ready data; :func:`from_config` reads it back."""
+        shown: list[str] = [f.name for f in fields(self) if f.init] if is_dataclass(self) else []
+        return {"name": self.name, **{name: getattr(self, name) for name in shown}}
+
+
+@dataclass(frozen=True)
+class Linear(Path):
+    """Flow matching's straight path (rectified flow, FLUX, SD3, SiT): α = t, σ = 1 - t."""
+
+    name: ClassVar[str] = "linear"
+
+    def alpha(self, t: float) -> float:
+        return t
+
+    def sigma(self, t: float) -> float:
+        return 1.0 - t
+
+    def alpha_dot(self, t: float) -> float:
+        return 1.0
+
+    def sigma_dot(self, t: float) -> float:
+        return -1.0
+
+    def _time(self, amplitude: float) -> float:
+        return amplitude / (1.0 + amplitude)
+
+
+@dataclass(frozen=True)
+class Cosine(Path):
+    """α = sin(πt/2), σ = cos(πt/2) (trigonometric flow)."""
+
+    name: ClassVar[str] = "cosine"
+
+    def alpha(self, t: float) -> float:
+        return math.sin(0.5 * math.pi * t)
+
+    def sigma(self, t: float) -> float:
+        return math.sin(0.5 * math.pi * (1.0 - t))  # cos(π/2) is not 0 in floats, this is
+
+    def alpha_dot(self, t: float) -> float:
+        return 0.5 * math.pi * self.sigma(t)
+
+    def sigma_dot(self, t: float) -> float:
+        return -0.5 * math.pi * self.alpha(t)
+
+    def _time(self, amplitude: float) -> float:
+        return math.atan(amplitude) / (0.5 * math.pi)
+
+
+@dataclass(frozen=True)
+class VariancePreserving(Path):
+    """The VP diffusion with linear β(τ) = β_min + τ (β_max - β_min), τ = 1 - t.
+
+    log α = -τ² (β_max - β_min)/4 - τ β_min/2 and σ² = 1 - α² (Song et al. 2021, eq. 33).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    name: ClassVar[str] = "variance_preserving"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta_min <= self.beta_max < math.inf or self.beta_max == 0.0:
+            raise InvalidArgument(
+                f"need 0 <= beta_min <= beta_max and 0 < beta_max < inf, "
+                f"got beta_min={self.beta_min!r}, beta_max={self.beta_max!r}"
+            )
+
+    def _log_alpha(self, t: float) -> float:
+        tau = 1.0 - t
+        return -0.25 * tau * tau * (self.beta_max - self.beta_min) - 0.5 * tau * self.beta_min
+
+    def alpha(self, t: float) -> float:
+        return math.exp(self._log_alpha(t))
+
+    def sigma(self, t: float) -> float:
+        return math.sqrt(-math.expm1(2.0 * self._log_alpha(t)))
+
+    def alpha_dot(self, t: float) -> float:
+        beta = self.beta_min + (1.0 - t) * (self.beta_max - self.beta_min)
+        return 0.5 * beta * self.alpha(t)
+
+    def sigma_dot(self, t: float) -> float:
+        sigma = self.sigma(t)
+        return -self.alpha(t) * self.alpha_dot(t) / sigma if sigma > 0 else -math.inf
+
+    def _time(self, amplitude: float) -> float:
+        level = 0.5 * math.log1p(amplitude**-2)  # -log α
+        half, slope = 0.5 * self.beta_min, self.beta_max - self.beta_min
+        return 1.0 - 2.0 * level / (half + math.sqrt(half * half + slope * level))
+
+
+@dataclass(frozen=True)
+class EDM(Path):
+    """Variance exploding: α = 1, σ = σ_max^(1-t) σ_min^t (Karras et al. 2022).
+
+    At t = 1 the network is asked at σ_min; a *plan* that ends at t = 1 ends at data all the same.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    name: ClassVar[str] = "edm"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
+            raise InvalidArgument(
+                f"need 0 < sigma_min < sigma_max < inf, "
+                f"got sigma_min={self.sigma_min!r}, sigma_max={self.sigma_max!r}"
+            )
+
+    def alpha(self, t: float) -> float:
+        return 1.0
+
+    def sigma(self, t: float) -> float:
+        return float(self.sigma_max ** (1.0 - t) * self.sigma_min**t)
+
+    def alpha_dot(self, t: float) -> float:
+        return 0.0
+
+    def sigma_dot(self, t: float) -> float:
+        return -self.sigma(t) * math.log(self.sigma_max / self.sigma_min)
+
+    def _time(self, amplitude: float) -> float:
+        return math.log(self.sigma_max * amplitude) / math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class DiscreteDiffusion(Path):
+    """A table of trained timesteps k = 0..T-1 with ᾱ_k: α = √ᾱ, σ = √(1-ᾱ).
+
+    Timestep k sits at t = 1 - (k+1)/T, so that t = 0 is the noisiest trained timestep and t = 1 is
+    data. Between timesteps the angle arctan(α/σ) is interpolated linearly, which stays finite for
+    tables with zero terminal SNR (ᾱ_{T-1} = 0) and up to data.
+
+    Parameters
+    ----------
+    alphas_cumprod : sequence of T >= 2 floats
+        Strictly decreasing, each in [0, 1); any 1-d tensor or array works.
+    """
+
+    alphas_cumprod: Sequence[float]
+    name: ClassVar[str] = "discrete_diffusion"
+    _angles: tuple[float, ...] = field(init=False, repr=False, compare=False, default=())
+    _times: tuple[float, ...] = field(init=False, repr=False, compare=False, default=())
+
+    def __post_init__(self) -> None:
+        table = tuple(float(value) for value in self.alphas_cumprod)
+        if len(table) < 2:
+            raise InvalidArgument(f"alphas_cumprod needs at least 2 timesteps, got {len(table)}")
+        for k, value in enumerate(table):
+            if not 0.0 <= value < 1.0 or (k and value >= table[k - 1]):
+                raise InvalidArgument(
+                    "alphas_cumprod must decrease strictly from below 1 to at least 0 "
+                    f"(timestep 0 is the cleanest); entry {k} is {value!r}"
+                    + (f" after {table[k - 1]!r}" if k else "")
+                )
+        steps = len(table)
+        angles = [math.atan2(math.sqrt(v), math.sqrt(1.0 - v)) for v in reversed(table)]
+        times = [j / steps for j in range(steps)]
+        object.__setattr__(self, "alphas_cumprod", table)
+        object.__setattr__(self, "_angles", (*angles, 0.5 * math.pi))
+        object.__setattr__(self, "_times", (*times, 1.0))
+
+    def __repr__(self) -> str:
+        table = self.alphas_cumprod
+        return f"DiscreteDiffusion({len(table)} timesteps, {table[0]:.6g} .. {table[-1]:.6g})"
+
+    @property
+    def trained_times(self) -> tuple[float, ...]:
+        return self._times[:-1]
+
+    def timestep(self, t: float) -> float:
+        """The (possibly fractional) timestep k of time t; -1 at data."""
+        k = len(self.alphas_cumprod) * (1.0 - t) - 1.0
+        return float(round(k)) if abs(k - round(k)) < 1e-9 else k
+
+    def _segment(self, t: float) -> tuple[float, float]:
+        """The angle arctan(α/σ) at t and its slope."""
+        i = min(max(bisect.bisect_right(self._times, t) - 1, 0), len(self._times) - 2)
+        t0, t1 = self._times[i : i + 2]
+        angle0, angle1 = self._angles[i : i + 2]
+        slope = (angle1 - angle0) / (t1 - t0)
+        return angle0 + slope * (t - t0), slope
+
+    def alpha(self, t: float) -> float:
+        return math.sin(self._segment(t)[0])
+
+    def sigma(self, t: float) -> float:
+        return math.sin(0.5 * math.pi - self._segment(t)[0])
+
+    def alpha_dot(self, t: float) -> float:
+        return self.sigma(t) * self._segment(t)[1]
+
+    def sigma_dot(self, t: float) -> float:
+        return -self.alpha(t) * self._segment(t)[1]
+
+    def amplitude(self, t: float) -> float:
+        return math.inf if t >= 1.0 else math.tan(self._segment(t)[0])
+
+    def _time(self, amplitude: float) -> float:
+        angle = math.atan(amplitude)
+        i = min(bisect.bisect_right(self._angles, angle) - 1, len(self._angles) - 2)
+        share = (angle - self._angles[i]) / (self._angles[i + 1] - self._angles[i])
+        return self._times[i] + share * (self._times[i + 1] - self._times[i])
+
+
+_PATHS: dict[str, type[Path]] = {
+    cls.name: cls for cls in (Linear, Cosine, VariancePreserving, EDM, DiscreteDiffusion)
+}
+
+
+def from_config(config: Mapping[str, Any]) -> Path:
+    """Build a path from what :meth:`Path.config` returned."""
+    options = dict(config)
+    name = check_name("path", options.pop("name", None), _PATHS)
+    return _PATHS[name](**options)

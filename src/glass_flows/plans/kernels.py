@@ -1,0 +1,113 @@
+"""The transition kernel p(x_t' | x_t, z) and the inner flow that samples it, as scalars.
+
+Given data z, x_t' = γ x_t + ᾱ z + σ̄ ε with γ = ρ σ'/σ, ᾱ = α' - γ α, σ̄ = σ' √(1 - ρ²), where ρ is
+the correlation of the noises of x_t and x_t' (GLASS Flows, arXiv 2509.25170, section 4; every ρ in
+[-1, 1] preserves the marginals of an exact model).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+from ..errors import InvalidArgument, check_name
+from ..paths import Path
+
+__all__ = ["DDIM", "Ends", "Kernel", "Rho", "resolve_rho", "rho_rules"]
+
+Rho = Union[float, str, "DDIM", Callable[[float, float], float], None]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends of a transition; t' = 1 means data (α' = 1, σ' = 0) on every path."""
+
+    t: float
+    t_next: float
+    alpha: float
+    sigma: float
+    alpha_next: float
+    sigma_next: float
+
+    @classmethod
+    def of(cls, path: Path, t: float, t_next: float) -> Ends:
+        if t_next == 1.0:
+            return cls(t, t_next, path.alpha(t), path.sigma(t), 1.0, 0.0)
+        return cls(t, t_next, path.alpha(t), path.sigma(t), path.alpha(t_next), path.sigma(t_next))
+
+    @property
+    def amplitude(self) -> float:
+        return self.alpha / self.sigma
+
+    @property
+    def rho_ddpm(self) -> float:
+        """a/a', the correlation of DDPM ancestral sampling (0 when t' is data)."""
+        return self.amplitude * self.sigma_next / self.alpha_next
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """x_t' = γ x_t + ᾱ z + σ̄ ε."""
+
+    gamma: float
+    alpha_bar: float
+    sigma_bar: float
+
+    @classmethod
+    def of(cls, ends: Ends, rho: float) -> Kernel:
+        gamma = rho * ends.sigma_next / ends.sigma
+        return cls(
+            gamma=gamma,
+            alpha_bar=ends.alpha_next - gamma * ends.alpha,
+            sigma_bar=ends.sigma_next * math.sqrt((1.0 - rho) * (1.0 + rho)),
+        )
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """The ρ for which one inner evaluation is DDIM(η): σ̄ = η times DDPM's, ρ >= 0.
+
+    η = 0 is deterministic DDIM (ρ = 1), η = 1 DDPM ancestral sampling (Song et al. 2021, eq. 16).
+    """
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.eta <= 1.0:
+            raise InvalidArgument(f"DDIM's eta must lie in [0, 1], got {self.eta!r}")
+
+    def rho(self, ends: Ends) -> float:
+        noise = self.eta**2 * (1.0 - ends.rho_ddpm**2)
+        return math.sqrt(1.0 - noise)
+
+
+def resolve_rho(rule: Rho, ends: Ends) -> float:
+    """The number ρ that `rule` gives for one transition, checked to lie in [-1, 1]."""
+    if isinstance(rule, str):
+        check_name("rho rule", rule, ("ddpm", "ode"))
+        return ends.rho_ddpm
+    if isinstance(rule, DDIM):
+        return rule.rho(ends)
+    given = rule(ends.t, ends.t_next) if callable(rule) else rule
+    try:
+        rho = float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        rho = math.nan
+    if not -1.0 <= rho <= 1.0:
+        raise InvalidArgument(
+            f"rho must lie in [-1, 1], got {given!r} for the transition {ends.t:.6g} -> "
+            f"{ends.t_next:.6g}. Allowed: a number, 'ddpm', 'ode', DDIM(eta), a callable of "
+            "(t, t'), or a list with one of these per transition"
+        )
+    return rho
+
+
+def rho_rules(rho: Rho | Sequence[Rho], transitions: int) -> tuple[Rho, ...]:
+    """One rule per transition; a list must have exactly K entries."""
+    if isinstance(rho, (str, DDIM)) or callable(rho) or not isinstance(rho, Sequence):
+        return (rho,) * transitions
+    if len(rho) != transitions:
+        raise InvalidArgument(f"rho lists {len(rho)} values for {transitions} transitions")
+    return tuple(rho)

@@ -1,0 +1,515 @@
+"""Solvers of the inner flow, as numbers.
+
+The inner flow of a transition is, with q = inner signal / inner noise (precisions add: what x and
+the inner state know of z has precision P = a² + q²),
+
+    u(q0) = ε,   du/dq = D_{t*}(y),   y = σ* (a x/σ + q u) / √P,   x' = γ x + σ̄ u(q1),
+
+where t* is the time of amplitude √P and σ* its noise level. With θ = arctan(q/c) and
+c = √(1/σ_data² + a²) the denoiser of Gaussian data is linear in s = sin θ, and θ stays finite when
+q1 = ∞ (σ̄ = 0), where σ̄ u becomes ᾱ u/q: that limit is taken in the coefficients, never clipped.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any, ClassVar, Protocol
+
+from ..errors import InvalidArgument, check_name
+from ..paths import Path
+from .kernels import Ends, Kernel, Rho, resolve_rho
+from .table import Mix, Row, Transition
+
+__all__ = [
+    "Default",
+    "EulerMaruyama",
+    "FirstOrder",
+    "InnerFlow",
+    "Paper",
+    "Solver",
+    "resolve_solver",
+]
+
+
+@dataclass(frozen=True)
+class InnerFlow:
+    """One transition's inner flow: everything that a solver needs to know.
+
+    `known` is a, the amplitude with which x informs the query: α_t/σ_t, or 0 for ODE steps and for
+    a start from pure noise, where x enters as the inner state u(q0) = x/σ_t instead (`start`).
+    """
+
+    path: Path
+    ends: Ends
+    kernel: Kernel
+    rho: float | None
+    known: float
+    start: Mix
+    q0: float
+    q1: float
+    note: str = ""
+
+    @classmethod
+    def glass(cls, path: Path, ends: Ends, rho: float) -> InnerFlow:
+        """The stochastic transition: u(0) = ε is drawn and q runs from 0 to ᾱ/σ̄."""
+        kernel = Kernel.of(ends, rho)
+        q1 = kernel.alpha_bar / kernel.sigma_bar if kernel.sigma_bar > 0 else math.inf
+        return cls(path, ends, kernel, rho, ends.amplitude, Mix(eps=1.0), 0.0, q1)
+
+    @classmethod
+    def ode(cls, path: Path, ends: Ends, note: str) -> InnerFlow:
+        """The probability-flow ODE: the state is x/σ, and q is the path's own amplitude."""
+        kernel = Kernel(0.0, ends.alpha_next, ends.sigma_next)
+        q1 = ends.alpha_next / ends.sigma_next if ends.sigma_next > 0 else math.inf
+        start = Mix(x=1.0 / ends.sigma)
+        return cls(path, ends, kernel, None, 0.0, start, ends.amplitude, q1, note)
+
+    @classmethod
+    def of(cls, path: Path, ends: Ends, rule: Rho, pure: bool) -> InnerFlow:
+        """The flow for a ρ rule; from pure noise x_0 carries no information, so ε = x_0/σ_0."""
+        if pure or ends.alpha == 0.0:
+            return cls.ode(
+                path, replace(ends, alpha=0.0), "from pure noise: rho = 0, eps = x/sigma"
+            )
+        if rule == "ode":
+            return cls.ode(path, ends, "probability-flow ODE")
+        return cls.glass(path, ends, resolve_rho(rule, ends))
+
+    def amplitude(self, q: float) -> float:
+        return math.hypot(self.known, q)
+
+    def on_path(self, q: float) -> bool:
+        """Whether the path has a time of this precision (EDM and trained tables end early)."""
+        if q == self.q0:
+            return self.ends.alpha == self.path.alpha(self.ends.t)
+        low, high = self.path.amplitude(0.0), self.path.amplitude(1.0)
+        return low * (1 - 1e-9) <= self.amplitude(q) <= high * (1 + 1e-9)
+
+    def query(self, q: float, nearest: bool = False) -> tuple[float, Mix]:
+        """(t*, network input as a mix of x and u) at q; off the path, at its nearest end.
+
+        `nearest` moves t* to the nearest trained time, keeping the noise power.
+        """
+        if q == self.q0:  # D_t(x_t) itself, before any randomness
+            return self.ends.t, Mix(x=1.0)
+        amplitude = self.amplitude(q)
+        low, high = self.path.amplitude(0.0), self.path.amplitude(1.0)
+        t = self.path.time(min(max(amplitude, low), high))
+        if nearest and self.path.trained_times is not None:
+            t = min(self.path.trained_times, key=lambda trained: abs(trained - t))
+        if amplitude > high:  # more is known than the network was trained on: keep the signal
+            scale = self.path.alpha(t) / amplitude**2
+        else:
+            scale = self.path.sigma(t) / amplitude
+        return t, Mix(x=scale * self.known / self.ends.sigma, u=scale * q)
+
+    def finish(self, rows: Sequence[Row], first: Mix, law: float | None) -> Transition:
+        ends, kernel = self.ends, self.kernel
+        return Transition(
+            t=ends.t,
+            t_next=ends.t_next,
+            rho=self.rho,
+            gamma=kernel.gamma,
+            alpha_bar=kernel.alpha_bar,
+            sigma_bar=kernel.sigma_bar,
+            alpha=ends.alpha,
+            sigma=ends.sigma,
+            alpha_next=ends.alpha_next,
+            sigma_next=ends.sigma_next,
+            input=first,
+            rows=tuple(rows),
+            law=law,
+            note=self.note,
+        )
+
+
+class Solver(Protocol):
+    """Compiles one outer step t → t' of at most `steps` evaluations into transitions."""
+
+    name: ClassVar[str]
+
+    def transitions(
+        self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
+    ) -> tuple[Transition, ...]: ...
+
+    def config(self) -> dict[str, Any]: ...
+
+
+# --- the project's own solver, and first order ------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Default:
+    """Predictor-corrector in s = sin θ on a uniform θ grid; `steps` evaluations, no more.
+
+    D is interpolated linearly in s through the last two evaluations and integrated exactly against
+    dq; once D is known at a new point, the step that led there is redone with it. The first step
+    knows one D only and takes the slope that Gaussian data of standard deviation `sigma_data` has
+    (κ = 1): the table is exact for such data at any number of evaluations from two on. With one
+    evaluation it is DDIM/DDPM, κ = 0.
+
+    On paths with trained timesteps every query lands on one of them; a transition with fewer
+    trained timesteps in reach than `steps` uses those it has, and its note says so.
+    """
+
+    sigma_data: float = 1.0
+    kappa: float = 1.0
+    name: ClassVar[str] = "default"
+
+    def __post_init__(self) -> None:
+        _check_sigma_data(self.sigma_data)
+        if not 0.0 <= self.kappa <= 1.0:
+            raise InvalidArgument(f"kappa must lie in [0, 1], got {self.kappa!r}")
+
+    def config(self) -> dict[str, Any]:
+        return {"solver": self.name, **asdict(self)}
+
+    def transitions(
+        self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
+    ) -> tuple[Transition, ...]:
+        flow = InnerFlow.of(path, ends, rule, pure)
+        sphere = _Sphere.of(flow, self.sigma_data)
+        nodes, note = sphere.nodes(flow, steps)
+        kappa = self.kappa if len(nodes) > 1 else 0.0
+        rows = []
+        for i, (q, following) in enumerate(zip(nodes, (*nodes[1:], flow.q1))):
+            if i == 0:
+                update, step = flow.start, sphere.gaussian_step(q, following, kappa)
+            else:
+                update = sphere.linear_step(nodes[i - 1], q, nodes[i - 1], q)
+                step = sphere.linear_step(nodes[i - 1], q, q, following)
+            rows.append(Row(flow.query(q)[0], update, _emit(flow, following, step)))
+        exact = all(flow.on_path(q) for q in nodes) and kappa in (0.0, 1.0)
+        law = kappa * self.sigma_data if exact else None
+        return (replace(flow, note=_join(flow.note, note)).finish(rows, Mix(x=1.0), law),)
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """D held constant over each step of a uniform θ grid: Euler in q."""
+
+    sigma_data: float = 1.0
+    name: ClassVar[str] = "first-order"
+
+    def __post_init__(self) -> None:
+        _check_sigma_data(self.sigma_data)
+
+    def config(self) -> dict[str, Any]:
+        return {"solver": self.name, **asdict(self)}
+
+    def transitions(
+        self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
+    ) -> tuple[Transition, ...]:
+        flow = InnerFlow.of(path, ends, rule, pure)
+        sphere = _Sphere.of(flow, self.sigma_data)
+        nodes, note = sphere.nodes(flow, steps)
+        rows = []
+        for q, following in zip(nodes, (*nodes[1:], flow.q1)):
+            known = flow.start if q == flow.q0 else Mix(u=1.0)
+            if math.isinf(following):
+                update, step = known, Mix(D=1.0)
+            else:
+                update, step = replace(known, D=following - q), Mix(u=1.0)
+            rows.append(Row(flow.query(q)[0], update, _emit(flow, following, step)))
+        law = 0.0 if all(flow.on_path(q) for q in nodes) else None
+        return (replace(flow, note=_join(flow.note, note)).finish(rows, Mix(x=1.0), law),)
+
+
+# --- the paper's Algorithm 1 --------------------------------------------------------------------
+
+Schedule = Callable[[float, Kernel, float], tuple[float, float, float, float]]
+
+
+def linear_schedule(s: float, kernel: Kernel, sigma0: float) -> tuple[float, float, float, float]:
+    """ᾱ_s = s ᾱ and σ̄_s = (1-s) σ̄_0 + s σ̄, with their derivatives."""
+    return (
+        s * kernel.alpha_bar,
+        (1 - s) * sigma0 + s * kernel.sigma_bar,
+        kernel.alpha_bar,
+        (kernel.sigma_bar - sigma0),
+    )
+
+
+def cosine_schedule(s: float, kernel: Kernel, sigma0: float) -> tuple[float, float, float, float]:
+    """ᾱ_s = ᾱ sin(πs/2) and σ̄_s = σ̄ + (σ̄_0 - σ̄) cos(πs/2), with their derivatives."""
+    half = 0.5 * math.pi
+    sine, cosine = math.sin(half * s), math.cos(half * s)
+    drop = sigma0 - kernel.sigma_bar
+    return (
+        kernel.alpha_bar * sine,
+        kernel.sigma_bar + drop * cosine,
+        half * kernel.alpha_bar * cosine,
+        -half * drop * sine,
+    )
+
+
+_SCHEDULES: dict[str, Schedule] = {"linear": linear_schedule, "cosine": cosine_schedule}
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Algorithm 1 of arXiv 2509.25170 to the letter: Euler in s, kept as the reference.
+
+    The inner state x̄_s = γ x + ᾱ_s z + σ̄_s ε starts at γ x + σ̄_0 ε and follows
+    dx̄/ds = w1 (x̄ - γ x) + w2 D with w1 = σ̄_s'/σ̄_s, w2 = ᾱ_s' - w1 ᾱ_s. It keeps its ρ and draws a
+    fresh ε at t = 0 too.
+
+    Parameters
+    ----------
+    sigma0 : float
+        σ̄_0 > 0 (the paper's and the reference code's value is 1).
+    s_range : (float, float)
+        Where s starts and ends. The reference code cuts to (0.001, 0.999), which is not exact even
+        for a point mass; the table then claims no law.
+    schedule : "linear", "cosine" or callable
+        (s, kernel, σ̄_0) → (ᾱ_s, σ̄_s, dᾱ_s/ds, dσ̄_s/ds). Euler is exact for a point mass with the
+        linear one only.
+    off_grid : "fractional" or "nearest"
+        On paths with trained timesteps: ask the network at fractional timesteps (exact
+        interpolation of the path), or at the nearest trained one (noise power kept).
+    """
+
+    sigma0: float = 1.0
+    s_range: tuple[float, float] = (0.0, 1.0)
+    schedule: str | Schedule = "linear"
+    off_grid: str = "fractional"
+    name: ClassVar[str] = "paper"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sigma0 < math.inf:
+            raise InvalidArgument(f"sigma0 must be a positive number, got {self.sigma0!r}")
+        if len(self.s_range) != 2 or not 0.0 <= self.s_range[0] < self.s_range[1] <= 1.0:
+            raise InvalidArgument(f"s_range must be 0 <= start < end <= 1, got {self.s_range!r}")
+        if not callable(self.schedule):
+            check_name("inner schedule", self.schedule, _SCHEDULES)
+        check_name("off_grid rule", self.off_grid, ("fractional", "nearest"))
+
+    def config(self) -> dict[str, Any]:
+        schedule = self.schedule if isinstance(self.schedule, str) else "custom"
+        return {
+            "solver": self.name,
+            **asdict(self),
+            "s_range": list(self.s_range),
+            "schedule": schedule,
+        }
+
+    def transitions(
+        self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
+    ) -> tuple[Transition, ...]:
+        if rule == "ode":
+            raise InvalidArgument("rho='ode' is for the solvers 'default' and 'first-order'")
+        flow = InnerFlow.glass(path, ends, resolve_rho(rule, ends))
+        kernel = flow.kernel
+        schedule = _SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        first, last = self.s_range
+        grid = [first + i / steps * (last - first) for i in range(steps + 1)]
+        nearest, rows, queries = self.off_grid == "nearest", [], []
+        for s, following in pairwise(grid):
+            alpha_bar, sigma_bar, alpha_dot, sigma_dot = schedule(s, kernel, self.sigma0)
+            q, slope = alpha_bar / sigma_bar, sigma_dot / sigma_bar
+            t, asked = flow.query(q, nearest)
+            queries.append((t, replace(asked, u=asked.u / sigma_bar), flow.on_path(q)))
+            h = following - s
+            carried, signal = 1.0 + h * slope, h * (alpha_dot - slope * alpha_bar)
+            start = Mix(eps=carried * self.sigma0) if s == first else Mix(u=carried)
+            rows.append((t, replace(start, D=signal)))
+        hand_on = [mix for _, mix, _ in queries[1:]] + [Mix(x=kernel.gamma, u=1.0)]
+        table = [Row(t, update, emit) for (t, update), emit in zip(rows, hand_on)]
+        asked = queries[0][1]
+        whole = self.s_range == (0.0, 1.0) and self.schedule == "linear"
+        on_path = all(ok for *_, ok in queries)
+        snapped = nearest and path.trained_times is not None
+        law = 0.0 if whole and on_path and not snapped else None
+        return (flow.finish(table, Mix(x=asked.x, eps=asked.u * self.sigma0), law),)
+
+
+# --- Euler-Maruyama ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EulerMaruyama:
+    """dx = [v + g²/2 · score] dt + g dw by Euler-Maruyama, as flow-based RL codes use it.
+
+    g² = η² σ (σ α' - α σ')/α, primes for d/dt: on the linear path η² (1-t)/t, Flow-GRPO's
+    diffusion with η its noise level (0.7 there), and at η = √2 the time reversal of the noising
+    diffusion. Where α = 0 the first step takes the α of its end, as that code does. Every step is
+    a transition of one evaluation, and the last one adds its noise too: with few steps the samples
+    keep residual noise. The table claims no law. `rho` must be None.
+    """
+
+    noise_level: float = 0.7
+    name: ClassVar[str] = "euler-maruyama"
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.noise_level < math.inf:
+            raise InvalidArgument(f"noise_level must be a number >= 0, got {self.noise_level!r}")
+
+    def config(self) -> dict[str, Any]:
+        return {"solver": self.name, **asdict(self)}
+
+    def transitions(
+        self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
+    ) -> tuple[Transition, ...]:
+        if rule is not None:
+            raise InvalidArgument(f"Euler-Maruyama has no rho: pass rho=None, got {rule!r}")
+        t0, t1 = ends.t, ends.t_next
+        times = [t0 + i / steps * (t1 - t0) for i in range(steps)] + [t1]
+        return tuple(self._step(path, Ends.of(path, t, s)) for t, s in pairwise(times))
+
+    def _step(self, path: Path, ends: Ends) -> Transition:
+        t, h, alpha, sigma = ends.t, ends.t_next - ends.t, ends.alpha, ends.sigma
+        alpha_dot, sigma_dot = path.alpha_dot(t), path.sigma_dot(t)
+        wronskian = sigma * alpha_dot - alpha * sigma_dot
+        variance = self.noise_level**2 * sigma * wronskian / (alpha or ends.alpha_next)
+        # v = α' D + σ' E[ε], score = -E[ε]/σ, E[ε] = (x - α D)/σ
+        noise_rate = sigma_dot / sigma - 0.5 * variance / sigma**2
+        mix = Mix(
+            x=1.0 + h * noise_rate,
+            D=h * (alpha_dot - alpha * noise_rate),
+            eps=math.sqrt(variance * h),
+        )
+        flow = replace(
+            InnerFlow.ode(path, ends, "Euler-Maruyama"), kernel=Kernel(mix.x, mix.D, mix.eps)
+        )
+        return flow.finish([Row(t, None, mix)], Mix(x=1.0), None)
+
+
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    cls.name: cls for cls in (Default, FirstOrder, Paper, EulerMaruyama)
+}
+
+
+def resolve_solver(solver: str | Solver) -> Solver:
+    """A solver object from its name ("default", "first-order", "paper", "euler-maruyama")."""
+    if isinstance(solver, str):
+        return SOLVERS[check_name("solver", solver, SOLVERS)]()
+    if not callable(getattr(solver, "transitions", None)):
+        raise InvalidArgument(
+            f"solver must be one of {sorted(SOLVERS)} or an object like Default(), got {solver!r}"
+        )
+    return solver
+
+
+def _check_sigma_data(sigma_data: float) -> None:
+    if not 0.0 < sigma_data < math.inf:
+        raise InvalidArgument(f"sigma_data must be a positive number, got {sigma_data!r}")
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def _emit(flow: InnerFlow, following: float, step: Mix) -> Mix:
+    """What a row hands on, given u(following) as a `step`: the next network input, or x'.
+
+    For following = ∞ the step is the limit of u/q, and x' = γ x + ᾱ u/q.
+    """
+    if following == flow.q1:
+        scale = flow.kernel.alpha_bar if math.isinf(following) else flow.kernel.sigma_bar
+        carried = Mix(x=flow.kernel.gamma, u=scale)
+    else:
+        carried = flow.query(following)[1]
+    return Mix(
+        x=carried.x + carried.u * step.x,
+        u=carried.u * step.u,
+        eps=carried.u * step.eps,
+        D=carried.u * step.D,
+        D_prev=carried.u * step.D_prev,
+    )
+
+
+@dataclass(frozen=True)
+class _Sphere:
+    """The coordinate s = sin θ, q = c tan θ, and exact integrals against dq in it."""
+
+    c: float
+
+    @classmethod
+    def of(cls, flow: InnerFlow, sigma_data: float) -> _Sphere:
+        return cls(math.hypot(1.0 / sigma_data, flow.known))
+
+    def sine(self, q: float) -> float:
+        return q / math.hypot(self.c, q) if math.isfinite(q) else 1.0
+
+    def secant(self, q: float) -> float:
+        return math.hypot(1.0, q / self.c)
+
+    def nodes(self, flow: InnerFlow, steps: int) -> tuple[tuple[float, ...], str]:
+        """At most `steps` query points from q0 on a uniform θ grid that ends at q1, and a note."""
+        first = math.atan2(flow.q0, self.c)
+        last = math.atan2(flow.q1, self.c) if math.isfinite(flow.q1) else 0.5 * math.pi
+        angles = [first + i / steps * (last - first) for i in range(steps)]
+        wanted = [flow.q0, *(self.c * math.tan(angle) for angle in angles[1:])]
+        return _within_training(flow, wanted)
+
+    def linear_step(self, qa: float, qb: float, start: float, stop: float) -> Mix:
+        """u(stop) from u(start), D linear in s through D_prev at qa and D at qb."""
+        sa, sb = self.sine(qa), self.sine(qb)
+        if math.isinf(stop):  # u/q tends to D at s = 1
+            return Mix(D=(1.0 - sa) / (sb - sa), D_prev=(sb - 1.0) / (sb - sa))
+        flat, tilted = stop - start, self._tilted(start, stop)
+        return Mix(
+            u=1.0,
+            D=(tilted - sa * flat) / (sb - sa),
+            D_prev=(sb * flat - tilted) / (sb - sa),
+        )
+
+    def gaussian_step(self, start: float, stop: float, kappa: float) -> Mix:
+        """u(stop) from u(start), D with the slope κ that Gaussian data gives it.
+
+        Along its flow D = D_0 + s ε/c and u = ε/cos θ + q D_0, so that at `start` the slope is
+        ε/c = (u - q D) / (c cos θ).
+        """
+        sine, slope = self.sine(start), kappa / self.c * self.secant(start)
+        if math.isinf(stop):
+            rise = slope * (1.0 - sine)
+            return Mix(u=rise, D=1.0 - rise * start)
+        flat = stop - start
+        rise = slope * (self._tilted(start, stop) - sine * flat)
+        return Mix(u=1.0 + rise, D=flat - rise * start)
+
+    def _tilted(self, start: float, stop: float) -> float:
+        """∫ s dq from start to stop = c (sec θ_stop - sec θ_start), without cancellation."""
+        secants = self.secant(start) + self.secant(stop)
+        return (stop - start) * (stop + start) / (self.c * secants)
+
+
+def _within_training(flow: InnerFlow, wanted: list[float]) -> tuple[tuple[float, ...], str]:
+    """Move the query points to where the network was trained; the first is already there."""
+    path, trained = flow.path, flow.path.trained_times
+    low, high = path.amplitude(0.0), path.amplitude(1.0)
+    if trained is None:
+        reach = math.sqrt(max(high**2 - flow.known**2, 0.0)) if math.isfinite(high) else math.inf
+        if wanted[-1] <= reach:
+            return tuple(wanted), ""
+        if reach <= flow.q0:
+            return (flow.q0,), "one evaluation: the path ends here"
+        share = [q / wanted[-1] for q in wanted]  # the grid's shape, up to the path's end
+        return tuple(max(flow.q0, reach * s) for s in share), "queries end with the path"
+    end = math.hypot(flow.known, flow.q1)
+    levels = [path.amplitude(t) for t in trained]
+    here = flow.amplitude(flow.q0)
+    start = bisect.bisect_right(levels, max(here, low) * (1 + 1e-9))
+    stop = bisect.bisect_left(levels, end * (1 - 1e-9)) if math.isfinite(end) else len(levels)
+    reachable = levels[start:stop]
+    if len(reachable) < len(wanted) - 1:
+        picked, note = reachable, f"only {len(reachable) + 1} trained timesteps in reach"
+    else:
+        picked, note = _nearest_distinct(reachable, [flow.amplitude(q) for q in wanted[1:]]), ""
+    return (flow.q0, *(math.sqrt(level**2 - flow.known**2) for level in picked)), note
+
+
+def _nearest_distinct(levels: Sequence[float], wanted: Sequence[float]) -> list[float]:
+    """The increasing choice of distinct `levels` nearest (in angle) to the increasing `wanted`."""
+    chosen: list[int] = []
+    for i, level in enumerate(wanted):
+        right = bisect.bisect_left(levels, level)
+        around = [j for j in (right - 1, right) if 0 <= j < len(levels)]
+        nearest = min(around, key=lambda j: abs(math.atan(levels[j]) - math.atan(level)))
+        floor = chosen[-1] + 1 if chosen else 0
+        chosen.append(min(max(nearest, floor), len(levels) - (len(wanted) - i)))
+    return [levels[j] for j in chosen]

@@ -1,0 +1,208 @@
+"""Sampling in one call: whole samples, single transitions, posterior samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .denoisers import DenoiserLike
+from .errors import InvalidArgument, TimeError
+from .execute import check_state, iterate, run
+from .grids import Times
+from .noise import POSTERIOR, START, FixedNoise, Noise, noise_source
+from .plans import Rho, Solver, Table, plan, plan_transition
+from .progress import track
+
+__all__ = ["posterior", "sample", "starting_noise", "transition"]
+
+
+def transition(
+    denoiser: DenoiserLike,
+    x: Tensor,
+    t: float,
+    t_next: float,
+    *,
+    rho: Rho,
+    steps: int,
+    solver: str | Solver = "default",
+    noise: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """One sample of p(x_t' | x_t) per particle, in `steps` network evaluations.
+
+    Parameters
+    ----------
+    denoiser : Denoiser
+        ``denoiser(x, t)`` is E[z | x_t = x].
+    x : Tensor
+        x_t, (B, *shape), float32 or float64.
+    t, t_next : float
+        0 <= t < t' <= 1; t' = 1 samples the posterior p(z | x_t).
+    rho : float, "ddpm", "ode", DDIM(eta) or callable
+        Correlation of the noises of x_t and x_t', |ρ| <= 1.
+    steps : int
+        M >= 1 network evaluations.
+    solver : str or Solver
+        "default", "first-order", "paper", "euler-maruyama" or a solver object.
+    noise : Tensor, optional
+        The standard normal ε, shaped like x: with it the result is a function of (x, ε).
+    generator, seed : optional
+        Where ε comes from otherwise: a torch.Generator, or a seed that gives every particle a
+        stream of its own. At most one; by default a seed drawn from torch's global generator.
+
+    Returns
+    -------
+    Tensor
+        x_t', shaped like x. Gradients flow through it if they are enabled.
+
+    Notes
+    -----
+    From t = 0 on a path with α_0 = 0, x holds no information: the default solver takes ρ = 0 and
+    ε = x/σ_0, and `noise` is not used.
+    """
+    table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=solver)
+    source: Noise
+    if noise is None:
+        source = noise_source(seed, generator)
+    elif generator is not None or seed is not None:
+        raise InvalidArgument("give noise, generator or seed, not several of them")
+    elif len(table) > 1:
+        raise InvalidArgument(
+            f"noise is one ε, but this sampler draws {len(table)} of them; use seed or generator"
+        )
+    else:
+        source = FixedNoise([noise])
+        source(0, x)  # check it now
+    return run(table, denoiser, x, source)
+
+
+def sample(
+    denoiser: DenoiserLike,
+    shape_or_noise: Sequence[int] | Tensor,
+    *,
+    transitions: int,
+    steps: int | Sequence[int],
+    rho: Rho | Sequence[Rho],
+    times: Times = None,
+    solver: str | Solver = "default",
+    start: str = "trained",
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+    randomness: str = "particle",
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    differentiable: bool = False,
+    progress: bool | None = None,
+) -> Tensor:
+    """Samples of the model: K transitions of M network evaluations each, from noise to data.
+
+    Parameters
+    ----------
+    shape_or_noise : sequence of int, or Tensor
+        (B, *shape) with the batch, or the starting standard normal noise itself (float32 or
+        float64; on paths with σ_0 ≠ 1 it is scaled here).
+    transitions, steps, rho, times, solver, start
+        See :func:`glass_flows.plan`.
+    seed : int, optional
+        Every particle has a stream of its own, found from (seed, particle, transition): the same
+        whatever the batch size, dtype or device. Default: drawn from torch's global generator.
+    generator : torch.Generator, optional
+        Instead of a seed.
+    randomness : "particle" or "stream"
+        "stream" draws whole batches at once: for very large populations.
+    dtype, device
+        Of the state, if a shape is given: float32 or float64.
+    differentiable : bool
+        Keep the graph through all network evaluations (memory grows with K M).
+    progress : bool or None
+        Show a progress bar; None shows one on a terminal once the run takes over two seconds.
+
+    Returns
+    -------
+    Tensor
+        (B, *shape).
+
+    Raises
+    ------
+    InvalidArgument, ShapeError, TimeError, UnknownName, PlanError, NonFinite
+    """
+    table = plan(
+        denoiser.path,
+        transitions=transitions,
+        steps=steps,
+        rho=rho,
+        times=times,
+        solver=solver,
+        start=start,
+    )
+    if table.times[0] != 0.0:
+        raise TimeError(
+            f"sampling starts at noise, t = 0; times start at {table.times[0]!r}. To go on from a "
+            "state of your own, plan the table and use glass_flows.execute.run"
+        )
+    source = noise_source(seed, generator, randomness)
+    if isinstance(shape_or_noise, Tensor):
+        x = check_state(shape_or_noise, "noise") * table.start_scale
+    else:
+        x = starting_noise(table, shape_or_noise, source, dtype, device)
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        for boundary in track(iterate(table, denoiser, x, source), len(table) + 1, progress):
+            x = boundary.x
+    return x
+
+
+def posterior(
+    denoiser: DenoiserLike,
+    x: Tensor,
+    t: float,
+    *,
+    samples: int,
+    steps: int,
+    solver: str | Solver = "default",
+    seed: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws from p(z | x_t = x), each in `steps` network evaluations.
+
+    Parameters
+    ----------
+    x : Tensor
+        x_t, (B, *shape), float32 or float64.
+    t : float
+        In [0, 1). At t = 0 on a path with α_0 = 0, x says nothing and the draws are samples of
+        the data, each from noise of its own.
+    samples : int
+        n >= 1 draws per particle.
+
+    Returns
+    -------
+    Tensor
+        (samples, B, *shape).
+    """
+    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+        raise InvalidArgument(f"samples must be an integer >= 1, got {samples!r}")
+    check_state(x)
+    table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
+    source = noise_source(seed, generator)
+    repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
+    if not table.transitions[0].stochastic:
+        repeated = source(0, repeated, POSTERIOR) * table.start_scale
+    return run(table, denoiser, repeated, source).view(samples, *x.shape)
+
+
+def starting_noise(
+    table: Table,
+    shape: Sequence[int],
+    source: Noise,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """x at the table's first time, drawn from noise: (B, *shape) for a shape with the batch."""
+    sizes = tuple(shape)
+    if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
+        raise InvalidArgument(f"shape must be (batch, *sizes), integers >= 1, got {shape!r}")
+    like = torch.empty(sizes, dtype=dtype, device=device)
+    return check_state(source(0, like, START) * table.start_scale)

@@ -1,0 +1,65 @@
+"""Log-weights of particles: immutable, never exponentiated without a max shift."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import DegenerateWeights
+
+__all__ = ["LogWeights"]
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    """Unnormalised log-weights of P independent populations of N particles, float64 on the CPU.
+
+    Attributes
+    ----------
+    values : Tensor
+        (P, N); -inf is a particle of weight zero.
+    """
+
+    values: Tensor
+
+    @classmethod
+    def uniform(cls, populations: int, particles: int) -> LogWeights:
+        """All weights 1."""
+        return cls(torch.zeros(populations, particles, dtype=torch.float64))
+
+    def times(self, log_factors: Tensor, where: str) -> LogWeights:
+        """Multiply by exp(log_factors), (P, N); `where` names the place in errors.
+
+        Raises :class:`DegenerateWeights` if a weight is NaN or +inf, or a whole population 0.
+        """
+        values = self.values + log_factors.to(self.values)
+        bad = torch.nonzero(torch.isnan(values) | (values == math.inf))
+        if len(bad):
+            population, particle = bad[0].tolist()
+            raise DegenerateWeights(
+                f"the weight of particle {particle} (population {population}) became "
+                f"{float(values[population, particle])} at {where}"
+            )
+        dead = torch.nonzero((values == -math.inf).all(1)).flatten()
+        if len(dead):
+            raise DegenerateWeights(
+                f"all {values.shape[1]} particles of population {int(dead[0])} have weight zero at "
+                f"{where}: the reward excludes them all. Use more particles or a reward that is "
+                "finite everywhere (a floor)"
+            )
+        return LogWeights(values)
+
+    def normalized(self) -> Tensor:
+        """Weights that sum to 1 in each population, (P, N)."""
+        return torch.softmax(self.values, 1)
+
+    def ess(self) -> Tensor:
+        """Effective sample size 1/Σ w², (P,), between 1 and N."""
+        return 1.0 / self.normalized().square().sum(1)
+
+    def log_mean(self) -> Tensor:
+        """log of the mean weight, (P,)."""
+        return torch.logsumexp(self.values, 1) - math.log(self.values.shape[1])

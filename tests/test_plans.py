@@ -1,0 +1,964 @@
+"""Plans: kernels, tables, self-checks, and the inner solvers against independent mathematics."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from statistics_rules import PATHS, Exact, Mixture, ends_of, execute, normal, time_of
+
+from glass_flows.errors import InvalidArgument, PlanError, TimeError, UnknownName
+from glass_flows.paths import EDM, DiscreteDiffusion, Linear, VariancePreserving
+from glass_flows.plans import (
+    DDIM,
+    Default,
+    Ends,
+    EulerMaruyama,
+    FirstOrder,
+    Kernel,
+    Mix,
+    Paper,
+    Row,
+    Table,
+    plan,
+    plan_transition,
+    resolve_rho,
+)
+from glass_flows.plans.kernels import rho_rules
+
+RHOS = [-1.0, -0.9, -0.4, 0.0, 0.35, 0.8, 1.0, "ddpm", DDIM(0.3)]
+
+
+def ddpm_rho(path, t, t_next):
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    return (alpha / sigma) / (alpha_next / sigma_next) if sigma_next > 0 else 0.0
+
+
+def number(rho, path, t, t_next):
+    """ρ of a rule: DDPM's a/a', and DDIM(η)'s √(1 - η² (1 - a²/a'²))."""
+    if rho == "ddpm":
+        return ddpm_rho(path, t, t_next)
+    if isinstance(rho, DDIM):
+        return math.sqrt(1 - rho.eta**2 * (1 - ddpm_rho(path, t, t_next) ** 2))
+    return float(rho)
+
+
+def middle(name, low=0.5, high=2.5):
+    path = PATHS[name]
+    return path, time_of(path, low), time_of(path, high)
+
+
+# ---------------------------------------------------------------------------------------- kernels
+
+
+@pytest.mark.parametrize("rho", [-1.0, -0.6, 0.0, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("name", PATHS)
+def test_kernel(name, rho):
+    path, t, t_next = middle(name)
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    kernel = Kernel.of(Ends.of(path, t, t_next), rho)
+    assert kernel.gamma == pytest.approx(rho * sigma_next / sigma, rel=1e-14)
+    assert kernel.alpha_bar == pytest.approx(alpha_next - kernel.gamma * alpha, rel=1e-14)
+    assert kernel.sigma_bar == pytest.approx(sigma_next * math.sqrt(1 - rho**2), rel=1e-13)
+    # given z the law of x' is the path's own, and the noises correlate by ρ
+    assert kernel.gamma * alpha + kernel.alpha_bar == pytest.approx(alpha_next, rel=1e-14)
+    assert kernel.gamma**2 * sigma**2 + kernel.sigma_bar**2 == pytest.approx(sigma_next**2)
+    assert kernel.gamma * sigma**2 / (sigma * sigma_next) == pytest.approx(rho, abs=1e-15)
+
+
+def test_kernel_by_hand():
+    """Linear, 0.25 → 0.5, ρ = 0.6: γ = 0.6 · 0.5/0.75 = 0.4, ᾱ = 0.5 - 0.1, σ̄ = 0.5 · 0.8."""
+    ends = Ends.of(Linear(), 0.25, 0.5)
+    assert (ends.alpha, ends.sigma, ends.alpha_next, ends.sigma_next) == (0.25, 0.75, 0.5, 0.5)
+    assert dataclasses.astuple(Kernel.of(ends, 0.6)) == pytest.approx((0.4, 0.4, 0.4), rel=1e-15)
+    assert ends.rho_ddpm == pytest.approx(1 / 3, rel=1e-15)
+    assert ends.amplitude == pytest.approx(1 / 3, rel=1e-15)
+
+
+def test_small_renewal_keeps_its_digits():
+    """1 - ρ² by subtraction loses half of σ̄'s digits at ρ = 1 - 1e-15."""
+    rho = 1 - 2.0**-50
+    exact = 0.5 * math.sqrt(2.0**-49 - 2.0**-100)
+    assert Kernel.of(Ends.of(Linear(), 0.25, 0.5), rho).sigma_bar == pytest.approx(exact, rel=1e-15)
+
+
+def test_the_end_is_data_on_every_path():
+    for path in PATHS.values():
+        ends = Ends.of(path, time_of(path, 0.5), 1.0)
+        assert (ends.alpha_next, ends.sigma_next, ends.rho_ddpm) == (1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("name", PATHS)
+def test_ddim_rho_scales_the_noise_of_ddpm(name, eta):
+    path, t, t_next = middle(name)
+    ends = Ends.of(path, t, t_next)
+    rho = resolve_rho(DDIM(eta), ends)
+    assert 0.0 <= rho <= 1.0
+    ddpm = Kernel.of(ends, resolve_rho("ddpm", ends)).sigma_bar
+    assert Kernel.of(ends, rho).sigma_bar == pytest.approx(eta * ddpm, rel=1e-12)
+    assert resolve_rho("ddpm", ends) == pytest.approx(ddpm_rho(path, t, t_next), rel=1e-14)
+
+
+def test_rho_callables_lists_and_errors():
+    ends = Ends.of(Linear(), 0.25, 0.5)
+    assert resolve_rho(lambda t, t_next: t - 2 * t_next, ends) == -0.75
+    assert resolve_rho(-1, ends) == -1.0
+    for bad in (1.0000001, -1.1, math.nan, None, object(), lambda t, s: 2.0, lambda t, s: None):
+        with pytest.raises(InvalidArgument, match=r"rho must lie in \[-1, 1\]"):
+            resolve_rho(bad, ends)
+    with pytest.raises(UnknownName, match="'ddpm'"):
+        resolve_rho("dpm", ends)
+    for eta in (-0.1, 1.1, math.nan):
+        with pytest.raises(InvalidArgument, match="eta"):
+            DDIM(eta)
+    assert DDIM() == DDIM(0.0)
+    assert rho_rules(0.5, 3) == (0.5, 0.5, 0.5)
+    assert rho_rules("ddpm", 2) == ("ddpm", "ddpm")
+    assert rho_rules([0.1, "ddpm"], 2) == (0.1, "ddpm")
+    assert rho_rules(DDIM(0.2), 2) == (DDIM(0.2), DDIM(0.2))
+    with pytest.raises(InvalidArgument, match="2 values for 3"):
+        rho_rules([0.1, 0.2], 3)
+
+
+@pytest.mark.parametrize("solver", ["default", "first-order", "paper"])
+def test_tables_hold_their_kernel(solver):
+    table = plan(
+        Linear(), transitions=2, steps=[1, 3], rho=[0.1, -0.6], times=[0.25, 0.5, 0.75],
+        solver=solver,
+    )  # fmt: skip
+    first, second = table
+    kernel = (second.rho, second.gamma, second.alpha_bar, second.sigma_bar)
+    assert kernel == pytest.approx((-0.6, -0.3, 0.75 + 0.15, 0.25 * 0.8), rel=1e-14)
+    ends = (second.alpha, second.sigma, second.alpha_next, second.sigma_next)
+    assert ends == (0.5, 0.5, 0.75, 0.25)
+    assert (first.rho, first.t, first.t_next, len(first.rows)) == (0.1, 0.25, 0.5, 1)
+    assert table.times == (0.25, 0.5, 0.75)
+    assert (len(table), table.evaluations, second.evaluations) == (2, 4, 3)
+
+
+# ----------------------------------------------------------- every table, over a wide sweep of plans
+
+
+rho_numbers = st.one_of(st.sampled_from([-1.0, 1.0, 0.0]), st.floats(-1.0, 1.0))
+rho_any = st.one_of(
+    rho_numbers,
+    st.just("ddpm"),
+    st.just("ode"),
+    st.floats(0.0, 1.0).map(DDIM),
+    st.just(lambda t, t_next: t_next - 2 * t),
+)
+solvers = st.one_of(
+    st.sampled_from(["default", "first-order", "paper"]),
+    st.builds(Default, sigma_data=st.floats(0.05, 3.0), kappa=st.sampled_from([0.0, 0.4, 1.0])),
+    st.builds(FirstOrder, sigma_data=st.floats(0.05, 3.0)),
+    st.builds(
+        Paper,
+        sigma0=st.floats(0.1, 5.0),
+        s_range=st.sampled_from([(0.0, 1.0), (0.001, 0.999)]),
+        schedule=st.sampled_from(["linear", "cosine"]),
+        off_grid=st.sampled_from(["fractional", "nearest"]),
+    ),
+)
+
+
+def on_trained_times(path, times):
+    """Whether what the network is told are integer timesteps, within rounding of trained times."""
+    told = [path.timestep(t) for t in times]
+    near = [min(abs(t - trained) for trained in path.trained_times) for t in times]
+    return all(k == int(k) >= 0 for k in told) and max(near) < 1e-12
+
+
+def mixes(transition):
+    yield transition.input
+    for row in transition.rows:
+        yield from (mix for mix in (row.update, row.emit) if mix is not None)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(data=st.data())
+def test_every_plan_is_finite_verified_and_survives_json(data):
+    name = data.draw(st.sampled_from(sorted(PATHS)), label="path")
+    path, transitions = PATHS[name], data.draw(st.integers(1, 5), label="K")
+    solver = data.draw(solvers, label="solver")
+    each = data.draw(st.booleans(), label="lists")
+    rho = data.draw(st.lists(rho_any, min_size=transitions, max_size=transitions)) if each else (
+        data.draw(rho_any, label="rho")
+    )  # fmt: skip
+    steps = data.draw(st.integers(1, 12), label="M")
+    if each:
+        steps = data.draw(st.lists(st.integers(1, 12), min_size=transitions, max_size=transitions))
+    start = data.draw(st.sampled_from(["trained", "pure"]), label="start")
+    times = data.draw(st.sampled_from([None, "shifted", "karras"]), label="times")
+    is_paper = solver == "paper" or isinstance(solver, Paper)
+    rules = rho if each else [rho]
+    assume(not (is_paper and any(rule == "ode" for rule in rules)))
+    # Algorithm 1 divides by what x and the inner state know of z, which is 0 at α_0 = 0, s = 0:
+    # its first query is D_0(x) there, by its limit.
+    table = plan(
+        path, transitions=transitions, steps=steps, rho=rho, times=times, solver=solver, start=start
+    )
+    for transition in table:
+        transition.verify(path)
+        assert 1 <= len(transition.rows) <= 12
+        for mix in mixes(transition):
+            assert all(math.isfinite(v) for v in dataclasses.astuple(mix))
+        assert all(0.0 <= row.time <= 1.0 for row in transition.rows)
+        if not is_paper:
+            asked = [row.time for row in transition.rows]
+            assert asked[0] == transition.t
+            assert transition.free_value
+            if path.trained_times is not None:
+                assert on_trained_times(path, asked)
+            if path.name != "edm":  # its grid may end on top of the path's own end
+                assert all(a < b for a, b in zip(asked, asked[1:]))
+    assert table.times[0] == 0.0
+    assert table.times[-1] == 1.0
+    again = Table.from_json(table.to_json())
+    assert again.transitions == table.transitions
+    assert again.path == table.path
+    assert again.start == table.start
+    assert again.to_json() == table.to_json()
+    assert str(table.evaluations) in str(again)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    name=st.sampled_from(sorted(PATHS)),
+    t=st.floats(0.0, 0.999),
+    gap=st.floats(1e-3, 1.0),
+    rho=rho_numbers,
+    steps=st.integers(1, 12),
+    solver=st.sampled_from(["default", "first-order", "paper"]),
+)
+def test_single_transitions_are_finite_and_verified(name, t, gap, rho, steps, solver):
+    path = PATHS[name]
+    t_next = min(1.0, t + gap)
+    if path.trained_times is not None and solver != "paper":
+        t = min(path.trained_times, key=lambda s: abs(s - t))
+        assume(t < t_next - 1e-6)
+    assume(t_next > t)
+    table = plan_transition(path, t, t_next, rho=rho, steps=steps, solver=solver)
+    (transition,) = table
+    assert transition.t_next == t_next
+    for mix in mixes(transition):
+        assert all(math.isfinite(v) for v in dataclasses.astuple(mix))
+    if name in ("linear", "cosine", "vp") and solver != "default":
+        assert transition.law == 0.0  # nothing to declare but exactness for a point mass
+
+
+# ------------------------------------------------------------------------- tables check themselves
+
+
+def tampered(table, k, change):
+    transitions = list(table.transitions)
+    transitions[k] = change(transitions[k])
+    return Table(table.path, tuple(transitions), table.settings, table.start)
+
+
+def shifted(mix, name, relative):
+    return dataclasses.replace(mix, **{name: getattr(mix, name) * (1 + relative)})
+
+
+@pytest.mark.parametrize("solver", ["default", "first-order", "paper", Default(kappa=0.0)], ids=str)
+@pytest.mark.parametrize("name", ["linear", "edm", "discrete"])
+# A coefficient that no result depends on (an inner state that is updated and never read again, as
+# at σ̄ = 0, where x' is read off D) could not be caught: tables must hold none.
+@pytest.mark.parametrize("rho", [-0.5, 0.4, 1.0])
+def test_verify_catches_every_changed_coefficient(solver, name, rho):
+    path, t, t_next = middle(name)
+    table = plan_transition(path, t, t_next, rho=rho, steps=3, solver=solver)
+    (transition,) = table
+    assert transition.law is not None
+    tried = 0
+    for relative in (1e-3, -1e-3):
+        places = [("input", None, register) for register, _ in transition.input.terms()]
+        for i, row in enumerate(transition.rows):
+            for kind in ("update", "emit"):
+                if getattr(row, kind) is not None:
+                    terms = getattr(row, kind).terms()
+                    places += [(kind, i, register) for register, _ in terms]
+        for kind, i, register in places:
+            if i is None:
+                wrong = dataclasses.replace(
+                    transition, input=shifted(transition.input, register, relative)
+                )
+            else:
+                rows = list(transition.rows)
+                mix = shifted(getattr(rows[i], kind), register, relative)
+                rows[i] = dataclasses.replace(rows[i], **{kind: mix})
+                wrong = dataclasses.replace(transition, rows=tuple(rows))
+            with pytest.raises(PlanError, match="claims to be exact"):
+                tampered(table, 0, lambda _, wrong=wrong: wrong)
+            tried += 1
+    assert tried >= 20
+
+
+def test_verify_catches_flipped_times_correlations_and_ends():
+    table = plan_transition(Linear(), 0.3, 0.7, rho=0.4, steps=3)
+    (transition,) = table
+    transition.verify(Linear())
+    rows = list(transition.rows)
+    rows[1] = dataclasses.replace(rows[1], time=rows[1].time + 1e-4)
+    wrongs = [
+        dataclasses.replace(transition, rows=tuple(rows)),
+        dataclasses.replace(transition, rho=0.4001),
+        dataclasses.replace(transition, alpha_next=0.7001),
+        dataclasses.replace(transition, sigma_next=0.2999),
+        dataclasses.replace(transition, alpha=0.3001),
+        dataclasses.replace(transition, sigma=0.7001),
+        dataclasses.replace(transition, law=0.99),
+        dataclasses.replace(transition, law=0.0),
+    ]
+    for wrong in wrongs:
+        with pytest.raises(PlanError, match="claims to be exact"):
+            wrong.verify(Linear())
+    with pytest.raises(PlanError, match="claims to be exact"):
+        transition.verify(VariancePreserving())
+
+
+def test_verify_is_tight_and_not_tighter():
+    """A relative error of 1e-7 is caught; one of 1e-10, rounding on a long table, is not."""
+    (transition,) = plan_transition(Linear(), 0.3, 0.7, rho=0.4, steps=3)
+
+    def wrong(relative):
+        rows = list(transition.rows)
+        rows[-1] = dataclasses.replace(rows[-1], emit=shifted(rows[-1].emit, "x", relative))
+        return dataclasses.replace(transition, rows=tuple(rows))
+
+    wrong(1e-10).verify(Linear())
+    with pytest.raises(PlanError, match="covariance|mean|variance"):
+        wrong(1e-7).verify(Linear())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_verify_refuses_what_is_not_finite(value):
+    table = plan_transition(Linear(), 0.3, 0.7, rho=None, steps=1, solver=EulerMaruyama())
+    (transition,) = table
+    assert transition.law is None
+    bad = [
+        dataclasses.replace(transition, rows=(dataclasses.replace(row, emit=Mix(x=value)),))
+        for row in transition.rows
+    ]
+    bad.append(dataclasses.replace(transition, input=Mix(eps=value)))
+    bad.append(
+        dataclasses.replace(transition, rows=(Row(0.3, Mix(D=value), transition.rows[0].emit),))
+    )
+    for wrong in bad:
+        with pytest.raises(PlanError, match="not finite"):
+            Table(Linear(), (wrong,), {})
+
+
+def test_tables_hang_together():
+    table = plan(Linear(), transitions=3, steps=2, rho=0.4)
+    with pytest.raises(PlanError, match="next starts"):
+        Table(Linear(), (table.transitions[0], table.transitions[2]), {})
+    with pytest.raises(PlanError, match="at least one"):
+        Table(Linear(), (), {})
+    with pytest.raises(PlanError, match="at least one row"):
+        Table(Linear(), (dataclasses.replace(table.transitions[0], rows=()),), {})
+    assert list(table) == list(table.transitions)
+
+
+def test_json_of_something_else_is_refused():
+    good = plan(Linear(), transitions=2, steps=2, rho=0.4).to_json()
+    data = json.loads(good)
+    assert Table.from_json(good).settings == {
+        "rho": 0.4, "solver": "default", **dataclasses.asdict(Default())
+    }  # fmt: skip
+    wrong = [
+        "not json",
+        "[]",
+        "{}",
+        json.dumps({**data, "format": "another"}),
+        json.dumps({**data, "version": 2}),
+        json.dumps({k: v for k, v in data.items() if k != "path"}),
+        json.dumps({**data, "transitions": [{"t": 0.0}]}),
+        json.dumps({**data, "path": {"name": "linear", "gamma": 3}}),
+    ]
+    for text in wrong:
+        with pytest.raises(InvalidArgument):
+            Table.from_json(text)
+    data["transitions"][0]["rows"][0]["emit"]["D"] *= 1.01
+    with pytest.raises(PlanError):
+        Table.from_json(json.dumps(data))
+
+
+def test_tables_print_what_happens():
+    table = plan(PATHS["discrete"], transitions=2, steps=2, rho=[0.4, 1.0])
+    text = str(table)
+    assert "2 transitions, 4 network evaluations" in text
+    assert "(timestep 499)" in text
+    assert "-> data" in text
+    assert "rho = 0.4" in text
+    assert "draws eps" in text
+    assert "exact for N(m, 1.0^2 I)" in text
+    assert "exact for a point mass" in str(plan(Linear(), transitions=1, steps=1, rho=0))
+    assert "no law claimed" in str(plan(Linear(), transitions=1, steps=1, rho=None,
+                                        solver="euler-maruyama"))  # fmt: skip
+    assert str(Mix()) == "0"
+    assert str(Mix(x=1.0, D=-0.5)) == "+1 x -0.5 D"
+
+
+def test_which_transitions_draw_noise():
+    table = plan(Linear(), transitions=2, steps=2, rho=0.4)
+    assert [tr.stochastic for tr in table] == [False, True]  # x_0 is its own noise
+    ode = plan(Linear(), transitions=2, steps=2, rho="ode")
+    assert not any(tr.stochastic for tr in ode)
+    assert [tr.rho for tr in ode] == [None, None]
+    # With one evaluation and σ̄ = 0 this is deterministic DDIM, and D_t(x_t) itself at data: a
+    # table that says "draws eps" there makes steering believe that copies of a particle part.
+    for t_next, rho in ((0.7, 1.0), (0.7, -1.0), (0.7, DDIM(0.0)), (1.0, 0.4)):
+        for solver in ("default", "first-order"):
+            one = plan_transition(Linear(), 0.3, t_next, rho=rho, steps=1, solver=solver)
+            assert not one.transitions[0].stochastic
+    more = plan_transition(Linear(), 0.3, 0.7, rho=1.0, steps=2)  # z is drawn from its posterior
+    assert more.transitions[0].stochastic
+    assert plan_transition(Linear(), 0.3, 1.0, rho=1.0, steps=2).transitions[0].stochastic
+
+
+# ------------------------------------------------------------------------------- invalid requests
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"steps": 0}, InvalidArgument),
+        ({"steps": True}, InvalidArgument),
+        ({"steps": [1, 0]}, InvalidArgument),
+        ({"steps": [1, 2, 3]}, InvalidArgument),
+        ({"steps": [1, 1.5]}, InvalidArgument),
+        ({"transitions": 0}, InvalidArgument),
+        ({"rho": 1.5}, InvalidArgument),
+        ({"rho": None}, InvalidArgument),
+        ({"rho": [0.1]}, InvalidArgument),
+        ({"solver": "heun"}, UnknownName),
+        ({"solver": 3}, InvalidArgument),
+        ({"start": "noise"}, UnknownName),
+        ({"times": [0.0, 1.0]}, TimeError),
+        ({"rho": "ode", "solver": "paper"}, InvalidArgument),
+        ({"rho": 0.4, "solver": "euler-maruyama"}, InvalidArgument),
+    ],
+    ids=str,
+)
+def test_invalid_plans(change, error):
+    good = {"transitions": 2, "steps": 2, "rho": 0.4}
+    plan(Linear(), **good)
+    with pytest.raises(error):
+        plan(Linear(), **{**good, **change})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Default(sigma_data=0.0),
+        lambda: Default(sigma_data=math.inf),
+        lambda: Default(kappa=1.1),
+        lambda: Default(kappa=-0.1),
+        lambda: FirstOrder(sigma_data=-1.0),
+        lambda: Paper(sigma0=0.0),
+        lambda: Paper(sigma0=math.inf),
+        lambda: Paper(s_range=(0.5, 0.5)),
+        lambda: Paper(s_range=(-0.1, 0.5)),
+        lambda: Paper(s_range=(0.1, 1.1)),
+        lambda: Paper(schedule="sine"),
+        lambda: Paper(off_grid="drop"),
+        lambda: EulerMaruyama(-0.1),
+        lambda: EulerMaruyama(math.inf),
+        lambda: EulerMaruyama(math.nan),
+    ],
+)
+def test_invalid_solvers(make):
+    with pytest.raises(InvalidArgument):
+        make()
+
+
+def test_single_transitions_go_towards_data():
+    for t, t_next in ((0.5, 0.5), (0.6, 0.5), (-0.1, 0.5), (0.5, 1.1)):
+        with pytest.raises(TimeError):
+            plan_transition(Linear(), t, t_next, rho=0.4, steps=2)
+
+
+@pytest.mark.parametrize("solver", ["default", "first-order"])
+def test_starts_between_trained_times_are_refused(solver):
+    path = DiscreteDiffusion([0.9, 0.6, 0.3, 0.1])
+    with pytest.raises(PlanError, match=r"0\.25 and 0\.5"):
+        plan_transition(path, 0.3, 1.0, rho=0.4, steps=2, solver=solver)
+    plan_transition(path, 0.3, 1.0, rho=0.4, steps=2, solver="paper")
+
+
+# ------------------------------------------------------------- laws for which the tables are exact
+
+
+CENTRE = np.array([0.7, -1.1, 0.2])
+
+
+def gaussian_denoiser(path, spread):
+    """E[z | x] for z ~ N(m, spread² I), from the two precisions."""
+
+    def denoise(x, t):
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        if spread == 0.0:
+            return np.broadcast_to(CENTRE, x.shape)
+        total = alpha**2 * spread**2 + sigma**2
+        return CENTRE + alpha * spread**2 / total * (x - alpha * CENTRE)
+
+    return Exact(path, denoise)
+
+
+def gaussian_transition(path, t, t_next, rho, spread, x, eps):
+    """The transition's exact map for z ~ N(m, spread² I).
+
+    Given x, z ~ N(μ, v) with 1/v = 1/spread² + α²/σ²; along the inner flow the state q z + ε has
+    law N(q μ, 1 + q² v), and the ODE keeps every path at the same number of deviations from its
+    mean, so that x' = γ x + ᾱ μ + √(σ̄² + ᾱ² v) ε.
+    """
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    gamma = rho * sigma_next / sigma
+    signal, noise = alpha_next - gamma * alpha, sigma_next**2 * (1 - rho**2)
+    if spread == 0.0:
+        mean, variance = CENTRE, 0.0
+    else:
+        variance = 1 / (1 / spread**2 + (alpha / sigma) ** 2)
+        mean = variance * (CENTRE / spread**2 + alpha / sigma**2 * x)
+    return gamma * x + signal * mean + math.sqrt(noise + signal**2 * variance) * eps
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("rho", RHOS, ids=str)
+@pytest.mark.parametrize("spread", [0.3, 1.0, 2.0])
+def test_default_is_exact_for_gaussian_data(name, rho, spread):
+    path, x, eps = PATHS[name], 1.5 * normal(4, 3), normal(4, 3, seed=1)
+    t = time_of(path, 0.5)
+    for t_next in (time_of(path, 2.5), 1.0):
+        expected = gaussian_transition(
+            path, t, t_next, number(rho, path, t, t_next), spread, x, eps
+        )
+        for steps in (2, 3, 4, 7):
+            table = plan_transition(
+                path, t, t_next, rho=rho, steps=steps, solver=Default(sigma_data=spread)
+            )
+            (transition,) = table
+            assert transition.law == spread
+            assert len(transition.rows) == steps
+            got = execute(table, gaussian_denoiser(path, spread), x, eps)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=2e-9)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("solver", ["first-order", "paper", Default(kappa=0.0)], ids=str)
+@pytest.mark.parametrize("rho", RHOS, ids=str)
+def test_point_masses_are_exact(name, solver, rho):
+    path, x, eps = PATHS[name], 1.5 * normal(4, 3), normal(4, 3, seed=1)
+    t = time_of(path, 0.5)
+    for t_next in (time_of(path, 2.5), 1.0):
+        expected = gaussian_transition(path, t, t_next, number(rho, path, t, t_next), 0.0, x, eps)
+        for steps in (1, 2, 5):
+            table = plan_transition(path, t, t_next, rho=rho, steps=steps, solver=solver)
+            assert table.transitions[0].law == 0.0
+            got = execute(table, gaussian_denoiser(path, 0.0), x, eps)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("t_next", [None, 1.0])
+def test_ode_is_exact_for_gaussian_data(name, t_next):
+    """The probability-flow ODE keeps x at the same number of deviations from its mean."""
+    path, spread, x = PATHS[name], 0.6, normal(4, 3)
+    t = time_of(path, 0.5)
+    t_next = t_next or time_of(path, 2.5)
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    before, after = (math.hypot(a * spread, s) for a, s in ((alpha, sigma), (alpha_next, sigma_next)))
+    expected = alpha_next * CENTRE + after / before * (x - alpha * CENTRE)
+    for steps in (2, 5):
+        table = plan_transition(
+            path, t, t_next, rho="ode", steps=steps, solver=Default(sigma_data=spread)
+        )
+        assert table.transitions[0].law == spread
+        got = execute(table, gaussian_denoiser(path, spread), x)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-9)
+
+
+def test_one_evaluation_claims_a_point_mass_only():
+    for rho in (0.4, 1.0, "ode"):
+        (transition,) = plan_transition(Linear(), 0.3, 0.7, rho=rho, steps=1)
+        assert transition.law == 0.0
+    assert plan_transition(
+        Linear(), 0.3, 0.7, rho=0.4, steps=3, solver=Default(kappa=0.5)
+    ).transitions[0].law is None  # fmt: skip
+
+
+def test_edm_ends_inside_the_grid():
+    """Beyond σ_min the network knows nothing: no law is claimed where a query would be moved."""
+    path = EDM(0.1, 10.0)
+    (paper,) = plan_transition(path, 0.5, 1.0, rho=0.4, steps=100, solver="paper")
+    assert paper.law is None
+    assert max(row.time for row in paper.rows) == 1.0
+    (ours,) = plan_transition(path, 0.5, 1.0, rho=0.4, steps=60)
+    assert ours.law == 1.0
+    assert all(row.time <= 1.0 for row in ours.rows)
+
+
+@pytest.mark.parametrize("law", ["full", "cut"])
+def test_what_the_paper_solver_claims(law):
+    inner = {"full": {}, "cut": {"s_range": (0.001, 0.999)}}[law]
+    (transition,) = plan_transition(Linear(), 0.3, 0.7, rho=0.4, steps=3, solver=Paper(**inner))
+    assert transition.law == (0.0 if law == "full" else None)
+    for other in ({"schedule": "cosine"}, {"s_range": (0.0, 0.999)}, {"s_range": (0.001, 1.0)}):
+        (transition,) = plan_transition(
+            Linear(), 0.3, 0.7, rho=0.4, steps=3, solver=Paper(**other)
+        )
+        assert transition.law is None
+    (snapped,) = plan_transition(
+        PATHS["discrete"], 0.3, 0.7, rho=0.4, steps=3, solver=Paper(off_grid="nearest")
+    )
+    assert snapped.law is None
+
+
+# --------------------------------------- the inner solvers, given the times they choose to query
+
+
+def quadrature(function, low, high):
+    """∫ function(q) dq by 200-point Gauss-Legendre."""
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    q = 0.5 * (high - low) * nodes + 0.5 * (high + low)
+    return 0.5 * (high - low) * float(weights @ function(q))
+
+
+def inner_problem(path, t, t_next, rho):
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    a = alpha / sigma
+    gamma = rho * sigma_next / sigma
+    signal, noise = alpha_next - gamma * alpha, sigma_next * math.sqrt(1 - rho**2)
+    return a, sigma, gamma, signal, noise
+
+
+def wiggly(x, t):
+    """Not linear in anything, so that a wrong coefficient cannot hide."""
+    return np.tanh(1.3 * x + t) + 0.4 * np.cos(2 * x - t)
+
+
+def inner_state_input(path, time, a, x, sigma, q, u):
+    """y = σ* (a x/σ + q u)/√P, the input for which (x, u) and y tell the same about z."""
+    return path.sigma(time) * (a * x / sigma + q * u) / math.sqrt(a**2 + q**2)
+
+
+def queried(path, transition, a):
+    """The inner q of every query, from its time: a*² = a² + q²."""
+    result = [0.0]
+    for row in transition.rows[1:]:
+        amplitude = path.alpha(row.time) / path.sigma(row.time)
+        result.append(math.sqrt(amplitude**2 - a**2))
+    return result
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("rho", [-0.7, 0.0, 0.5, "ddpm"])
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_first_order_holds_the_denoiser(name, rho, steps):
+    path, t, t_next = middle(name)
+    a, sigma, gamma, _, noise = inner_problem(path, t, t_next, number(rho, path, t, t_next))
+    signal = inner_problem(path, t, t_next, number(rho, path, t, t_next))[3]
+    table = plan_transition(path, t, t_next, rho=rho, steps=steps, solver="first-order")
+    (transition,) = table
+    q = queried(path, transition, a)
+    x, eps = normal(5, 2), normal(5, 2, seed=1)
+    u = eps
+    for i, row in enumerate(transition.rows):
+        y = x if i == 0 else inner_state_input(path, row.time, a, x, sigma, q[i], u)
+        following = q[i + 1] if i + 1 < steps else signal / noise
+        u = u + (following - q[i]) * wiggly(y, row.time)
+    got = execute(table, Exact(path, wiggly), x, eps)
+    np.testing.assert_allclose(got, gamma * x + noise * u, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("rho", [-0.7, 0.0, 0.5, "ddpm"])
+@pytest.mark.parametrize(("steps", "kappa", "spread"), [(2, 1.0, 1.0), (3, 0.3, 0.5), (5, 1.0, 2.0)])
+def test_default_integrates_the_interpolated_denoiser(name, rho, steps, kappa, spread):
+    """Predictor and corrector, written with numerical quadrature over the interpolant.
+
+    With c = √(1/σ_data² + a²), D is linear in s = q/√(c² + q²) through the last two evaluations;
+    the first predictor has the slope κ (ε/c) instead; each corrector redoes the step just made.
+    """
+    path, t, t_next = middle(name)
+    a, sigma, gamma, signal, noise = inner_problem(path, t, t_next, number(rho, path, t, t_next))
+    table = plan_transition(
+        path, t, t_next, rho=rho, steps=steps, solver=Default(sigma_data=spread, kappa=kappa)
+    )
+    (transition,) = table
+    q = [*queried(path, transition, a), signal / noise]
+    c = math.sqrt(1 / spread**2 + a**2)
+
+    def sine(value):
+        return value / np.sqrt(c**2 + value**2)
+
+    def step(low, high, qa, qb, Da, Db):
+        share = quadrature(lambda v: (sine(v) - sine(qa)) / (sine(qb) - sine(qa)), low, high)
+        return (high - low - share) * Da + share * Db
+
+    x, eps = normal(5, 2), normal(5, 2, seed=1)
+    corrected, D_before = eps, None  # u where the state is settled: at the query before the last
+    y = x
+    for i in range(steps):
+        D = wiggly(y, transition.rows[i].time)
+        if i == 0:
+            u = corrected + (q[1] - q[0]) * D + kappa * eps / c * quadrature(sine, q[0], q[1])
+        else:
+            corrected = corrected + step(q[i - 1], q[i], q[i - 1], q[i], D_before, D)
+            u = corrected + step(q[i], q[i + 1], q[i - 1], q[i], D_before, D)
+        if i + 1 < steps:
+            y = inner_state_input(path, transition.rows[i + 1].time, a, x, sigma, q[i + 1], u)
+        D_before = D
+    got = execute(table, Exact(path, wiggly), x, eps)
+    np.testing.assert_allclose(got, gamma * x + noise * u, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", [Default(), Default(kappa=0.4, sigma_data=0.6), "first-order"])
+@pytest.mark.parametrize("ending", ["data", "rho = 1", "rho = -1", "ode to data"])
+def test_infinite_ends_are_the_limit_of_finite_ones(solver, ending):
+    """σ̄ = 0 puts the end of the inner flow at q = ∞; the same table must result in the limit.
+
+    The coefficients are compared, since executing rounds σ̄ u with u of the size of 1/σ̄.
+    """
+    for name in ("linear", "cosine"):
+        path = PATHS[name]
+        small = 1e-9
+        exact = {
+            "data": (0.3, 1.0, 0.4),
+            "rho = 1": (0.3, 0.7, 1.0),
+            "rho = -1": (0.3, 0.7, -1.0),
+            "ode to data": (0.3, 1.0, "ode"),
+        }[ending]
+        t, t_next, rho = exact
+        near = (t, t_next - small if t_next == 1.0 else t_next, rho)
+        if ending.startswith("rho"):
+            near = (t, t_next, rho * (1 - small**2))
+        for steps in (1, 2, 4):
+            at, close = (
+                plan_transition(path, e[0], e[1], rho=e[2], steps=steps, solver=solver)
+                for e in (exact, near)
+            )
+            x, eps = normal(6, 2), normal(6, 2, seed=1)
+            results = [execute(table, Exact(path, wiggly), x, eps) for table in (at, close)]
+            np.testing.assert_allclose(*results, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("solver", ["default", "first-order"])
+@pytest.mark.parametrize("rho", [-0.7, 0.4, 1.0, "ddpm"])
+def test_the_first_query_is_the_free_value(name, solver, rho):
+    """Before any randomness the network is asked about x itself, at its own time."""
+    path = PATHS[name]
+    for t, t_next in ((time_of(path, 0.5), time_of(path, 2.5)), (time_of(path, 0.5), 1.0)):
+        table = plan_transition(path, t, t_next, rho=rho, steps=3, solver=solver)
+        denoiser, x = Exact(path), normal(5, 2)
+        execute(table, denoiser, x, normal(5, 2, seed=1))
+        assert denoiser.times[0] == t
+        assert np.array_equal(denoiser.inputs[0], x)
+        assert table.transitions[0].free_value
+
+
+def test_the_paper_from_a_cut_range_has_no_free_value():
+    assert plan_transition(Linear(), 0.3, 0.7, rho=0.4, steps=3, solver="paper").transitions[
+        0
+    ].free_value
+    cut = plan_transition(
+        Linear(), 0.3, 0.7, rho=0.4, steps=3, solver=Paper(s_range=(0.001, 0.999))
+    )
+    assert not cut.transitions[0].free_value
+
+
+def test_query_points_are_spread_evenly_in_angle():
+    """The only test that knows where first-order puts its queries: θ = arctan(q/c) uniform."""
+    t, t_next, rho, spread = 0.3, 0.7, 0.4, 0.5
+    a, _, _, signal, noise = inner_problem(Linear(), t, t_next, rho)
+    c = math.sqrt(1 / spread**2 + a**2)
+    for t_end, last in ((t_next, math.atan(signal / noise / c)), (1.0, math.pi / 2)):
+        (transition,) = plan_transition(
+            Linear(), t, t_end, rho=rho, steps=4, solver=FirstOrder(sigma_data=spread)
+        )
+        angles = [math.atan(q / c) for q in queried(Linear(), transition, a)]
+        assert angles == pytest.approx([last * i / 4 for i in range(4)], abs=1e-12)
+
+
+# -------------------------------------------------------------------------------- trained timesteps
+
+
+@pytest.mark.parametrize("name", ["discrete", "zero-snr"])
+@pytest.mark.parametrize("solver", ["default", "first-order"])
+@pytest.mark.parametrize("rho", [-0.5, 0.0, 0.4, 1.0, "ddpm", "ode"])
+def test_every_query_is_a_trained_time(name, solver, rho):
+    path = PATHS[name]
+    for transitions, steps in ((1, 12), (5, 6), (20, 3), (50, 2)):
+        table = plan(path, transitions=transitions, steps=steps, rho=rho, solver=solver)
+        assert table.evaluations == transitions * steps
+        for transition in table:
+            asked = [row.time for row in transition.rows]
+            assert on_trained_times(path, asked)
+            assert all(s < t for s, t in zip(asked, asked[1:]))
+            assert transition.law == (1.0 if solver == "default" else 0.0)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.4, 1.0, "ddpm"])
+@pytest.mark.parametrize("solver", ["default", "first-order"])
+def test_few_timesteps_in_reach_are_all_used(rho, solver):
+    """Every trained timestep strictly between the start and what the end knows, and no other."""
+    path = DiscreteDiffusion([0.99, 0.9, 0.75, 0.5, 0.3, 0.12, 0.02])
+    t, t_next = path.trained_times[1], path.trained_times[4]
+    (transition,) = plan_transition(path, t, t_next, rho=rho, steps=9, solver=solver)
+    resolved = number(rho, path, t, t_next)
+    a, _, _, signal, noise = inner_problem(path, t, t_next, resolved)
+    end = math.hypot(a, signal / noise) if noise > 0 else math.inf
+    expected = [s for s in path.trained_times if a <= path.amplitude(s) * (1 + 1e-12) < end]
+    assert [row.time for row in transition.rows] == pytest.approx(expected, abs=1e-12)
+    assert f"only {len(expected)} trained timesteps" in transition.note
+    # the end of the transition is exact in law all the same
+    spread = 1.0 if solver == "default" and len(expected) > 1 else 0.0
+    assert transition.law == spread
+    x, eps = normal(4, 3), normal(4, 3, seed=1)
+    table = Table(path, (transition,), {})
+    got = execute(table, gaussian_denoiser(path, spread), x, eps)
+    exact = gaussian_transition(path, t, t_next, resolved, spread, x, eps)
+    np.testing.assert_allclose(got, exact, rtol=0, atol=1e-10)
+
+
+def test_enough_timesteps_leave_no_note():
+    table = plan_transition(PATHS["discrete"], 0.0, 1.0, rho=0.4, steps=6)
+    assert table.transitions[0].note == ""
+    assert "from pure noise" in plan(Linear(), transitions=1, steps=2, rho=0.4).transitions[0].note
+
+
+# ------------------------------------------------------------------------------------------ starts
+
+
+@pytest.mark.parametrize("name", ["vp", "edm", "discrete"])
+@pytest.mark.parametrize("solver", ["default", "first-order"])
+def test_pure_starts_carry_no_information(name, solver):
+    """x_0 is the noise: the network is asked about x itself, nothing is drawn, ρ is ignored."""
+    path, x = PATHS[name], 1.7 * normal(5, 2)
+    results = []
+    for rho in (-0.5, 0.4, 1.0, "ddpm"):
+        table = plan(
+            path, transitions=2, steps=3, rho=[rho, 0.4], start="pure", times=[0.0, 0.5, 1.0],
+            solver=solver,
+        )  # fmt: skip
+        first = table.transitions[0]
+        assert not first.stochastic
+        assert (first.alpha, first.gamma) == (0.0, 0.0)
+        assert (first.alpha_bar, first.sigma_bar) == (path.alpha(0.5), path.sigma(0.5))
+        assert table.start_scale == path.sigma(0.0)
+        assert table.start == "pure"
+        denoiser = Exact(path)
+        results.append(execute(table, denoiser, x, x, normal(5, 2, seed=1)))
+        assert denoiser.times[0] == 0.0
+        assert np.array_equal(denoiser.inputs[0], x)
+    for other in results[1:]:
+        assert np.array_equal(results[0], other)
+
+
+@pytest.mark.parametrize("name", ["vp", "edm", "discrete"])
+def test_one_pure_step_is_the_prior_transition(name):
+    """With M = 1 and ε = x/σ_0: x' = α' D_0(x) + σ' x/σ_0."""
+    path, x = PATHS[name], 1.7 * normal(5, 2)
+    table = plan(path, transitions=1, steps=1, rho=0.4, start="pure", times=[0.0, 0.5])
+    D = Mixture().denoise(x, path.alpha(0.0), path.sigma(0.0))
+    expected = path.alpha(0.5) * D + path.sigma(0.5) / path.sigma(0.0) * x
+    np.testing.assert_allclose(execute(table, Exact(path), x), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["vp", "edm", "discrete"])
+def test_trained_starts_are_states_at_the_first_trained_time(name):
+    path = PATHS[name]
+    pair = plan(path, transitions=1, steps=3, rho=0.4, times=[0.0, 0.5])
+    assert pair.transitions[0].stochastic
+    assert pair.transitions[0].alpha == path.alpha(0.0)
+    power = path.alpha(0.0) ** 2 + path.sigma(0.0) ** 2
+    assert pair.start_scale == pytest.approx(math.sqrt(power), rel=1e-14)
+    assert pair.start == "trained"
+    alone = plan_transition(path, 0.0, 0.5, rho=0.4, steps=3)
+    assert alone.transitions == pair.transitions
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "zero-snr"])
+def test_both_starts_agree_where_the_path_starts_at_noise(name):
+    options = {"transitions": 3, "steps": 3, "rho": 0.4}
+    trained, pure = (plan(PATHS[name], start=s, **options) for s in ("trained", "pure"))
+    assert trained.transitions == pure.transitions
+    assert trained.start_scale == 1.0
+
+
+def test_pure_changes_the_first_transition_only():
+    options = {"transitions": 3, "steps": 3, "rho": 0.4}
+    trained, pure = (plan(PATHS["vp"], start=s, **options) for s in ("trained", "pure"))
+    assert trained.transitions[1:] == pure.transitions[1:]
+    assert trained.transitions[0] != pure.transitions[0]
+
+
+# --------------------------------------------------------------------------- orders of convergence
+
+
+def self_convergence(solver, path, t, t_next, rho, first=80):
+    """Slope of the error from M to 2 M evaluations, each taken from twice as many; RMS of x'."""
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    x = alpha * Mixture().sample(200, np.random.default_rng(3)) + sigma * normal(200, 2)
+    eps = normal(200, 2, seed=1)
+    runs = [
+        execute(
+            plan_transition(path, t, t_next, rho=rho, steps=steps, solver=solver),
+            Exact(path), x, eps,
+        )
+        for steps in (first, 2 * first, 4 * first)
+    ]  # fmt: skip
+    coarse, fine = (math.sqrt(np.mean((a - b) ** 2)) for a, b in zip(runs, runs[1:]))
+    return math.log2(coarse / fine)
+
+
+TRANSITIONS = [
+    ("linear", 0.3, 0.7, 0.4),
+    ("linear", 0.0, 1.0, 0.4),
+    ("linear", 0.3, 1.0, 0.4),
+    ("cosine", 0.4, 1.0, -0.5),
+    ("vp", 0.6, 0.9, 1.0),
+    ("linear", 0.2, 0.8, "ode"),
+]
+
+
+@pytest.mark.parametrize(("name", "t", "t_next", "rho"), TRANSITIONS)
+def test_orders_of_convergence(name, t, t_next, rho):
+    path = PATHS[name]
+    assert self_convergence("default", path, t, t_next, rho) >= 1.8
+    assert 0.8 <= self_convergence("first-order", path, t, t_next, rho) <= 1.3
+    if rho != "ode" and t > 0:
+        assert 0.7 <= self_convergence("paper", path, t, t_next, rho) <= 1.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "t", "t_next", "rho"), TRANSITIONS)
+def test_orders_of_convergence_far_out(name, t, t_next, rho):
+    """At 80 evaluations terms of higher order still help; here the order itself is seen."""
+    assert 1.85 <= self_convergence("default", PATHS[name], t, t_next, rho, first=640) <= 2.2
+
+
+def test_all_solvers_reach_the_same_transition():
+    """The limit is one function of (x, ε), whatever the grid, σ_data, σ̄_0 or schedule."""
+    x, eps = normal(10, 2), normal(10, 2, seed=1)
+    for name, rho in (("linear", 0.4), ("vp", 1.0)):
+        path, t, t_next = middle(name)
+        runs = {}
+        for solver, steps, tolerance in (
+            (Default(), 600, 0.0),
+            (Default(sigma_data=0.5, kappa=0.2), 600, 1e-4),
+            (FirstOrder(), 2000, 3e-3),
+            (Paper(), 2000, 3e-3),
+            (Paper(sigma0=0.5), 2000, 3e-3),
+            (Paper(schedule="cosine"), 2000, 5e-3),
+        ):
+            table = plan_transition(path, t, t_next, rho=rho, steps=steps, solver=solver)
+            runs[solver] = execute(table, Exact(path), x, eps)
+            np.testing.assert_allclose(runs[solver], runs[Default()], rtol=0, atol=tolerance)
