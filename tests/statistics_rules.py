@@ -19,7 +19,7 @@ from scipy import special, stats
 from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, Path, VariancePreserving
 
 FAMILY_ALARM = 1e-3
-FAMILY_SIZE = 4000  # p-values that the whole suite may compare
+FAMILY_SIZE = 6000  # p-values that the whole suite may compare
 LEVEL = FAMILY_ALARM / FAMILY_SIZE
 SAMPLES = 60_000
 
@@ -57,7 +57,9 @@ def two_sample_p_values(a, b) -> np.ndarray:
         first, second = (a - centre) ** power, (b - centre) ** power
         error = np.sqrt(first.var(0) / len(a) + second.var(0) / len(b))
         result.extend(_two_sided((first.mean(0) - second.mean(0)) / error))
-    result.extend(stats.ks_2samp(a[:, j], b[:, j], method="asymp").pvalue for j in range(a.shape[1]))
+    result.extend(
+        stats.ks_2samp(a[:, j], b[:, j], method="asymp").pvalue for j in range(a.shape[1])
+    )
     return np.clip(result, 0.0, 1.0)
 
 
@@ -77,7 +79,7 @@ def moment_p_values(samples, mean, covariance) -> np.ndarray:
     return np.clip(result, 0.0, 1.0)
 
 
-# ------------------------------------------------------------------------------------------ paths
+# ----------------------------------------------------------------------------------------- paths
 
 
 def stable_diffusion_table(steps: int) -> list[float]:
@@ -118,7 +120,7 @@ def time_of(path: Path, amplitude: float) -> float:
     return t if trained is None else min(trained, key=lambda s: abs(s - t))
 
 
-# ------------------------------------------------------------------------------- an exact law, d=2
+# ------------------------------------------------------------------------------ an exact law, d=2
 
 
 class Mixture:

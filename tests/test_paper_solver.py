@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 from scipy.optimize import brentq
-from statistics_rules import PATHS, Exact, ends_of, execute, normal, time_of
 
 from glass_flows.errors import InvalidArgument
 from glass_flows.paths import EDM
 from glass_flows.plans import Paper, plan, plan_transition
+from statistics_rules import PATHS, Exact, ends_of, execute, normal, time_of
 
 RHOS = [-0.9, -0.6, -0.3, 0.0, 0.2, 0.5, 0.8, 1.0, "ddpm"]
 
@@ -238,9 +238,7 @@ def test_every_transition_of_a_plan_draws_its_own_noise():
     table = plan(path, transitions=3, steps=steps, rho=rhos, times=times, solver="paper")
     expected = x
     for k in range(3):
-        expected = algorithm_1(
-            path, times[k], times[k + 1], rhos[k], steps[k], expected, noises[k]
-        )
+        expected = algorithm_1(path, times[k], times[k + 1], rhos[k], steps[k], expected, noises[k])
     got = execute(table, Exact(path, wiggly), x, *noises)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import mpmath
@@ -10,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from statistics_rules import PATHS, stable_diffusion_table, zero_snr_table
 
 from glass_flows.errors import GlassError, InvalidArgument, TimeError, UnknownName
 from glass_flows.paths import (
@@ -23,6 +23,7 @@ from glass_flows.paths import (
     check_time,
     from_config,
 )
+from statistics_rules import PATHS, stable_diffusion_table, zero_snr_table
 
 mp = mpmath.mp.clone()
 mp.dps = 40
@@ -86,7 +87,7 @@ def test_numbers_by_hand(path, t, alpha, sigma, alpha_dot, sigma_dot):
     assert got == pytest.approx((alpha, sigma, alpha_dot, sigma_dot), rel=1e-12)
 
 
-# ------------------------------------------------------------------------------------------- ends
+# ------------------------------------------------------------------------------------------ ends
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ def test_amplitudes_beyond_the_ends_are_refused(name):
         assert path.time(high * (1 + 1e-14)) == 1.0
 
 
-# -------------------------------------------------------------------------------- discrete tables
+# ------------------------------------------------------------------------------- discrete tables
 
 
 def angle_table(table):
@@ -225,7 +226,7 @@ def test_trained_times_are_the_table(make):
     trained = path.trained_times
     assert len(trained) == 1000
     assert trained[0] == 0.0
-    assert all(a < b for a, b in zip(trained, trained[1:]))
+    assert all(a < b for a, b in itertools.pairwise(trained))
     for k in (0, 1, 17, 500, 998, 999):
         t = trained[999 - k]
         assert t == pytest.approx(1 - (k + 1) / 1000, abs=1e-15)
@@ -267,7 +268,7 @@ def test_continuous_paths_know_all_times():
         assert path.trained_times is None
 
 
-# -------------------------------------------------------------------------------- invalid inputs
+# ------------------------------------------------------------------------------- invalid inputs
 
 
 @pytest.mark.parametrize(
@@ -323,7 +324,7 @@ def test_times_inside_become_floats(t):
     assert type(check_time(t)) is float
 
 
-# --------------------------------------------------------------------------------- configuration
+# -------------------------------------------------------------------------------- configuration
 
 
 @pytest.mark.parametrize(

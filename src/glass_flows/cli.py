@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
@@ -107,9 +108,9 @@ def align(
         seed=seed,
         announce=lambda text: console.print(text, style="dim"),
     )
-    table = RichTable(title=f"{reward}, {runs} runs")
-    for column in ("method", "reward", "judge's accuracy", "ESS", "evals/image", "seconds"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    table = RichTable(title=f"{reward}, {runs} runs (± one standard error)", box=box.SIMPLE)
+    for column in ("method", "reward", "judge", "ESS", "evals/image", "s"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for line in report.methods:
         table.add_row(
             line.method,
@@ -120,6 +121,10 @@ def align(
             f"{line.seconds:.1f}",
         )
     console.print(table)
+    typer.echo(
+        "judge: share of the images that an independent classifier accepts; "
+        "evals/image: network evaluations per image returned"
+    )
     typer.echo(f"picture: {report.picture}\nfigures: {report.results}")
 
 
@@ -205,12 +210,15 @@ def plan(
 
 
 @app.command()
-def check(seed: Seed = 0) -> None:
+def check(
+    seed: Seed = 0,
+    samples: Annotated[int, typer.Option(help="Draws behind each statistical line.")] = 20_000,
+) -> None:
     """Compare the samplers with exact answers on a Gaussian mixture (under a minute)."""
     from .experiments.check import checks
 
     failed = 0
-    for item in checks(seed):
+    for item in checks(seed, samples):
         verdict = "ok  " if item.passed else "FAIL"
         failed += not item.passed
         typer.echo(f"{verdict} {item.what}: {item.value:.3g} (limit {item.limit:g})")
@@ -225,6 +233,7 @@ def train_digits(
     out: Out,
     steps: Annotated[int, typer.Option(help="Training steps of the network.")] = 1000,
     batch: Annotated[int, typer.Option(help="Images per step.")] = 512,
+    classifier_steps: Annotated[int, typer.Option(help="Training steps of each classifier.")] = 600,
     seed: Seed = 0,
     resume: Annotated[
         bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")
@@ -236,7 +245,14 @@ def train_digits(
     """
     from .experiments.train_digits import train_digits as run_training
 
-    run_training(out, steps=steps, batch=batch, seed=seed, resume=resume)
+    run_training(
+        out,
+        steps=steps,
+        batch=batch,
+        seed=seed,
+        resume=resume,
+        classifier_steps=classifier_steps,
+    )
     typer.echo(f"weights and model card: {out}")
 
 

@@ -293,7 +293,9 @@ class DiscreteDiffusion(Path):
         angle = math.atan(amplitude)
         i = min(bisect.bisect_right(self._angles, angle) - 1, len(self._angles) - 2)
         share = (angle - self._angles[i]) / (self._angles[i + 1] - self._angles[i])
-        return self._times[i] + share * (self._times[i + 1] - self._times[i])
+        nearest = self._times[i + round(share)]
+        t = self._times[i] + share * (self._times[i + 1] - self._times[i])
+        return nearest if abs(t - nearest) < 1e-12 else t  # a trained time is met exactly
 
 
 _PATHS: dict[str, type[Path]] = {

@@ -27,7 +27,7 @@ def track(
         yield from steps
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=not show)
     task = bar.add_task(description, total=total)
     started, since = False, time.monotonic()
     try:

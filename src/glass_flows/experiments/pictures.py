@@ -42,7 +42,7 @@ def image_grid(rows: Sequence[Row], columns: int = 16, size: int = 48) -> Image.
         for i, (image, verdict) in enumerate(zip(row.images, row.verdicts)):
             x, y = gap + i % columns * (size + gap), top + i // columns * (size + gap)
             grey = (127.5 * (1.0 - image[0].clamp(-1, 1))).round().byte().cpu().numpy()
-            tile = Image.fromarray(grey).resize((size, size), Image.Resampling.NEAREST)
+            tile = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
             colour = {True: _GOOD, False: _BAD, None: _PLAIN}[verdict]
             draw.rectangle((x - 2, y - 2, x + size + 1, y + size + 1), outline=colour, width=2)
             sheet.paste(tile, (x, y))

@@ -112,7 +112,7 @@ def plan_transition(
 
 
 def _steps(steps: int | Sequence[int], transitions: int) -> tuple[int, ...]:
-    listed = (steps,) * transitions if isinstance(steps, int) else tuple(steps)
+    listed = tuple(steps) if isinstance(steps, Sequence) else (steps,) * transitions
     if len(listed) != transitions:
         raise InvalidArgument(f"steps lists {len(listed)} values for {transitions} transitions")
     for count in listed:

@@ -94,13 +94,14 @@ class InnerFlow:
 
         `nearest` moves t* to the nearest trained time, keeping the noise power.
         """
-        if q == self.q0:  # D_t(x_t) itself, before any randomness
-            return self.ends.t, Mix(x=1.0)
+        trained = self.path.trained_times if nearest else None
+        if q == self.q0 and (trained is None or self.ends.t in trained):
+            return self.ends.t, Mix(x=1.0)  # D_t(x_t) itself, before any randomness
         amplitude = self.amplitude(q)
         low, high = self.path.amplitude(0.0), self.path.amplitude(1.0)
         t = self.path.time(min(max(amplitude, low), high))
-        if nearest and self.path.trained_times is not None:
-            t = min(self.path.trained_times, key=lambda trained: abs(trained - t))
+        if trained is not None:
+            t = min(trained, key=lambda candidate: abs(candidate - t))
         if amplitude > high:  # more is known than the network was trained on: keep the signal
             scale = self.path.alpha(t) / amplitude**2
         else:
@@ -142,28 +143,36 @@ class Solver(Protocol):
 # --- the project's own solver, and first order ------------------------------------------------
 
 
+_END_STEP = 0.6  # first and last step of the grid, as a share of the others
+
+
+def _warp(steps: int) -> float:
+    """How far the grid crowds towards θ = π/2: not at all up to 6 evaluations, 1.3 from 10 on."""
+    return 1.0 + 0.3 * min(max((steps - 6) / 4.0, 0.0), 1.0)
+
+
 @dataclass(frozen=True)
 class Default:
-    """Predictor-corrector in s = sin θ on a uniform θ grid; `steps` evaluations, no more.
+    """Predictor-corrector in s = sin θ; `steps` evaluations, no more.
 
     D is interpolated linearly in s through the last two evaluations and integrated exactly against
-    dq; once D is known at a new point, the step that led there is redone with it. The first step
-    knows one D only and takes the slope that Gaussian data of standard deviation `sigma_data` has
-    (κ = 1): the table is exact for such data at any number of evaluations from two on. With one
-    evaluation it is DDIM/DDPM, κ = 0.
+    dq; once D is known at a new point, the step that led there is redone with it. Where fewer than
+    two evaluations can be trusted, D has the slope ε/c that Gaussian data of standard deviation
+    `sigma_data` gives it: in the first step, which knows one D, and in the last of a transition
+    whose noise all but ends (θ1 > 75°), where extrapolation hurts. The table is exact for such
+    data at any number of evaluations from two on. With one evaluation it is DDIM/DDPM.
 
-    On paths with trained timesteps every query lands on one of them; a transition with fewer
-    trained timesteps in reach than `steps` uses those it has, and its note says so.
+    The grid is uniform in θ but for shorter first and last steps, and from seven evaluations on a
+    crowding towards θ = π/2; `docs/accuracy.md` has the measurements behind it. On paths with
+    trained timesteps every query lands on one of them; a transition with fewer trained timesteps
+    in reach than `steps` uses those it has, and its note says so.
     """
 
     sigma_data: float = 1.0
-    kappa: float = 1.0
     name: ClassVar[str] = "default"
 
     def __post_init__(self) -> None:
         _check_sigma_data(self.sigma_data)
-        if not 0.0 <= self.kappa <= 1.0:
-            raise InvalidArgument(f"kappa must lie in [0, 1], got {self.kappa!r}")
 
     def config(self) -> dict[str, Any]:
         return {"solver": self.name, **asdict(self)}
@@ -173,19 +182,23 @@ class Default:
     ) -> tuple[Transition, ...]:
         flow = InnerFlow.of(path, ends, rule, pure)
         sphere = _Sphere.of(flow, self.sigma_data)
-        nodes, note = sphere.nodes(flow, steps)
-        kappa = self.kappa if len(nodes) > 1 else 0.0
-        rows = []
+        nodes, note = sphere.nodes(flow, steps, _END_STEP, _warp(steps))
+        count = len(nodes)
+        rows: list[Row] = []
         for i, (q, following) in enumerate(zip(nodes, (*nodes[1:], flow.q1))):
+            update = flow.start if i == 0 else sphere.linear_step(nodes[i - 1], q, nodes[i - 1], q)
             if i == 0:
-                update, step = flow.start, sphere.gaussian_step(q, following, kappa)
-            else:
-                update = sphere.linear_step(nodes[i - 1], q, nodes[i - 1], q)
+                step = sphere.first_step(q, following) if count > 1 else _hold(q, following)
+            elif i < count - 1 or flow.q0 > 0.0:
                 step = sphere.linear_step(nodes[i - 1], q, q, following)
-            rows.append(Row(flow.query(q)[0], update, _emit(flow, following, step)))
-        exact = all(flow.on_path(q) for q in nodes) and kappa in (0.0, 1.0)
-        law = kappa * self.sigma_data if exact else None
-        return (replace(flow, note=_join(flow.note, note)).finish(rows, Mix(x=1.0), law),)
+            else:
+                share = sphere.trusted_share(flow.q1, count)
+                step = sphere.closing_step(nodes[i - 1], q, following, flow.start, share)
+            rows.append(_row(flow, q, update, following, step))
+        law = self.sigma_data if count > 1 else 0.0
+        exact = all(flow.on_path(q) for q in nodes)
+        note = _join(flow.note, note)
+        return (replace(flow, note=note).finish(rows, Mix(x=1.0), law if exact else None),)
 
 
 @dataclass(frozen=True)
@@ -205,16 +218,14 @@ class FirstOrder:
         self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
     ) -> tuple[Transition, ...]:
         flow = InnerFlow.of(path, ends, rule, pure)
-        sphere = _Sphere.of(flow, self.sigma_data)
-        nodes, note = sphere.nodes(flow, steps)
-        rows = []
+        nodes, note = _Sphere.of(flow, self.sigma_data).nodes(flow, steps)
+        rows: list[Row] = []
         for q, following in zip(nodes, (*nodes[1:], flow.q1)):
             known = flow.start if q == flow.q0 else Mix(u=1.0)
-            if math.isinf(following):
-                update, step = known, Mix(D=1.0)
-            else:
-                update, step = replace(known, D=following - q), Mix(u=1.0)
-            rows.append(Row(flow.query(q)[0], update, _emit(flow, following, step)))
+            step = _hold(q, following)
+            if math.isfinite(following):
+                known, step = replace(known, D=step.D), Mix(u=1.0)
+            rows.append(_row(flow, q, known, following, step))
         law = 0.0 if all(flow.on_path(q) for q in nodes) else None
         return (replace(flow, note=_join(flow.note, note)).finish(rows, Mix(x=1.0), law),)
 
@@ -403,23 +414,25 @@ def _join(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def _emit(flow: InnerFlow, following: float, step: Mix) -> Mix:
-    """What a row hands on, given u(following) as a `step`: the next network input, or x'.
+def _row(flow: InnerFlow, q: float, update: Mix, following: float, step: Mix) -> Row:
+    """The query at q, and what it hands on: the next network input, or x'.
 
-    For following = ∞ the step is the limit of u/q, and x' = γ x + ᾱ u/q.
+    `step` is u(following); for following = ∞ it is the limit of u/q, and x' = γ x + ᾱ u/q. There u
+    itself may not be needed any more: then it is not made.
     """
     if following == flow.q1:
         scale = flow.kernel.alpha_bar if math.isinf(following) else flow.kernel.sigma_bar
         carried = Mix(x=flow.kernel.gamma, u=scale)
     else:
         carried = flow.query(following)[1]
-    return Mix(
+    emit = Mix(
         x=carried.x + carried.u * step.x,
         u=carried.u * step.u,
         eps=carried.u * step.eps,
         D=carried.u * step.D,
         D_prev=carried.u * step.D_prev,
     )
+    return Row(flow.query(q)[0], update if emit.u != 0.0 else None, emit)
 
 
 @dataclass(frozen=True)
@@ -438,13 +451,41 @@ class _Sphere:
     def secant(self, q: float) -> float:
         return math.hypot(1.0, q / self.c)
 
-    def nodes(self, flow: InnerFlow, steps: int) -> tuple[tuple[float, ...], str]:
-        """At most `steps` query points from q0 on a uniform θ grid that ends at q1, and a note."""
-        first = math.atan2(flow.q0, self.c)
-        last = math.atan2(flow.q1, self.c) if math.isfinite(flow.q1) else 0.5 * math.pi
-        angles = [first + i / steps * (last - first) for i in range(steps)]
-        wanted = [flow.q0, *(self.c * math.tan(angle) for angle in angles[1:])]
-        return _within_training(flow, wanted)
+    def nodes(
+        self, flow: InnerFlow, steps: int, end_step: float = 1.0, warp: float = 1.0
+    ) -> tuple[tuple[float, ...], str]:
+        """At most `steps` query points from q0, on a θ grid that ends at q1; and a note.
+
+        `end_step` is the length of the grid's first and last step as a share of the others. With
+        r = 1 - 2θ/π the grid is uniform in r^(1/warp), which for warp > 1 crowds it towards r = 0.
+        """
+        lengths = [end_step if i in (0, steps - 1) else 1.0 for i in range(steps)]
+        shares = [sum(lengths[:i]) / sum(lengths) for i in range(steps)]
+        first = (1.0 - self._angle(flow.q0)) ** (1.0 / warp)
+        last = (1.0 - self._angle(flow.q1)) ** (1.0 / warp)
+
+        def grid(stop: float, shares: Sequence[float]) -> list[float]:
+            roots = [first + share * (stop - first) for share in shares]
+            angles = [0.5 * math.pi * (1.0 - root**warp) for root in roots]
+            return [flow.q0, *(self.c * math.tan(angle) for angle in angles[1:])]
+
+        wanted = grid(last, shares)
+        if flow.path.trained_times is not None:
+            return _on_trained_times(flow, wanted)
+        end = flow.path.amplitude(1.0)
+        if flow.amplitude(wanted[-1]) <= end:
+            return tuple(wanted), ""
+        reach = math.sqrt(max(end**2 - flow.known**2, 0.0))
+        if reach <= flow.q0 or steps == 1:
+            return (flow.q0,), "the path ends here: one evaluation"
+        stop = (1.0 - self._angle(reach)) ** (1.0 / warp)
+        return tuple(
+            grid(stop, [share / shares[-1] for share in shares])
+        ), "queries end with the path"
+
+    def _angle(self, q: float) -> float:
+        """2θ/π, from 0 to 1."""
+        return math.atan2(q, self.c) / (0.5 * math.pi) if math.isfinite(q) else 1.0
 
     def linear_step(self, qa: float, qb: float, start: float, stop: float) -> Mix:
         """u(stop) from u(start), D linear in s through D_prev at qa and D at qb."""
@@ -458,13 +499,13 @@ class _Sphere:
             D_prev=(sb * flat - tilted) / (sb - sa),
         )
 
-    def gaussian_step(self, start: float, stop: float, kappa: float) -> Mix:
-        """u(stop) from u(start), D with the slope κ that Gaussian data gives it.
+    def first_step(self, start: float, stop: float) -> Mix:
+        """u(stop) from u(start), D with the slope that Gaussian data gives it.
 
         Along its flow D = D_0 + s ε/c and u = ε/cos θ + q D_0, so that at `start` the slope is
         ε/c = (u - q D) / (c cos θ).
         """
-        sine, slope = self.sine(start), kappa / self.c * self.secant(start)
+        sine, slope = self.sine(start), self.secant(start) / self.c
         if math.isinf(stop):
             rise = slope * (1.0 - sine)
             return Mix(u=rise, D=1.0 - rise * start)
@@ -472,28 +513,51 @@ class _Sphere:
         rise = slope * (self._tilted(start, stop) - sine * flat)
         return Mix(u=1.0 + rise, D=flat - rise * start)
 
+    def trusted_share(self, q1: float, count: int) -> float:
+        """How much of the slope through the last two evaluations the last step trusts.
+
+        All of it up to θ1 = 75°, falling to none (half, with two evaluations) at θ1 = 90°.
+        """
+        cosine = 1.0 / self.secant(q1) if math.isfinite(q1) else 0.0
+        return max(0.5 if count == 2 else 0.0, min(1.0, 4.0 * cosine))
+
+    def closing_step(self, qa: float, qb: float, stop: float, start: Mix, share: float) -> Mix:
+        """The last step from qb, D_prev at qa and D at qb.
+
+        D's slope in s is a `share` of that of the line through both, and for the rest ε/c with
+        ε = u(0), given as `start`: the residual D - s ε/c is held constant.
+        """
+        line, rest = self.linear_step(qa, qb, qb, stop), 1.0 - share
+        sine = self.sine(qb)
+        if math.isinf(stop):
+            flat, rise = 1.0, (1.0 - sine) / self.c
+        else:
+            flat = stop - qb
+            rise = (self._tilted(qb, stop) - sine * flat) / self.c
+        return Mix(
+            x=rest * rise * start.x,
+            u=line.u,
+            eps=rest * rise * start.eps,
+            D=share * line.D + rest * flat,
+            D_prev=share * line.D_prev,
+        )
+
     def _tilted(self, start: float, stop: float) -> float:
         """∫ s dq from start to stop = c (sec θ_stop - sec θ_start), without cancellation."""
         secants = self.secant(start) + self.secant(stop)
         return (stop - start) * (stop + start) / (self.c * secants)
 
 
-def _within_training(flow: InnerFlow, wanted: list[float]) -> tuple[tuple[float, ...], str]:
-    """Move the query points to where the network was trained; the first is already there."""
-    path, trained = flow.path, flow.path.trained_times
-    low, high = path.amplitude(0.0), path.amplitude(1.0)
-    if trained is None:
-        reach = math.sqrt(max(high**2 - flow.known**2, 0.0)) if math.isfinite(high) else math.inf
-        if wanted[-1] <= reach:
-            return tuple(wanted), ""
-        if reach <= flow.q0:
-            return (flow.q0,), "one evaluation: the path ends here"
-        share = [q / wanted[-1] for q in wanted]  # the grid's shape, up to the path's end
-        return tuple(max(flow.q0, reach * s) for s in share), "queries end with the path"
-    end = math.hypot(flow.known, flow.q1)
-    levels = [path.amplitude(t) for t in trained]
-    here = flow.amplitude(flow.q0)
-    start = bisect.bisect_right(levels, max(here, low) * (1 + 1e-9))
+def _hold(start: float, stop: float) -> Mix:
+    """u(stop) from u(start) with D held constant; the limit of u/q where stop = ∞."""
+    return Mix(D=1.0) if math.isinf(stop) else Mix(u=1.0, D=stop - start)
+
+
+def _on_trained_times(flow: InnerFlow, wanted: list[float]) -> tuple[tuple[float, ...], str]:
+    """Move the query points to trained times; the first is already there."""
+    levels = [flow.path.amplitude(t) for t in flow.path.trained_times or ()]
+    here, end = flow.amplitude(flow.q0), flow.amplitude(flow.q1)
+    start = bisect.bisect_right(levels, max(here, levels[0]) * (1 + 1e-9))
     stop = bisect.bisect_left(levels, end * (1 - 1e-9)) if math.isfinite(end) else len(levels)
     reachable = levels[start:stop]
     if len(reachable) < len(wanted) - 1:

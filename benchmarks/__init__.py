@@ -1,0 +1,1 @@
+"""Measurements behind the project's claims; not part of the installed package."""

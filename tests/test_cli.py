@@ -1,0 +1,200 @@
+"""The command line and the first job, end to end on the bundled models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import glass_flows.cli
+from glass_flows import Table
+from glass_flows.cli import app
+from glass_flows.errors import InvalidArgument, UnknownName
+from glass_flows.experiments.align import align, digits_denoiser
+from glass_flows.experiments.check import checks
+from glass_flows.experiments.pictures import Row, image_grid, make_folder
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_help_teaches():
+    for arguments in (
+        [],
+        ["align"],
+        ["sample"],
+        ["plan"],
+        ["check"],
+        ["train"],
+        ["train", "digits"],
+    ):
+        shown = CliRunner().invoke(app, [*arguments, "--help"])
+        assert shown.exit_code == 0
+    assert (
+        "Example: glass-flows align --model digits --reward class:8"
+        in invoke("align", "--help").output
+    )
+    assert "0.1.0" in invoke("--version").output
+
+
+def test_the_job_steers_and_reports(tmp_path):
+    report = align(tmp_path / "new" / "folder", runs=40, seed=3, progress=False)
+    plain, best, steered = report.methods
+    assert [m.method for m in report.methods] == ["plain", "best of 8", "GLASS steering"]
+    # equal cost, and the effect that the job exists to show (differences of 5 standard errors)
+    assert plain.evaluations == 24
+    assert best.evaluations == steered.evaluations == 192
+    assert plain.reward + 1.0 < best.reward < steered.reward
+    assert steered.accuracy >= best.accuracy > plain.accuracy + 0.2
+    assert plain.ess is None
+    assert 1 <= best.ess <= steered.ess <= 8
+    written = json.loads(report.results.read_text())
+    assert written["settings"]["reward"] == "class:8"
+    assert len(written["log_evidence"]) == 40
+    assert written["methods"][2]["reward"] == steered.reward
+    with Image.open(report.picture) as picture:
+        assert picture.width > 400
+        assert json.loads(picture.text["settings"])["seed"] == 3
+
+
+def test_the_job_repeats_from_its_seed(tmp_path):
+    def figures(folder, seed):
+        report = align(folder, runs=3, transitions=2, steps=2, particles=2, seed=seed)
+        return [(m.reward, m.accuracy) for m in report.methods]
+
+    assert figures(tmp_path / "a", 1) == figures(tmp_path / "b", 1)
+    assert figures(tmp_path / "a", 1) != figures(tmp_path / "c", 2)
+
+
+def test_align_prints_a_table(tmp_path):
+    shown = invoke("align", "--reward", "class:3", "--runs", "4", "--out", str(tmp_path))
+    assert shown.exit_code == 0, shown.output
+    for text in ("GLASS", "best of 8", "reward", "ESS", "alignment.png", "results.json"):
+        assert text in shown.output
+
+
+def test_sample_writes_a_picture(tmp_path):
+    shown = invoke(
+        "sample", "--class", "3", "--guidance", "2", "--count", "4", "--out", str(tmp_path)
+    )
+    assert shown.exit_code == 0, shown.output
+    with Image.open(tmp_path / "samples.png") as picture:
+        assert picture.width > 100
+
+
+def test_plan_prints_what_will_run():
+    shown = invoke("plan", "--transitions", "2", "--steps", "3", "--rho", "ddpm", "--start", "pure")
+    assert "2 transitions, 6 network evaluations" in shown.output
+    assert "x' = " in shown.output
+    table = Table.from_json(
+        invoke("plan", "--path", "edm", "--times", "0,0.4,1", "--transitions", "2", "--json").output
+    )
+    assert table.times == (0.0, 0.4, 1.0)
+    em = invoke("plan", "--solver", "euler-maruyama", "--transitions", "2")
+    assert "Euler-Maruyama" in em.output
+    ddim = invoke("plan", "--rho", "ddim:0.5", "--steps", "1")
+    assert "eta=0.5" in ddim.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["align", "--reward", "clas:8"], "Did you mean 'class'"),
+        (["align", "--reward", "class:12"], "a digit 0 to 9"),
+        (["align", "--model", "digit"], "Did you mean 'digits'"),
+        (["align", "--rho", "2"], r"rho must lie in [-1, 1]"),
+        (["align", "--rho", "much"], "--rho must be a number, 'ddpm', 'ode' or 'ddim:ETA'"),
+        (["align", "--steps", "0"], "steps must be an integer >= 1"),
+        (["align", "--runs", "1"], "runs must be at least 2"),
+        (["align", "--solver", "papr"], "Did you mean 'paper'"),
+        (["align", "--particles", "0"], "particles must be an integer >= 1"),
+        (["sample", "--class", "11"], "the digits are 0 to 9"),
+        (["sample", "--guidance", "2"], "--guidance needs --class"),
+        (["sample", "--model", "flux"], "unknown model"),
+        (["plan", "--path", "linar"], "Did you mean 'linear'"),
+        (["plan", "--times", "0,x,1"], "--times must be a number"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_exit_code_two(
+    arguments, match, tmp_path, monkeypatch, capsys
+):
+    if arguments[0] != "plan":
+        arguments = [*arguments, "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["glass-flows", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        glass_flows.cli.main()
+    assert stopped.value.code == 2
+    shown = capsys.readouterr().err
+    assert match in shown
+    assert "Traceback" not in shown
+    assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_an_output_folder_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgument, match="cannot write to the output folder"):
+        make_folder(tmp_path / "file" / "below")
+
+
+def test_the_checks_pass_and_can_fail(monkeypatch):
+    results = list(checks(seed=1, samples=2000))
+    assert len(results) == 33
+    assert all(item.passed for item in results)
+    monkeypatch.setattr("glass_flows.experiments.check.transition", lambda d, x, *a, **k: 1.05 * x)
+    failed = [item for item in checks(seed=1, samples=2000) if not item.passed]
+    assert len(failed) >= 20
+
+
+def test_check_reports(monkeypatch):
+    monkeypatch.setattr("glass_flows.experiments.check.transition", lambda d, x, *a, **k: 1.05 * x)
+    shown = invoke("check", "--samples", "500")
+    assert shown.exit_code == 1
+    assert "FAIL" in shown.output
+
+
+def test_training_from_the_command_line(tmp_path):
+    small = ("--steps", "2", "--batch", "8", "--classifier-steps", "2")
+    shown = invoke("train", "digits", "--out", str(tmp_path), *small)
+    assert shown.exit_code == 0, shown.output
+    assert (tmp_path / "digits.safetensors").exists()
+    assert "weights and model card" in shown.output
+
+
+def test_conditional_digits_are_what_was_asked(tmp_path):
+    from glass_flows import sample
+    from glass_flows.models import load_digits_classifier
+
+    images = sample(digits_denoiser(7, 2.0), (64, 1, 8, 8), transitions=6, steps=4, rho=0.4, seed=0)
+    assert (load_digits_classifier("judge")(images).argmax(1) == 7).float().mean() > 0.9
+
+
+def test_a_grid_shows_ink_dark_and_verdicts_in_colour():
+    ink = torch.ones(1, 1, 8, 8)
+    grid = image_grid([Row("x", torch.cat([ink, -ink]), [True, False])], columns=2, size=16)
+    # rows: gap 6, caption 26, then tiles of 16 with gaps of 6
+    assert grid.getpixel((14, 40)) == (0, 0, 0)
+    assert grid.getpixel((36, 40)) == (255, 255, 255)
+    good, bad = grid.getpixel((5, 40)), grid.getpixel((27, 40))
+    assert good[1] > good[0]
+    assert bad[0] > bad[1]
+
+
+def test_names_are_checked_from_python_too(tmp_path):
+    with pytest.raises(UnknownName):
+        align(tmp_path, model="flux")
+
+
+def test_importing_the_package_imports_no_heavy_dependency():
+    code = (
+        "import sys, glass_flows, glass_flows.steering, glass_flows.rewards\n"
+        "heavy = {'diffusers', 'transformers', 'ray', 'matplotlib', 'sklearn', 'scipy', 'typer'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,40 @@
+"""The examples in the documents run, and the commands in the README are the real ones."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document):
+    return re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_examples_run(document, capsys):
+    namespace: dict[str, object] = {}
+    for block in blocks(document):
+        exec(compile(block, document.name, "exec"), namespace)
+
+
+def test_there_are_examples_to_run():
+    assert sum(len(blocks(document)) for document in DOCUMENTS) >= 5
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_to_files_exist(document):
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_the_ci_runs_the_commands_of_the_readme():
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    assert "pip install -c constraints.txt -e '.[test]' && .venv/bin/pytest\n" in readme
+    assert "pip\" install -q -c constraints.txt -e '.[test]'" in ci
+    assert "\npytest\n" in ci

@@ -1,0 +1,409 @@
+"""The executor, the noise sources and the one-call samplers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import glass_flows
+from glass_flows import Denoiser, plan, posterior, sample, transition
+from glass_flows.errors import InvalidArgument, NonFinite, ShapeError, TimeError, UnknownName
+from glass_flows.execute import iterate, run
+from glass_flows.models import GaussianMixture
+from glass_flows.noise import (
+    POSTERIOR,
+    START,
+    TRANSITION,
+    FixedNoise,
+    GeneratorNoise,
+    KeyedNoise,
+    StreamNoise,
+)
+from glass_flows.paths import EDM, Cosine, Linear, VariancePreserving
+
+MIXTURE = GaussianMixture(
+    torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0.4
+)
+LINEAR = MIXTURE.denoiser(Linear())
+TABLE = plan(Linear(), transitions=3, steps=3, rho=0.4)
+
+
+def start(batch=6, dtype=torch.float64):
+    return torch.randn(batch, 3, generator=torch.Generator().manual_seed(5), dtype=dtype)
+
+
+# --- iterating --------------------------------------------------------------------------------
+
+
+def test_a_run_is_an_exhausted_iteration():
+    noise = KeyedNoise(3)
+    boundaries = list(iterate(TABLE, LINEAR, start(), noise))
+    assert [b.index for b in boundaries] == [0, 1, 2, 3]
+    assert [b.final for b in boundaries] == [False, False, False, True]
+    assert [b.t for b in boundaries] == list(TABLE.times)
+    assert torch.equal(boundaries[-1].x, run(TABLE, LINEAR, start(), noise))
+    for boundary in boundaries[:-1]:  # the free value
+        assert torch.equal(boundary.D, LINEAR(boundary.x, boundary.t))
+    assert torch.equal(boundaries[-1].D, boundaries[-1].x)
+
+
+def test_the_table_costs_what_it_says():
+    calls = []
+
+    class Counting:
+        path, evaluations_per_call = Linear(), 1
+
+        def __call__(self, x, t):
+            calls.append(t)
+            return LINEAR(x, t)
+
+    run(TABLE, Counting(), start(), KeyedNoise(0))
+    assert calls == [row.time for tr in TABLE for row in tr.rows]
+    assert len(calls) == TABLE.evaluations == 9
+
+
+def test_copies_of_a_particle_part_after_a_selection():
+    everyone_is = torch.full((6,), 2)
+    for boundary in iterate(TABLE, LINEAR, start(), KeyedNoise(0)):
+        if boundary.index == 1:
+            before = boundary.x[2].clone()
+            boundary.select(everyone_is)
+            assert torch.equal(boundary.x, before.expand(6, 3))
+        if boundary.index == 2:
+            assert len(torch.unique(boundary.x, dim=0)) == 6
+
+
+def test_copies_stay_copies_where_no_noise_is_drawn():
+    for boundary in iterate(TABLE, LINEAR, start(), KeyedNoise(0)):
+        if boundary.index == 0:
+            assert not boundary.transition.stochastic
+            boundary.select(torch.zeros(6, dtype=torch.long))
+        if boundary.index == 1:
+            assert torch.equal(boundary.x, boundary.x[:1].expand(6, 3))
+
+
+def test_a_selection_moves_the_state_and_its_denoised_image_together():
+    order = torch.tensor([5, 4, 3, 2, 1, 0])
+    fixed = FixedNoise([start(), start() + 1, start() - 1])
+    plain = run(TABLE, LINEAR, start(), FixedNoise([n[order] for n in fixed.noises]))
+    for boundary in iterate(TABLE, LINEAR, start()[order], fixed):
+        if boundary.index == 0:
+            boundary.select(order)
+    torch.testing.assert_close(boundary.x, run(TABLE, LINEAR, start(), fixed))
+    assert not torch.equal(boundary.x, plain)
+
+
+def test_a_shift_moves_the_mean_of_the_noise():
+    delta = torch.randn(6, 3, dtype=torch.float64)
+    noise = [start(), torch.randn(6, 3, dtype=torch.float64), start()]
+    for boundary in iterate(TABLE, LINEAR, start(), FixedNoise(noise)):
+        if boundary.index == 1:
+            boundary.shift(delta)
+    by_hand = FixedNoise([noise[0], noise[1] + delta, noise[2]])
+    torch.testing.assert_close(boundary.x, run(TABLE, LINEAR, start(), by_hand))
+
+
+def test_shifts_and_selections_are_checked():
+    steps = iterate(TABLE, LINEAR, start(), KeyedNoise(0))
+    first = next(steps)
+    with pytest.raises(InvalidArgument, match="draws no noise"):
+        first.shift(torch.zeros(6, 3))
+    with pytest.raises(ShapeError, match=r"ancestors must have shape \(6,\)"):
+        first.select(torch.zeros(5, dtype=torch.long))
+    with pytest.raises(ShapeError, match="delta must be shaped like x"):
+        next(steps).shift(torch.zeros(1, 3))
+
+
+def test_what_a_user_holds_is_never_written_to():
+    x, seen, noise = start(), [], [torch.randn(6, 3, dtype=torch.float64) for _ in range(3)]
+    copies = [n.clone() for n in noise]
+
+    class Recorder:
+        path, evaluations_per_call = Linear(), 1
+
+        def __call__(self, x, t):
+            seen.append((x, x.clone()))
+            return LINEAR(x, t)
+
+    table = plan(Linear(), transitions=3, steps=5, rho=0.4)
+    boundaries = [(b.x, b.x.clone()) for b in iterate(table, Recorder(), x, FixedNoise(noise))]
+    assert all(torch.equal(a, b) for a, b in seen + boundaries)
+    assert torch.equal(x, start())
+    assert all(torch.equal(a, b) for a, b in zip(noise, copies))
+
+
+@pytest.mark.parametrize("solver", ["default", "first-order", "paper"])
+def test_gradients_flow_and_agree_with_finite_differences(solver):
+    x = start(1).requires_grad_()
+    eps = torch.randn(1, 3, dtype=torch.float64)
+
+    def step(x):
+        return transition(LINEAR, x, 0.3, 0.7, rho=0.4, steps=3, solver=solver, noise=eps)
+
+    assert torch.autograd.gradcheck(step, (x,))
+
+
+# --- bad input --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (torch.zeros(2, 3, dtype=torch.bfloat16), "float32 or float64"),
+        (torch.zeros(2, 3, dtype=torch.int64), "float32 or float64"),
+        (torch.tensor(1.0), "batch"),
+        (torch.zeros(0, 3), "batch >= 1"),
+        ([[1.0, 2.0, 3.0]], "got list"),
+    ],
+)
+def test_bad_states_are_named(x, match):
+    with pytest.raises(ShapeError, match=match):
+        run(TABLE, LINEAR, x, KeyedNoise(0))
+
+
+def test_a_state_with_nan_is_refused_before_any_evaluation():
+    x = start()
+    x[3, 1] = math.nan
+    with pytest.raises(NonFinite, match="x contains NaN"):
+        run(TABLE, Denoiser(lambda x, t: pytest.fail("asked"), Linear()), x, KeyedNoise(0))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_nan_from_a_network_names_the_step_and_the_particles(bad):
+    calls = []
+
+    def network(x, t):
+        calls.append(t)
+        out = x.clone()
+        if len(calls) == 5:
+            out[1, 0] = out[4, 2] = bad
+        return out
+
+    denoiser = Denoiser(network, Linear(), prediction="sample")
+    with pytest.raises(NonFinite, match=r"transition 1, evaluation 1 .* particles 1, 4 ") as caught:
+        run(TABLE, denoiser, start(), KeyedNoise(0))
+    assert caught.value.particles == (1, 4)
+    assert len(calls) <= 7  # found at the next boundary at the latest
+
+
+def test_a_denoiser_of_the_wrong_shape_or_dtype_is_named():
+    class Wrong:
+        path, evaluations_per_call = Linear(), 1
+
+        def __init__(self, change):
+            self.change = change
+
+        def __call__(self, x, t):
+            return self.change(x)
+
+    for change in (lambda x: x[:1], lambda x: x.float()):
+        with pytest.raises(ShapeError, match="like its input"):
+            run(TABLE, Wrong(change), start(), KeyedNoise(0))
+
+
+def test_table_and_denoiser_must_share_the_path():
+    with pytest.raises(InvalidArgument, match="planned for Linear"):
+        run(TABLE, MIXTURE.denoiser(Cosine()), start(), KeyedNoise(0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"rho": 1.2}, InvalidArgument, r"\[-1, 1\]"),
+        ({"rho": None}, InvalidArgument, "rho"),
+        ({"rho": "dpm"}, UnknownName, "Did you mean 'ddpm'"),
+        ({"steps": 0}, InvalidArgument, "steps must be an integer >= 1"),
+        ({"steps": 2.0}, InvalidArgument, "steps must be an integer >= 1, got 2.0"),
+        ({"t_next": 0.2}, TimeError, "need t < t_next"),
+        ({"t": -0.1}, TimeError, r"\[0, 1\]"),
+        ({"t_next": 1.5}, TimeError, r"t_next must lie in \[0, 1\]"),
+        ({"solver": "heun"}, UnknownName, "solver"),
+        ({"solver": 3}, InvalidArgument, "solver"),
+        ({"seed": -1}, InvalidArgument, "seed"),
+        ({"seed": 1, "noise": torch.zeros(6, 3)}, InvalidArgument, "not several"),
+        ({"seed": 1, "generator": torch.Generator()}, InvalidArgument, "not both"),
+        ({"noise": torch.zeros(1, 3)}, ShapeError, "shaped like x"),
+        (
+            {"noise": torch.zeros(6, 3), "solver": "euler-maruyama", "rho": None},
+            InvalidArgument,
+            "one ε",
+        ),
+    ],
+)
+def test_bad_arguments_of_a_transition_are_named(arguments, error, match):
+    given = {"t": 0.3, "t_next": 0.6, "rho": 0.4, "steps": 3, **arguments}
+    t, t_next = given.pop("t"), given.pop("t_next")
+    with pytest.raises(error, match=match):
+        transition(LINEAR, start(), t, t_next, **given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "match"),
+    [
+        ({"transitions": 0}, InvalidArgument, "transitions must be an integer >= 1"),
+        ({"times": [0.0, 0.5, 0.4, 1.0]}, TimeError, "times must increase"),
+        ({"times": [0.1, 0.5, 0.7, 1.0]}, TimeError, "starts at noise"),
+        ({"times": "karas"}, UnknownName, "Did you mean 'karras'"),
+        ({"rho": [0.1, 0.2]}, InvalidArgument, "rho lists 2 values for 3"),
+        ({"steps": [1, 2]}, InvalidArgument, "steps lists 2 values for 3"),
+        ({"start": "warm"}, UnknownName, "start"),
+        ({"randomness": "global"}, UnknownName, "randomness"),
+        ({"shape_or_noise": (0, 3)}, InvalidArgument, "shape"),
+        ({"shape_or_noise": ()}, InvalidArgument, "shape"),
+        ({"dtype": torch.float16}, ShapeError, "float32 or float64"),
+    ],
+)
+def test_bad_arguments_of_a_sample_are_named(arguments, error, match):
+    given = {"shape_or_noise": (2, 3), "transitions": 3, "steps": 2, "rho": 0.4, **arguments}
+    shape = given.pop("shape_or_noise")
+    with pytest.raises(error, match=match):
+        sample(LINEAR, shape, **given)
+
+
+def test_a_posterior_needs_a_positive_number_of_samples():
+    with pytest.raises(InvalidArgument, match="samples must be an integer >= 1"):
+        posterior(LINEAR, start(), 0.5, samples=0, steps=2)
+
+
+# --- randomness -------------------------------------------------------------------------------
+
+
+def test_noise_belongs_to_seed_purpose_step_and_particle():
+    like = torch.empty(5, 33)
+    whole = KeyedNoise(7)(2, like)
+    assert torch.equal(KeyedNoise(7, 3)(2, like[:2]), whole[3:])  # split anywhere
+    assert torch.equal(KeyedNoise(7)(2, like.double()), whole.double())  # any dtype
+    assert torch.equal(KeyedNoise(7)(2, torch.empty(5, 3, 11)).view(5, 33), whole)
+    different = [
+        KeyedNoise(8)(2, like),
+        KeyedNoise(7)(3, like),
+        KeyedNoise(7)(2, like, START),
+        KeyedNoise(7)(2, like, POSTERIOR),
+        KeyedNoise(7, 1)(2, like),
+    ]
+    assert all(not torch.equal(whole, other) for other in different)
+    assert len(torch.unique(whole, dim=0)) == 5
+
+
+def test_noise_does_not_depend_on_how_it_is_grouped_for_the_cache():
+    whole = KeyedNoise(7)(0, torch.empty(400, 1001))
+    assert torch.equal(KeyedNoise(7, 399)(0, torch.empty(1, 1001)), whole[399:])
+
+
+@pytest.mark.parametrize("source", [KeyedNoise(11), StreamNoise(11)])
+def test_noise_is_standard_normal(source):
+    # 2^18 draws: each statistic is within 5 standard errors of its expectation (false alarm of
+    # all of them together below 1e-5; the seed is fixed).
+    drawn = source(0, torch.empty(512, 512, dtype=torch.float64)).flatten()
+    n = drawn.numel()
+    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96), (6, 15, 10170)):
+        assert abs(drawn.pow(power).mean() - mean) < 5 * math.sqrt(variance / n)
+    pairs = drawn.view(512, 512)
+    for lag in (1, 2, 256):
+        correlation = (pairs[:, lag:] * pairs[:, :-lag]).mean()
+        assert abs(correlation) < 5 / math.sqrt(512 * (512 - lag))
+    across = (pairs[1:] * pairs[:-1]).mean()
+    assert abs(across) < 5 / math.sqrt(511 * 512)
+    below = (drawn < -2.0).double().mean()
+    assert abs(below - 0.0227501) < 5 * math.sqrt(0.02275 * 0.97725 / n)
+    assert drawn.abs().max() > 4.0
+
+
+def test_streams_and_generators():
+    like = torch.empty(4, 3)
+    assert torch.equal(StreamNoise(1)(0, like), StreamNoise(1)(0, like))
+    assert not torch.equal(StreamNoise(1)(0, like), StreamNoise(1)(1, like))
+    assert not torch.equal(StreamNoise(1)(0, like), StreamNoise(1)(0, like, START))
+    generator = torch.Generator().manual_seed(3)
+    drawn = GeneratorNoise(generator)(0, like)
+    assert torch.equal(drawn, torch.randn(4, 3, generator=torch.Generator().manual_seed(3)))
+    with pytest.raises(InvalidArgument, match="2 noises given"):
+        FixedNoise([like, like])(2, like)
+
+
+def test_purposes_are_distinct():
+    assert len({START, TRANSITION, POSTERIOR, glass_flows.noise.RESAMPLING}) == 4
+
+
+def test_samples_do_not_depend_on_batch_splitting_or_dtype():
+    settings = {"transitions": 3, "steps": 4, "rho": 0.4, "seed": 9}
+    network = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.SiLU(), torch.nn.Linear(16, 3))
+
+    def denoiser(**options):
+        return Denoiser(lambda x, t: network(x), Linear(), prediction="sample", **options)
+
+    with torch.no_grad():
+        whole = sample(denoiser(), (7, 3), **settings)
+        split = sample(denoiser(max_batch=2), (7, 3), **settings)
+        few = sample(denoiser(), (3, 3), **settings)
+    torch.testing.assert_close(split, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(few, whole[:3], rtol=0, atol=1e-5)
+    double = sample(LINEAR, (5, 3), **settings, dtype=torch.float64)
+    single = sample(LINEAR, (5, 3), **settings)
+    torch.testing.assert_close(single.double(), double, rtol=0, atol=2e-5)
+
+
+def test_without_a_seed_the_global_generator_rules():
+    def draw():
+        return sample(LINEAR, (2, 3), transitions=2, steps=2, rho=0.0)
+
+    torch.manual_seed(4)
+    first, second = draw(), draw()
+    torch.manual_seed(4)
+    assert torch.equal(first, draw())
+    assert not torch.equal(first, second)
+
+
+# --- the one-call samplers --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [Linear(), VariancePreserving(), EDM()], ids=lambda p: p.name)
+@pytest.mark.parametrize("start_as", ["pure", "trained"])
+def test_given_noise_is_standard_normal_noise_scaled_to_the_first_time(path, start_as):
+    settings = {"transitions": 2, "steps": 3, "rho": 0.3, "start": start_as}
+    noise = start()
+    table = plan(path, **settings)
+    scale = path.sigma(0) if start_as == "pure" else math.hypot(path.alpha(0), path.sigma(0))
+    assert table.start_scale == pytest.approx(scale, rel=1e-12)
+    expected = run(table, MIXTURE.denoiser(path), noise * scale, KeyedNoise(2))
+    torch.testing.assert_close(sample(MIXTURE.denoiser(path), noise, seed=2, **settings), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 3), (2, 3, 1, 1)])
+def test_any_shape_after_the_batch(shape):
+    mixture = GaussianMixture(MIXTURE.means.view(4, *shape[1:]), 0.4)
+    z = sample(mixture.denoiser(Linear()), shape, transitions=2, steps=3, rho=0.4, seed=1)
+    flat = sample(LINEAR, (2, 3), transitions=2, steps=3, rho=0.4, seed=1)
+    torch.testing.assert_close(z.view(2, 3), flat)
+
+
+def test_posterior_draws_are_transitions_to_data():
+    x = start(2)
+    drawn = posterior(LINEAR, x, 0.4, samples=5, steps=4, seed=6)
+    assert drawn.shape == (5, 2, 3)
+    expected = transition(LINEAR, x.repeat(5, 1), 0.4, 1.0, rho=0.7, steps=4, seed=6)
+    torch.testing.assert_close(drawn.view(10, 3), expected)  # whatever rho is
+
+
+def test_posterior_draws_from_pure_noise_differ():
+    drawn = posterior(LINEAR, start(1), 0.0, samples=4, steps=4, seed=6)
+    assert len(torch.unique(drawn.view(4, 3), dim=0)) == 4
+
+
+def test_sampling_keeps_no_graph_unless_asked():
+    layer = torch.nn.Linear(3, 3)
+    denoiser = Denoiser(lambda x, t: layer(x), Linear(), prediction="sample")
+    settings = {"transitions": 2, "steps": 2, "rho": 0.4, "seed": 0}
+    assert not sample(denoiser, (2, 3), **settings).requires_grad
+    assert sample(denoiser, (2, 3), differentiable=True, **settings).requires_grad
+
+
+def test_progress_can_be_shown(capsys):
+    sample(LINEAR, (2, 3), transitions=2, steps=2, rho=0.4, seed=0, progress=True)
+    shown = capsys.readouterr()
+    assert "sampling" in shown.err
+    assert shown.out == ""
+    sample(LINEAR, (2, 3), transitions=2, steps=2, rho=0.4, seed=0, progress=False)
+    assert capsys.readouterr().err == ""
