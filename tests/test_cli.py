@@ -46,7 +46,7 @@ def test_help_teaches():
 def test_the_job_steers_and_reports(tmp_path):
     report = align(tmp_path / "new" / "folder", runs=40, seed=3, progress=False)
     plain, best, steered = report.methods
-    assert [m.method for m in report.methods] == ["plain", "best of 8", "GLASS steering"]
+    assert [m.method for m in report.methods] == ["plain", "best of 8", "steering"]
     # equal cost, and the effect that the job exists to show (differences of 5 standard errors)
     assert plain.evaluations == 24
     assert best.evaluations == steered.evaluations == 192
@@ -75,7 +75,7 @@ def test_the_job_repeats_from_its_seed(tmp_path):
 def test_align_prints_a_table(tmp_path):
     shown = invoke("align", "--reward", "class:3", "--runs", "4", "--out", str(tmp_path))
     assert shown.exit_code == 0, shown.output
-    for text in ("GLASS", "best of 8", "reward", "ESS", "alignment.png", "results.json"):
+    for text in ("steering", "best of 8", "reward", "ESS", "alignment.png", "results.json"):
         assert text in shown.output
 
 
@@ -111,7 +111,7 @@ def test_plan_prints_what_will_run():
         (["align", "--rho", "2"], r"rho must lie in [-1, 1]"),
         (["align", "--rho", "much"], "--rho must be a number, 'ddpm', 'ode' or 'ddim:ETA'"),
         (["align", "--steps", "0"], "steps must be an integer >= 1"),
-        (["align", "--runs", "1"], "runs must be at least 2"),
+        (["align", "--runs", "1"], "runs must be an integer >= 2"),
         (["align", "--solver", "papr"], "Did you mean 'paper'"),
         (["align", "--particles", "0"], "particles must be an integer >= 1"),
         (["sample", "--class", "11"], "the digits are 0 to 9"),

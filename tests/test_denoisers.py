@@ -110,11 +110,10 @@ def test_the_network_is_told_the_time_in_its_own_clock(path, clock, t, expected)
     torch.testing.assert_close(told[0], torch.full((3,), expected))
 
 
-def test_log_snr_of_pure_noise_is_minus_infinity():
-    told = []
-    denoiser = Denoiser(lambda x, t: told.append(t) or x, Linear(), "sample", time="log_snr")
-    denoiser(torch.zeros(1, 1), 0.0)
-    assert told[0].item() == -math.inf
+def test_an_infinite_log_snr_is_refused_by_name():
+    denoiser = Denoiser(lambda x, t: x, Linear(), "sample", time="log_snr")
+    with pytest.raises(DegeneratePrediction, match="time='log_snr' is -inf at t = 0"):
+        denoiser(torch.zeros(1, 1), 0.0)
 
 
 @pytest.mark.parametrize(("w", "expected", "cost"), [(0.0, 1.0, 1), (1.0, 5.0, 1), (3.0, 13.0, 2)])
@@ -184,7 +183,51 @@ def test_the_network_runs_in_its_own_dtype_and_the_state_keeps_its():
     assert D.dtype == torch.float32
     assert seen == [(torch.bfloat16, torch.float32)]
     Denoiser(Network(), Linear(), "sample", dtype=torch.bfloat16)(torch.zeros(1, 2).double(), 0.5)
-    assert seen[1] == (torch.bfloat16, torch.float64)
+    assert seen[1] == (torch.bfloat16, torch.float32)
+    layer.double()
+    Denoiser(Network(), Linear(), "sample")(torch.zeros(1, 2), 0.5)
+    assert seen[2] == (torch.float64, torch.float64)
+
+
+def test_networks_that_reuse_their_output_lose_nothing():
+    memory = torch.empty(2, 3)
+
+    def network(x, t, level):
+        return memory.copy_(level * x)
+
+    guided = Denoiser(
+        network,
+        Linear(),
+        "sample",
+        conditioning={"level": 5.0},
+        unconditional={"level": 1.0},
+        guidance_scale=3.0,
+    )
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(guided(x, 0.5), 13.0 * x)
+    plain = Denoiser(network, Linear(), "sample", conditioning={"level": 2.0})
+    first = plain(x, 0.5)
+    plain(-x, 0.5)
+    torch.testing.assert_close(first, 2.0 * x)
+
+
+def test_nested_conditioning_is_split_too():
+    def network(x, t, added, pair):
+        assert isinstance(pair, tuple)
+        return x + added["own"][:, None] + pair[1]
+
+    x, own = torch.randn(5, 2), torch.arange(5.0)
+    inputs = {"added": {"own": own, "kept": "text"}, "pair": (None, torch.ones(1, 1))}
+    denoiser = Denoiser(network, Linear(), "sample", conditioning=inputs, max_batch=2)
+    torch.testing.assert_close(denoiser(x, 0.5), x + own[:, None] + 1)
+    inputs["added"]["own"] = torch.zeros(3)
+    with pytest.raises(ShapeError, match=r"added\['own'\]"):
+        denoiser(x, 0.5)
+
+
+def test_the_device_is_that_of_the_parameters():
+    assert Denoiser(torch.nn.Linear(2, 2), Linear()).device == torch.device("cpu")
+    assert Denoiser(lambda x, t: x, Linear()).device is None
 
 
 @pytest.mark.parametrize(
@@ -194,6 +237,10 @@ def test_the_network_runs_in_its_own_dtype_and_the_state_keeps_its():
         ({"time": "1-s"}, UnknownName, "Did you mean '1-t'"),
         ({"guidance_scale": math.nan}, InvalidArgument, "finite"),
         ({"max_batch": 0}, InvalidArgument, "max_batch"),
+        ({"max_batch": 2.5}, InvalidArgument, "max_batch must be an integer >= 1, got 2.5"),
+        ({"guidance_scale": "7"}, InvalidArgument, "finite, got '7'"),
+        ({"dtype": "bfloat16"}, InvalidArgument, "torch.dtype"),
+        ({"conditioning": None}, InvalidArgument, "conditioning must be a mapping"),
         ({"path": "linear"}, InvalidArgument, "path"),
         ({"network": None}, InvalidArgument, "callable"),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from glass_flows.noise import (
     StreamNoise,
 )
 from glass_flows.paths import EDM, Cosine, Linear, VariancePreserving
+from glass_flows.plans import Mix, Paper, Row, Table, plan_transition
 
 MIXTURE = GaussianMixture(
     torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0.4
@@ -110,10 +113,69 @@ def test_shifts_and_selections_are_checked():
     first = next(steps)
     with pytest.raises(InvalidArgument, match="draws no noise"):
         first.shift(torch.zeros(6, 3))
-    with pytest.raises(ShapeError, match=r"ancestors must have shape \(6,\)"):
+    with pytest.raises(ShapeError, match=r"ancestors must be int64 of shape \(6,\)"):
         first.select(torch.zeros(5, dtype=torch.long))
+    with pytest.raises(ShapeError, match=r"int64 .* got torch.bool"):
+        first.select(torch.ones(6, dtype=torch.bool))
+    second = next(steps)
     with pytest.raises(ShapeError, match="delta must be shaped like x"):
-        next(steps).shift(torch.zeros(1, 3))
+        second.shift(torch.zeros(1, 3))
+    second.x = second.x[:3]
+    with pytest.raises(ShapeError, match="a boundary's x must stay"):
+        next(steps)
+
+
+def test_a_shift_keeps_the_dtype_of_the_state():
+    for boundary in iterate(TABLE, LINEAR, start(dtype=torch.float32), KeyedNoise(0)):
+        if boundary.index == 1:
+            boundary.shift(torch.ones(6, 3, dtype=torch.float64))
+    assert boundary.x.dtype == torch.float32
+
+
+def test_noise_that_the_first_query_has_used_cannot_be_changed_any_more():
+    table = plan(Linear(), transitions=2, steps=2, rho=0.4, solver=Paper(s_range=(0.001, 0.999)))
+    boundary = next(iterate(table, LINEAR, start(), KeyedNoise(0)))
+    with pytest.raises(InvalidArgument, match="already used its noise"):
+        boundary.shift(torch.zeros(6, 3))
+    with pytest.raises(InvalidArgument, match="already used its noise"):
+        boundary.select(torch.arange(6))
+
+
+def test_a_handmade_table_never_writes_into_the_noise():
+    """u = ε in row 0, kept by row 1, added to in row 2: u is the noise itself until then."""
+    rows = (
+        Row(0.5, Mix(eps=1.0), Mix(x=0.5, u=0.1)),
+        Row(0.6, None, Mix(x=0.5, u=0.1)),
+        Row(0.7, Mix(u=1.0, D=1.0), Mix(u=1.0)),
+    )
+    (planned,) = plan_transition(Linear(), 0.5, 0.8, rho=0.4, steps=3)
+    table = Table(Linear(), (replace(planned, rows=rows, law=None),), {})
+    noise = start()
+    run(table, LINEAR, start(), FixedNoise([noise]))
+    assert torch.equal(noise, start())
+
+
+def test_a_loop_of_transitions_may_share_one_seed():
+    # N(0, 1) data: with the same ε at every step the variance would be three times too large.
+    denoiser = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), 1.0).denoiser(Linear())
+    times = [0.2, 0.35, 0.5, 0.65, 0.8, 0.9]
+    x = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x * math.hypot(0.2, 0.8)
+    for t, t_next in pairwise(times):
+        x = transition(denoiser, x, t, t_next, rho=0.0, steps=2, seed=0)
+    exact = 0.9**2 + 0.1**2  # standard error of the variance: 1 %
+    assert abs(x.var().item() / exact - 1) < 0.05
+
+
+def test_posterior_draws_do_not_depend_on_the_batch_or_their_number():
+    x = start(4)
+    drawn = posterior(LINEAR, x, 0.4, samples=3, steps=3, seed=2)
+    torch.testing.assert_close(
+        posterior(LINEAR, x[:2], 0.4, samples=3, steps=3, seed=2), drawn[:, :2]
+    )
+    torch.testing.assert_close(posterior(LINEAR, x, 0.4, samples=2, steps=3, seed=2), drawn[:2])
+    one = transition(LINEAR, x, 0.4, 1.0, rho=0.0, steps=3, seed=2)
+    assert not torch.allclose(one, drawn[0])  # streams of their own
 
 
 def test_what_a_user_holds_is_never_written_to():
@@ -224,7 +286,9 @@ def test_table_and_denoiser_must_share_the_path():
         ({"seed": -1}, InvalidArgument, "seed"),
         ({"seed": 1, "noise": torch.zeros(6, 3)}, InvalidArgument, "not several"),
         ({"seed": 1, "generator": torch.Generator()}, InvalidArgument, "not both"),
-        ({"noise": torch.zeros(1, 3)}, ShapeError, "shaped like x"),
+        ({"noise": torch.zeros(1, 3)}, ShapeError, r"tensor like x, \(6, 3\), got \(1, 3\)"),
+        ({"noise": [0.0] * 18}, ShapeError, "got list"),
+        ({"noise": torch.full((6, 3), math.nan)}, NonFinite, "noise of transition 0"),
         (
             {"noise": torch.zeros(6, 3), "solver": "euler-maruyama", "rho": None},
             InvalidArgument,
@@ -244,7 +308,12 @@ def test_bad_arguments_of_a_transition_are_named(arguments, error, match):
     [
         ({"transitions": 0}, InvalidArgument, "transitions must be an integer >= 1"),
         ({"times": [0.0, 0.5, 0.4, 1.0]}, TimeError, "times must increase"),
-        ({"times": [0.1, 0.5, 0.7, 1.0]}, TimeError, "starts at noise"),
+        ({"times": [0.1, 0.5, 0.7, 1.0]}, TimeError, "samples start at noise"),
+        ({"times": [0.0, 0.5, 0.7, 0.9]}, TimeError, "end at data"),
+        ({"times": 0.5}, TimeError, "a list of 4 times, got 0.5"),
+        ({"solver": Paper}, InvalidArgument, "solver"),
+        ({"rho": "dppm"}, UnknownName, "Did you mean 'ddpm'"),
+        ({"rho": 7.0, "transitions": 1}, InvalidArgument, r"\[-1, 1\], got 7.0"),
         ({"times": "karas"}, UnknownName, "Did you mean 'karras'"),
         ({"rho": [0.1, 0.2]}, InvalidArgument, "rho lists 2 values for 3"),
         ({"steps": [1, 2]}, InvalidArgument, "steps lists 2 values for 3"),
@@ -383,8 +452,10 @@ def test_posterior_draws_are_transitions_to_data():
     x = start(2)
     drawn = posterior(LINEAR, x, 0.4, samples=5, steps=4, seed=6)
     assert drawn.shape == (5, 2, 3)
-    expected = transition(LINEAR, x.repeat(5, 1), 0.4, 1.0, rho=0.7, steps=4, seed=6)
-    torch.testing.assert_close(drawn.view(10, 3), expected)  # whatever rho is
+    exact = torch.stack([MIXTURE.posterior_sample(Linear(), x, 0.4, seed=s) for s in range(500)])
+    many = posterior(LINEAR, x, 0.4, samples=500, steps=12, seed=6)
+    error = torch.sqrt((exact.var(0) + many.var(0)) / 500)
+    assert ((exact.mean(0) - many.mean(0)).abs() < 4.5 * error).all()  # false alarm below 1e-4
 
 
 def test_posterior_draws_from_pure_noise_differ():
@@ -407,3 +478,16 @@ def test_progress_can_be_shown(capsys):
     assert shown.out == ""
     sample(LINEAR, (2, 3), transitions=2, steps=2, rho=0.4, seed=0, progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_a_network_in_place_of_a_denoiser_is_named():
+    network = torch.nn.Linear(3, 3)
+    for call in (
+        lambda: sample(network, (2, 3), transitions=1, steps=1, rho=0.0),
+        lambda: transition(network, start(), 0.3, 0.6, rho=0.0, steps=1),
+        lambda: posterior(network, start(), 0.3, samples=1, steps=1),
+    ):
+        with pytest.raises(InvalidArgument, match=r"wrap a network as glass_flows.Denoiser"):
+            call()
+    with pytest.raises(InvalidArgument, match="path must be an object such as"):
+        plan("linear", transitions=1, steps=1, rho=0.0)

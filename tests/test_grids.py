@@ -73,25 +73,38 @@ def test_karras_on_edm(transitions, rho):
 
 
 def test_karras_on_other_paths():
-    """The levels are noise-to-signal ratios σ/α; the ends default to the path's, or to EDM's."""
-    for path, high in ((Linear(), 80.0), (Cosine(), 80.0)):
-        times = outer_times(path, 6, "karras")
+    """K levels, σ_min the last of them, then data; ratios σ/α, by default 80 to 0.002."""
+
+    def inner(path, transitions, grid):
+        times = outer_times(path, transitions, grid)
+        assert (times[0], times[-1]) == (0.0, 1.0)
         ratios = [path.sigma(t) / path.alpha(t) for t in times[1:-1]]
-        np.testing.assert_allclose(ratios, karras(high, 0.002, 7.0, 6), rtol=1e-9)
-    path = VariancePreserving()
-    high = path.sigma(0.0) / path.alpha(0.0)
-    times = outer_times(path, 6, Karras())
-    ratios = [path.sigma(t) / path.alpha(t) for t in times[1:-1]]
-    np.testing.assert_allclose(ratios, karras(high, 0.002, 7.0, 6), rtol=1e-9)
-    times = outer_times(Linear(), 6, Karras(7.0, 0.05, 10.0))
-    ratios = [(1 - t) / t for t in times[1:-1]]
-    np.testing.assert_allclose(ratios, karras(10.0, 0.05, 7.0, 6), rtol=1e-9)
+        return ratios[:-1], ratios[-1]
+
+    vp = VariancePreserving()
+    for path, high in ((Linear(), 80.0), (Cosine(), 80.0), (vp, vp.sigma(0.0) / vp.alpha(0.0))):
+        levels, last = inner(path, 6, "karras")
+        np.testing.assert_allclose(levels, karras(high, 0.002, 7.0, 5), rtol=1e-9)
+        assert last == pytest.approx(0.002, rel=1e-9)
+    levels, last = inner(Linear(), 6, Karras(7.0, 0.05, 10.0))
+    np.testing.assert_allclose(levels, karras(10.0, 0.05, 7.0, 5), rtol=1e-9)
+    assert last == pytest.approx(0.05, rel=1e-9)
     assert outer_times(Linear(), 1, Karras()) == (0.0, 1.0)
 
 
 def test_karras_by_hand():
-    """ρ = 2 from 9 to 1 in two steps: ((3 + 1)/2)² = 4, so that 1 - t = 4 t."""
-    assert outer_times(Linear(), 2, Karras(2.0, 1.0, 9.0))[1] == pytest.approx(0.2, rel=1e-14)
+    """ρ = 2 from 9 to 1 in two steps: ((3 + 1)/2)² = 4, so that 1 - t = 4 t; then 1 - t = t."""
+    times = outer_times(Linear(), 3, Karras(2.0, 1.0, 9.0))
+    assert times == pytest.approx((0.0, 0.2, 0.5, 1.0), rel=1e-14)
+
+
+def test_karras_inside_the_range_of_a_path():
+    """A σ_min above the path's own end is a level like any other, as in k-diffusion."""
+    path = EDM(0.001, 9.0)
+    levels = [path.sigma(t) for t in outer_times(path, 3, Karras(2.0, 1.0))[:-1]]
+    assert levels == pytest.approx([9.0, 4.0, 1.0], rel=1e-12)
+    with pytest.raises(InvalidArgument, match=r"not where this path starts, 9: .*EDM"):
+        outer_times(path, 3, Karras(2.0, 1.0, 8.0))
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ def test_every_plan_is_finite_verified_and_survives_json(data):
     is_paper = solver == "paper" or isinstance(solver, Paper)
     rules = rho if each else [rho]
     assume(not (is_paper and any(rule == "ode" for rule in rules)))
+    assume(not (is_paper and start == "pure" and path.alpha(0.0) > 0))  # refused, see below
     # Algorithm 1 divides by what x and the inner state know of z, which is 0 at α_0 = 0, s = 0:
     # its first query is D_0(x) there, by its limit.
     table = plan(
@@ -271,6 +272,7 @@ def test_single_transitions_are_finite_and_verified(name, t, gap, rho, steps, so
     start=st.sampled_from(["trained", "pure"]),
 )
 def test_every_euler_maruyama_plan_is_finite(name, transitions, steps, noise_level, start):
+    assume(start == "trained" or PATHS[name].alpha(0.0) == 0)  # refused, see below
     table = plan(
         PATHS[name],
         transitions=transitions,
@@ -284,6 +286,35 @@ def test_every_euler_maruyama_plan_is_finite(name, transitions, steps, noise_lev
         assert all(math.isfinite(v) for mix in mixes(transition) for v in dataclasses.astuple(mix))
         assert transition.law is None
     assert Table.from_json(table.to_json()).transitions == table.transitions
+
+
+@pytest.mark.parametrize("solver", ["paper", "euler-maruyama"])
+@pytest.mark.parametrize("name", ["vp", "edm", "discrete"])
+def test_solvers_that_know_no_pure_start_say_so(solver, name):
+    rho = None if solver == "euler-maruyama" else 0.4
+    with pytest.raises(PlanError, match=r"start='pure' on the .* starts with start='trained'"):
+        plan(PATHS[name], transitions=1, steps=2, rho=rho, solver=solver, start="pure")
+
+
+@pytest.mark.parametrize("rho", [7.0, "dppm", None, "x"])
+def test_a_rule_is_checked_where_it_does_not_matter(rho):
+    """From pure noise ρ has no effect: a wrong one is refused all the same."""
+    with pytest.raises(InvalidArgument, match="rho"):
+        plan(Linear(), transitions=1, steps=2, rho=rho)
+
+
+def test_the_ode_has_no_correlation():
+    ends = Ends.of(Linear(), 0.3, 0.6)
+    with pytest.raises(InvalidArgument, match="which has no correlation"):
+        resolve_rho("ode", ends)
+
+
+def test_euler_maruyama_steps_start_at_trained_times():
+    path = PATHS["discrete"]
+    table = plan(path, transitions=2, steps=3, rho=None, solver="euler-maruyama")
+    assert all(row.time in path.trained_times for transition in table for row in transition.rows)
+    with pytest.raises(PlanError, match="trained timesteps"):
+        plan(path, transitions=len(path.trained_times), steps=2, rho=None, solver="euler-maruyama")
 
 
 # ------------------------------------------------------------------------ tables check themselves
@@ -350,10 +381,15 @@ def test_verify_catches_flipped_times_correlations_and_ends():
         dataclasses.replace(transition, law=0.0),
     ]
     for wrong in wrongs:
-        with pytest.raises(PlanError, match="claims to be exact"):
+        with pytest.raises(PlanError, match=r"claims to be exact|the path and rho give"):
             wrong.verify(Linear())
-    with pytest.raises(PlanError, match="claims to be exact"):
+    with pytest.raises(PlanError, match="the path and rho give"):
         transition.verify(VariancePreserving())
+    kernel_or_end = {"t_next": 5.0, "t": 0.8, "gamma": 9.0, "alpha_bar": 0.1, "sigma_bar": 0.1}
+    for lawless in (transition, dataclasses.replace(transition, law=None)):
+        for field, value in {**kernel_or_end, "alpha": 0.31, "sigma_next": 0.31}.items():
+            with pytest.raises(PlanError):
+                dataclasses.replace(lawless, **{field: value}).verify(Linear())
 
 
 def test_verify_is_tight_and_not_tighter():
@@ -864,8 +900,9 @@ def test_the_paper_from_a_cut_range_has_no_free_value():
 def test_where_the_queries_are(ending, spread):
     """The only test that knows the grids, in θ = arctan(q/c).
 
-    First-order: uniform. Default: the first and last of the steps are 0.6 of the others, and from
-    seven evaluations on the grid is uniform in (1 - 2θ/π)^(1/w), w = 1.3 from ten on.
+    First-order: uniform. Default: the first and last of the steps are 0.6 of the others up to three
+    evaluations, then 0.7 and 0.9, and the grid is uniform in (1 - 2θ/π)^(1/w), w growing from 1 at
+    four evaluations to 1.3 from ten to twenty, and falling to 1 at forty.
     """
     t, t_next, rho = 0.3, 0.7 if ending == "noise" else 1.0, 0.4
     a, _, _, signal, noise = inner_problem(Linear(), t, t_next, rho)
@@ -877,8 +914,10 @@ def test_where_the_queries_are(ending, spread):
         return [math.atan(q / c) for q in queried(Linear(), transition, a)]
 
     assert angles(FirstOrder(spread), 4) == pytest.approx([last * i / 4 for i in range(4)])
-    for steps, warp in ((2, 1.0), (3, 1.0), (6, 1.0), (8, 1.15), (10, 1.3), (12, 1.3)):
-        lengths = np.array([0.6, *[1.0] * (steps - 2), 0.6])
+    warps = {2: 1.0, 3: 1.0, 4: 1.0, 7: 1.15, 10: 1.3, 20: 1.3, 30: 1.15, 40: 1.0, 41: 1.0}
+    for steps, warp in warps.items():
+        first_step, last_step = (0.6, 0.6) if steps <= 3 else (0.7, 0.9)
+        lengths = np.array([first_step, *[1.0] * (steps - 2), last_step])
         shares = np.concatenate([[0.0], np.cumsum(lengths)[:-1]]) / lengths.sum()
         end = (1 - 2 * last / math.pi) ** (1 / warp)
         expected = math.pi / 2 * (1 - (1 + shares * (end - 1)) ** warp)

@@ -15,6 +15,7 @@ from glass_flows.errors import (
     NonFinite,
     PlanError,
     ShapeError,
+    TimeError,
     UnknownName,
 )
 from glass_flows.models import GaussianMixture
@@ -243,6 +244,41 @@ def test_best_of_n_returns_the_best():
     torch.testing.assert_close(reward(result.best), result.rewards.amax(1))
 
 
+def test_a_reward_of_minus_infinity_excludes():
+    """A hard constraint: without resampling the evidence is the probability of meeting it."""
+
+    def inside(z):
+        return torch.where(z[:, 0] > 0.2, 0.0, -math.inf)
+
+    settings = {
+        "shape": (2,),
+        "particles": 400,
+        "transitions": 3,
+        "steps": 6,
+        "rho": 0.2,
+        "seed": 4,
+    }
+    share = (MIXTURE.sample(100_000, seed=1)[:, 0] > 0.2).double().mean()
+    for threshold in (0.0, 0.5):
+        result = steer(DENOISER, inside, ess_threshold=threshold, populations=5, **settings)
+        alive = result.log_weights > -math.inf
+        assert (result.samples[..., 0][alive] > 0.2).all()
+        if threshold == 0.0:  # 2,000 particles: 5 standard errors
+            assert abs(result.log_evidence.exp().mean() - share) < 5 * (0.25 / 2000) ** 0.5
+    unweighted = steer(DENOISER, inside, scale=0.0, **settings)
+    assert (unweighted.log_weights == 0).all()
+
+
+def test_a_boundary_that_resamples_nobody_may_lose_everybody():
+    # At t = 0 every D is nearly the mean, which the constraint excludes; nobody is resampled there.
+    def outside(z):
+        return torch.where(z.norm(dim=1) > 0.5, 0.0, -math.inf)
+
+    result = best_of(DENOISER, outside, shape=(2,), particles=20, transitions=1, steps=6, seed=0)
+    assert (result.ess[0] == 0).all()
+    assert (result.rewards == 0).any()
+
+
 def test_steering_raises_the_reward():
     plain = steered(populations=50, scale=0.0, ess_threshold=0.0)
     tilted = steered(populations=50, scale=3.0)
@@ -263,6 +299,8 @@ def test_steering_raises_the_reward():
         ({"ess_threshold": 1.5}, InvalidArgument, r"ess_threshold must lie in \[0, 1\]"),
         ({"resampling": "systemic"}, UnknownName, "Did you mean 'systematic'"),
         ({"solver": Paper(s_range=(0.001, 0.999))}, PlanError, "no free value"),
+        ({"times": [0.5, 0.75, 0.9, 1.0]}, TimeError, "start at noise"),
+        ({"times": [0.0, 0.25, 0.5, 0.75]}, TimeError, "end at data"),
     ],
 )
 def test_bad_settings_are_named_before_anything_is_drawn(options, error, match):

@@ -34,7 +34,7 @@ RhoOption = Annotated[
     str,
     typer.Option(
         help="Correlation of the noises of a transition's ends: a number in [-1, 1] (1 keeps the "
-        "noise, 0 renews it), 'ddpm', 'ode', or 'ddim:ETA'."
+        "noise, 0 renews it), 'ddpm', 'ode', or 'ddim:ETA'. Euler-Maruyama has none."
     ),
 ]
 SolverOption = Annotated[
@@ -100,7 +100,7 @@ def align(
         particles=particles,
         transitions=transitions,
         steps=steps,
-        rho=_rho(rho),
+        rho=_rho(rho, solver),
         scale=scale,
         runs=runs,
         ess_threshold=ess_threshold,
@@ -150,8 +150,9 @@ def sample(
     Example: glass-flows sample --class 3 --guidance 2 --out out/threes
     """
     from .errors import check_name
-    from .experiments.align import SHAPE, digits_denoiser
+    from .experiments.align import digits_denoiser
     from .experiments.pictures import Row, image_grid, make_folder, save_png
+    from .models.digits import IMAGE
     from .sampling import sample as draw
 
     check_name("model", model, ("digits",))
@@ -160,10 +161,10 @@ def sample(
     folder = make_folder(out)
     images = draw(
         digits_denoiser(label, guidance),
-        (count, *SHAPE),
+        (count, *IMAGE),
         transitions=transitions,
         steps=steps,
-        rho=_rho(rho),
+        rho=_rho(rho, solver),
         solver=solver,
         seed=seed,
     )
@@ -201,7 +202,7 @@ def plan(
         from_config({"name": path}),
         transitions=transitions,
         steps=steps,
-        rho=None if solver == "euler-maruyama" else _rho(rho),
+        rho=_rho(rho, solver),
         times=[_number(t, "--times") for t in times.split(",")] if "," in times else times,
         solver=solver,
         start=start,
@@ -256,8 +257,10 @@ def train_digits(
     typer.echo(f"weights and model card: {out}")
 
 
-def _rho(text: str) -> Rho:
-    """--rho: a number, 'ddpm', 'ode' or 'ddim:ETA'."""
+def _rho(text: str, solver: str) -> Rho:
+    """--rho: a number, 'ddpm', 'ode' or 'ddim:ETA'; Euler-Maruyama has none."""
+    if solver == "euler-maruyama":
+        return None
     if text in ("ddpm", "ode"):
         return text
     if text.startswith("ddim:"):

@@ -14,7 +14,7 @@ from typing import Any, Protocol, Union
 import torch
 from torch import Tensor
 
-from .errors import DegeneratePrediction, InvalidArgument, ShapeError, check_name
+from .errors import DegeneratePrediction, InvalidArgument, ShapeError, check_count, check_name
 from .paths import DiscreteDiffusion, Path, check_time
 
 __all__ = ["CLOCKS", "PREDICTIONS", "Clock", "Denoiser", "DenoiserLike"]
@@ -77,8 +77,9 @@ def _signal(path: Path, t: float, prediction: str) -> float:
     if alpha == 0.0:
         raise DegeneratePrediction(
             f"a network that predicts {prediction!r} says nothing about the data at t = {t:g}, "
-            f"where alpha = 0 on the {path.name} path. Start later (times=[0.001, ...]), or use a "
-            "network that predicts velocity, v or the sample"
+            f"where alpha = 0 on the {path.name} path. Use a network that predicts velocity, v or "
+            "the sample, or run a table that starts later: glass_flows.execute.run(plan(..., "
+            "times=[0.001, ...]), denoiser, x, noise)"
         )
     return alpha
 
@@ -122,15 +123,16 @@ Clock = Union[str, Callable[[Path, float], float]]
 # --- the denoiser -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Denoiser:
     """A network as the posterior mean D_t(x) = E[z | x_t = x].
 
     Parameters
     ----------
     network : callable
-        ``network(x, t, **conditioning)`` with x of shape (B, *shape) and t of shape (B,); returns
-        a tensor shaped like x.
+        ``network(x, t, **conditioning)`` with x of shape (B, *shape) and t of shape (B,), float32
+        or, for networks in float64, float64; returns a tensor shaped like x, and must not write
+        to x.
     path : Path
         The probability path the network was trained on.
     prediction : str
@@ -141,8 +143,10 @@ class Denoiser:
         "log(sigma)/4" (EDM's c_noise), "log_snr" (2 log α/σ), "timestep" (index in a
         :class:`~glass_flows.paths.DiscreteDiffusion` table), or a callable of (path, t).
     conditioning, unconditional : mapping
-        Keyword arguments of the network. Tensors have a leading dimension of B or of 1 (shared by
-        the batch); anything else is passed as it is.
+        Keyword arguments of the network. Tensors, also inside nested mappings, lists and tuples,
+        have a leading dimension of B or of 1 (shared by the batch); anything else is passed as it
+        is. Steering resamples particles, not their conditioning: keep it the same within a
+        population.
     guidance_scale : float
         w in D_u + w (D_c - D_u), classifier-free guidance; 1 asks the conditional network only and
         0 the unconditional one only. A guided D is no posterior mean of anything, so that with
@@ -172,19 +176,37 @@ class Denoiser:
             raise InvalidArgument(f"path must be a glass_flows.paths.Path, got {self.path!r}")
         if not callable(self.time):
             check_name("time convention", self.time, CLOCKS)
-        if not math.isfinite(self.guidance_scale):
+        for name, given in (
+            ("conditioning", self.conditioning),
+            ("unconditional", self.unconditional),
+        ):
+            if not isinstance(given, Mapping) and not (name == "unconditional" and given is None):
+                raise InvalidArgument(f"{name} must be a mapping of names to values, got {given!r}")
+        if not isinstance(self.guidance_scale, (int, float)) or not math.isfinite(
+            self.guidance_scale
+        ):
             raise InvalidArgument(f"guidance_scale must be finite, got {self.guidance_scale!r}")
+        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
+            raise InvalidArgument(
+                f"dtype must be a torch.dtype such as torch.bfloat16, got {self.dtype!r}"
+            )
         if self.guidance_scale != 1.0 and self.unconditional is None:
             raise InvalidArgument(
                 f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
                 "pass unconditional={...}, e.g. the null label or the empty prompt"
             )
-        if self.max_batch is not None and self.max_batch < 1:
-            raise InvalidArgument(f"max_batch must be at least 1, got {self.max_batch!r}")
+        if self.max_batch is not None:
+            check_count("max_batch", self.max_batch)
 
     @property
     def evaluations_per_call(self) -> int:
         return 1 if self.guidance_scale in (0.0, 1.0) else 2
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the network's parameters are; None for a plain function."""
+        parameter = self._parameter()
+        return None if parameter is None else parameter.device
 
     def condition(self, **conditioning: Any) -> Denoiser:
         """The same denoiser with these conditioning arguments set or replaced."""
@@ -201,8 +223,8 @@ class Denoiser:
             return x / self.path.alpha(t)  # x is the data: nothing to ask
         of_x, of_output = PREDICTIONS[self.prediction](self.path, t)
         output = self._output(x, t)
-        if of_x == 0.0:
-            return output if of_output == 1.0 else output * of_output
+        if of_x == 0.0:  # a copy even at 1.0: networks may use their output's memory again
+            return output * of_output
         if of_x == 1.0:
             return torch.add(x, output, alpha=of_output)
         return (x * of_x).add_(output, alpha=of_output)
@@ -215,23 +237,26 @@ class Denoiser:
         unconditional = self._ask(x, t, {**self.conditioning, **(self.unconditional or {})})
         if w == 0.0:
             return unconditional
-        return torch.lerp(unconditional, self._ask(x, t, self.conditioning), w)
+        kept = unconditional.clone()  # a compiled network may answer in the same memory again
+        return torch.lerp(kept, self._ask(x, t, self.conditioning), w)
 
     def _ask(self, x: Tensor, t: float, conditioning: Mapping[str, Any]) -> Tensor:
         batch, limit = x.shape[0], self.max_batch or x.shape[0]
+        dtype = self._network_dtype(x)
         clock = CLOCKS[self.time] if isinstance(self.time, str) else self.time
-        times = torch.full((batch,), clock(self.path, t), dtype=x.dtype, device=x.device)
-        asked = x.to(self._network_dtype(x))
-        for name, value in conditioning.items():
-            if isinstance(value, Tensor) and (value.ndim == 0 or value.shape[0] not in (1, batch)):
-                raise ShapeError(
-                    f"conditioning {name!r} must have a leading dimension of 1 (shared) or "
-                    f"{batch} (one per particle), got shape {tuple(value.shape)}"
-                )
+        told = clock(self.path, t)
+        if not math.isfinite(told):
+            raise DegeneratePrediction(
+                f"time={self.time!r} is {told} at t = {t:g}: ask later than that"
+            )
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        times = torch.full((batch,), told, dtype=wide, device=x.device)
+        asked = x.to(dtype)
+        result = torch.empty_like(x) if limit < batch and not torch.is_grad_enabled() else None
         parts = []
         for first in range(0, batch, limit):
             part = slice(first, min(first + limit, batch))
-            inputs = {name: _part(value, part, batch) for name, value in conditioning.items()}
+            inputs = {name: _part(value, part, batch, name) for name, value in conditioning.items()}
             output = self.network(asked[part], times[part], **inputs)
             if not isinstance(output, Tensor) or output.shape != asked[part].shape:
                 given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
@@ -239,23 +264,41 @@ class Denoiser:
                     f"the network must return a tensor shaped like its input "
                     f"{tuple(asked[part].shape)}, got {given}"
                 )
-            parts.append(output)
+            if result is None:
+                parts.append(output)
+            else:
+                result[part] = output
+        if result is not None:
+            return result
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
 
     def _network_dtype(self, x: Tensor) -> torch.dtype:
         if self.dtype is not None:
             return self.dtype
-        if isinstance(self.network, torch.nn.Module):
-            for parameter in self.network.parameters():
-                if parameter.is_floating_point():
-                    return parameter.dtype
-        return x.dtype
+        parameter = self._parameter()
+        return x.dtype if parameter is None else parameter.dtype
+
+    def _parameter(self) -> Tensor | None:
+        """The network's first floating-point parameter, if it is a module."""
+        if not isinstance(self.network, torch.nn.Module):
+            return None
+        return next((p for p in self.network.parameters() if p.is_floating_point()), None)
 
 
-def _part(value: Any, part: slice, batch: int) -> Any:
+def _part(value: Any, part: slice, batch: int, name: str) -> Any:
     """One call's share of a conditioning argument."""
+    if isinstance(value, Mapping):
+        return {key: _part(item, part, batch, f"{name}[{key!r}]") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_part(item, part, batch, f"{name}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
     if not isinstance(value, Tensor):
         return value
+    if value.ndim == 0 or value.shape[0] not in (1, batch):
+        raise ShapeError(
+            f"conditioning {name!r} must have a leading dimension of 1 (shared) or {batch} (one "
+            f"per particle), got shape {tuple(value.shape)}"
+        )
     if value.shape[0] == batch:
         return value[part]
     return value.expand(part.stop - part.start, *value.shape[1:])

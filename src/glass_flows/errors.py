@@ -7,6 +7,7 @@ missing packages also `ImportError`, so that general handlers keep working.
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "TimeError",
     "UnknownName",
     "WeightsFileError",
+    "check_count",
     "check_name",
 ]
 
@@ -84,6 +86,17 @@ class MissingExtra(GlassError, ImportError):
 
 class WeightsFileError(GlassError):
     """A weights file is missing, damaged, or belongs to another model."""
+
+
+def check_count(name: str, given: object, least: int = 1) -> int:
+    """Return `given` as an int of at least `least`, or raise :class:`InvalidArgument`."""
+    try:
+        count = least - 1 if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        count = least - 1
+    if count < least:
+        raise InvalidArgument(f"{name} must be an integer >= {least}, got {given!r}")
+    return count
 
 
 def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:

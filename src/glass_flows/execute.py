@@ -15,9 +15,10 @@ from torch import Tensor
 from .denoisers import DenoiserLike
 from .errors import InvalidArgument, NonFinite, ShapeError
 from .noise import Noise
+from .paths import Path
 from .plans.table import Mix, Table, Transition
 
-__all__ = ["Boundary", "check_state", "iterate", "run"]
+__all__ = ["Boundary", "check_denoiser", "check_state", "iterate", "run"]
 
 
 class Boundary:
@@ -53,21 +54,31 @@ class Boundary:
 
         Copies part again only if the transition draws noise (`transition.stochastic`).
         """
-        if ancestors.shape != self.x.shape[:1]:
+        self._still_open("resample")
+        if ancestors.shape != self.x.shape[:1] or ancestors.dtype != torch.int64:
             raise ShapeError(
-                f"ancestors must have shape {tuple(self.x.shape[:1])}, got {tuple(ancestors.shape)}"
+                f"ancestors must be int64 of shape {tuple(self.x.shape[:1])}, "
+                f"got {ancestors.dtype} of shape {tuple(ancestors.shape)}"
             )
         self.x, self.D = self.x[ancestors], self.D[ancestors]
 
     def shift(self, delta: Tensor) -> None:
         """Draw this transition's ε from N(δ, I) instead of N(0, I); δ shaped like x."""
+        self._still_open("shift the noise")
         if self.transition is None or not self.transition.stochastic:
             raise InvalidArgument(f"boundary {self.index} draws no noise that could be shifted")
         if delta.shape != self.x.shape:
             raise ShapeError(
                 f"delta must be shaped like x, {tuple(self.x.shape)}, got {tuple(delta.shape)}"
             )
-        self.delta = delta
+        self.delta = delta.to(self.x)
+
+    def _still_open(self, wish: str) -> None:
+        if self.transition is not None and self.transition.input.eps:
+            raise InvalidArgument(
+                f"cannot {wish} at boundary {self.index}: the first query of this transition has "
+                "already used its noise (a cut s range of the paper's solver does this)"
+            )
 
 
 def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Iterator[Boundary]:
@@ -78,8 +89,10 @@ def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> It
 
     Parameters
     ----------
+    denoiser : Denoiser
+        Must not write to its input, and must return a new tensor at every call.
     x : Tensor
-        (B, *shape), float32 or float64: the state at ``table.times[0]``. Not modified.
+        (B, *shape), float32 or float64: the state at ``table.times[0]``.
     noise : Noise
         Source of each transition's ε, see :mod:`glass_flows.noise`.
 
@@ -91,6 +104,7 @@ def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> It
         The denoiser returned NaN or infinity: which evaluation, and which particles.
     """
     check_state(x)
+    check_denoiser(denoiser)
     if denoiser.path != table.path:
         raise InvalidArgument(
             f"the table was planned for {table.path!r}, the denoiser's path is {denoiser.path!r}"
@@ -110,12 +124,14 @@ def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> It
                 watch.report()
                 boundary = Boundary(index, transition.t, x, D, transition)
                 yield boundary
+                _check_like(boundary.x, x, "x")
+                _check_like(boundary.D, D, "D")
                 registers |= {"x": boundary.x, "D": boundary.D}
                 if transition.stochastic and "eps" not in registers:
                     eps = noise(index, boundary.x)
                     registers["eps"] = eps if boundary.delta is None else eps + boundary.delta
             if row.update is not None:
-                registers["u"] = _combine(row.update, registers, ours=number > 1)
+                registers["u"] = _combine(row.update, registers, _ours(registers))
             y = _combine(row.emit, registers)
         x = y
     watch.report()
@@ -127,6 +143,15 @@ def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Tensor
     for boundary in iterate(table, denoiser, x, noise):
         x = boundary.x
     return x
+
+
+def check_denoiser(denoiser: object) -> None:
+    """Raise :class:`InvalidArgument` unless `denoiser` has a path and can be called."""
+    if not isinstance(getattr(denoiser, "path", None), Path) or not callable(denoiser):
+        raise InvalidArgument(
+            f"expected a denoiser, got {type(denoiser).__name__}: wrap a network as "
+            "glass_flows.Denoiser(network, path, prediction=...)"
+        )
 
 
 def check_state(x: Tensor, name: str = "x") -> Tensor:
@@ -164,6 +189,20 @@ def _combine(mix: Mix, registers: dict[str, Tensor], ours: bool = False) -> Tens
     for name, weight in rest:
         total.add_(registers[name], alpha=weight)
     return total
+
+
+def _ours(registers: dict[str, Tensor]) -> bool:
+    """Whether the tensor in u was made here, and is in no other register."""
+    u = registers.get("u")
+    return u is not None and all(u is not r for name, r in registers.items() if name != "u")
+
+
+def _check_like(given: Tensor, expected: Tensor, name: str) -> None:
+    if given.shape != expected.shape or given.dtype != expected.dtype:
+        raise ShapeError(
+            f"a boundary's {name} must stay {expected.dtype} of shape {tuple(expected.shape)}, "
+            f"got {given.dtype} of shape {tuple(given.shape)}"
+        )
 
 
 class _Watch:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Union
 
-from .errors import InvalidArgument, PlanError, TimeError, check_name
+from .errors import InvalidArgument, PlanError, TimeError, check_count, check_name
 from .paths import Path, check_time
 
-__all__ = ["Grid", "Karras", "Shifted", "Times", "Uniform", "outer_times"]
+__all__ = ["Grid", "Karras", "Shifted", "Times", "Uniform", "outer_times", "snap_to_trained"]
 
 Grid = Callable[[Path, int], tuple[float, ...]]
 Times = Union[str, Grid, Sequence[float], None]
@@ -27,7 +27,7 @@ class Uniform:
     """Equal steps in t."""
 
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
-        return _snap(path, [i / transitions for i in range(transitions + 1)])
+        return snap_to_trained(path, [i / transitions for i in range(transitions + 1)])
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,17 @@ class Shifted:
 
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
         uniform = [i / transitions for i in range(transitions + 1)]
-        return _snap(path, [t / (t + self.shift * (1.0 - t)) for t in uniform])
+        return snap_to_trained(path, [t / (t + self.shift * (1.0 - t)) for t in uniform])
 
 
 @dataclass(frozen=True)
 class Karras:
     """Equal steps in (σ/α)^(1/ρ) down to σ_min (Karras et al. 2022, eq. 5), then data.
 
-    The last of the K + 1 levels, σ_min, is replaced by data, where every plan ends. `sigma_min` and
-    `sigma_max` limit the noise-to-signal ratio σ/α; they default to the path's own ends, and to
-    0.002 and 80 where those are 0 and infinite.
+    K levels from σ_max to σ_min and then data, as in k-diffusion. `sigma_min` and `sigma_max` are
+    noise-to-signal ratios σ/α; they default to the path's own ends, and to 0.002 and 80 where those
+    are 0 and infinite. Where σ_min is the path's own end no transition can start there: then it is
+    the last of K + 1 levels, and data takes its place.
     """
 
     rho: float = 7.0
@@ -82,19 +83,25 @@ class Karras:
         low = self.sigma_min or (1.0 / last if math.isfinite(last) else 0.002)
         if low >= high:
             raise InvalidArgument(f"sigma_min {low!r} is not below sigma_max {high!r} on this path")
+        if first > 0 and abs(high * first - 1.0) > 1e-9:
+            raise InvalidArgument(
+                f"sigma_max = {high!r} is not where this path starts, {1.0 / first:.6g}: make the "
+                "path itself start there, e.g. EDM(sigma_max=...)"
+            )
         root = 1.0 / self.rho
+        steps = transitions - 1 if 1.0 / low < last else transitions
         levels = [
-            (high**root + i / transitions * (low**root - high**root)) ** self.rho
+            (high**root + i / steps * (low**root - high**root)) ** self.rho
             for i in range(1, transitions)
         ]
         inner = [path.time(min(max(1.0 / level, first), last)) for level in levels]
-        return _snap(path, [0.0, *inner, 1.0])
+        return snap_to_trained(path, [0.0, *inner, 1.0])
 
 
 _GRIDS: dict[str, Grid] = {"uniform": Uniform(), "shifted": Shifted(), "karras": Karras()}
 
 
-def _snap(path: Path, times: Sequence[float]) -> tuple[float, ...]:
+def snap_to_trained(path: Path, times: Sequence[float]) -> tuple[float, ...]:
     """Move interior times to the nearest trained ones, kept distinct; continuous paths pass."""
     trained = path.trained_times
     if trained is None:
@@ -125,13 +132,19 @@ def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[floa
     InvalidArgument, TimeError, UnknownName
         K < 1, a wrong number of times, times outside [0, 1] or not increasing.
     """
-    if isinstance(transitions, bool) or not isinstance(transitions, int) or transitions < 1:
-        raise InvalidArgument(f"transitions must be an integer >= 1, got {transitions!r}")
+    transitions = check_count("transitions", transitions)
     if times is None:
         times = "uniform"
     if isinstance(times, str):
         times = _GRIDS[check_name("time grid", times, _GRIDS)]
     listed = times(path, transitions) if callable(times) else times
+    try:
+        listed = tuple(listed)
+    except TypeError:
+        raise TimeError(
+            f"times must be None, {', '.join(map(repr, _GRIDS))}, a grid such as Shifted(3.0), or "
+            f"a list of {transitions + 1} times, got {times!r}"
+        ) from None
     result = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(listed))
     if len(result) != transitions + 1:
         raise TimeError(

@@ -18,11 +18,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .errors import InvalidArgument, ShapeError, check_name
+from .errors import InvalidArgument, NonFinite, ShapeError, check_name
 
 __all__ = [
     "POSTERIOR",
     "RESAMPLING",
+    "SINGLE",
     "START",
     "TRANSITION",
     "FixedNoise",
@@ -38,13 +39,18 @@ _CACHED = 2**17  # normals made at a time: their intermediates stay in the cache
 _STREAM = 2**63  # the particle number of a stream that belongs to no particle
 
 # Purposes keep the streams of one seed apart.
-START, TRANSITION, RESAMPLING, POSTERIOR = 0, 1, 2, 3
+START, TRANSITION, RESAMPLING, POSTERIOR, SINGLE = 0, 1, 2, 3, 4
 
 
 class Noise(Protocol):
-    """Standard normal noise shaped like `like` (B, *shape) for step k of one purpose."""
+    """Standard normal noise shaped like `like` (B, *shape) for step k of one purpose.
 
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor: ...
+    `draw` tells several draws of the same particle at the same step apart.
+    """
+
+    def __call__(
+        self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0
+    ) -> Tensor: ...
 
 
 def check_seed(seed: int | None) -> int:
@@ -71,21 +77,21 @@ class KeyedNoise:
         self.seed = check_seed(seed)
         self.first_particle = first_particle
 
-    def bits(self, purpose: int, step: int, particle: int) -> np.random.Philox:
+    def bits(self, purpose: int, step: int, particle: int, draw: int = 0) -> np.random.Philox:
         """The random bits behind one key; steering draws its uniforms from them."""
-        counter = np.array([0, 0, step, particle], dtype=np.uint64)
+        counter = np.array([0, draw, step, particle], dtype=np.uint64)
         return np.random.Philox(
             key=np.array([self.seed, purpose], dtype=np.uint64), counter=counter
         )
 
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor:
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         batch, size = like.shape[0], like[0].numel()
         drawn = torch.empty((batch, size), dtype=torch.float32)
         group = max(1, _CACHED // max(size, 1))
         for first in range(0, batch, group):
             last = min(first + group, batch)
             streams = [
-                self.bits(purpose, step, self.first_particle + i).random_raw((size + 1) // 2)
+                self.bits(purpose, step, self.first_particle + i, draw).random_raw((size + 1) // 2)
                 for i in range(first, last)
             ]
             drawn[first:last] = _normal(np.stack(streams), size)
@@ -98,9 +104,9 @@ class StreamNoise:
     def __init__(self, seed: int | None = None) -> None:
         self.seed = check_seed(seed)
 
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor:
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         whole = like.reshape(1, -1)
-        drawn = KeyedNoise(self.seed, _STREAM)(step, whole, purpose)
+        drawn = KeyedNoise(self.seed, _STREAM)(step, whole, purpose, draw)
         return drawn.view(like.shape)
 
 
@@ -124,7 +130,7 @@ class GeneratorNoise:
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
 
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor:
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         drawn = torch.randn(
             like.shape, generator=self.generator, device=self.generator.device, dtype=torch.float32
         )
@@ -137,14 +143,15 @@ class FixedNoise:
     def __init__(self, noises: Sequence[Tensor]) -> None:
         self.noises = tuple(noises)
 
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION) -> Tensor:
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         if step >= len(self.noises):
             raise InvalidArgument(f"{len(self.noises)} noises given, transition {step} needs one")
         noise = self.noises[step]
-        if noise.shape != like.shape:
-            raise ShapeError(
-                f"noise must be shaped like x, {tuple(like.shape)}, got {tuple(noise.shape)}"
-            )
+        if not isinstance(noise, Tensor) or noise.shape != like.shape:
+            given = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+            raise ShapeError(f"noise must be a tensor like x, {tuple(like.shape)}, got {given}")
+        if not bool(torch.isfinite(noise).all()):
+            raise NonFinite(f"the noise of transition {step} contains NaN or infinity")
         return noise.to(device=like.device, dtype=like.dtype)
 
 
@@ -158,8 +165,9 @@ def noise_source(
     seed: int | None, generator: torch.Generator | None, mode: str = "particle"
 ) -> Noise:
     """The source for `seed` or `generator` (not both): keyed per particle, or one stream."""
+    check_name("randomness", mode, _MODES)
     if generator is None:
-        return _MODES[check_name("randomness", mode, _MODES)](seed)
+        return _MODES[mode](seed)
     if seed is not None:
         raise InvalidArgument("give either seed or generator, not both")
     return GeneratorNoise(generator)

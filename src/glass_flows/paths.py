@@ -295,7 +295,7 @@ class DiscreteDiffusion(Path):
         share = (angle - self._angles[i]) / (self._angles[i + 1] - self._angles[i])
         nearest = self._times[i + round(share)]
         t = self._times[i] + share * (self._times[i + 1] - self._times[i])
-        return nearest if abs(t - nearest) < 1e-12 else t  # a trained time is met exactly
+        return nearest if abs(t - nearest) < 1e-13 else t  # a trained time is met exactly
 
 
 _PATHS: dict[str, type[Path]] = {

@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["track"]
+__all__ = ["progress_bar", "track"]
 
 T = TypeVar("T")
 _PATIENCE = 2.0  # seconds before a bar appears by itself
 
 
-def track(
-    steps: Iterable[T], total: int, show: bool | None = None, description: str = "sampling"
-) -> Iterator[T]:
-    """Yield from `steps` under a progress bar on standard error.
+@contextmanager
+def progress_bar(
+    total: int, show: bool | None = None, description: str = "sampling"
+) -> Iterator[Callable[[], None]]:
+    """A bar on standard error, as a function that advances it by one.
 
     `show` None shows the bar on a terminal once two seconds have passed; False never.
     """
     console = Console(stderr=True)
     if show is False or (show is None and not console.is_terminal):
-        yield from steps
+        yield lambda: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=not show)
     task = bar.add_task(description, total=total)
-    started, since = False, time.monotonic()
+    since = time.monotonic()
+
+    def advance() -> None:
+        if not bar.live.is_started and (show or time.monotonic() - since > _PATIENCE):
+            bar.start()
+        bar.advance(task)
+
     try:
-        for step in steps:
-            if not started and (show or time.monotonic() - since > _PATIENCE):
-                bar.start()
-                started = True
-            bar.advance(task)
-            yield step
+        yield advance
     finally:
-        if started:
+        if bar.live.is_started:
             bar.stop()
+
+
+def track(
+    steps: Iterable[T], total: int, show: bool | None = None, description: str = "sampling"
+) -> Iterator[T]:
+    """Yield from `steps` under a :func:`progress_bar`."""
+    with progress_bar(total, show, description) as advance:
+        for step in steps:
+            advance()
+            yield step

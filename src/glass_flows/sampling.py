@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .denoisers import DenoiserLike
-from .errors import InvalidArgument, TimeError
-from .execute import check_state, iterate, run
+from .errors import InvalidArgument, TimeError, check_count
+from .execute import check_denoiser, check_state, run
 from .grids import Times
-from .noise import POSTERIOR, START, FixedNoise, Noise, noise_source
+from .noise import POSTERIOR, SINGLE, START, TRANSITION, FixedNoise, Noise, noise_source
+from .paths import Path
 from .plans import Rho, Solver, Table, plan, plan_transition
-from .progress import track
+from .progress import progress_bar
 
-__all__ = ["posterior", "sample", "starting_noise", "transition"]
+__all__ = ["check_whole", "posterior", "sample", "starting_noise", "ticking", "transition"]
 
 
 def transition(
@@ -50,8 +53,9 @@ def transition(
     noise : Tensor, optional
         The standard normal ε, shaped like x: with it the result is a function of (x, ε).
     generator, seed : optional
-        Where ε comes from otherwise: a torch.Generator, or a seed that gives every particle a
-        stream of its own. At most one; by default a seed drawn from torch's global generator.
+        Where ε comes from otherwise: a torch.Generator, or a seed. A seed gives every particle a
+        stream of its own for every t, so that the steps of a loop can share one seed. At most one;
+        by default a seed drawn from torch's global generator.
 
     Returns
     -------
@@ -63,10 +67,11 @@ def transition(
     From t = 0 on a path with α_0 = 0, x holds no information: the default solver takes ρ = 0 and
     ε = x/σ_0, and `noise` is not used.
     """
+    check_denoiser(denoiser)
     table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=solver)
     source: Noise
     if noise is None:
-        source = noise_source(seed, generator)
+        source = _AtTime(noise_source(seed, generator), table, SINGLE)
     elif generator is not None or seed is not None:
         raise InvalidArgument("give noise, generator or seed, not several of them")
     elif len(table) > 1:
@@ -114,7 +119,8 @@ def sample(
     randomness : "particle" or "stream"
         "stream" draws whole batches at once: for very large populations.
     dtype, device
-        Of the state, if a shape is given: float32 or float64.
+        Of the state, if a shape is given: float32 or float64, by default on the device of the
+        network's parameters.
     differentiable : bool
         Keep the graph through all network evaluations (memory grows with K M).
     progress : bool or None
@@ -129,6 +135,7 @@ def sample(
     ------
     InvalidArgument, ShapeError, TimeError, UnknownName, PlanError, NonFinite
     """
+    check_denoiser(denoiser)
     table = plan(
         denoiser.path,
         transitions=transitions,
@@ -138,20 +145,18 @@ def sample(
         solver=solver,
         start=start,
     )
-    if table.times[0] != 0.0:
-        raise TimeError(
-            f"sampling starts at noise, t = 0; times start at {table.times[0]!r}. To go on from a "
-            "state of your own, plan the table and use glass_flows.execute.run"
-        )
+    check_whole(table)
     source = noise_source(seed, generator, randomness)
     if isinstance(shape_or_noise, Tensor):
         x = check_state(shape_or_noise, "noise") * table.start_scale
     else:
-        x = starting_noise(table, shape_or_noise, source, dtype, device)
-    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
-        for boundary in track(iterate(table, denoiser, x, source), len(table) + 1, progress):
-            x = boundary.x
-    return x
+        home = device if device is not None else getattr(denoiser, "device", None)
+        x = starting_noise(table, shape_or_noise, source, dtype, home)
+    with (
+        torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
+        progress_bar(table.evaluations, progress) as advance,
+    ):
+        return run(table, ticking(denoiser, advance), x, source)
 
 
 def posterior(
@@ -164,6 +169,7 @@ def posterior(
     solver: str | Solver = "default",
     seed: int | None = None,
     generator: torch.Generator | None = None,
+    differentiable: bool = False,
 ) -> Tensor:
     """Draws from p(z | x_t = x), each in `steps` network evaluations.
 
@@ -182,15 +188,16 @@ def posterior(
     Tensor
         (samples, B, *shape).
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise InvalidArgument(f"samples must be an integer >= 1, got {samples!r}")
+    check_denoiser(denoiser)
+    samples = check_count("samples", samples)
     check_state(x)
     table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
-    source = noise_source(seed, generator)
+    source = _AtTime(noise_source(seed, generator), table, POSTERIOR, samples)
     repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
     if not table.transitions[0].stochastic:
-        repeated = source(0, repeated, POSTERIOR) * table.start_scale
-    return run(table, denoiser, repeated, source).view(samples, *x.shape)
+        repeated = source(0, repeated) * table.start_scale
+    with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
+        return run(table, denoiser, repeated, source).view(samples, *x.shape)
 
 
 def starting_noise(
@@ -201,8 +208,63 @@ def starting_noise(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """x at the table's first time, drawn from noise: (B, *shape) for a shape with the batch."""
-    sizes = tuple(shape)
-    if not sizes or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sizes):
-        raise InvalidArgument(f"shape must be (batch, *sizes), integers >= 1, got {shape!r}")
+    sizes = tuple(check_count("shape: every size", n) for n in shape)
+    if not sizes:
+        raise InvalidArgument("shape must be (batch, *sizes), got an empty one")
     like = torch.empty(sizes, dtype=dtype, device=device)
     return check_state(source(0, like, START) * table.start_scale)
+
+
+def check_whole(table: Table) -> None:
+    """Raise :class:`TimeError` unless the table goes from noise, t = 0, to data, t = 1."""
+    first, last = table.times[0], table.times[-1]
+    if first != 0.0 or last != 1.0:
+        raise TimeError(
+            f"samples start at noise, t = 0, and end at data, t = 1; these times go from {first!r} "
+            f"to {last!r}. For a part of the way plan the table and use glass_flows.execute.run"
+        )
+
+
+@dataclass(frozen=True)
+class _AtTime:
+    """Noise of single transitions, keyed by their time instead of a number, for n draws at once.
+
+    Draw s of particle b has the same noise whatever the batch and the number of draws.
+    """
+
+    source: Noise
+    table: Table
+    purpose: int
+    draws: int = 1
+
+    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
+        t = self.table.transitions[step].t
+        (key,) = struct.unpack("<Q", struct.pack("<d", t))
+        one = like[: like.shape[0] // self.draws]
+        return torch.cat([self.source(key, one, self.purpose, s) for s in range(self.draws)])
+
+
+@dataclass(frozen=True)
+class _Ticking:
+    """A denoiser that advances a progress bar at every call."""
+
+    denoiser: DenoiserLike
+    advance: Callable[[], None]
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
+
+    @property
+    def evaluations_per_call(self) -> int:
+        return self.denoiser.evaluations_per_call
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        D = self.denoiser(x, t)
+        self.advance()
+        return D
+
+
+def ticking(denoiser: DenoiserLike, advance: Callable[[], None]) -> DenoiserLike:
+    """`denoiser`, calling `advance()` after every evaluation."""
+    return _Ticking(denoiser, advance)

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,15 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Denoiser
-from ..errors import InvalidArgument, check_name
-from ..models.digits import load_digits_classifier, load_digits_network
+from ..errors import InvalidArgument, check_count, check_name
+from ..models.digits import IMAGE, NULL_CLASS, load_digits_classifier, load_digits_network
 from ..paths import Linear
 from ..plans import Rho, plan
 from ..rewards import ClassReward
-from ..steering import SteeringResult, best_of, steer
+from ..steering import SteeringResult, best_of, check_settings, steer
 from .pictures import Row, image_grid, make_folder, save_png
 
 __all__ = ["AlignReport", "MethodReport", "align", "digits_denoiser", "parse_class_reward"]
-
-SHAPE = (1, 8, 8)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class MethodReport:
     evaluations : int
         Network evaluations per image returned.
     seconds : float
-        Wall time of the whole method.
+        Wall time of all runs; for plain samples the share of the independent samples' time.
     """
 
     method: str
@@ -66,7 +65,7 @@ def digits_denoiser(label: int | None = None, guidance: float = 1.0) -> Denoiser
     """The bundled digits network; `label` None is the unconditional model."""
     if label is not None and not 0 <= label <= 9:
         raise InvalidArgument(f"the digits are 0 to 9, got class {label!r}")
-    null = {"label": torch.tensor([10])}
+    null = {"label": torch.tensor([NULL_CLASS])}
     given = null if label is None else {"label": torch.tensor([label])}
     return Denoiser(
         load_digits_network(),
@@ -85,6 +84,18 @@ def parse_class_reward(text: str) -> int:
     if not value.isdigit() or int(value) > 9:
         raise InvalidArgument(f"reward 'class:N' needs a digit 0 to 9, got {text!r}")
     return int(value)
+
+
+@dataclass(frozen=True)
+class _Returned:
+    """What one method hands back: one image per run."""
+
+    method: str
+    images: Tensor
+    rewards: Tensor
+    ess: Tensor | None
+    evaluations: int
+    seconds: float
 
 
 def align(
@@ -111,89 +122,99 @@ def align(
     """
     check_name("model", model, ("digits",))
     label = parse_class_reward(reward)
-    if runs < 2:
-        raise InvalidArgument(f"runs must be at least 2 (for a standard error), got {runs!r}")
+    check_count("runs", runs, least=2)  # a standard error needs two
     denoiser = digits_denoiser()
-    # Bad settings stop here, before anything is drawn.
-    plan(denoiser.path, transitions=transitions, steps=steps, rho=rho, solver=solver)
+    # Bad settings stop here, before the folder is made and anything is drawn.
+    table = plan(denoiser.path, transitions=transitions, steps=steps, rho=rho, solver=solver)
+    check_settings(table, particles, runs, scale, "systematic", ess_threshold)
     folder = make_folder(out)
     score = ClassReward(load_digits_classifier("reward"), label)
     judge = load_digits_classifier("judge")
-
-    def accepted(images: Tensor) -> Tensor:
-        return judge(images).argmax(1) == label
-
     shared: dict[str, Any] = {
-        "shape": SHAPE,
+        "shape": IMAGE,
         "particles": particles,
         "populations": runs,
         "seed": seed,
         "progress": progress,
     }
-    announce(f"best of {particles}: ODE samples, {runs} runs")
-    independent, independent_seconds = _timed(
-        lambda: best_of(denoiser, score, transitions=1, steps=transitions * steps, **shared)
+    steered_by: dict[str, Any] = {
+        "transitions": transitions,
+        "steps": steps,
+        "rho": rho,
+        "solver": solver,
+        "scale": scale,
+        "ess_threshold": ess_threshold,
+    }
+    announce(f"plain and best of {particles}: ODE samples, {runs} runs")
+    independent = _timed(
+        partial(best_of, denoiser, score, transitions=1, steps=table.evaluations, **shared)
     )
     announce(f"steering: {particles} particles, {runs} runs")
-    steered, steered_seconds = _timed(
-        lambda: steer(
-            denoiser,
-            score,
-            transitions=transitions,
-            steps=steps,
-            rho=rho,
-            solver=solver,
-            scale=scale,
-            ess_threshold=ess_threshold,
-            **shared,
+    steered = _timed(partial(steer, denoiser, score, **steered_by, **shared))
+    returned = _returned(score, particles, independent, steered)
+    verdicts = [judge(one.images).argmax(1) == label for one in returned]
+    settings = {"model": model, "reward": reward, "runs": runs, "seed": seed, **steered_by}
+    settings |= {"particles": particles, "rho": rho if isinstance(rho, (float, str)) else repr(rho)}
+    methods = tuple(_report(one, verdict) for one, verdict in zip(returned, verdicts))
+    rows = [
+        Row(
+            f"{line.method}: {line.evaluations} network evaluations per image, "
+            f"reward {line.reward:.2f}, judge says {label}: {line.accuracy:.0%}",
+            one.images[:32],
+            verdict[:32].tolist(),
         )
-    )
-    cost = independent.network_evaluations // (runs * particles)
-    plain = independent.samples[:, 0]
-    returned = {
-        "plain": (plain, score(plain), None, cost, independent_seconds / particles),
-        f"best of {particles}": (
-            independent.best,
-            independent.rewards.amax(1),
-            independent.ess[-1:],
-            cost * particles,
-            independent_seconds,
-        ),
-        "GLASS steering": (
-            steered.best,
-            steered.rewards.amax(1),
-            steered.ess,
-            steered.network_evaluations // runs,
-            steered_seconds,
-        ),
-    }
-    methods, rows = [], []
-    for name, (images, rewards, ess, evaluations, seconds) in returned.items():
-        verdicts = accepted(images)
-        mean, error = _mean(rewards)
-        share, share_error = _mean(verdicts)
-        sizes = None if ess is None else float(ess.mean())
-        methods.append(
-            MethodReport(name, mean, error, share, share_error, sizes, evaluations, seconds)
-        )
-        caption = (
-            f"{name}: {evaluations} network evaluations per image, reward {mean:.2f}, "
-            f"judge says {label}: {share:.0%}"
-        )
-        rows.append(Row(caption, images[:32], verdicts[:32].tolist()))
-    settings = {key: value for key, value in shared.items() if key != "progress"}
-    settings |= {"model": model, "reward": reward, "transitions": transitions, "steps": steps}
-    settings |= {"rho": rho if isinstance(rho, (float, str)) else repr(rho), "scale": scale}
-    settings |= {"solver": solver, "ess_threshold": ess_threshold}
+        for line, one, verdict in zip(methods, returned, verdicts)
+    ]
     picture = save_png(image_grid(rows), folder / "alignment.png", settings=json.dumps(settings))
     results = folder / "results.json"
+    log_evidence = steered[0].log_evidence.tolist()
     payload = {
         "settings": settings,
         "methods": [asdict(method) for method in methods],
-        "log_evidence": steered.log_evidence.tolist(),
+        "log_evidence": log_evidence,
     }
     results.write_text(json.dumps(payload, indent=1) + "\n")
-    return AlignReport(tuple(methods), picture, results)
+    return AlignReport(methods, picture, results)
+
+
+def _returned(
+    score: Callable[[Tensor], Tensor],
+    particles: int,
+    independent: tuple[SteeringResult, float],
+    steered: tuple[SteeringResult, float],
+) -> list[_Returned]:
+    """One image per run from each method; plain is the first of the N independent samples."""
+    (many, seconds), (few, steered_seconds) = independent, steered
+    runs = len(many.samples)
+    cost = many.network_evaluations // runs
+    plain, best = many.samples[:, 0], many.rewards.amax(1)
+    return [
+        _Returned("plain", plain, score(plain), None, cost // particles, seconds / particles),
+        _Returned(f"best of {particles}", many.best, best, many.ess[-1], cost, seconds),
+        _Returned(
+            "steering",
+            few.best,
+            few.rewards.amax(1),
+            few.ess,
+            few.network_evaluations // runs,
+            steered_seconds,
+        ),
+    ]
+
+
+def _report(returned: _Returned, verdicts: Tensor) -> MethodReport:
+    reward, reward_error = _mean(returned.rewards)
+    accuracy, accuracy_error = _mean(verdicts)
+    return MethodReport(
+        returned.method,
+        reward,
+        reward_error,
+        accuracy,
+        accuracy_error,
+        None if returned.ess is None else float(returned.ess.mean()),
+        returned.evaluations,
+        returned.seconds,
+    )
 
 
 def _timed(work: Callable[[], SteeringResult]) -> tuple[SteeringResult, float]:
@@ -202,5 +223,6 @@ def _timed(work: Callable[[], SteeringResult]) -> tuple[SteeringResult, float]:
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
+    """Mean over the runs and its standard error."""
     values = values.double()
     return float(values.mean()), float(values.std() / len(values) ** 0.5)

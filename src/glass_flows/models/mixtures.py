@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, ShapeError
+from ..errors import InvalidArgument, ShapeError, TimeError
 from ..noise import check_seed
-from ..paths import Path
+from ..paths import Path, check_time
 from ..plans import Rho
 from ..plans.kernels import Ends, Kernel, resolve_rho
 
@@ -47,8 +47,15 @@ class GaussianMixture:
                 "means must be a float32 or float64 tensor (components, *shape), got "
                 f"{tuple(means.shape)} {means.dtype}"
             )
+        if not bool(torch.isfinite(means).all()):
+            raise InvalidArgument("means contain NaN or infinity")
         count = means.shape[0]
-        stds = torch.as_tensor(std, dtype=means.dtype, device=means.device).expand(count)
+        stds = torch.as_tensor(std, dtype=means.dtype, device=means.device)
+        if stds.shape not in ((), (1,), (count,)):
+            raise ShapeError(
+                f"std must be a number or have shape ({count},), got {tuple(stds.shape)}"
+            )
+        stds = stds.expand(count)
         if weights is None:
             weights = torch.ones(count)
         mass = torch.as_tensor(weights, dtype=means.dtype, device=means.device)
@@ -80,8 +87,8 @@ class GaussianMixture:
     ) -> Tensor:
         """(n, *shape) independent samples."""
         generator = _generator(seed, generator)
-        z = _draw(self.log_weights.expand(n, -1), self.flat_means, self.stds.square(), generator)
-        return z.view(n, *self.shape)
+        j = _choose(self.log_weights.expand(n, -1), generator)
+        return _around(self.flat_means[j], self.stds[j].square(), generator).view(n, *self.shape)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z), shape (B,), for z of shape (B, *shape)."""
@@ -119,16 +126,15 @@ class GaussianMixture:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """One exact draw of p(z | x_t = x) per particle, shaped like x."""
-        logits, centres, variances = self._posterior(
-            self._flat(x, "x"), path.alpha(t), path.sigma(t)
-        )
-        return _draw(logits, centres, variances, _generator(seed, generator)).view(x.shape)
+        flat = self._flat(x, "x")
+        alpha, sigma = path.alpha(check_time(t)), path.sigma(t)
+        drawn = self._conditional_draw(flat, alpha, sigma, _generator(seed, generator))
+        return drawn.view(x.shape)
 
     def posterior_log_prob(self, path: Path, z: Tensor, x: Tensor, t: float) -> Tensor:
         """log p(z | x_t = x), shape (B,)."""
-        logits, centres, variances = self._posterior(
-            self._flat(x, "x"), path.alpha(t), path.sigma(t)
-        )
+        flat = self._flat(x, "x")
+        logits, centres, variances = self._posterior(flat, path.alpha(check_time(t)), path.sigma(t))
         return _log_density(self._flat(z, "z"), torch.log_softmax(logits, 1), centres, variances)
 
     def transition_sample(
@@ -143,8 +149,13 @@ class GaussianMixture:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """One exact draw of p(x_t' | x_t = x) per particle, for any ρ in [-1, 1]."""
-        logits, centres, variances = self._transition(path, x, t, t_next, rho)
-        return _draw(logits, centres, variances, _generator(seed, generator)).view(x.shape)
+        ends, kernel = _kernel(path, t, t_next, rho)
+        flat, generator = self._flat(x, "x"), _generator(seed, generator)
+        z = self._conditional_draw(flat, ends.alpha, ends.sigma, generator)
+        variance = torch.full_like(z[:, 0], kernel.sigma_bar**2)
+        return _around(kernel.gamma * flat + kernel.alpha_bar * z, variance, generator).view(
+            x.shape
+        )
 
     def transition_log_prob(
         self, path: Path, x_next: Tensor, x: Tensor, t: float, t_next: float, rho: Rho
@@ -233,11 +244,19 @@ class GaussianMixture:
         centres = pull[:, None] * self.flat_means + gain[:, None] * flat[:, None, :]
         return logits, centres, self.stds.square() * pull
 
+    def _conditional_draw(
+        self, flat: Tensor, alpha: float, sigma: float, generator: torch.Generator
+    ) -> Tensor:
+        """One draw of p(z | x) per row: first the component, then the sample."""
+        logits, pull, gain = self._conditional(flat, alpha, sigma)
+        j = _choose(logits, generator)
+        centre = pull[j, None] * self.flat_means[j] + gain[j, None] * flat
+        return _around(centre, (self.stds.square() * pull)[j], generator)
+
     def _transition(
         self, path: Path, x: Tensor, t: float, t_next: float, rho: Rho
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ends = Ends.of(path, t, t_next)
-        kernel = Kernel.of(ends, resolve_rho(rho, ends))
+        ends, kernel = _kernel(path, t, t_next, rho)
         flat = self._flat(x, "x")
         logits, centres, variances = self._posterior(flat, ends.alpha, ends.sigma)
         centres = kernel.gamma * flat[:, None, :] + kernel.alpha_bar * centres
@@ -269,29 +288,50 @@ def digits_mixture(std: float = 0.1, dtype: torch.dtype = torch.float64) -> Gaus
     return GaussianMixture(digits_images().to(dtype), std)
 
 
+def _kernel(path: Path, t: float, t_next: float, rho: Rho) -> tuple[Ends, Kernel]:
+    """The kernel of t → t_next, times checked."""
+    t, t_next = check_time(t), check_time(t_next, "t_next")
+    if t >= t_next:
+        raise TimeError(f"a transition goes towards data: need t < t_next, got {t!r} >= {t_next!r}")
+    ends = Ends.of(path, t, t_next)
+    return ends, Kernel.of(ends, resolve_rho(rho, ends))
+
+
 def _generator(seed: int | None, generator: torch.Generator | None) -> torch.Generator:
-    if generator is not None:
-        return generator
-    return torch.Generator().manual_seed(check_seed(seed) % 2**32)
+    if generator is None:
+        number = check_seed(seed)
+        # torch's CPU generator looks at 32 bits only: fold the others in
+        return torch.Generator().manual_seed((number ^ (number >> 32)) & 0xFFFFFFFF)
+    if seed is not None:
+        raise InvalidArgument("give either seed or generator, not both")
+    return generator
 
 
-def _draw(logits: Tensor, centres: Tensor, variances: Tensor, generator: torch.Generator) -> Tensor:
-    """One sample per row of logits (B, J); centres (J, d) or (B, J, d)."""
-    device = generator.device
-    chosen = torch.multinomial(torch.softmax(logits, 1).to(device), 1, generator=generator)[
-        :, 0
-    ].to(logits.device)
-    rows = torch.arange(len(logits), device=logits.device)
-    centre = centres[chosen] if centres.ndim == 2 else centres[rows, chosen]
-    noise = torch.randn(centre.shape, generator=generator, dtype=centre.dtype, device=device)
-    return centre + variances[chosen].sqrt()[:, None] * noise.to(centre.device)
+def _choose(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A component per row of logits (B, J)."""
+    shares = torch.softmax(logits, 1).to(generator.device)
+    return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
+
+
+def _around(centres: Tensor, variances: Tensor, generator: torch.Generator) -> Tensor:
+    """centres (B, d) + √variances (B,) · ε."""
+    noise = torch.randn(
+        centres.shape, generator=generator, dtype=centres.dtype, device=generator.device
+    )
+    return centres + variances.sqrt()[:, None] * noise.to(centres.device)
 
 
 def _log_density(at: Tensor, log_weights: Tensor, centres: Tensor, variances: Tensor) -> Tensor:
     """log Σ_j w_j N(at; c_j, v_j I), shape (B,); centres (J, d) or (B, J, d)."""
     if not bool((variances > 0).all()):
         raise InvalidArgument("this law has no density: some of its variance is zero")
-    squares = (at[:, None, :] - centres).square().sum(2)
+    exact = "donot_use_mm_for_euclid_dist"  # |at - c|² without cancellation
+    if centres.ndim == 2:
+        distances = torch.cdist(at, centres, compute_mode=exact)
+    else:
+        distances = torch.cdist(at[:, None], centres, compute_mode=exact)[:, 0]
     dimension = at.shape[1]
-    exponents = -0.5 * (squares / variances + dimension * torch.log(2.0 * math.pi * variances))
+    exponents = -0.5 * (
+        distances.square() / variances + dimension * torch.log(2.0 * math.pi * variances)
+    )
     return torch.logsumexp(log_weights + exponents, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..errors import InvalidArgument, PlanError, TimeError, check_name
+from ..errors import InvalidArgument, PlanError, TimeError, check_count, check_name
 from ..grids import Times, outer_times
 from ..paths import Path, check_time
 from .kernels import DDIM, Ends, Kernel, Rho, resolve_rho, rho_rules
@@ -81,6 +81,10 @@ def plan(
     ------
     InvalidArgument, TimeError, UnknownName, PlanError
     """
+    if not isinstance(path, Path):
+        raise InvalidArgument(
+            f"path must be an object such as glass_flows.paths.Linear(), got {path!r}"
+        )
     listed = outer_times(path, transitions, times)
     check_name("start", start, ("trained", "pure"))
     solver = resolve_solver(solver)
@@ -115,15 +119,12 @@ def _steps(steps: int | Sequence[int], transitions: int) -> tuple[int, ...]:
     listed = tuple(steps) if isinstance(steps, Sequence) else (steps,) * transitions
     if len(listed) != transitions:
         raise InvalidArgument(f"steps lists {len(listed)} values for {transitions} transitions")
-    for count in listed:
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidArgument(f"steps must be an integer >= 1, got {count!r}")
-    return listed
+    return tuple(check_count("steps", count) for count in listed)
 
 
 def _ends(path: Path, t: float, t_next: float, solver: Solver) -> Ends:
     trained = path.trained_times
-    if trained is not None and isinstance(solver, (Default, FirstOrder)) and t not in trained:
+    if trained is not None and not isinstance(solver, Paper) and t not in trained:
         nearest = sorted(trained, key=lambda s: abs(s - t))[:2]
         raise PlanError(
             f"the network was not trained at t = {t!r}, where a transition starts; the nearest "

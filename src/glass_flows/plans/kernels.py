@@ -86,7 +86,11 @@ class DDIM:
 def resolve_rho(rule: Rho, ends: Ends) -> float:
     """The number ρ that `rule` gives for one transition, checked to lie in [-1, 1]."""
     if isinstance(rule, str):
-        check_name("rho rule", rule, ("ddpm", "ode"))
+        if check_name("rho rule", rule, ("ddpm", "ode")) == "ode":
+            raise InvalidArgument(
+                "rho='ode' replaces the transition by the probability-flow ODE, which has no "
+                "correlation; plan it with the solver 'default' or 'first-order'"
+            )
         return ends.rho_ddpm
     if isinstance(rule, DDIM):
         return rule.rho(ends)

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol
 
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, PlanError, check_name
+from ..grids import snap_to_trained
 from ..paths import Path
 from .kernels import Ends, Kernel, Rho, resolve_rho
 from .table import Mix, Row, Transition
@@ -71,13 +72,14 @@ class InnerFlow:
     @classmethod
     def of(cls, path: Path, ends: Ends, rule: Rho, pure: bool) -> InnerFlow:
         """The flow for a ρ rule; from pure noise x_0 carries no information, so ε = x_0/σ_0."""
+        rho = 0.0 if rule == "ode" else resolve_rho(rule, ends)
         if pure or ends.alpha == 0.0:
             return cls.ode(
                 path, replace(ends, alpha=0.0), "from pure noise: rho = 0, eps = x/sigma"
             )
         if rule == "ode":
             return cls.ode(path, ends, "probability-flow ODE")
-        return cls.glass(path, ends, resolve_rho(rule, ends))
+        return cls.glass(path, ends, rho)
 
     def amplitude(self, q: float) -> float:
         return math.hypot(self.known, q)
@@ -143,12 +145,17 @@ class Solver(Protocol):
 # --- the project's own solver, and first order ------------------------------------------------
 
 
-_END_STEP = 0.6  # first and last step of the grid, as a share of the others
+def _grid_shape(steps: int) -> tuple[float, float, float]:
+    """First and last step as shares of the others, and how far the grid crowds towards θ = π/2.
 
-
-def _warp(steps: int) -> float:
-    """How far the grid crowds towards θ = π/2: not at all up to 6 evaluations, 1.3 from 10 on."""
-    return 1.0 + 0.3 * min(max((steps - 6) / 4.0, 0.0), 1.0)
+    Measured (`docs/accuracy.md`): up to three evaluations both ends want short steps; from four on
+    less so, and from five to ten the crowding grows to 1.3. From 20 to 40, where it has done its
+    work, it fades again: convergence is cleanest on the uniform grid.
+    """
+    if steps <= 3:
+        return 0.6, 0.6, 1.0
+    crowding = min((steps - 4) / 6.0, 1.0, max((40 - steps) / 20.0, 0.0))
+    return 0.7, 0.9, 1.0 + 0.3 * crowding
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class Default:
     whose noise all but ends (θ1 > 75°), where extrapolation hurts. The table is exact for such
     data at any number of evaluations from two on. With one evaluation it is DDIM/DDPM.
 
-    The grid is uniform in θ but for shorter first and last steps, and from seven evaluations on a
+    The grid is uniform in θ but for shorter first and last steps, and from five evaluations on a
     crowding towards θ = π/2; `docs/accuracy.md` has the measurements behind it. On paths with
     trained timesteps every query lands on one of them; a transition with fewer trained timesteps
     in reach than `steps` uses those it has, and its note says so.
@@ -182,7 +189,7 @@ class Default:
     ) -> tuple[Transition, ...]:
         flow = InnerFlow.of(path, ends, rule, pure)
         sphere = _Sphere.of(flow, self.sigma_data)
-        nodes, note = sphere.nodes(flow, steps, _END_STEP, _warp(steps))
+        nodes, note = sphere.nodes(flow, steps, *_grid_shape(steps))
         count = len(nodes)
         rows: list[Row] = []
         for i, (q, following) in enumerate(zip(nodes, (*nodes[1:], flow.q1))):
@@ -311,8 +318,7 @@ class Paper:
     def transitions(
         self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
     ) -> tuple[Transition, ...]:
-        if rule == "ode":
-            raise InvalidArgument("rho='ode' is for the solvers 'default' and 'first-order'")
+        _refuse_pure(self.name, path, pure)
         flow = InnerFlow.glass(path, ends, resolve_rho(rule, ends))
         kernel = flow.kernel
         schedule = _SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
@@ -349,7 +355,8 @@ class EulerMaruyama:
     diffusion with η its noise level (0.7 there), and at η = √2 the time reversal of the noising
     diffusion. Where α = 0 the first step takes the α of its end, as that code does. Every step is
     a transition of one evaluation, and the last one adds its noise too: with few steps the samples
-    keep residual noise. The table claims no law. `rho` must be None.
+    keep residual noise. On paths with trained timesteps the steps start at them. The table claims
+    no law. `rho` must be None.
     """
 
     noise_level: float = 0.7
@@ -367,8 +374,14 @@ class EulerMaruyama:
     ) -> tuple[Transition, ...]:
         if rule is not None:
             raise InvalidArgument(f"Euler-Maruyama has no rho: pass rho=None, got {rule!r}")
+        _refuse_pure(self.name, path, pure)
         t0, t1 = ends.t, ends.t_next
-        times = [t0 + i / steps * (t1 - t0) for i in range(steps)] + [t1]
+        inner = [t0 + i / steps * (t1 - t0) for i in range(steps)]
+        times = snap_to_trained(path, [*inner, t1])
+        if times[-2] >= t1:
+            raise PlanError(
+                f"fewer than {steps} trained timesteps between t = {t0:.6g} and {t1:.6g}"
+            )
         return tuple(self._step(path, Ends.of(path, t, s)) for t, s in pairwise(times))
 
     def _step(self, path: Path, ends: Ends) -> Transition:
@@ -398,11 +411,19 @@ def resolve_solver(solver: str | Solver) -> Solver:
     """A solver object from its name ("default", "first-order", "paper", "euler-maruyama")."""
     if isinstance(solver, str):
         return SOLVERS[check_name("solver", solver, SOLVERS)]()
-    if not callable(getattr(solver, "transitions", None)):
+    if isinstance(solver, type) or not callable(getattr(solver, "transitions", None)):
         raise InvalidArgument(
             f"solver must be one of {sorted(SOLVERS)} or an object like Default(), got {solver!r}"
         )
     return solver
+
+
+def _refuse_pure(name: str, path: Path, pure: bool) -> None:
+    if pure and path.alpha(0.0) > 0.0:
+        raise PlanError(
+            f"start='pure' on the {path.name} path, whose alpha_0 > 0, is for the solvers "
+            f"'default' and 'first-order'; {name!r} starts with start='trained'"
+        )
 
 
 def _check_sigma_data(sigma_data: float) -> None:
@@ -452,14 +473,20 @@ class _Sphere:
         return math.hypot(1.0, q / self.c)
 
     def nodes(
-        self, flow: InnerFlow, steps: int, end_step: float = 1.0, warp: float = 1.0
+        self,
+        flow: InnerFlow,
+        steps: int,
+        first_step: float = 1.0,
+        last_step: float = 1.0,
+        warp: float = 1.0,
     ) -> tuple[tuple[float, ...], str]:
         """At most `steps` query points from q0, on a θ grid that ends at q1; and a note.
 
-        `end_step` is the length of the grid's first and last step as a share of the others. With
-        r = 1 - 2θ/π the grid is uniform in r^(1/warp), which for warp > 1 crowds it towards r = 0.
+        `first_step` and `last_step` are lengths as shares of the others. With r = 1 - 2θ/π the grid
+        is uniform in r^(1/warp), which for warp > 1 crowds it towards r = 0.
         """
-        lengths = [end_step if i in (0, steps - 1) else 1.0 for i in range(steps)]
+        lengths = [1.0] * steps
+        lengths[0], lengths[-1] = first_step, last_step
         shares = [sum(lengths[:i]) / sum(lengths) for i in range(steps)]
         first = (1.0 - self._angle(flow.q0)) ** (1.0 / warp)
         last = (1.0 - self._angle(flow.q1)) ** (1.0 / warp)

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
-from ..errors import InvalidArgument, PlanError
+from ..errors import InvalidArgument, PlanError, check_name
 from ..paths import Path, from_config
 
 __all__ = ["Mix", "Row", "Table", "Transition"]
@@ -126,6 +126,7 @@ class Transition:
         for mix in (self.input, *(m for row in self.rows for m in (row.update, row.emit) if m)):
             if not all(math.isfinite(value) for value in asdict(mix).values()):
                 raise PlanError(f"transition {self.t:.6g} -> {self.t_next:.6g}: {mix} not finite")
+        self._verify_ends(path)
         if self.law is None:
             return
         spread = self.law
@@ -168,6 +169,33 @@ class Transition:
         covariance = sum(a * b for a, b in zip(y[1:], start[1:]))
         self._agree("covariance of start and end", covariance, shared, math.sqrt(before * after))
 
+    def _verify_ends(self, path: Path) -> None:
+        """The ends are the path's (t' = 1 is data, α = 0 a pure start), the kernel is that of ρ."""
+        if not 0.0 <= self.t < self.t_next <= 1.0:
+            raise PlanError(
+                f"a transition goes from t to t' > t in [0, 1]: {self.t} -> {self.t_next}"
+            )
+        data = self.t_next == 1.0
+        expected = {
+            "alpha": path.alpha(self.t) if self.alpha else 0.0,
+            "sigma": path.sigma(self.t),
+            "alpha_next": 1.0 if data else path.alpha(self.t_next),
+            "sigma_next": 0.0 if data else path.sigma(self.t_next),
+        }
+        if self.rho is not None:
+            gamma = self.rho * self.sigma_next / self.sigma
+            expected |= {
+                "gamma": gamma,
+                "alpha_bar": self.alpha_next - gamma * self.alpha,
+                "sigma_bar": self.sigma_next * math.sqrt((1.0 - self.rho) * (1.0 + self.rho)),
+            }
+        for name, value in expected.items():
+            if not abs(getattr(self, name) - value) <= _TOLERANCE * max(abs(value), 1.0):
+                raise PlanError(
+                    f"transition {self.t:.6g} -> {self.t_next:.6g}: {name} is "
+                    f"{getattr(self, name)!r}, the path and rho give {value!r}"
+                )
+
     def _agree(self, what: str, got: float, expected: float, scale: float = 0.0) -> None:
         if not abs(got - expected) <= _TOLERANCE * max(abs(expected), scale, 1.0):
             raise PlanError(
@@ -201,6 +229,7 @@ class Table:
                 raise PlanError(
                     f"a transition ends at {before.t_next} and the next starts at {after.t}"
                 )
+        check_name("start", self.start, ("trained", "pure"))
         for transition in self.transitions:
             transition.verify(self.path)
 
@@ -252,9 +281,11 @@ class Table:
                 )
             transitions = tuple(_transition(item) for item in data["transitions"])
             path = from_config(data["path"])
-            return cls(path, transitions, data["settings"], data["start"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise InvalidArgument(f"not a {_FORMAT}: {error}") from error
+            return cls(path, transitions, dict(data["settings"]), data["start"])
+        except InvalidArgument:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InvalidArgument(f"not a {_FORMAT}: {error!r}") from error
 
     def __str__(self) -> str:
         lines = [

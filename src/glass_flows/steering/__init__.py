@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .resampling import RESAMPLERS
 from .search import best_of
-from .smc import SteeringResult, SteeringStep, iterate_steering, steer
+from .smc import SteeringResult, SteeringStep, check_settings, iterate_steering, steer
 from .weights import LogWeights
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "SteeringResult",
     "SteeringStep",
     "best_of",
+    "check_settings",
     "iterate_steering",
     "steer",
 ]

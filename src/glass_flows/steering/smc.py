@@ -17,17 +17,25 @@ import torch
 from torch import Tensor
 
 from ..denoisers import DenoiserLike
-from ..errors import InvalidArgument, NonFinite, PlanError, ShapeError, check_name
-from ..execute import Boundary, iterate
+from ..errors import InvalidArgument, NonFinite, PlanError, ShapeError, check_count, check_name
+from ..execute import Boundary, check_denoiser, iterate
 from ..grids import Times
 from ..noise import RESAMPLING, KeyedNoise
 from ..plans import Rho, Solver, Table, plan
-from ..progress import track
-from ..sampling import starting_noise
+from ..progress import progress_bar
+from ..sampling import check_whole, starting_noise, ticking
 from .resampling import RESAMPLERS, Resampler
 from .weights import LogWeights
 
-__all__ = ["Reward", "SteeringResult", "SteeringStep", "evaluate", "iterate_steering", "steer"]
+__all__ = [
+    "Reward",
+    "SteeringResult",
+    "SteeringStep",
+    "check_settings",
+    "evaluate",
+    "iterate_steering",
+    "steer",
+]
 
 Reward = Callable[[Tensor], Tensor]
 
@@ -123,7 +131,9 @@ def steer(
     Parameters
     ----------
     reward : callable
-        (B, *shape) clean samples to (B,) rewards, higher is better.
+        (B, *shape) clean samples to (B,) rewards, higher is better. -inf excludes a sample,
+        and where particles are resampled also those whose estimate D is excluded, which biases the
+        law: give such rewards a finite floor, or ``ess_threshold=0``.
     shape : sequence of int
         Of one sample, without the batch.
     particles : int
@@ -137,13 +147,14 @@ def steer(
         Resample a population when its effective sample size is at most this fraction of N: 1
         resamples at every boundary, 0 never (importance sampling).
     transitions, steps, rho, times, solver, start, seed, dtype, device, progress
-        See :func:`glass_flows.sample`. A transition must draw noise for its start to be resampled
-        (copies would stay copies): with the ODE nothing ever is.
+        See :func:`glass_flows.sample`; times run from 0 to 1. A transition must draw noise for its
+        start to be resampled (copies would stay copies): with the ODE nothing ever is.
 
     Raises
     ------
     InvalidArgument, ShapeError, UnknownName, PlanError, NonFinite, DegenerateWeights
     """
+    check_denoiser(denoiser)
     table = plan(
         denoiser.path,
         transitions=transitions,
@@ -153,23 +164,22 @@ def steer(
         solver=solver,
         start=start,
     )
-    steering = iterate_steering(
-        table,
-        denoiser,
-        reward,
-        shape=shape,
-        particles=particles,
-        scale=scale,
-        populations=populations,
-        resampling=resampling,
-        ess_threshold=ess_threshold,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-    )
     ancestry, ess = [], []
-    with torch.no_grad():
-        for step in track(steering, len(table) + 1, progress, "steering"):
+    with progress_bar(table.evaluations, progress, "steering") as advance:
+        for step in iterate_steering(
+            table,
+            ticking(denoiser, advance),
+            reward,
+            shape=shape,
+            particles=particles,
+            scale=scale,
+            populations=populations,
+            resampling=resampling,
+            ess_threshold=ess_threshold,
+            seed=seed,
+            dtype=dtype,
+            device=device if device is not None else getattr(denoiser, "device", None),
+        ):
             ancestry.append(step.ancestors)
             ess.append(step.ess)
     batch = populations * particles
@@ -185,6 +195,7 @@ def steer(
     )
 
 
+@torch.no_grad()
 def iterate_steering(
     table: Table,
     denoiser: DenoiserLike,
@@ -201,21 +212,27 @@ def iterate_steering(
     device: torch.device | str | None = None,
 ) -> Iterator[SteeringStep]:
     """:func:`steer` as an iterator over boundaries, for those who want to look or intervene."""
-    choose = _check(table, particles, populations, scale, resampling, ess_threshold)
+    check_denoiser(denoiser)
+    check_whole(table)
+    choose = check_settings(table, particles, populations, scale, resampling, ess_threshold)
     noise = KeyedNoise(seed)
-    x = starting_noise(table, (populations * particles, *shape), noise, dtype, device)
-    weights = LogWeights.uniform(populations, particles)
-    value = torch.zeros_like(weights.values)
+    home = device if device is not None else getattr(denoiser, "device", None)
+    x = starting_noise(table, (populations * particles, *shape), noise, dtype, home)
+    one = LogWeights.uniform(populations, particles)
+    settled = torch.zeros_like(one.values)  # V when the particle was last resampled
     log_evidence = torch.zeros(populations, dtype=torch.float64)
     stay = torch.arange(particles).expand(populations, -1)
     for boundary in iterate(table, denoiser, x, noise):
         where = "the end" if boundary.final else f"boundary {boundary.index} (t = {boundary.t:.6g})"
         rewards = evaluate(reward, boundary.D, where).view(populations, particles)
-        value_before, value = value, scale * rewards
-        weights = weights.times(value - value_before, where)
+        value = scale * rewards if scale > 0 else torch.zeros_like(rewards)
+        open_to_it = boundary.transition is not None and boundary.transition.stochastic
+        needed = boundary.final or (open_to_it and ess_threshold > 0)
+        # The factors since the last resampling telescope: only their product is ever formed.
+        weights = one.times(value - settled, where, all_may_vanish=not needed)
         ess, ancestors = weights.ess(), stay
         tired = ess <= ess_threshold * particles
-        if boundary.transition is not None and boundary.transition.stochastic and tired.any():
+        if open_to_it and tired.any() and ess_threshold > 0:
             shares = weights.normalized().numpy()
             ancestors = stay.clone()
             for p in torch.nonzero(tired).flatten().tolist():
@@ -223,7 +240,7 @@ def iterate_steering(
                 ancestors[p] = torch.from_numpy(choose(shares[p], bits))
             first = torch.arange(populations)[:, None] * particles
             boundary.select((ancestors + first).flatten().to(boundary.x.device))
-            value = value.gather(1, ancestors)
+            settled = torch.where(tired[:, None], value.gather(1, ancestors), settled)
             log_evidence = log_evidence + torch.where(tired, weights.log_mean(), 0.0)
             weights = LogWeights(torch.where(tired[:, None], 0.0, weights.values))
         evidence = log_evidence + weights.log_mean()
@@ -250,7 +267,7 @@ def evaluate(reward: Reward, z: Tensor, where: str) -> Tensor:
     return rewards
 
 
-def _check(
+def check_settings(
     table: Table,
     particles: int,
     populations: int,
@@ -258,9 +275,9 @@ def _check(
     resampling: str,
     ess_threshold: float,
 ) -> Resampler:
-    for name, count in (("particles", particles), ("populations", populations)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InvalidArgument(f"{name} must be an integer >= 1, got {count!r}")
+    """The resampling scheme, once every setting of a steered run has been checked."""
+    check_count("particles", particles)
+    check_count("populations", populations)
     if not 0.0 <= scale < math.inf:
         raise InvalidArgument(f"scale (lambda) must be a finite number >= 0, got {scale!r}")
     if not 0.0 <= ess_threshold <= 1.0:

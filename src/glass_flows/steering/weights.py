@@ -30,10 +30,11 @@ class LogWeights:
         """All weights 1."""
         return cls(torch.zeros(populations, particles, dtype=torch.float64))
 
-    def times(self, log_factors: Tensor, where: str) -> LogWeights:
+    def times(self, log_factors: Tensor, where: str, *, all_may_vanish: bool = False) -> LogWeights:
         """Multiply by exp(log_factors), (P, N); `where` names the place in errors.
 
-        Raises :class:`DegenerateWeights` if a weight is NaN or +inf, or a whole population 0.
+        Raises :class:`DegenerateWeights` if a weight is NaN or +inf, or (unless `all_may_vanish`)
+        all weights of a population are 0.
         """
         values = self.values + log_factors.to(self.values)
         bad = torch.nonzero(torch.isnan(values) | (values == math.inf))
@@ -44,7 +45,7 @@ class LogWeights:
                 f"{float(values[population, particle])} at {where}"
             )
         dead = torch.nonzero((values == -math.inf).all(1)).flatten()
-        if len(dead):
+        if len(dead) and not all_may_vanish:
             raise DegenerateWeights(
                 f"all {values.shape[1]} particles of population {int(dead[0])} have weight zero at "
                 f"{where}: the reward excludes them all. Use more particles or a reward that is "
@@ -57,8 +58,10 @@ class LogWeights:
         return torch.softmax(self.values, 1)
 
     def ess(self) -> Tensor:
-        """Effective sample size 1/Σ w², (P,), between 1 and N."""
-        return 1.0 / self.normalized().square().sum(1)
+        """Effective sample size 1/Σ w², (P,), between 1 and N; 0 if all weights are 0."""
+        log_sum = torch.logsumexp(self.values, 1)
+        ess = torch.exp(2.0 * log_sum - torch.logsumexp(2.0 * self.values, 1))
+        return torch.where(log_sum == -math.inf, 0.0, ess)
 
     def log_mean(self) -> Tensor:
         """log of the mean weight, (P,)."""
