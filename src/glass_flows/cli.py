@@ -80,7 +80,7 @@ def align(
     steps: Steps = 4,
     rho: RhoOption = "0.4",
     scale: Annotated[float, typer.Option(help="λ of the target p(z) exp(λ r(z)).")] = 1.0,
-    runs: Annotated[int, typer.Option(help="Independent runs, for the standard errors.")] = 64,
+    runs: Annotated[int, typer.Option(help="Independent runs, for the standard errors.")] = 256,
     ess_threshold: Annotated[
         float, typer.Option(help="Resample when ESS falls to this fraction of N.")
     ] = 0.5,

@@ -108,7 +108,7 @@ def align(
     steps: int = 4,
     rho: Rho = 0.4,
     scale: float = 1.0,
-    runs: int = 64,
+    runs: int = 256,
     ess_threshold: float = 0.5,
     solver: str = "default",
     seed: int = 0,
