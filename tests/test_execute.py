@@ -196,6 +196,20 @@ def test_what_a_user_holds_is_never_written_to():
     assert all(torch.equal(a, b) for a, b in zip(noise, copies))
 
 
+def test_states_larger_than_a_cache_block_are_combined_whole():
+    """Elementwise, so that a large state must do what its parts do: over block edges, and strided."""
+    denoiser = Denoiser(lambda x, t: torch.tanh(x + t[0]), Linear(), prediction="sample")
+    generator = torch.Generator().manual_seed(0)
+    x, *noise = (torch.randn(2, 2**17 + 5, generator=generator) for _ in range(4))
+    whole = run(TABLE, denoiser, x, FixedNoise(noise))
+    few = slice(2**17 - 40, None)
+    parts = run(TABLE, denoiser, x[:, few], FixedNoise([n[:, few] for n in noise]))
+    torch.testing.assert_close(whole[:, few], parts, rtol=1e-5, atol=1e-6)
+    with torch.enable_grad():
+        graph = run(TABLE, denoiser, x.requires_grad_(), FixedNoise(noise))
+    torch.testing.assert_close(graph.detach(), whole, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("solver", ["default", "first-order", "paper"])
 def test_gradients_flow_and_agree_with_finite_differences(solver):
     x = start(1).requires_grad_()

@@ -7,7 +7,7 @@ resamples and shifts the noise. :func:`run` merely exhausts it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from .errors import InvalidArgument, NonFinite, ShapeError
 from .noise import Noise
 from .paths import Path
 from .plans.table import Mix, Table, Transition
+
+_BLOCK = 2**17  # numbers combined at a time on the CPU: a few registers of them fit its cache
 
 __all__ = ["Boundary", "check_denoiser", "check_state", "iterate", "run"]
 
@@ -170,25 +172,37 @@ def check_state(x: Tensor, name: str = "x") -> Tensor:
 
 
 def _combine(mix: Mix, registers: dict[str, Tensor], ours: bool = False) -> Tensor:
-    """A row's linear combination, in as few passes over memory as torch has.
+    """A row's linear combination.
 
-    A term with coefficient 1 goes first and costs no product; if it is u, and u is `ours` (made by
-    an earlier row, so that nobody else holds it), the others are added to it in place.
+    If u has the coefficient 1 and is `ours` (nobody else holds it), the rest is added in place.
     """
-    terms = sorted(mix.terms(), key=lambda term: term[1] != 1.0)
+    terms = sorted(mix.terms(), key=lambda term: term != ("u", 1.0))
     if not terms:
         return torch.zeros_like(registers["x"])
     (first, scale), *rest = terms
-    if scale != 1.0:
-        total = registers[first] * scale
-    elif not rest or (ours and first == "u"):
-        total = registers[first]
-    else:
-        (second, weight), *rest = rest
-        total = torch.add(registers[first], registers[second], alpha=weight)
-    for name, weight in rest:
-        total.add_(registers[name], alpha=weight)
+    if scale == 1.0 and not rest:
+        return registers[first]
+    tensors = [registers[name] for name, _ in terms]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        total = tensors[0] * scale
+        for tensor, (_, weight) in zip(tensors[1:], rest):
+            total = torch.add(total, tensor, alpha=weight)
+        return total
+    in_place = ours and first == "u" and scale == 1.0
+    total = tensors[0] if in_place else torch.empty_like(tensors[0])
+    for out, start, *others in _blocks([total, *tensors]):
+        if not in_place:
+            torch.mul(start, scale, out=out)
+        for other, (_, weight) in zip(others, rest):
+            out.add_(other, alpha=weight)
     return total
+
+
+def _blocks(tensors: list[Tensor]) -> Iterable[tuple[Tensor, ...]]:
+    """Matching views of all tensors: on the CPU of a size that its cache holds, else the whole."""
+    if tensors[0].device.type != "cpu" or not all(t.is_contiguous() for t in tensors):
+        return [tuple(tensors)]
+    return zip(*(torch.split(t.view(-1), _BLOCK) for t in tensors))
 
 
 def _ours(registers: dict[str, Tensor]) -> bool:

@@ -145,17 +145,18 @@ class Solver(Protocol):
 # --- the project's own solver, and first order ------------------------------------------------
 
 
-def _grid_shape(steps: int) -> tuple[float, float, float]:
+def _grid_shape(steps: int, trust: float) -> tuple[float, float, float]:
     """First and last step as shares of the others, and how far the grid crowds towards θ = π/2.
 
-    Measured (`docs/accuracy.md`): up to three evaluations both ends want short steps; from four on
-    less so, and from five to ten the crowding grows to 1.3. From 20 to 40, where it has done its
-    work, it fades again: convergence is cleanest on the uniform grid.
+    Measured (`docs/accuracy.md`). Up to three evaluations both ends want short steps; from four on
+    less so, the last one only where the last two evaluations are not trusted (`trust` 0). The
+    crowding grows to 1.3 from five evaluations to ten; from 20 to 40, where it has done its work,
+    it fades again: convergence is cleanest on the uniform grid.
     """
     if steps <= 3:
         return 0.6, 0.6, 1.0
     crowding = min((steps - 4) / 6.0, 1.0, max((40 - steps) / 20.0, 0.0))
-    return 0.7, 0.9, 1.0 + 0.3 * crowding
+    return 0.7, 0.9 - 0.3 * trust, 1.0 + 0.3 * crowding
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ class Default:
     ) -> tuple[Transition, ...]:
         flow = InnerFlow.of(path, ends, rule, pure)
         sphere = _Sphere.of(flow, self.sigma_data)
-        nodes, note = sphere.nodes(flow, steps, *_grid_shape(steps))
+        trust = sphere.trust(flow.q1)
+        nodes, note = sphere.nodes(flow, steps, *_grid_shape(steps, trust))
         count = len(nodes)
         rows: list[Row] = []
         for i, (q, following) in enumerate(zip(nodes, (*nodes[1:], flow.q1))):
@@ -199,7 +201,7 @@ class Default:
             elif i < count - 1 or flow.q0 > 0.0:
                 step = sphere.linear_step(nodes[i - 1], q, q, following)
             else:
-                share = sphere.trusted_share(flow.q1, count)
+                share = max(trust, 0.5) if count == 2 else trust
                 step = sphere.closing_step(nodes[i - 1], q, following, flow.start, share)
             rows.append(_row(flow, q, update, following, step))
         law = self.sigma_data if count > 1 else 0.0
@@ -540,13 +542,12 @@ class _Sphere:
         rise = slope * (self._tilted(start, stop) - sine * flat)
         return Mix(u=1.0 + rise, D=flat - rise * start)
 
-    def trusted_share(self, q1: float, count: int) -> float:
-        """How much of the slope through the last two evaluations the last step trusts.
+    def trust(self, q1: float) -> float:
+        """How much the last step trusts the slope through the last two evaluations.
 
-        All of it up to θ1 = 75°, falling to none (half, with two evaluations) at θ1 = 90°.
+        Wholly up to θ1 = 75°, falling to not at all at θ1 = 90°.
         """
-        cosine = 1.0 / self.secant(q1) if math.isfinite(q1) else 0.0
-        return max(0.5 if count == 2 else 0.0, min(1.0, 4.0 * cosine))
+        return min(1.0, 4.0 / self.secant(q1)) if math.isfinite(q1) else 0.0
 
     def closing_step(self, qa: float, qb: float, stop: float, start: Mix, share: float) -> Mix:
         """The last step from qb, D_prev at qa and D at qb.

@@ -1,0 +1,129 @@
+"""Edges of the solvers that mutation testing (tools/mutants.py) found unwatched."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from glass_flows.paths import EDM, DiscreteDiffusion
+from glass_flows.plans import Default, Ends, FirstOrder, InnerFlow, Paper, plan_transition
+
+
+def test_no_law_is_claimed_beyond_the_end_of_a_path():
+    """EDM(0.5, 8) ends at amplitude 2; the paper's last query, at q = 3, knows more than that."""
+    path = EDM(0.5, 8.0)
+    t = 0.9
+    (inside,) = plan_transition(path, t, 1.0, rho=0.4, steps=2, solver=Paper())
+    assert math.hypot(1 / path.sigma(t), 1.0) < 2  # s = 1/2 has q = s/(1 - s) = 1
+    assert inside.law == 0.0
+    (beyond,) = plan_transition(path, t, 1.0, rho=0.4, steps=4, solver=Paper())
+    assert 2 < math.hypot(1 / path.sigma(t), 3.0) < 4  # s = 3/4
+    assert beyond.law is None
+    assert beyond.rows[-1].time == 1.0
+
+
+def test_queries_between_trained_times_move_only_when_asked():
+    path = DiscreteDiffusion([0.75, 0.5, 0.25, 0.1])
+    flow = InnerFlow.of(path, Ends.of(path, 0.25, 0.75), 0.4, pure=False)
+    amplitude = path.amplitude(0.6)  # between 1/2 and 3/4
+    q = math.sqrt(amplitude**2 - flow.known**2)
+    assert flow.query(q)[0] == pytest.approx(0.6, rel=1e-12)
+    assert flow.query(q, nearest=True)[0] == 0.5
+
+
+@pytest.mark.parametrize("steps", [2, 3, 5, 8])
+@pytest.mark.parametrize("t_next", [0.6, 1.0])
+def test_queries_land_on_the_trained_time_nearest_in_angle(steps, t_next):
+    """First order's grid is uniform in θ = arctan(q/c); with 200 trained times none collide."""
+    count = 200
+    path = DiscreteDiffusion([0.995 * (1 - k / count) ** 2 for k in range(count)])
+    ends = Ends.of(path, 0.2, t_next)
+    flow = InnerFlow.of(path, ends, 0.4, pure=False)
+    c = math.hypot(1.0, flow.known)
+    theta = math.atan2(flow.q1, c)
+    wanted = [c * math.tan(i / steps * theta) for i in range(1, steps)]
+    angles = [math.atan(math.hypot(flow.known, q)) for q in wanted]
+    nearest = [
+        min(path.trained_times, key=lambda t: abs(math.atan(path.amplitude(t)) - angle))
+        for angle in angles
+    ]
+    (transition,) = plan_transition(path, 0.2, t_next, rho=0.4, steps=steps, solver=FirstOrder())
+    assert [row.time for row in transition.rows] == pytest.approx([0.2, *nearest], abs=1e-9)
+
+
+@pytest.mark.parametrize(("t", "steps"), [(0.0, 7), (0.1, 6), (0.5, 4)])
+@pytest.mark.parametrize("power", [1.0, 8.0])
+def test_as_many_steps_as_trained_times_take_them_all(t, steps, power):
+    """Steps that crowd at one end of the table make room for each other.
+
+    DDPM's inner flow ends at what x_t' knows, so that t' bounds its queries.
+    """
+    path = DiscreteDiffusion([0.99 * (1 - k / 10) ** power for k in range(10)])
+    t_next = 0.7 if t < 0.5 else 0.9
+    (transition,) = plan_transition(path, t, t_next, rho="ddpm", steps=steps, solver=FirstOrder())
+    between = [s for s in path.trained_times if t <= s < t_next]
+    assert len(between) == steps
+    assert [row.time for row in transition.rows] == pytest.approx(between, abs=1e-12)
+    assert transition.note == ""
+    (more,) = plan_transition(path, t, t_next, rho="ddpm", steps=steps + 1, solver=FirstOrder())
+    assert [row.time for row in more.rows] == pytest.approx(between, abs=1e-12)
+    assert more.note == f"only {steps} trained timesteps in reach"
+
+
+def test_solvers_are_for_data_of_unit_spread():
+    assert FirstOrder() == FirstOrder(sigma_data=1.0)
+    assert Default() == Default(sigma_data=1.0)
+
+
+def way(path, known, solver, steps, warp):
+    """Each query's share of the way from the first to the last, in r^(1/warp), r = 1 - 2θ/π."""
+    t = path.time(known)
+    (transition,) = plan_transition(path, t, 1.0, rho=0.4, steps=steps, solver=solver)
+    times = [row.time for row in transition.rows]
+    assert len(times) == steps
+    c = math.hypot(1.0, known)
+    added = [math.sqrt(max(path.amplitude(s) ** 2 - known**2, 0.0)) for s in times]
+    roots = [(1 - math.atan(q / c) / (math.pi / 2)) ** (1 / warp) for q in added]
+    shares = [(root - roots[0]) / (roots[-1] - roots[0]) for root in roots]
+    return shares, times[-1], transition.note
+
+
+@pytest.mark.parametrize("known", [0.2, 0.6])
+@pytest.mark.parametrize(
+    ("solver", "steps", "warp"),
+    [(FirstOrder(), 2, 1.0), (FirstOrder(), 5, 1.0), (Default(), 3, 1.0), (Default(), 12, 1.3)],
+    ids=repr,
+)
+def test_grids_keep_their_shape_where_a_path_ends_early(known, solver, steps, warp):
+    """EDM knows no less noise than σ_min: the grid shrinks until its last query is there."""
+    early, last, note = way(EDM(1.2, 8.0), known, solver, steps, warp)
+    assert note == "queries end with the path"
+    assert last == pytest.approx(1.0, rel=1e-12)
+    free, last, note = way(EDM(1e-6, 8.0), known, solver, steps, warp)
+    assert note == ""
+    assert last < 1.0
+    assert early == pytest.approx(free, abs=1e-6)
+    if solver == FirstOrder():
+        assert early == pytest.approx([i / (steps - 1) for i in range(steps)], abs=1e-6)
+
+
+@pytest.mark.parametrize("solver", [FirstOrder(), Default()])
+def test_one_evaluation_is_the_start_wherever_the_path_ends(solver):
+    path = EDM(1.0, 8.0)
+    for t in (0.1, 0.9):
+        (transition,) = plan_transition(path, t, 1.0, rho=0.4, steps=1, solver=solver)
+        assert [row.time for row in transition.rows] == [t]
+        assert transition.law == 0.0
+
+
+@pytest.mark.parametrize("solver", [FirstOrder(), Default()])
+@pytest.mark.parametrize("steps", [2, 3])
+def test_a_start_at_the_end_of_the_path_leaves_one_evaluation(solver, steps):
+    """One float before t = 1 the noise is σ_min itself: nothing can be asked beyond it."""
+    path = EDM(1.0, 1.5)
+    t = math.nextafter(1.0, 0.0)
+    assert path.amplitude(t) == path.amplitude(1.0)
+    (transition,) = plan_transition(path, t, 1.0, rho=0.4, steps=steps, solver=solver)
+    assert [row.time for row in transition.rows] == [t]
+    assert transition.note == "the path ends here: one evaluation"

@@ -1,0 +1,682 @@
+"""Mutation testing: does a test fail when a sign, an operator or a number in the formulas changes?
+
+Every mutant is one small change of one line of the numeric code (paths, grids, plans): `+` for
+`-`, `<` for `<=`, `sin` for `cos`, 1.0 for 0.0, a minus put before a result, and so on. Each runs
+against the fast tests, in a forked process in which only that one module is replaced. A mutant is
+killed when a test fails (or hangs); one that survives shows a number that no test looks at. Those
+that cannot change any result are listed, with the reason, in `tools/equivalent_mutants.json`.
+
+    python tools/mutants.py --list                    every mutant, and how many there are
+    python tools/mutants.py --sample 40 --seed 0      what CI runs
+    python tools/mutants.py --all --report out.json   everything; give it again to resume
+    python tools/mutants.py --all --only Kernel       those whose description contains "Kernel"
+
+The exit status is 1 if a mutant survives that is not listed, 2 if nothing could be judged: the
+tests fail without any mutant, or the list names mutants that the code no longer has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import gc
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import io
+import json
+import multiprocessing
+import os
+import random
+import select
+import signal
+import sys
+import time
+import tokenize
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the tests import torch
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "glass_flows"
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
+PACKAGE = "glass_flows"
+
+# The numeric code, and the tests that look at each file most closely: they run first.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "paths.py": ("test_paths", "test_mutants_paths_and_grids"),
+    "grids.py": ("test_grids", "test_mutants_paths_and_grids"),
+    "plans/__init__.py": ("test_mutants_tables", "test_plans"),
+    "plans/kernels.py": ("test_plans",),
+    "plans/solvers.py": ("test_mutants_solvers", "test_plans"),
+    "plans/table.py": ("test_mutants_tables", "test_plans"),
+}
+SHARPER = {  # by the class or function that a mutant is in
+    "Paper": "test_paper_solver",
+    "linear_schedule": "test_paper_solver",
+    "cosine_schedule": "test_paper_solver",
+    "EulerMaruyama": "test_classical",
+}
+NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_classical")
+LEFT_OUT = {"test_digits"}  # trains and reads networks; says nothing about formulas
+ONLY_TESTS: set[str] = set()  # filled by --tests
+IGNORE_FAILING: list[bool] = []  # filled by --ignore-failing
+PYTEST = ("-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider")
+# What people or files read, not numbers that a sampler uses
+SKIPPED_SCOPES = {"__str__", "__repr__", "to_json", "config"}
+SKIPPED_NAMES = {"__all__"}
+
+OPERATORS: dict[type[ast.AST], tuple[str, str]] = {
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.Mult: ("*", "/"),
+    ast.Div: ("/", "*"),
+    ast.Pow: ("**", "*"),
+    ast.FloorDiv: ("//", "/"),
+    ast.Mod: ("%", "*"),
+    ast.Lt: ("<", "<="),
+    ast.LtE: ("<=", "<"),
+    ast.Gt: (">", ">="),
+    ast.GtE: (">=", ">"),
+    ast.Eq: ("==", "!="),
+    ast.NotEq: ("!=", "=="),
+    ast.Is: ("is", "is not"),
+    ast.IsNot: ("is not", "is"),
+    ast.In: ("in", "not in"),
+    ast.NotIn: ("not in", "in"),
+    ast.And: ("and", "or"),
+    ast.Or: ("or", "and"),
+}
+FUNCTIONS = {
+    "math.sin": "math.cos",
+    "math.cos": "math.sin",
+    "math.tan": "math.atan",
+    "math.atan": "math.tan",
+    "math.atan2": "math.hypot",
+    "math.hypot": "max",
+    "math.sqrt": "",
+    "math.exp": "math.expm1",
+    "math.expm1": "math.exp",
+    "math.log": "math.log1p",
+    "math.log1p": "math.log",
+    "math.isinf": "math.isfinite",
+    "math.isfinite": "math.isinf",
+    "bisect.bisect_left": "bisect.bisect_right",
+    "bisect.bisect_right": "bisect.bisect_left",
+    "min": "max",
+    "max": "min",
+    "any": "all",
+    "all": "any",
+    "abs": "",
+    "round": "",
+}
+KEPT_NUMBERS = {"field", "dataclass"}  # calls whose arguments are declarations
+
+
+# --- enumeration --------------------------------------------------------------------------------
+
+Edit = tuple[int, int, str]  # bytes from, to, and what stands there instead
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one source file."""
+
+    file: str
+    scope: str
+    line: int
+    column: int
+    what: str
+    edits: tuple[Edit, ...]
+    before: str
+    after: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}:{self.what}"
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What stays the same when lines move: the line's text, before and after."""
+        return self.file, self.scope, self.before, self.after
+
+    @property
+    def module(self) -> str:
+        parts = self.file.removesuffix(".py").removesuffix("/__init__").split("/")
+        return ".".join((PACKAGE, *parts))
+
+    @property
+    def source(self) -> bytes:
+        return _edited((SOURCE / self.file).read_bytes(), self.edits)
+
+    def describe(self) -> str:
+        where = f" (in {self.scope})" if self.scope else ""
+        return f"{self.id}{where}\n    - {self.before}\n    + {self.after}"
+
+
+def _edited(text: bytes, edits: Iterable[Edit]) -> bytes:
+    for start, stop, new in sorted(edits, reverse=True):
+        text = text[:start] + new.encode() + text[stop:]
+    return text
+
+
+class _Finder(ast.NodeVisitor):
+    """Walks one file and collects its mutants."""
+
+    def __init__(self, file: str, text: bytes) -> None:
+        self.file, self.text = file, text
+        self.scope: list[str] = []
+        self.found: list[Mutant] = []
+        self.offsets = [0]
+        for line in text.splitlines(keepends=True):
+            self.offsets.append(self.offsets[-1] + len(line))
+
+    # where things are
+
+    def start(self, node: ast.expr) -> int:
+        return self.offsets[node.lineno - 1] + node.col_offset
+
+    def stop(self, node: ast.expr) -> int:
+        return self.offsets[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
+
+    @cached_property
+    def words(self) -> list[tuple[int, int, str]]:
+        """(from, to, text) of every operator and word, in bytes."""
+        lines = self.text.decode().splitlines(keepends=True)
+        result: list[tuple[int, int, str]] = []
+        for token in tokenize.tokenize(io.BytesIO(self.text).readline):
+            if token.type in (tokenize.OP, tokenize.NAME) and token.start[0] > 0:
+                row, column = token.start
+                begin = self.offsets[row - 1] + len(lines[row - 1][:column].encode())
+                result.append((begin, begin + len(token.string.encode()), token.string))
+        return result
+
+    def between(self, left: ast.expr, right: ast.expr, operator: str) -> tuple[int, int]:
+        """Where `operator` stands between two nodes."""
+        first, *rest = operator.split()
+        inside = [w for w in self.words if self.stop(left) <= w[0] < self.start(right)]
+        begin, end, _ = next(w for w in inside if w[2] == first)
+        if rest:
+            end = next(w[1] for w in inside if w[2] == rest[0] and w[0] >= end)
+        return begin, end
+
+    def add(self, what: str, *edits: Edit) -> None:
+        where = min(begin for begin, _, _ in edits)
+        row = max(i for i, offset in enumerate(self.offsets) if offset <= where)
+        begin = self.offsets[row]
+        line = self.text[begin:].split(b"\n", 1)[0]
+        inside = [e for e in edits if e[1] <= begin + len(line)]
+        after = _edited(line, [(a - begin, b - begin, new) for a, b, new in inside])
+        column = where - begin
+        scope = ".".join(self.scope)
+        shown = (line.decode().strip(), after.decode().strip())
+        self.found.append(Mutant(self.file, scope, row + 1, column, what, edits, *shown))
+
+    # what is not looked at
+
+    def visit_Raise(self, node: ast.Raise) -> None:
+        pass
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        pass
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        names = {target.id for target in node.targets if isinstance(target, ast.Name)}
+        if not names & SKIPPED_NAMES:
+            self.visit(node.value)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self.scope.append(node.name)
+        for child in node.body:
+            self.visit(child)
+        self.scope.pop()
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name in SKIPPED_SCOPES:
+            return
+        self.scope.append(node.name)
+        for default in (*node.args.defaults, *node.args.kw_defaults):
+            if default is not None:
+                self.visit(default)
+        for child in node.body:
+            self.visit(child)
+        if isinstance(node.returns, ast.Name) and node.returns.id == "float":
+            for child in _own_statements(node):
+                if isinstance(child, ast.Return) and child.value is not None:
+                    self.negate(child.value, "Return x->-x")
+        self.scope.pop()
+
+    # what is changed
+
+    def negate(self, node: ast.expr, what: str) -> None:
+        if not isinstance(node, (ast.Constant, ast.UnaryOp)):
+            begin, end = self.start(node), self.stop(node)
+            self.add(what, (begin, begin, "-("), (end, end, ")"))
+
+    def swap(self, kind: str, operator: ast.AST, left: ast.expr, right: ast.expr) -> None:
+        if type(operator) in OPERATORS:
+            old, new = OPERATORS[type(operator)]
+            begin, end = self.between(left, right, old)
+            self.add(f"{kind} {old}->{new}", (begin, end, new))
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        self.swap("BinOp", node.op, node.left, node.right)
+        if isinstance(node.op, (ast.Mult, ast.Div)):
+            for factor in (node.left, node.right):
+                if isinstance(factor, ast.Constant) and isinstance(factor.value, float):
+                    begin, end = self.start(factor), self.stop(factor)
+                    text = self.text[begin:end].decode()
+                    self.add(f"Factor {text}->-{text}", (begin, end, f"(-{text})"))
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        operands = [node.left, *node.comparators]
+        for operator, (left, right) in zip(node.ops, pairwise(operands)):
+            self.swap("Compare", operator, left, right)
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        for left, right in pairwise(node.values):
+            self.swap("BoolOp", node.op, left, right)
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        begin, end = self.start(node), self.start(node.operand)
+        if isinstance(node.op, ast.USub):
+            self.add("UnaryOp -x->x", (begin, begin + 1, ""))
+        elif isinstance(node.op, ast.Not):
+            end = next(stop for start, stop, _ in self.words if start == begin)
+            self.add("UnaryOp not x->x", (begin, end + 1, ""))
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        begin, end, value = self.start(node), self.stop(node), node.value
+        if isinstance(value, bool):
+            self.add(f"Constant {value}->{not value}", (begin, end, str(not value)))
+        elif isinstance(value, (int, float)):
+            self.add(f"Constant {value}->{value + 1}", (begin, end, repr(value + 1)))
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = ast.unparse(node.func)
+        if name in KEPT_NUMBERS:
+            return
+        if name in FUNCTIONS:
+            new = FUNCTIONS[name]
+            self.add(
+                f"Call {name}->{new or 'x'}", (self.start(node.func), self.stop(node.func), new)
+            )
+        if name == "Mix":
+            for keyword in node.keywords:
+                if keyword.arg:
+                    self.negate(keyword.value, f"Coefficient {keyword.arg}->-{keyword.arg}")
+        self.generic_visit(node)
+
+
+def _own_statements(function: ast.FunctionDef) -> Iterator[ast.stmt]:
+    """The statements of a function, without those of functions in it."""
+    waiting: list[ast.AST] = list(function.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef):
+            yield node
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def mutants() -> list[Mutant]:
+    """Every mutant of every target file, in the order of the source."""
+    result: list[Mutant] = []
+    for file in TARGETS:
+        text = (SOURCE / file).read_bytes()
+        finder = _Finder(file, text)
+        finder.visit(ast.parse(text))
+        result += sorted(finder.found, key=lambda m: (m.line, m.column, m.what))
+    return result
+
+
+# --- running the tests against one mutant -------------------------------------------------------
+
+
+def test_files(mutant: Mutant) -> list[str]:
+    """The test files that exist, those that look closest at the mutant first."""
+    there = sorted(path.stem for path in (ROOT / "tests").glob("test_*.py"))
+    sharper = SHARPER.get(mutant.scope.split(".")[0], "")
+    first = dict.fromkeys([sharper, *TARGETS[mutant.file], *NEXT])
+    order = [*(name for name in first if name in there), *(n for n in there if n not in first)]
+    wanted = ONLY_TESTS or set(order) - LEFT_OUT
+    return [f"tests/{name}.py" for name in order if name in wanted]
+
+
+def warm_up() -> None:
+    """Import once what every forked process needs, but nothing of the package."""
+    sys.path.insert(0, str(ROOT / "src"))
+    os.chdir(ROOT)
+    others = ("numpy", "scipy.stats", "sklearn.datasets", "mpmath", "rich", "typer", "PIL.Image")
+    for name in ("torch", "pytest", "hypothesis.strategies", "safetensors.torch", *others):
+        with suppress(ImportError):
+            importlib.import_module(name)
+    with suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)
+    with suppress(ImportError):
+        from hypothesis import HealthCheck, Phase, settings
+
+        settings.register_profile(
+            "mutants",
+            derandomize=True,
+            database=None,
+            deadline=None,
+            phases=(Phase.explicit, Phase.generate),  # a failure is enough: no shrinking
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        )
+        settings.load_profile("mutants")
+    imported = [name for name in sys.modules if name.split(".")[0] == PACKAGE]
+    if imported:
+        raise SystemExit(f"{PACKAGE} was imported before the mutants: {imported}")
+    gc.freeze()
+
+
+class _MutantLoader(importlib.machinery.SourceFileLoader):
+    def __init__(self, name: str, path: str, source: bytes) -> None:
+        super().__init__(name, path)
+        self.mutated = source
+
+    def get_code(self, fullname: str) -> Any:
+        return compile(self.mutated, self.path, "exec", dont_inherit=True)
+
+
+class _MutantFinder(importlib.abc.MetaPathFinder):
+    """Serves the mutated source for one module; all others are found as usual."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.mutant = mutant
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != self.mutant.module:
+            return None
+        file = str(SOURCE / self.mutant.file)
+        loader = _MutantLoader(name, file, self.mutant.source)
+        return importlib.util.spec_from_file_location(name, file, loader=loader)
+
+
+class _Failures:
+    """A pytest plugin that remembers which tests failed."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and report.nodeid not in self.names:
+            self.names.append(report.nodeid)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        self.pytest_runtest_logreport(report)
+
+
+def _in_child(mutant: Mutant | None, arguments: Sequence[str], write: int) -> None:
+    """Run pytest and write "passed" or the names of what failed; never returns."""
+    result = "the process ended"
+    try:
+        silence = os.open(os.devnull, os.O_RDWR)
+        for stream in (0, 1, 2):
+            os.dup2(silence, stream)
+        if mutant is not None:
+            sys.meta_path.insert(0, _MutantFinder(mutant))
+        import pytest
+
+        seen = _Failures()
+        status = pytest.main([*PYTEST, *arguments], plugins=[seen])
+        fine = status in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+        result = "passed" if fine else "\n".join(seen.names) or repr(status)
+    except BaseException as error:
+        result = f"pytest: {type(error).__name__}"
+    finally:
+        os.write(write, result.encode()[:60000])  # a pipe holds 64 KiB
+        os._exit(0)
+
+
+def run_tests(mutant: Mutant | None, arguments: Sequence[str], limit: float) -> list[str]:
+    """Run pytest in a fork; what failed."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        os.setpgid(0, 0)
+        _in_child(mutant, arguments, write)
+    os.close(write)
+    try:
+        if not select.select([read], [], [], limit)[0]:
+            return [f"{arguments[-1]}: no end within {limit:.0f} s"]
+        answer = os.read(read, 65536).decode() or f"{arguments[-1]}: the process died"
+        return [] if answer == "passed" else answer.split("\n")
+    finally:
+        for kill in (os.killpg, os.kill):
+            with suppress(ProcessLookupError, PermissionError):
+                kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(read)
+
+
+class BaselineError(Exception):
+    """A test file fails without any mutant."""
+
+
+_BASELINES: dict[str, tuple[float, list[str]]] = {}
+
+
+def baseline(test_file: str) -> tuple[float, list[str]]:
+    """How long `test_file` takes without a mutant, and what to deselect; it must pass."""
+    if test_file not in _BASELINES:
+        begin = time.monotonic()
+        failed = run_tests(None, [test_file], 1200.0)
+        if failed and not IGNORE_FAILING:
+            raise BaselineError(", ".join(failed))
+        deselected = [word for name in failed for word in ("--deselect", name)]
+        _BASELINES[test_file] = time.monotonic() - begin, deselected
+    return _BASELINES[test_file]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant: the test that killed it, or "" if it survived."""
+
+    mutant: Mutant
+    killed_by: str
+    seconds: float
+    error: str = ""
+
+
+def judge(mutant: Mutant) -> Verdict:
+    """Run the tests, the sharpest first, until one fails."""
+    begin = time.monotonic()
+    killed_by = ""
+    try:
+        for test_file in test_files(mutant):
+            seconds, deselected = baseline(test_file)
+            failed = run_tests(mutant, ["-x", *deselected, test_file], 20.0 + 10.0 * seconds)
+            if failed:
+                killed_by = failed[0]
+                break
+    except BaselineError as error:
+        return Verdict(mutant, "", 0.0, str(error))
+    return Verdict(mutant, killed_by, time.monotonic() - begin)
+
+
+def judge_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[Verdict]:
+    if jobs == 1:
+        yield from map(judge, chosen)
+        return
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        yield from pool.imap_unordered(judge, chosen)
+
+
+# --- the list of equivalent mutants, and the report ---------------------------------------------
+
+
+def equivalents(known: Sequence[Mutant]) -> dict[tuple[str, str, str, str], str]:
+    """Key → reason; every entry must be a mutant of the code as it is."""
+    if not EQUIVALENT.exists():
+        return {}
+    entries: list[dict[str, str]] = json.loads(EQUIVALENT.read_text())
+    keys = {mutant.key for mutant in known}
+    result: dict[tuple[str, str, str, str], str] = {}
+    for entry in entries:
+        key = (entry["file"], entry["scope"], entry["before"], entry["after"])
+        if key not in keys:
+            print(f"{EQUIVALENT.name} lists a mutant that the code does not have:\n  {entry}")
+            raise SystemExit(2)
+        if not entry["reason"].strip():
+            print(f"{EQUIVALENT.name} has no reason for:\n  {entry}")
+            raise SystemExit(2)
+        result[key] = entry["reason"]
+    return result
+
+
+def read_report(path: Path | None) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path and path.exists() else {}
+
+
+def write_report(path: Path | None, report: dict[str, Any]) -> None:
+    if path:
+        fresh = path.with_suffix(".part")
+        fresh.write_text(json.dumps(report, indent=1, ensure_ascii=False))
+        fresh.replace(path)
+
+
+def report_key(mutant: Mutant, number: int) -> str:
+    """Survives line shifts; `number` tells apart the same change of the same text in a scope."""
+    return " | ".join(mutant.key) + (f" | {number}" if number else "")
+
+
+def numbered(known: Sequence[Mutant]) -> dict[str, str]:
+    """Mutant id → report key."""
+    seen: Counter[tuple[str, str, str, str]] = Counter()
+    result: dict[str, str] = {}
+    for mutant in known:
+        result[mutant.id] = report_key(mutant, seen[mutant.key])
+        seen[mutant.key] += 1
+    return result
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def arguments(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="mutants.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--list", action="store_true", help="print the mutants and run nothing")
+    what.add_argument("--all", action="store_true", help="run all of them (or all of --only)")
+    what.add_argument("--sample", type=int, metavar="N", help="run N of them, drawn with --seed")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sample (default 0)")
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        help="only mutants whose id, scope or line contains TEXT, e.g. 'paths.py', 'Default.', "
+        "'Constant' or 'solvers.py:211:'",
+    )
+    parser.add_argument(
+        "--tests", nargs="+", metavar="NAME", help="only these test files, e.g. test_paths"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE.json",
+        help="keep the verdicts here; killed mutants in it are not run again, survivors are",
+    )
+    parser.add_argument(
+        "--ignore-failing",
+        action="store_true",
+        help="leave out tests that fail without any mutant, instead of stopping",
+    )
+    parser.add_argument(
+        "--recheck", action="store_true", help="run mutants that are listed as equivalent, too"
+    )
+    options = parser.parse_args(given)
+    if options.jobs < 1 or (options.sample is not None and options.sample < 1):
+        parser.error("--jobs and --sample take a number of at least 1")
+    return options
+
+
+def choose(known: Sequence[Mutant], options: argparse.Namespace) -> list[Mutant]:
+    chosen = [m for m in known if not options.only or options.only in m.describe()]
+    if options.sample:
+        drawn = random.Random(options.seed).sample(range(len(chosen)), len(chosen))
+        chosen = [chosen[i] for i in sorted(drawn[: options.sample])]
+    return chosen
+
+
+def show_list(chosen: Sequence[Mutant], excused: dict[tuple[str, str, str, str], str]) -> None:
+    for mutant in chosen:
+        print(mutant.describe())
+        if mutant.key in excused:
+            print(f"    equivalent: {excused[mutant.key]}")
+    for file, count in Counter(m.file for m in chosen).items():
+        print(f"{count:5d} {file}")
+    print(f"{len(chosen):5d} in all, {sum(m.key in excused for m in chosen)} listed as equivalent")
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    options = arguments(given)
+    known = mutants()
+    excused, keys = equivalents(known), numbered(known)
+    chosen = choose(known, options)
+    if options.list:
+        show_list(chosen, excused)
+        return 0
+    ONLY_TESTS.update(options.tests or ())
+    IGNORE_FAILING.extend([True] * options.ignore_failing)
+    report = read_report(options.report)
+    listed = [m for m in chosen if m.key in excused and not options.recheck]
+    waiting = [m for m in chosen if m not in listed and not report.get(keys[m.id])]
+    killed = len(chosen) - len(listed) - len(waiting)
+    survivors: list[Mutant] = []
+    begin = time.monotonic()
+    warm_up()
+    for number, verdict in enumerate(judge_all(waiting, options.jobs), start=1):
+        if verdict.error:
+            print(f"the tests fail without any mutant, so nothing can be judged: {verdict.error}")
+            return 2
+        mutant = verdict.mutant
+        report[keys[mutant.id]] = verdict.killed_by
+        write_report(options.report, report)
+        outcome = f"killed by {verdict.killed_by}" if verdict.killed_by else "SURVIVED"
+        print(
+            f"[{number}/{len(waiting)}] {mutant.id} {outcome} ({verdict.seconds:.1f} s)", flush=True
+        )
+        if verdict.killed_by:
+            killed += 1
+        else:
+            survivors.append(mutant)
+    stale = [m for m in waiting if m.key in excused and m not in survivors]
+    survivors = [m for m in survivors if m.key not in excused]
+    for mutant in survivors:
+        print(f"\nsurvived: {mutant.describe()}")
+    for mutant in stale:
+        print(f"\nlisted as equivalent, but killed: {mutant.describe()}")
+    equivalent = sum(m.key in excused for m in chosen) - len(stale)
+    print(
+        f"\n{killed} killed, {equivalent} equivalent, {len(survivors)} survived "
+        f"({time.monotonic() - begin:.0f} s)"
+    )
+    return 1 if survivors or stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
