@@ -11,7 +11,14 @@ import torch
 
 import glass_flows
 from glass_flows import Denoiser, plan, posterior, sample, transition
-from glass_flows.errors import InvalidArgument, NonFinite, ShapeError, TimeError, UnknownName
+from glass_flows.errors import (
+    InvalidArgument,
+    NonFinite,
+    PlanError,
+    ShapeError,
+    TimeError,
+    UnknownName,
+)
 from glass_flows.execute import iterate, run
 from glass_flows.models import GaussianMixture
 from glass_flows.noise import (
@@ -141,6 +148,27 @@ def test_noise_that_the_first_query_has_used_cannot_be_changed_any_more():
         boundary.select(torch.arange(6))
 
 
+@pytest.mark.parametrize(
+    ("row", "match"),
+    [
+        (0, "row 0 reads u, which holds nothing"),
+        (1, "the update of row 1 reads u"),
+        (2, "row 0 reads D_prev"),
+    ],
+)
+def test_a_handmade_table_may_not_read_what_is_not_there(row, match):
+    (planned,) = plan_transition(Linear(), 0.5, 0.8, rho=0.4, steps=2)
+    first, second = planned.rows
+    rows = {
+        0: (replace(first, update=None), second),
+        1: (Row(0.5, None, Mix(x=1.0)), second),
+        2: (replace(first, emit=Mix(D_prev=1.0)), second),
+    }[row]
+    for law in (None, 1.0):
+        with pytest.raises(PlanError, match=match):
+            Table(Linear(), (replace(planned, rows=rows, law=law),), {})
+
+
 def test_a_handmade_table_never_writes_into_the_noise():
     """u = ε in row 0, kept by row 1, added to in row 2: u is the noise itself until then."""
     rows = (
@@ -197,7 +225,7 @@ def test_what_a_user_holds_is_never_written_to():
 
 
 def test_states_larger_than_a_cache_block_are_combined_whole():
-    """Elementwise, so that a large state must do what its parts do: over block edges, and strided."""
+    """Elementwise: a large state must do what its parts do, over block edges, and strided."""
     denoiser = Denoiser(lambda x, t: torch.tanh(x + t[0]), Linear(), prediction="sample")
     generator = torch.Generator().manual_seed(0)
     x, *noise = (torch.randn(2, 2**17 + 5, generator=generator) for _ in range(4))

@@ -126,6 +126,7 @@ class Transition:
         for mix in (self.input, *(m for row in self.rows for m in (row.update, row.emit) if m)):
             if not all(math.isfinite(value) for value in asdict(mix).values()):
                 raise PlanError(f"transition {self.t:.6g} -> {self.t_next:.6g}: {mix} not finite")
+        self._verify_order()
         self._verify_ends(path)
         if self.law is None:
             return
@@ -168,6 +169,23 @@ class Transition:
         self._agree("variance of the end", _square(y), after)
         covariance = sum(a * b for a, b in zip(y[1:], start[1:]))
         self._agree("covariance of start and end", covariance, shared, math.sqrt(before * after))
+
+    def _verify_order(self) -> None:
+        """No register is read before it holds something."""
+        held = {"x", "eps"}
+
+        def read(mix: Mix, where: str) -> None:
+            for register, _ in mix.terms():
+                if register not in held:
+                    raise PlanError(f"{where} reads {register}, which holds nothing yet")
+
+        read(self.input, "the first network input")
+        for number, row in enumerate(self.rows):
+            held |= {"D"} if number == 0 else {"D", "D_prev"}
+            if row.update is not None:
+                read(row.update, f"the update of row {number}")
+                held.add("u")
+            read(row.emit, f"row {number}")
 
     def _verify_ends(self, path: Path) -> None:
         """The ends are the path's (t' = 1 is data, α = 0 a pure start), the kernel is that of ρ."""
