@@ -12,12 +12,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import glass_flows.cli
-from glass_flows import Table
+from glass_flows import Table, sample
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, UnknownName
 from glass_flows.experiments.align import align, digits_denoiser
 from glass_flows.experiments.check import checks
 from glass_flows.experiments.pictures import Row, image_grid, make_folder
+from glass_flows.models import load_digits_classifier
 
 
 def invoke(*arguments):
@@ -166,11 +167,13 @@ def test_training_from_the_command_line(tmp_path):
     assert "weights and model card" in shown.output
 
 
-def test_conditional_digits_are_what_was_asked(tmp_path):
-    from glass_flows import sample
-    from glass_flows.models import load_digits_classifier
-
-    images = sample(digits_denoiser(7, 2.0), (64, 1, 8, 8), transitions=6, steps=4, rho=0.4, seed=0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_conditional_digits_are_what_was_asked(dtype):
+    """A real network, guided, its state in float32 whatever it runs in itself."""
+    denoiser = digits_denoiser(7, 2.0)
+    denoiser.network.to(dtype)
+    images = sample(denoiser, (64, 1, 8, 8), transitions=6, steps=4, rho=0.4, seed=0)
+    assert images.dtype == torch.float32
     assert (load_digits_classifier("judge")(images).argmax(1) == 7).float().mean() > 0.9
 
 
