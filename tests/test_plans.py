@@ -901,9 +901,8 @@ def test_where_the_queries_are(ending, spread):
     """The only test that knows the grids, in θ = arctan(q/c).
 
     First-order: uniform. Default: the first and last of the steps are 0.6 of the others up to three
-    evaluations, then 0.7 and 0.6, or 0.9 before an end at data; the grid is uniform in
-    (1 - 2θ/π)^(1/w), w growing from 1 at four evaluations to 1.3 from ten to twenty, and falling
-    to 1 at forty.
+    evaluations, then before an end at data 0.7 and 0.9; the grid is uniform in (1 - 2θ/π)^(1/w), w
+    growing from 1 at four evaluations to 1.3 from seven to twenty, and falling to 1 at forty.
     """
     t, t_next, rho = 0.3, 0.7 if ending == "noise" else 1.0, 0.4
     a, _, _, signal, noise = inner_problem(Linear(), t, t_next, rho)
@@ -915,11 +914,9 @@ def test_where_the_queries_are(ending, spread):
         return [math.atan(q / c) for q in queried(Linear(), transition, a)]
 
     assert angles(FirstOrder(spread), 4) == pytest.approx([last * i / 4 for i in range(4)])
-    warps = {2: 1.0, 3: 1.0, 4: 1.0, 7: 1.15, 10: 1.3, 20: 1.3, 30: 1.15, 40: 1.0, 41: 1.0}
+    warps = {2: 1.0, 3: 1.0, 4: 1.0, 5: 1.1, 7: 1.3, 8: 1.3, 20: 1.3, 30: 1.15, 40: 1.0, 41: 1.0}
     for steps, warp in warps.items():
-        first_step, last_step = (
-            (0.6, 0.6) if steps <= 3 else (0.7, 0.9 if ending == "data" else 0.6)
-        )
+        first_step, last_step = (0.7, 0.9) if steps > 3 and ending == "data" else (0.6, 0.6)
         lengths = np.array([first_step, *[1.0] * (steps - 2), last_step])
         shares = np.concatenate([[0.0], np.cumsum(lengths)[:-1]]) / lengths.sum()
         end = (1 - 2 * last / math.pi) ** (1 / warp)

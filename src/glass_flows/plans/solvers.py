@@ -148,15 +148,15 @@ class Solver(Protocol):
 def _grid_shape(steps: int, trust: float) -> tuple[float, float, float]:
     """First and last step as shares of the others, and how far the grid crowds towards θ = π/2.
 
-    Measured (`docs/accuracy.md`). Up to three evaluations both ends want short steps; from four on
-    less so, the last one only where the last two evaluations are not trusted (`trust` 0). The
-    crowding grows to 1.3 from five evaluations to ten; from 20 to 40, where it has done its work,
-    it fades again: convergence is cleanest on the uniform grid.
+    Measured (`docs/accuracy.md`). Both ends want short steps, from four evaluations on less where
+    the last two are not trusted (`trust` 0). The crowding grows to 1.3 from five evaluations to
+    seven; from 20 to 40, where it has done its work, it fades again: convergence is cleanest on
+    the uniform grid.
     """
     if steps <= 3:
         return 0.6, 0.6, 1.0
-    crowding = min((steps - 4) / 6.0, 1.0, max((40 - steps) / 20.0, 0.0))
-    return 0.7, 0.9 - 0.3 * trust, 1.0 + 0.3 * crowding
+    crowding = min((steps - 4) / 3.0, 1.0, max((40 - steps) / 20.0, 0.0))
+    return 0.7 - 0.1 * trust, 0.9 - 0.3 * trust, 1.0 + 0.3 * crowding
 
 
 @dataclass(frozen=True)
