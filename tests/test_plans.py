@@ -924,6 +924,23 @@ def test_where_the_queries_are(ending, spread):
         assert angles(Default(spread), steps) == pytest.approx(list(expected), abs=1e-9)
 
 
+@pytest.mark.parametrize("steps", [4, 6, 9])
+def test_where_the_ode_asks(steps):
+    """An ODE step starts at q0 = a_t > 0; the grid is uniform in (1 - 2θ/π)^(1/w) from there."""
+    spread, t, t_next = 0.5, 0.3, 0.8
+    c, warp = 1 / spread, 1 + 0.3 * min((steps - 4) / 3, 1)
+    (transition,) = plan_transition(
+        Linear(), t, t_next, rho="ode", steps=steps, solver=Default(spread)
+    )
+    first, last = (1 - 2 / math.pi * math.atan(s / (1 - s) / c) for s in (t, t_next))
+    lengths = np.array([0.6, *[1.0] * (steps - 2), 0.6])
+    shares = np.concatenate([[0.0], np.cumsum(lengths)[:-1]]) / lengths.sum()
+    roots = first ** (1 / warp) * (1 - shares) + last ** (1 / warp) * shares
+    expected = c * np.tan(math.pi / 2 * (1 - roots**warp))
+    asked = [row.time / (1 - row.time) for row in transition.rows]
+    assert asked == pytest.approx(list(expected), rel=1e-9)
+
+
 def test_grids_that_end_with_the_path():
     """Queries beyond EDM's σ_min do not exist: the grid keeps its shape up to the path's end."""
     path = EDM(0.5, 8.0)
