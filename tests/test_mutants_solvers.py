@@ -8,6 +8,7 @@ import pytest
 
 from glass_flows.paths import EDM, DiscreteDiffusion
 from glass_flows.plans import Default, Ends, FirstOrder, InnerFlow, Paper, plan_transition
+from glass_flows.plans.solvers import _nearest_distinct
 
 
 def test_no_law_is_claimed_beyond_the_end_of_a_path():
@@ -127,3 +128,11 @@ def test_a_start_at_the_end_of_the_path_leaves_one_evaluation(solver, steps):
     (transition,) = plan_transition(path, t, 1.0, rho=0.4, steps=steps, solver=solver)
     assert [row.time for row in transition.rows] == [t]
     assert transition.note == "the path ends here: one evaluation"
+
+
+def test_the_nearest_trained_levels_are_taken_where_they_are_free():
+    """Neighbours may both be taken, the very first level too; a taken one gives way upwards."""
+    levels = [1.0, 2.0, 3.0, 4.0]
+    assert _nearest_distinct(levels, [1.0, 2.0]) == [1.0, 2.0]
+    assert _nearest_distinct(levels, [2.1, 2.2]) == [2.0, 3.0]
+    assert _nearest_distinct(levels, [3.9, 4.0]) == [3.0, 4.0]
