@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar
@@ -37,7 +38,7 @@ def check_time(t: float, name: str = "t") -> float:
     return value
 
 
-class Path:
+class Path(ABC):
     """A path x_t = α_t z + σ_t ε with z data and ε ~ N(0, I).
 
     Every method takes a time t in [0, 1] and returns a Python float (float64); derivatives are
@@ -46,21 +47,21 @@ class Path:
 
     name: ClassVar[str]
 
+    @abstractmethod
     def alpha(self, t: float) -> float:
         """Signal coefficient α_t."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sigma(self, t: float) -> float:
         """Noise coefficient σ_t."""
-        raise NotImplementedError
 
+    @abstractmethod
     def alpha_dot(self, t: float) -> float:
         """dα/dt."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sigma_dot(self, t: float) -> float:
         """dσ/dt (negative; -inf where σ falls to 0 with a vertical slope)."""
-        raise NotImplementedError
 
     def amplitude(self, t: float) -> float:
         """Amplitude signal-to-noise a = α/σ; `inf` where σ = 0."""
@@ -82,8 +83,9 @@ class Path:
             return 0.0
         return 1.0 if amplitude >= high else self._time(amplitude)
 
+    @abstractmethod
     def _time(self, amplitude: float) -> float:
-        raise NotImplementedError
+        """The time of an amplitude strictly between those of the ends."""
 
     @property
     def trained_times(self) -> tuple[float, ...] | None:
