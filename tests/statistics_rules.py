@@ -19,7 +19,7 @@ from scipy import special, stats
 from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, Path, VariancePreserving
 
 FAMILY_ALARM = 1e-3
-FAMILY_SIZE = 6000  # p-values that the whole suite may compare
+FAMILY_SIZE = 8000  # p-values that the whole suite may compare
 LEVEL = FAMILY_ALARM / FAMILY_SIZE
 SAMPLES = 60_000
 

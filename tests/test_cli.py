@@ -46,18 +46,24 @@ def test_help_teaches():
 
 def test_the_job_steers_and_reports(tmp_path):
     report = align(tmp_path / "new" / "folder", runs=40, seed=3, progress=False)
-    plain, best, steered = report.methods
-    assert [m.method for m in report.methods] == ["plain", "best of 8", "steering"]
+    plain, best, steered, twisted = report.methods
+    assert [m.method for m in report.methods] == [
+        "plain",
+        "best of 8",
+        "steering",
+        "steering + twist",
+    ]
     # equal cost, and the effect that the job exists to show (differences of 5 standard errors)
     assert plain.evaluations == 24
-    assert best.evaluations == steered.evaluations == 192
+    assert best.evaluations == steered.evaluations == twisted.evaluations == 192
     assert plain.reward + 1.0 < best.reward < steered.reward
     assert steered.accuracy >= best.accuracy > plain.accuracy + 0.2
+    assert twisted.reward > best.reward
     assert plain.ess is None
     assert 1 <= best.ess <= steered.ess <= 8
     written = json.loads(report.results.read_text())
     assert written["settings"]["reward"] == "class:8"
-    assert len(written["log_evidence"]) == 40
+    assert [len(v) for v in written["log_evidence"].values()] == [40, 40]
     assert written["methods"][2]["reward"] == steered.reward
     with Image.open(report.picture) as picture:
         assert picture.width > 400
@@ -78,6 +84,25 @@ def test_align_prints_a_table(tmp_path):
     assert shown.exit_code == 0, shown.output
     for text in ("steering", "best of 8", "reward", "ESS", "alignment.png", "results.json"):
         assert text in shown.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--potential", "max", "--schedule", "adaptive:0.6", "--resampling", "ssp"],
+        ["--value", "posterior:2:2", "--boundaries", "2", "--twist", "0"],
+        ["--guidance", "network", "--guidance-scale", "0.5", "--guidance-clip", "1"],
+        ["--schedule", "0.2,0.6,1", "--potential", "fkd-difference", "--twist-cap", "2"],
+        ["--method", "beam", "--children", "2"],
+        ["--method", "svdd", "--children", "4", "--guidance", "reward"],
+    ],
+)
+def test_every_method_can_be_reached_from_the_command_line(tmp_path, arguments):
+    few = ["--runs", "2", "--particles", "4", "--transitions", "3", "--steps", "2"]
+    shown = invoke("align", *few, *arguments, "--out", str(tmp_path))
+    assert shown.exit_code == 0, shown.output
+    settings = json.loads((tmp_path / "results.json").read_text())["settings"]
+    assert settings["transitions"] == 3
 
 
 def test_sample_writes_a_picture(tmp_path):
@@ -114,6 +139,11 @@ def test_plan_prints_what_will_run():
         (["align", "--steps", "0"], "steps must be an integer >= 1"),
         (["align", "--runs", "1"], "runs must be an integer >= 2"),
         (["align", "--solver", "papr"], "Did you mean 'paper'"),
+        (["align", "--potential", "maxx"], "Did you mean 'max'"),
+        (["align", "--value", "posterior:2"], "needs two integers"),
+        (["align", "--method", "beam", "--children", "3"], "must divide particles"),
+        (["align", "--method", "greedy", "--potential", "max"], "has no potential"),
+        (["compare", "--evaluations", "7"], "multiple of one of"),
         (["align", "--particles", "0"], "particles must be an integer >= 1"),
         (["sample", "--class", "11"], "the digits are 0 to 9"),
         (["sample", "--guidance", "2"], "--guidance needs --class"),

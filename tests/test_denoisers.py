@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from glass_flows import Denoiser
+from glass_flows.denoisers import Estimate, estimate, spread
 from glass_flows.errors import (
     DegeneratePrediction,
     InvalidArgument,
@@ -223,6 +224,178 @@ def test_nested_conditioning_is_split_too():
     inputs["added"]["own"] = torch.zeros(3)
     with pytest.raises(ShapeError, match=r"added\['own'\]"):
         denoiser(x, 0.5)
+
+
+def conditioned(labels, null=(9.0,), **options):
+    """A network whose conditioning is nested: its own and a shared part, text, and a scale."""
+    return Denoiser(
+        lambda x, t, label, added: x + label[:, None] + added["pair"][1] * added["scale"],
+        Linear(),
+        "sample",
+        conditioning={
+            "label": torch.tensor(labels),
+            "added": {"pair": ["text", torch.tensor([[0.5, 0.25]])], "scale": 2.0},
+        },
+        unconditional={"label": torch.tensor(null)},
+        **options,
+    )
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 2.5])
+def test_rows_are_the_denoiser_of_a_part_of_the_batch(w):
+    whole = conditioned([1.0, 2.0, 3.0, 4.0, 5.0], guidance_scale=w)
+    x = torch.randn(5, 2)
+    for part in (slice(0, 2), slice(2, 3), slice(3, 5)):
+        few = whole.rows(part, 5)
+        assert torch.equal(few(x[part], 0.4), whole(x, 0.4)[part])
+        assert len(few.conditioning["label"]) == part.stop - part.start
+        assert few.conditioning["added"]["pair"][0] == "text"
+    each = conditioned([1.0, 2.0, 3.0, 4.0, 5.0], null=range(5), guidance_scale=w)
+    assert torch.equal(each.rows(slice(1, 4), 5)(x[1:4], 0.4), each(x, 0.4)[1:4])
+    with pytest.raises(ShapeError, match=r"'label' must have .* 1 \(shared\) or 6"):
+        whole.rows(slice(0, 2), 6)
+
+
+def test_rows_without_an_unconditional_input():
+    plain = Denoiser(lambda x, t, own: x + own, Linear(), conditioning={"own": torch.ones(3, 1)})
+    assert plain.rows(slice(0, 1), 3).unconditional is None
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 2.5])
+def test_conditioning_is_spread_over_the_particles_of_each_population(w):
+    x = torch.randn(6, 2)
+    repeated = conditioned([1.0, 1.0, 1.0, 4.0, 4.0, 4.0], null=[7.0] * 3 + [8.0] * 3)
+    by_hand = repeated.rows(slice(0, 6), 6)
+    for few in (
+        conditioned([1.0, 4.0], null=[7.0, 8.0], guidance_scale=w).spread(2, 3),
+        spread(conditioned([1.0, 4.0], null=[7.0, 8.0], guidance_scale=w), 2, 3),
+    ):
+        expected = torch.lerp(
+            by_hand.condition(label=by_hand.unconditional["label"])(x, 0.4), by_hand(x, 0.4), w
+        )
+        torch.testing.assert_close(few(x, 0.4), expected)
+    shared = conditioned([3.0], guidance_scale=w).spread(2, 3)
+    assert torch.equal(shared(x, 0.4), conditioned([3.0], guidance_scale=w)(x, 0.4))
+    assert shared.conditioning["label"].shape == (1,)
+
+
+def test_what_is_nested_is_spread_too_and_the_rest_left_alone():
+    given = {
+        "own": {"deep": (torch.tensor([[1.0], [2.0]]), None, [torch.tensor([5, 6])])},
+        "shared": torch.ones(1, 4),
+        "text": "a cat",
+        "number": 3,
+    }
+    model = Denoiser(lambda x, t, **c: x, Linear(), conditioning=given).spread(2, 2)
+    first, nothing, last = model.conditioning["own"]["deep"]
+    assert first.tolist() == [[1.0], [1.0], [2.0], [2.0]]
+    assert nothing is None
+    assert isinstance(last, list)
+    assert last[0].tolist() == [5, 5, 6, 6]
+    assert model.conditioning["shared"].shape == (1, 4)
+    assert model.conditioning["text"] == "a cat"
+    assert model.conditioning["number"] == 3
+    assert model.unconditional is None
+
+
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (torch.zeros(6), r"conditioning\['label'\] .* or 2 .* got shape \(6,\)"),
+        (torch.zeros(3, 4), r"conditioning\['label'\] .* got shape \(3, 4\)"),
+        (torch.tensor(1.0), r"conditioning\['label'\] .* got shape \(\)"),
+        ({"a": [torch.zeros(3)]}, r"conditioning\['label'\]\['a'\]\[0\] .* got shape \(3,\)"),
+    ],
+)
+def test_conditioning_that_cannot_be_spread_is_named(value, match):
+    model = Denoiser(lambda x, t, label: x, Linear(), conditioning={"label": value})
+    with pytest.raises(ShapeError, match=match):
+        model.spread(2, 3)
+    other = Denoiser(
+        lambda x, t, label: x,
+        Linear(),
+        conditioning={"label": torch.zeros(2)},
+        unconditional={"label": value},
+    )
+    with pytest.raises(ShapeError, match=match.replace("conditioning", "unconditional")):
+        other.spread(2, 3)
+
+
+def test_denoisers_without_conditioning_are_spread_as_they_are():
+    exact = MIXTURE.denoiser(Linear())
+    assert spread(exact, 2, 3) is exact
+
+
+def test_the_estimate_of_a_plain_denoiser_is_its_own_untilted_one():
+    x = torch.randn(5, 3, dtype=torch.float64)
+    answer = estimate(MIXTURE.denoiser(Linear()), x, 0.4)
+    assert torch.equal(answer.D, MIXTURE.denoiser(Linear())(x, 0.4))
+    assert answer.untilted is answer.D
+    assert answer.rewards is None
+    assert answer.gradient is None
+
+
+def test_an_estimate_comes_from_a_denoiser_that_makes_one():
+    one = Estimate(torch.ones(1), torch.zeros(1))
+
+    class Knowing:
+        path, evaluations_per_call = Linear(), 1
+
+        def __call__(self, x, t):
+            raise AssertionError("asked twice")
+
+        def estimate(self, x, t):
+            return one
+
+    assert estimate(Knowing(), torch.zeros(1), 0.4) is one
+
+
+@pytest.mark.parametrize("w", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_checkpoint_gives_the_same_gradient_for_one_more_evaluation(w, limit):
+    layer = torch.nn.Linear(2, 2).double()
+    calls = []
+
+    def network(x, t, label):
+        calls.append(len(x))
+        return torch.tanh(layer(x) + label[:, None])
+
+    def gradients(checkpoint):
+        calls.clear()
+        denoiser = Denoiser(
+            network,
+            Linear(),
+            conditioning={"label": torch.tensor([1.0, 2.0, 3.0]).double()},
+            unconditional={"label": torch.zeros(1).double()},
+            guidance_scale=w,
+            max_batch=limit,
+            checkpoint=checkpoint,
+        )
+        x = torch.linspace(-1, 1, 6).double().view(3, 2).requires_grad_()
+        D = denoiser(x, 0.4)
+        forward = list(calls)
+        return D, torch.autograd.grad(D.sin().sum(), (x, layer.weight)), forward, list(calls)
+
+    plain, expected, forward, all_calls = gradients(False)
+    assert all_calls == forward
+    again, found, forward, all_calls = gradients(True)
+    assert torch.equal(again, plain)
+    assert sum(all_calls) == 2 * sum(forward) == 2 * 3 * (1 if w in (0.0, 1.0) else 2)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-14)
+
+
+def test_a_checkpoint_costs_nothing_without_gradients():
+    calls = []
+
+    def network(x, t):
+        calls.append(len(x))
+        return torch.tanh(x)
+
+    denoiser = Denoiser(network, Linear(), "sample", checkpoint=True)
+    with torch.no_grad():
+        denoiser(torch.zeros(3, 2, requires_grad=True), 0.4)
+    assert calls == [3]
 
 
 def test_the_device_is_that_of_the_parameters():

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import glass_flows
-from glass_flows import Denoiser, plan, posterior, sample, transition
+from glass_flows import Denoiser, Guidance, GuidedDenoiser, plan, posterior, sample, transition
 from glass_flows.errors import (
     InvalidArgument,
     NonFinite,
@@ -32,6 +32,7 @@ from glass_flows.noise import (
 )
 from glass_flows.paths import EDM, Cosine, Linear, VariancePreserving
 from glass_flows.plans import Mix, Paper, Row, Table, plan_transition
+from glass_flows.sampling import Tally
 
 MIXTURE = GaussianMixture(
     torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0.4
@@ -113,6 +114,79 @@ def test_a_shift_moves_the_mean_of_the_noise():
             boundary.shift(delta)
     by_hand = FixedNoise([noise[0], noise[1] + delta, noise[2]])
     torch.testing.assert_close(boundary.x, run(TABLE, LINEAR, start(), by_hand))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_shifted_boundary_keeps_the_noise_that_was_drawn(dtype):
+    """ε = noise + δ, of which `noise` is what the source gave: the density ratio needs it."""
+    delta = torch.randn(6, 3, dtype=torch.float64)
+    for boundary in iterate(TABLE, LINEAR, start(dtype=dtype), KeyedNoise(4)):
+        if boundary.index == 1:
+            shifted = boundary
+            boundary.shift(delta)
+            assert boundary.noise is None  # not drawn yet
+        elif boundary.index == 2:
+            drawn = KeyedNoise(4)(1, start(dtype=dtype))
+            assert torch.equal(shifted.noise, drawn)
+            assert shifted.delta.dtype == dtype
+            assert boundary.noise is None
+    # by hand: the transition's own numbers with ε = noise + δ
+    noises = [start(dtype=dtype), drawn + delta.to(dtype), KeyedNoise(4)(2, start(dtype=dtype))]
+    assert torch.equal(boundary.x, run(TABLE, LINEAR, start(dtype=dtype), FixedNoise(noises)))
+
+
+def test_a_boundary_without_a_shift_keeps_no_noise():
+    boundaries = list(iterate(TABLE, LINEAR, start(), KeyedNoise(4)))
+    assert all(b.noise is None and b.delta is None for b in boundaries)
+
+
+def test_only_transitions_that_draw_noise_are_stochastic():
+    boundaries = list(iterate(TABLE, LINEAR, start(), KeyedNoise(4)))
+    assert [b.stochastic for b in boundaries] == [False, True, True, False]
+    ode = plan(Linear(), transitions=3, steps=2, rho="ode")
+    assert not any(b.stochastic for b in iterate(ode, LINEAR, start(), KeyedNoise(4)))
+    with pytest.raises(InvalidArgument, match="boundary 3 draws no noise"):
+        boundaries[-1].shift(torch.zeros(6, 3))
+
+
+def test_a_boundary_holds_the_estimate_as_it_came():
+    guided = GuidedDenoiser(LINEAR, lambda z: z[:, 0], Guidance(2.0))
+    order = torch.tensor([5, 4, 3, 2, 1, 0])
+    for boundary in iterate(TABLE, guided, start(), KeyedNoise(4)):
+        if boundary.final:
+            assert boundary.estimate.D is boundary.estimate.untilted is boundary.x
+            break
+        x, answer = boundary.x, boundary.estimate
+        assert torch.equal(answer.D, guided(x, boundary.t))
+        assert torch.equal(answer.untilted, LINEAR(x, boundary.t))
+        assert torch.equal(answer.rewards, answer.untilted[:, 0])
+        assert answer.gradient[:, 0].tolist() == [1.0] * 6
+        assert torch.equal(boundary.D, answer.D)
+        boundary.select(order)
+        assert torch.equal(boundary.D, answer.D[order])
+        assert boundary.estimate is answer
+    plain = next(iterate(TABLE, LINEAR, start(), KeyedNoise(4)))
+    assert plain.estimate.untilted is plain.estimate.D is plain.D
+
+
+@pytest.mark.parametrize("through", ["reward", "network"])
+def test_a_tally_counts_what_guidance_asks_for_each_particle(through):
+    calls = []
+    guided = GuidedDenoiser(
+        Denoiser(lambda x, t: torch.tanh(x), Linear(), "sample"),
+        lambda z: z.sum(1),
+        Guidance(through=through),
+    )
+    tally = Tally(guided, lambda: calls.append(1))
+    run(TABLE, tally, start(), KeyedNoise(4))
+    assert len(calls) == 9
+    assert tally.network_evaluations == tally.reward_evaluations == 6 * 9
+    assert tally.network_gradients == (6 * 9 if through == "network" else 0)
+    assert tally.decodes == 0
+    plain = Tally(LINEAR)
+    assert torch.equal(plain(start(), 0.4), LINEAR(start(), 0.4))
+    counts = (plain.network_evaluations, plain.network_gradients, plain.reward_evaluations)
+    assert counts == (6, 0, 0)
 
 
 def test_shifts_and_selections_are_checked():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import itertools
 import json
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from glass_flows.errors import InvalidArgument, PlanError, TimeError, UnknownName
-from glass_flows.paths import EDM, DiscreteDiffusion, Linear, VariancePreserving
+from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, VariancePreserving
 from glass_flows.plans import (
     DDIM,
     Default,
@@ -30,6 +32,7 @@ from glass_flows.plans import (
     resolve_rho,
 )
 from glass_flows.plans.kernels import rho_rules
+from glass_flows.plans.solvers import _Sphere
 from statistics_rules import PATHS, Exact, Mixture, ends_of, execute, normal, time_of
 
 RHOS = [-1.0, -0.9, -0.4, 0.0, 0.35, 0.8, 1.0, "ddpm", DDIM(0.3)]
@@ -236,6 +239,95 @@ def test_every_plan_is_finite_verified_and_survives_json(data):
     assert again.start == table.start
     assert again.to_json() == table.to_json()
     assert str(table.evaluations) in str(again)
+
+
+@pytest.mark.parametrize("sigma_data", [0.3, 1.0, 2.6875, 10.0])
+@pytest.mark.parametrize("amplitude", [50.0, 500.0, 5000.0])
+@pytest.mark.parametrize("path", [Linear(), Cosine(), EDM(1e-6), VariancePreserving()], ids=repr)
+def test_starts_near_data_keep_their_digits(path, amplitude, sigma_data):
+    """There sin θ is within 1e-7 of 1 and 1 - 2θ/π near 0: neither survives a subtraction.
+
+    Every plan verifies itself. On the VP path 1 - t is as σ², so that no float t has an amplitude
+    of 1e5 to more than 8 digits; few evaluations stay below.
+    """
+    t = path.time(amplitude)
+    counts = (2,) if path == VariancePreserving() and amplitude > 500 else (2, 3, 6, 10)
+    for t_next, steps, rho in itertools.product(
+        (path.time(1.1 * amplitude), path.time(7 * amplitude), 1.0),
+        counts,
+        ("ode", "ddpm", -1.0, 0.0, 0.5, 1.0),
+    ):
+        table = plan_transition(
+            path, t, t_next, rho=rho, steps=steps, solver=Default(sigma_data=sigma_data)
+        )
+        (transition,) = table
+        assert transition.law == sigma_data
+        asked = [row.time for row in transition.rows]
+        assert all(before < after for before, after in itertools.pairwise(asked))
+
+
+def test_the_plan_that_lost_its_digits():
+    """Its last transition is an ODE from amplitude 500 to data (found by the sweep above)."""
+    plan(
+        Cosine(),
+        transitions=3,
+        steps=[1, 1, 10],
+        rho=["ddpm", "ddpm", "ode"],
+        times="karras",
+        solver=Default(sigma_data=2.6875),
+    )
+
+
+def integrals(c, base, start, stop):
+    """∫ dq and ∫ (s - s_base) dq from start to stop, s = q/√(c² + q²); per q where stop = ∞."""
+    c, base, start, stop = map(Decimal, (c, base, start, stop))
+
+    def root(q):
+        return (c * c + q * q).sqrt()
+
+    if stop.is_infinite():
+        return Decimal(1), 1 - base / root(base)
+    return stop - start, root(stop) - root(start) - base / root(base) * (stop - start)
+
+
+def digits_agree(got, expected, scale=0):
+    assert abs(Decimal(got) - expected) <= Decimal("1e-13") * max(abs(expected), scale)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    c=st.floats(1e-3, 1e6),
+    low=st.floats(1e-9, 1e9),
+    grow=st.lists(st.floats(1.001, 1e3), min_size=2, max_size=2),
+    from_zero=st.booleans(),
+    to_infinity=st.booleans(),
+)
+def test_steps_keep_their_digits_everywhere(c, low, grow, from_zero, to_infinity):
+    """The integrals of the inner sphere at all its angles, against 80 digits."""
+    sphere = _Sphere(c)
+    qa, qb = 0.0 if from_zero else low, low * grow[0]
+    end = math.inf if to_infinity else qb * grow[1]
+    with decimal.localcontext() as context:
+        context.prec = 80
+        # D linear in s through D_prev at qa and D at qb
+        rise = integrals(c, qa, 0, math.inf)[1] - integrals(c, qb, 0, math.inf)[1]
+        for start, stop in ((qa, qb), (qb, end)):
+            step = sphere.linear_step(qa, qb, start, stop)
+            digits_agree(step.D, integrals(c, qa, start, stop)[1] / rise)
+            digits_agree(step.D_prev, -integrals(c, qb, start, stop)[1] / rise)
+            assert step.u == (0.0 if math.isinf(stop) else 1.0)
+        # D of slope ε/c at the newest, where ε is u(0), or (u - q D) √(1 + q²/c²)
+        flat, tilted = integrals(c, qb, qb, end)
+        step = sphere.closing_step(qa, qb, end, Mix(x=0.5, eps=1.0), 0.0)
+        digits_agree(step.eps, tilted / Decimal(c))
+        digits_agree(step.x, tilted / Decimal(c) / 2)
+        digits_agree(step.D, flat)
+        assert step.D_prev == 0.0
+        flat, tilted = integrals(c, qa, qa, qb)
+        rise = tilted / Decimal(c) * (1 + (Decimal(qa) / Decimal(c)) ** 2).sqrt()
+        step = sphere.first_step(qa, qb)
+        digits_agree(step.u, 1 + rise)
+        digits_agree(step.D, flat - rise * Decimal(qa), flat)
 
 
 @settings(max_examples=150, deadline=None)

@@ -22,7 +22,7 @@ from glass_flows.models import GaussianMixture
 from glass_flows.paths import Linear
 from glass_flows.plans import Paper
 from glass_flows.rewards import ClassReward
-from glass_flows.steering import LogWeights, best_of, iterate_steering, steer
+from glass_flows.steering import LogWeights, Steering, best_of, iterate_steering, steer
 from glass_flows.steering.resampling import RESAMPLERS, multinomial, systematic
 
 MIXTURE = GaussianMixture(
@@ -172,10 +172,11 @@ def test_a_weight_is_carried_over_a_boundary_without_resampling():
     With resampling at one boundary only (threshold met by one population), the evidence is the
     product of the mean weight there and the mean of the rest.
     """
+    settings = Steering(8, 2.0, ess_threshold=0.7, boundaries=1)
     steps = list(
         iterate_steering(
-            _table(), DENOISER, reward, shape=(2,), particles=8, scale=2.0, populations=4,
-            ess_threshold=0.7, seed=3, dtype=torch.float64,
+            _table(), DENOISER, reward, settings, shape=(2,), populations=4, seed=3,
+            dtype=torch.float64,
         )
     )  # fmt: skip
     value, logw, log_z = 0.0, torch.zeros(4, 8), torch.zeros(4)
@@ -225,7 +226,7 @@ def test_the_counts_are_the_true_ones():
         denoiser, counting, shape=(2,), particles=3, populations=2, transitions=3, steps=4, rho=0.0
     )
     assert result.network_evaluations == sum(calls) == 2 * (2 * 3) * (3 * 4)  # no more than K M
-    assert result.reward_evaluations == sum(asked) == 6 * 4
+    assert result.reward_evaluations == sum(asked) == 6 * 3  # two boundaries with noise, the end
 
 
 def test_populations_are_independent_and_seeds_repeat():
@@ -274,7 +275,8 @@ def test_a_boundary_that_resamples_nobody_may_lose_everybody():
     def outside(z):
         return torch.where(z.norm(dim=1) > 0.5, 0.0, -math.inf)
 
-    result = best_of(DENOISER, outside, shape=(2,), particles=20, transitions=1, steps=6, seed=0)
+    settings = {"shape": (2,), "particles": 20, "transitions": 1, "steps": 6}
+    result = best_of(DENOISER, outside, boundaries=1, seed=0, **settings)
     assert (result.ess[0] == 0).all()
     assert (result.rewards == 0).any()
 
@@ -312,7 +314,7 @@ def test_bad_settings_are_named_before_anything_is_drawn(options, error, match):
     ("bad", "error", "match"),
     [
         (lambda z: z, ShapeError, r"shape \(8,\), one number per sample, got \(8, 2\)"),
-        (lambda z: 1.0, ShapeError, "got float at boundary 0"),
+        (lambda z: 1.0, ShapeError, "got float at boundary 1"),
         (lambda z: torch.where(torch.arange(8) == 3, math.nan, 0.0), NonFinite, r"particles \[3\]"),
         (lambda z: torch.full((8,), math.inf), NonFinite, "8 of 8"),
         (lambda z: torch.full((8,), -math.inf), DegenerateWeights, "the reward excludes them all"),

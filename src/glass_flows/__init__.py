@@ -6,17 +6,25 @@ sampled with an inner ODE built from the model itself.
 
 from __future__ import annotations
 
-from . import errors, execute, grids, models, noise, paths, plans
+from . import errors, execute, grids, models, noise, paths, plans, rewards, steering
 from .denoisers import Denoiser
+from .guidance import Guidance, GuidedDenoiser
 from .plans import DDIM, Table, plan
 from .sampling import posterior, sample, transition
+from .steering import Twist, beam, best_of, greedy, steer
 
 __all__ = [
     "DDIM",
     "Denoiser",
+    "Guidance",
+    "GuidedDenoiser",
     "Table",
+    "Twist",
+    "beam",
+    "best_of",
     "errors",
     "execute",
+    "greedy",
     "grids",
     "models",
     "noise",
@@ -24,7 +32,10 @@ __all__ = [
     "plan",
     "plans",
     "posterior",
+    "rewards",
     "sample",
+    "steer",
+    "steering",
     "transition",
 ]
 __version__ = "0.1.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -75,57 +75,195 @@ def align(
     reward: Annotated[
         str, typer.Option(help="What to steer towards; 'class:N' is log p(N | image).")
     ] = "class:8",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="'steering' (sequential Monte Carlo, without and with twisted noise), or a "
+            "search: 'beam', 'greedy', 'svdd'."
+        ),
+    ] = "steering",
     particles: Annotated[int, typer.Option(help="N, particles per run.")] = 8,
+    children: Annotated[
+        int, typer.Option(help="w, children per particle of the searches; N counts them all.")
+    ] = 2,
     transitions: Transitions = 6,
     steps: Steps = 4,
     rho: RhoOption = "0.4",
-    scale: Annotated[float, typer.Option(help="λ of the target p(z) exp(λ r(z)).")] = 1.0,
-    runs: Annotated[int, typer.Option(help="Independent runs, for the standard errors.")] = 256,
-    ess_threshold: Annotated[
-        float, typer.Option(help="Resample when ESS falls to this fraction of N.")
-    ] = 0.5,
     solver: SolverOption = "default",
+    scale: Annotated[float, typer.Option(help="λ of the target p(z) exp(λ r(z)).")] = 1.0,
+    potential: Annotated[
+        str,
+        typer.Option(
+            help="'difference', 'max', 'sum', 'immediate', 'terminal'; 'fkd-...' for the formulas "
+            "of the code released with Feynman-Kac steering."
+        ),
+    ] = "difference",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="λ along the path: 'constant', 'linear', 'adaptive[:ESS]' (by bisection), or K "
+            "comma-separated shares of λ."
+        ),
+    ] = "constant",
+    boundaries: Annotated[
+        int | None, typer.Option(help="Look at every n-th transition start only.")
+    ] = None,
+    resampling: Annotated[
+        str,
+        typer.Option(help="'systematic', 'ssp', 'stratified', 'residual' or 'multinomial'."),
+    ] = "systematic",
+    ess_threshold: Annotated[
+        float,
+        typer.Option(help="Resample when ESS falls to this fraction of N: 1 always, 0 never."),
+    ] = 0.5,
+    value: Annotated[
+        str,
+        typer.Option(
+            help="'free': the reward at the clean estimate; 'posterior:n:m': from n posterior "
+            "samples of m evaluations each."
+        ),
+    ] = "free",
+    guidance: Annotated[
+        str,
+        typer.Option(
+            help="Gradient guidance, which biases the proposal: 'none', 'reward' or 'network' "
+            "(where the gradient flows)."
+        ),
+    ] = "none",
+    guidance_scale: Annotated[float, typer.Option(help="Strength of the guidance.")] = 1.0,
+    guidance_clip: Annotated[
+        float | None,
+        typer.Option(help="Longest step of the guidance, in posterior standard deviations."),
+    ] = None,
+    twist: Annotated[
+        float, typer.Option(help="η of twisted noise, exactly weighted guidance; 0 is off.")
+    ] = 1.0,
+    twist_cap: Annotated[
+        float, typer.Option(help="Longest shift of the noise, in its standard deviations.")
+    ] = 0.75,
+    runs: Annotated[int, typer.Option(help="Independent runs, for the standard errors.")] = 256,
     seed: Seed = 0,
 ) -> None:
     """Steer samples towards a reward, beside plain samples and best-of-N at equal cost.
 
     Example: glass-flows align --model digits --reward class:8 --out out/eights
     """
+    from .experiments.align import DIGITS_STD
     from .experiments.align import align as run_align
+    from .steering import Twist
 
+    options = _given(
+        scale=(scale, 1.0),
+        potential=(potential, "difference"),
+        schedule=(_schedule(schedule), "constant"),
+        boundaries=(boundaries, None),
+        resampling=(resampling, "systematic"),
+        ess_threshold=(ess_threshold, 0.5),
+        value=(_value(value), "free"),
+        guidance=(_guidance(guidance, guidance_scale, guidance_clip, DIGITS_STD), None),
+    )
     report = run_align(
         out,
         model=model,
         reward=reward,
+        method=method,
         particles=particles,
+        children=children,
         transitions=transitions,
         steps=steps,
         rho=_rho(rho, solver),
-        scale=scale,
-        runs=runs,
-        ess_threshold=ess_threshold,
         solver=solver,
+        runs=runs,
         seed=seed,
+        twist=Twist(twist, twist_cap, DIGITS_STD),
         announce=lambda text: console.print(text, style="dim"),
+        **options,
     )
     table = RichTable(title=f"{reward}, {runs} runs (± one standard error)", box=box.SIMPLE)
-    for column in ("method", "reward", "judge", "ESS", "evals/image", "s"):
+    for column in ("method", "reward", "judge", "ESS", "evals", "s"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for line in report.methods:
+        backward = f" + {line.gradients} back" if line.gradients else ""
         table.add_row(
             line.method,
             f"{line.reward:.2f} ± {line.reward_error:.2f}",
             f"{line.accuracy:.1%} ± {line.accuracy_error:.1%}",
-            "-" if line.ess is None else f"{line.ess:.2f} of {particles}",
-            str(line.evaluations),
-            f"{line.seconds:.1f}",
+            "-" if line.ess is None else f"{line.ess:.2f}/{particles}",
+            f"{line.evaluations}{backward}",
+            f"{line.seconds:.0f}",
         )
     console.print(table)
     typer.echo(
         "judge: share of the images that an independent classifier accepts; "
-        "evals/image: network evaluations per image returned"
+        "evals: network evaluations per image returned"
     )
     typer.echo(f"picture: {report.picture}\nfigures: {report.results}")
+
+
+@app.command()
+def compare(
+    out: Out,
+    model: Annotated[str, typer.Option(help="Model to sample; 'digits' is bundled.")] = "digits",
+    reward: Annotated[
+        list[str], typer.Option(help="'class:N', or 'class:all'; may be given several times.")
+    ] = ["class:8"],  # noqa: B006 (typer copies it)
+    evaluations: Annotated[
+        int, typer.Option(help="Network passes per particle, forward and backward together.")
+    ] = 24,
+    particles: Annotated[int, typer.Option(help="N, particles per run.")] = 8,
+    runs: Annotated[int, typer.Option(help="Runs per reward and method.")] = 256,
+    tuning_runs: Annotated[
+        int, typer.Option(help="Runs per reward and candidate setting, on other seeds.")
+    ] = 96,
+    only: Annotated[
+        list[str], typer.Option(help="Part of a method's name; may be given several times.")
+    ] = [],  # noqa: B006
+    seed: Seed = 0,
+) -> None:
+    """Best-of-N, steering, guidance, twisted noise and search on the same seeds at equal cost.
+
+    Every method's λ, scales and split of the evaluations are tuned by an independent judge on other
+    seeds. Prints one table, and writes it with the figures and a picture into the folder.
+
+    Example: glass-flows compare --reward class:8 --evaluations 24 --out out/compare
+    """
+    from .experiments.compare import compare as run_compare
+
+    wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
+    report = run_compare(
+        out,
+        model=model,
+        rewards=wanted,
+        evaluations=evaluations,
+        particles=particles,
+        runs=runs,
+        tuning_runs=tuning_runs,
+        only=only,
+        seed=seed,
+        announce=lambda text: console.print(text, style="dim"),
+    )
+    title = f"{', '.join(reward)}: {runs} runs each (95 % intervals)"
+    table = RichTable(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for column in ("method", "judge, %", "gain", "reward", "Fréchet", "diversity", "passes"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for line in report.methods:
+        low, high = (100 * end for end in line.judge.interval)
+        table.add_row(
+            line.method,
+            f"{100 * line.judge.value:.0f} ({low:.0f}-{high:.0f})",
+            f"{100 * line.gain.value:+.0f} ± {196 * line.gain.error:.0f}",
+            f"{line.reward.value:.2f}",
+            f"{line.frechet.value:.0f} ± {1.96 * line.frechet.error:.0f}",
+            f"{line.diversity.value:.1f}",
+            f"{line.forward:g}" + (f"+{line.backward:g}" if line.backward else ""),
+        )
+    console.print(table)
+    typer.echo(
+        "judge: share of the returned images that an independent classifier accepts; gain: points "
+        "more than best-of-N with the ODE, run by run; passes: of the network per particle, "
+        f"forward+backward. Real images have diversity {report.real_diversity:.1f}."
+    )
+    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
 
 
 @app.command()
@@ -266,6 +404,45 @@ def _rho(text: str, solver: str) -> Rho:
     if text.startswith("ddim:"):
         return DDIM(_number(text.removeprefix("ddim:"), "--rho ddim:"))
     return _number(text, "--rho")
+
+
+def _given(**options: tuple[Any, Any]) -> dict[str, Any]:
+    """Those options that differ from their defaults."""
+    return {name: value for name, (value, default) in options.items() if value != default}
+
+
+def _schedule(text: str) -> Any:
+    """--schedule: a name, 'adaptive:ESS', or shares of λ."""
+    from .steering import Adaptive
+
+    if text.startswith("adaptive:"):
+        return Adaptive(_number(text.removeprefix("adaptive:"), "--schedule adaptive:"))
+    return [_number(part, "--schedule") for part in text.split(",")] if "," in text else text
+
+
+def _value(text: str) -> Any:
+    """--value: 'free' or 'posterior:n:m'."""
+    from .errors import check_name
+    from .steering import PosteriorValue
+
+    name, _, sizes = text.partition(":")
+    check_name("value", name, ("free", "posterior"))
+    if name == "free" or not sizes:
+        return name
+    samples, _, steps = sizes.partition(":")
+    if not samples.isdigit() or not steps.isdigit():
+        raise InvalidArgument(f"--value posterior:n:m needs two integers, got {text!r}")
+    return PosteriorValue(int(samples), int(steps))
+
+
+def _guidance(through: str, scale: float, clip: float | None, sigma_data: float) -> Any:
+    """--guidance: 'none', 'reward' or 'network'."""
+    from .errors import check_name
+    from .guidance import Guidance
+
+    if check_name("guidance", through, ("none", "reward", "network")) == "none":
+        return None
+    return Guidance(scale, through, clip=clip, sigma_data=sigma_data)
 
 
 def _number(text: str, option: str) -> float:

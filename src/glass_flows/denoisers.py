@@ -13,11 +13,21 @@ from typing import Any, Protocol, Union
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from .errors import DegeneratePrediction, InvalidArgument, ShapeError, check_count, check_name
 from .paths import DiscreteDiffusion, Path, check_time
 
-__all__ = ["CLOCKS", "PREDICTIONS", "Clock", "Denoiser", "DenoiserLike"]
+__all__ = [
+    "CLOCKS",
+    "PREDICTIONS",
+    "Clock",
+    "Denoiser",
+    "DenoiserLike",
+    "Estimate",
+    "estimate",
+    "spread",
+]
 
 
 class DenoiserLike(Protocol):
@@ -34,6 +44,48 @@ class DenoiserLike(Protocol):
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """E[z | x_t = x] for x of shape (B, *shape) and one time t in [0, 1]."""
         ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one evaluation says about the data.
+
+    Attributes
+    ----------
+    D : Tensor
+        (B, *shape), the clean estimate that moves the particles: tilted under reward guidance.
+    untilted : Tensor
+        (B, *shape), the model's own E[z | x_t = x]; the same tensor without reward guidance.
+    rewards, gradient : Tensor or None
+        r(untilted), (B,) float64 on the CPU, and ∇r there, shaped like D, if guidance took them.
+    """
+
+    D: Tensor
+    untilted: Tensor
+    rewards: Tensor | None = None
+    gradient: Tensor | None = None
+
+
+def estimate(denoiser: DenoiserLike, x: Tensor, t: float) -> Estimate:
+    """The denoiser's D with what else it knows: a guided one has an `estimate` method."""
+    whole = getattr(denoiser, "estimate", None)
+    if whole is not None:
+        answer: Estimate = whole(x, t)
+        return answer
+    D = denoiser(x, t)
+    return Estimate(D, D)
+
+
+def spread(denoiser: DenoiserLike, populations: int, particles: int) -> DenoiserLike:
+    """The denoiser for a batch of P populations of N particles, its conditioning one row each.
+
+    Denoisers without conditioning of their own are returned as they are.
+    """
+    method = getattr(denoiser, "spread", None)
+    if method is None:
+        return denoiser
+    result: DenoiserLike = method(populations, particles)
+    return result
 
 
 # --- what the network predicts ----------------------------------------------------------------
@@ -145,8 +197,7 @@ class Denoiser:
     conditioning, unconditional : mapping
         Keyword arguments of the network. Tensors, also inside nested mappings, lists and tuples,
         have a leading dimension of B or of 1 (shared by the batch); anything else is passed as it
-        is. Steering resamples particles, not their conditioning: keep it the same within a
-        population.
+        is. Steering takes 1 row, or one row for each population.
     guidance_scale : float
         w in D_u + w (D_c - D_u), classifier-free guidance; 1 asks the conditional network only and
         0 the unconditional one only. A guided D is no posterior mean of anything, so that with
@@ -156,6 +207,9 @@ class Denoiser:
         and D keep the dtype of x.
     max_batch : int or None
         Largest batch of one network call; larger ones are split.
+    checkpoint : bool
+        Where gradients are taken, keep no activations of a network call and call the network
+        again on the way back: memory of one call instead of all, at one more evaluation each.
     """
 
     network: Callable[..., Tensor]
@@ -167,6 +221,7 @@ class Denoiser:
     guidance_scale: float = 1.0
     dtype: torch.dtype | None = None
     max_batch: int | None = None
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         check_name("prediction", self.prediction, PREDICTIONS)
@@ -212,6 +267,28 @@ class Denoiser:
         """The same denoiser with these conditioning arguments set or replaced."""
         return replace(self, conditioning={**self.conditioning, **conditioning})
 
+    def rows(self, part: slice, batch: int) -> Denoiser:
+        """The denoiser of `part` of a batch of `batch` rows: its conditioning cut to size."""
+        return replace(
+            self,
+            conditioning=_parts(self.conditioning, part, batch),
+            unconditional=None
+            if self.unconditional is None
+            else _parts(self.unconditional, part, batch),
+        )
+
+    def spread(self, populations: int, particles: int) -> Denoiser:
+        """The denoiser of a batch of P populations of N particles, one row for each population.
+
+        Conditioning with a leading dimension of 1 stays shared; one of P is repeated N times each.
+        Raises :class:`ShapeError` for any other.
+        """
+        return replace(
+            self,
+            conditioning=_spread(self.conditioning, populations, particles, "conditioning"),
+            unconditional=_spread(self.unconditional, populations, particles, "unconditional"),
+        )
+
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """E[z | x_t = x], shaped like x; t is one time in [0, 1] for the whole batch.
 
@@ -256,8 +333,13 @@ class Denoiser:
         parts = []
         for first in range(0, batch, limit):
             part = slice(first, min(first + limit, batch))
-            inputs = {name: _part(value, part, batch, name) for name, value in conditioning.items()}
-            output = self.network(asked[part], times[part], **inputs)
+            inputs = _parts(conditioning, part, batch)
+            if self.checkpoint and torch.is_grad_enabled():
+                output = recomputed(
+                    self.network, asked[part], times[part], use_reentrant=False, **inputs
+                )
+            else:
+                output = self.network(asked[part], times[part], **inputs)
             if not isinstance(output, Tensor) or output.shape != asked[part].shape:
                 given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ShapeError(
@@ -283,6 +365,30 @@ class Denoiser:
         if not isinstance(self.network, torch.nn.Module):
             return None
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
+
+
+def _parts(values: Mapping[str, Any], part: slice, batch: int) -> dict[str, Any]:
+    return {name: _part(value, part, batch, name) for name, value in values.items()}
+
+
+def _spread(value: Any, populations: int, particles: int, name: str) -> Any:
+    """Tensors of one row for each population, repeated for its particles."""
+    if isinstance(value, Mapping):
+        return {
+            key: _spread(item, populations, particles, f"{name}[{key!r}]")
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        items = [_spread(v, populations, particles, f"{name}[{i}]") for i, v in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if not isinstance(value, Tensor) or (value.ndim > 0 and value.shape[0] == 1):
+        return value
+    if value.ndim == 0 or value.shape[0] != populations:
+        raise ShapeError(
+            f"steering takes {name} with a leading dimension of 1 (shared) or {populations} (one "
+            f"row for each population), got shape {tuple(value.shape)}"
+        )
+    return value.repeat_interleave(particles, 0)
 
 
 def _part(value: Any, part: slice, batch: int, name: str) -> Any:

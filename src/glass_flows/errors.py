@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from numbers import Real
+from typing import Any
 
 __all__ = [
     "DegeneratePrediction",
@@ -18,17 +20,27 @@ __all__ = [
     "MissingExtra",
     "NonFinite",
     "PlanError",
+    "RewardError",
     "ShapeError",
     "TimeError",
     "UnknownName",
     "WeightsFileError",
     "check_count",
     "check_name",
+    "check_number",
 ]
 
 
 class GlassError(Exception):
-    """Base class of every error that glass-flows raises on purpose."""
+    """Base class of every error that glass-flows raises on purpose.
+
+    Attributes
+    ----------
+    boundary : glass_flows.execute.Boundary or None
+        Where a steered run stopped, with its particles: what was finished is not lost.
+    """
+
+    boundary: Any = None
 
 
 class InvalidArgument(GlassError, ValueError):
@@ -69,6 +81,10 @@ class NonFinite(GlassError, ArithmeticError):
         self.particles = particles
 
 
+class RewardError(GlassError, RuntimeError):
+    """A reward raised, left its declared range, or has no gradient where one is needed."""
+
+
 class DegenerateWeights(GlassError, ArithmeticError):
     """Particle weights are NaN, infinite, or all zero; the message names the boundary."""
 
@@ -97,6 +113,16 @@ def check_count(name: str, given: object, least: int = 1) -> int:
     if count < least:
         raise InvalidArgument(f"{name} must be an integer >= {least}, got {given!r}")
     return count
+
+
+def check_number(name: str, given: object, rule: str, holds: Callable[[float], bool]) -> float:
+    """Return `given` as a float if it is a number that `holds`, else raise InvalidArgument.
+
+    `rule` says what holds: "be finite", "lie in [0, 1]".
+    """
+    if isinstance(given, Real) and not isinstance(given, bool) and holds(float(given)):
+        return float(given)
+    raise InvalidArgument(f"{name} must {rule}, got {given!r}")
 
 
 def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from .denoisers import DenoiserLike
+from .denoisers import DenoiserLike, Estimate, estimate
 from .errors import InvalidArgument, NonFinite, ShapeError
 from .noise import Noise
 from .paths import Path
@@ -37,19 +37,31 @@ class Boundary:
     D : Tensor
         (B, *shape), the first denoiser output of the transition: D_t(x_t) if
         `transition.free_value`. At the end the samples themselves.
+    estimate : Estimate
+        D as it came from the denoiser, before any `select`, with the model's own D where reward
+        guidance tilts it.
     transition : Transition or None
         The transition about to run; None at the end.
+    noise : Tensor or None
+        Once the transition has drawn a shifted noise: ε before the shift.
     """
 
     def __init__(
-        self, index: int, t: float, x: Tensor, D: Tensor, transition: Transition | None
+        self, index: int, t: float, x: Tensor, estimate: Estimate, transition: Transition | None
     ) -> None:
-        self.index, self.t, self.x, self.D, self.transition = index, t, x, D, transition
+        self.index, self.t, self.x, self.transition = index, t, x, transition
+        self.estimate, self.D = estimate, estimate.D
         self.delta: Tensor | None = None
+        self.noise: Tensor | None = None
 
     @property
     def final(self) -> bool:
         return self.transition is None
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise follows, so that copies of a particle part."""
+        return self.transition is not None and self.transition.stochastic
 
     def select(self, ancestors: Tensor) -> None:
         """Replace particle i by particle `ancestors[i]` (int64, shape (B,)), x and D together.
@@ -120,24 +132,27 @@ def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> It
         for number, row in enumerate(transition.rows):
             if number:
                 registers["D_prev"] = registers["D"]
-            D = registers["D"] = denoiser(y, row.time)
+            answer = None if number else estimate(denoiser, y, row.time)
+            D = registers["D"] = denoiser(y, row.time) if answer is None else answer.D
             watch.look(D, y, index, number, row.time)
-            if number == 0:
+            if answer is not None:
                 watch.report()
-                boundary = Boundary(index, transition.t, x, D, transition)
+                boundary = Boundary(index, transition.t, x, answer, transition)
                 yield boundary
                 _check_like(boundary.x, x, "x")
                 _check_like(boundary.D, D, "D")
                 registers |= {"x": boundary.x, "D": boundary.D}
                 if transition.stochastic and "eps" not in registers:
                     eps = noise(index, boundary.x)
-                    registers["eps"] = eps if boundary.delta is None else eps + boundary.delta
+                    if boundary.delta is not None:
+                        boundary.noise, eps = eps, eps + boundary.delta
+                    registers["eps"] = eps
             if row.update is not None:
                 registers["u"] = _combine(row.update, registers, _ours(registers))
             y = _combine(row.emit, registers)
         x = y
     watch.report()
-    yield Boundary(len(table), table.times[-1], x, x, None)
+    yield Boundary(len(table), table.times[-1], x, Estimate(x, x), None)
 
 
 def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Tensor:

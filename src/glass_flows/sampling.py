@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .denoisers import DenoiserLike
+from .denoisers import DenoiserLike, Estimate, estimate
 from .errors import InvalidArgument, TimeError, check_count
 from .execute import check_denoiser, check_state, run
 from .grids import Times
@@ -18,7 +18,7 @@ from .paths import Path
 from .plans import Rho, Solver, Table, plan, plan_transition
 from .progress import progress_bar
 
-__all__ = ["check_whole", "posterior", "sample", "starting_noise", "ticking", "transition"]
+__all__ = ["Tally", "check_whole", "posterior", "sample", "starting_noise", "transition"]
 
 
 def transition(
@@ -156,7 +156,7 @@ def sample(
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
         progress_bar(table.evaluations, progress) as advance,
     ):
-        return run(table, ticking(denoiser, advance), x, source)
+        return run(table, Tally(denoiser, advance), x, source)
 
 
 def posterior(
@@ -194,7 +194,7 @@ def posterior(
     table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
     source = _AtTime(noise_source(seed, generator), table, POSTERIOR, samples)
     repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
-    if not table.transitions[0].stochastic:
+    if table.transitions[0].alpha == 0.0:
         repeated = source(0, repeated) * table.start_scale
     with torch.set_grad_enabled(differentiable and torch.is_grad_enabled()):
         return run(table, denoiser, repeated, source).view(samples, *x.shape)
@@ -244,12 +244,20 @@ class _AtTime:
         return torch.cat([self.source(key, one, self.purpose, s) for s in range(self.draws)])
 
 
-@dataclass(frozen=True)
-class _Ticking:
-    """A denoiser that advances a progress bar at every call."""
+class Tally:
+    """A denoiser that counts what it is asked, per particle, and calls `advance()` at every call.
 
-    denoiser: DenoiserLike
-    advance: Callable[[], None]
+    Attributes
+    ----------
+    network_evaluations, network_gradients, reward_evaluations, decodes : int
+        So far; what one call costs is the denoiser's `evaluations_per_call` and, under reward
+        guidance, `gradients_per_call`, `rewards_per_call` and `decodes_per_call`.
+    """
+
+    def __init__(self, denoiser: DenoiserLike, advance: Callable[[], None] = lambda: None) -> None:
+        self.denoiser, self.advance = denoiser, advance
+        self.network_evaluations = self.network_gradients = 0
+        self.reward_evaluations = self.decodes = 0
 
     @property
     def path(self) -> Path:
@@ -260,11 +268,14 @@ class _Ticking:
         return self.denoiser.evaluations_per_call
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        D = self.denoiser(x, t)
+        return self.estimate(x, t).D
+
+    def estimate(self, x: Tensor, t: float) -> Estimate:
+        answer = estimate(self.denoiser, x, t)
+        batch = x.shape[0]
+        self.network_evaluations += batch * self.denoiser.evaluations_per_call
+        self.network_gradients += batch * getattr(self.denoiser, "gradients_per_call", 0)
+        self.reward_evaluations += batch * getattr(self.denoiser, "rewards_per_call", 0)
+        self.decodes += batch * getattr(self.denoiser, "decodes_per_call", 0)
         self.advance()
-        return D
-
-
-def ticking(denoiser: DenoiserLike, advance: Callable[[], None]) -> DenoiserLike:
-    """`denoiser`, calling `advance()` after every evaluation."""
-    return _Ticking(denoiser, advance)
+        return answer

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,10 +20,30 @@ from ..models.digits import IMAGE, NULL_CLASS, load_digits_classifier, load_digi
 from ..paths import Linear
 from ..plans import Rho, plan
 from ..rewards import ClassReward
-from ..steering import SteeringResult, best_of, check_settings, steer
+from ..steering import (
+    SearchResult,
+    Steering,
+    SteeringResult,
+    Twist,
+    beam,
+    best_of,
+    greedy,
+    steer,
+)
 from .pictures import Row, image_grid, make_folder, save_png
 
-__all__ = ["AlignReport", "MethodReport", "align", "digits_denoiser", "parse_class_reward"]
+__all__ = [
+    "DIGITS_STD",
+    "AlignReport",
+    "MethodReport",
+    "align",
+    "digits_denoiser",
+    "parse_class_reward",
+]
+
+Result = TypeVar("Result", bound=SearchResult)
+DIGITS_STD = 0.7  # of the digits' pixels in [-1, 1]
+DIGITS_TWIST = Twist(sigma_data=DIGITS_STD)
 
 
 @dataclass(frozen=True)
@@ -38,8 +58,8 @@ class MethodReport:
         Share of them that the independent judge accepts.
     ess : float or None
         Mean effective sample size over boundaries; None where nothing is weighted.
-    evaluations : int
-        Network evaluations per image returned.
+    evaluations, gradients : int
+        Forward and backward passes of the network per image returned.
     seconds : float
         Wall time of all runs; for plain samples the share of the independent samples' time.
     """
@@ -51,6 +71,7 @@ class MethodReport:
     accuracy_error: float
     ess: float | None
     evaluations: int
+    gradients: int
     seconds: float
 
 
@@ -95,6 +116,7 @@ class _Returned:
     rewards: Tensor
     ess: Tensor | None
     evaluations: int
+    gradients: int
     seconds: float
 
 
@@ -103,58 +125,80 @@ def align(
     *,
     model: str = "digits",
     reward: str = "class:8",
+    method: str = "steering",
     particles: int = 8,
+    children: int = 2,
     transitions: int = 6,
     steps: int = 4,
     rho: Rho = 0.4,
-    scale: float = 1.0,
-    runs: int = 256,
-    ess_threshold: float = 0.5,
     solver: str = "default",
+    runs: int = 256,
     seed: int = 0,
+    twist: float | Twist = DIGITS_TWIST,
     progress: bool | None = None,
     announce: Callable[[str], None] = lambda text: None,
+    **options: Any,
 ) -> AlignReport:
-    """Plain samples, best-of-N and steering at N K M network evaluations per image.
+    """Plain samples, best-of-N and steering or search, at equal network passes per image.
 
     Writes `alignment.png` (images before and after, bordered by the judge's verdict) and
     `results.json` into `out`. `runs` independent populations give the standard errors.
+
+    Parameters
+    ----------
+    method : str
+        "steering" (without and with twisted noise), "beam" (N/w beams of w children), "greedy" or
+        "svdd" (N/w particles of w children each, of which the best or a random one goes on).
+    children : int
+        w, for the searches; must divide N.
+    twist : float or Twist
+        0 leaves the line with twisted noise out.
+    options
+        The rest of :class:`~glass_flows.steering.Steering`; the searches know `scale`, `value`,
+        `boundaries` and `guidance`.
     """
     check_name("model", model, ("digits",))
+    check_name("method", method, ("steering", *_SEARCHES))
     label = parse_class_reward(reward)
     check_count("runs", runs, least=2)  # a standard error needs two
     denoiser = digits_denoiser()
     # Bad settings stop here, before the folder is made and anything is drawn.
     table = plan(denoiser.path, transitions=transitions, steps=steps, rho=rho, solver=solver)
-    check_settings(table, particles, runs, scale, "systematic", ess_threshold)
+    jobs: dict[str, Callable[..., SearchResult]] = {}
+    if method == "steering":
+        Steering(particles, twist=twist, **options).check(table)
+        jobs["steering"] = partial(steer, particles=particles, **options)
+        if Steering(particles, twist=twist).twisted:
+            jobs["steering + twist"] = partial(jobs["steering"], twist=twist)
+    else:
+        jobs[method] = _search(method, particles, children, options)
     folder = make_folder(out)
     score = ClassReward(load_digits_classifier("reward"), label)
     judge = load_digits_classifier("judge")
-    shared: dict[str, Any] = {
-        "shape": IMAGE,
-        "particles": particles,
-        "populations": runs,
-        "seed": seed,
-        "progress": progress,
-    }
-    steered_by: dict[str, Any] = {
-        "transitions": transitions,
-        "steps": steps,
-        "rho": rho,
-        "solver": solver,
-        "scale": scale,
-        "ess_threshold": ess_threshold,
-    }
-    announce(f"plain and best of {particles}: ODE samples, {runs} runs")
-    independent = _timed(
-        partial(best_of, denoiser, score, transitions=1, steps=table.evaluations, **shared)
+    shared: dict[str, Any] = {"shape": IMAGE, "populations": runs, "seed": seed}
+    shared |= {"progress": progress}
+    sampler = {"transitions": transitions, "steps": steps, "rho": rho, "solver": solver}
+    aligned = []
+    for name, job in jobs.items():
+        announce(f"{name}: {particles} particles, {runs} runs")
+        aligned.append(_timed(name, partial(job, denoiser, score, **sampler, **shared)))
+    passes = max(one.evaluations + one.gradients for one, _ in aligned) // particles
+    announce(f"plain and best of {particles}: ODE samples of {passes} evaluations, {runs} runs")
+    best, many = _timed(
+        f"best of {particles}",
+        partial(
+            best_of, denoiser, score, particles=particles, transitions=1, steps=passes, **shared
+        ),
     )
-    announce(f"steering: {particles} particles, {runs} runs")
-    steered = _timed(partial(steer, denoiser, score, **steered_by, **shared))
-    returned = _returned(score, particles, independent, steered)
+    plain = _Returned(
+        "plain", many.samples[:, 0], many.rewards[:, 0], None, passes, 0, best.seconds / particles
+    )
+    returned = [plain, best, *(one for one, _ in aligned)]
     verdicts = [judge(one.images).argmax(1) == label for one in returned]
-    settings = {"model": model, "reward": reward, "runs": runs, "seed": seed, **steered_by}
-    settings |= {"particles": particles, "rho": rho if isinstance(rho, (float, str)) else repr(rho)}
+    settings = {"model": model, "reward": reward, "method": method, "particles": particles}
+    settings |= {"children": children} if method != "steering" else {"twist": twist}
+    settings |= {"runs": runs, "seed": seed, **sampler, **options}
+    settings = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in settings.items()}
     methods = tuple(_report(one, verdict) for one, verdict in zip(returned, verdicts))
     rows = [
         Row(
@@ -167,39 +211,42 @@ def align(
     ]
     picture = save_png(image_grid(rows), folder / "alignment.png", settings=json.dumps(settings))
     results = folder / "results.json"
-    log_evidence = steered[0].log_evidence.tolist()
     payload = {
         "settings": settings,
         "methods": [asdict(method) for method in methods],
-        "log_evidence": log_evidence,
+        "log_evidence": {
+            one.method: result.log_evidence.tolist()
+            for one, result in aligned
+            if isinstance(result, SteeringResult)
+        },
     }
     results.write_text(json.dumps(payload, indent=1) + "\n")
     return AlignReport(methods, picture, results)
 
 
-def _returned(
-    score: Callable[[Tensor], Tensor],
-    particles: int,
-    independent: tuple[SteeringResult, float],
-    steered: tuple[SteeringResult, float],
-) -> list[_Returned]:
-    """One image per run from each method; plain is the first of the N independent samples."""
-    (many, seconds), (few, steered_seconds) = independent, steered
-    runs = len(many.samples)
-    cost = many.network_evaluations // runs
-    plain, best = many.samples[:, 0], many.rewards.amax(1)
-    return [
-        _Returned("plain", plain, score(plain), None, cost // particles, seconds / particles),
-        _Returned(f"best of {particles}", many.best, best, many.ess[-1], cost, seconds),
-        _Returned(
-            "steering",
-            few.best,
-            few.rewards.amax(1),
-            few.ess,
-            few.network_evaluations // runs,
-            steered_seconds,
-        ),
-    ]
+_SEARCHES: dict[str, Callable[..., SearchResult]] = {
+    "beam": beam,
+    "greedy": greedy,
+    "svdd": partial(greedy, pick="sample"),
+}
+
+
+def _search(
+    method: str, particles: int, children: int, options: dict[str, Any]
+) -> Callable[..., SearchResult]:
+    """A search of N particles in all, its options checked."""
+    check_count("particles", particles)
+    if particles % check_count("children", children):
+        raise InvalidArgument(f"children = {children} must divide particles = {particles}")
+    known = ("scale", "value", "boundaries", "guidance")
+    foreign = sorted(set(options) - set(known))
+    if foreign:
+        raise InvalidArgument(
+            f"method {method!r} has no {', '.join(foreign)}: it knows {', '.join(known)}"
+        )
+    Steering(particles, **options)
+    parents = {"beams" if method == "beam" else "particles": particles // children}
+    return partial(_SEARCHES[method], **parents, children=children, **options)
 
 
 def _report(returned: _Returned, verdicts: Tensor) -> MethodReport:
@@ -213,13 +260,24 @@ def _report(returned: _Returned, verdicts: Tensor) -> MethodReport:
         accuracy_error,
         None if returned.ess is None else float(returned.ess.mean()),
         returned.evaluations,
+        returned.gradients,
         returned.seconds,
     )
 
 
-def _timed(work: Callable[[], SteeringResult]) -> tuple[SteeringResult, float]:
+def _timed(name: str, work: Callable[[], Result]) -> tuple[_Returned, Result]:
     start = time.perf_counter()
-    return work(), time.perf_counter() - start
+    result = work()
+    runs = len(result.samples)
+    return _Returned(
+        name,
+        result.best,
+        result.rewards.amax(1),
+        result.ess if isinstance(result, SteeringResult) else None,
+        result.network_evaluations // runs,
+        result.network_gradients // runs,
+        time.perf_counter() - start,
+    ), result
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

@@ -85,11 +85,13 @@ class InnerFlow:
         return math.hypot(self.known, q)
 
     def on_path(self, q: float) -> bool:
-        """Whether the path has a time of this precision (EDM and trained tables end early)."""
+        """Whether the path has a time of this precision (EDM and trained tables end early).
+
+        Only a start from pure noise knows less than the path's own start.
+        """
         if q == self.q0:
             return self.ends.alpha == self.path.alpha(self.ends.t)
-        low, high = self.path.amplitude(0.0), self.path.amplitude(1.0)
-        return low * (1 - 1e-9) <= self.amplitude(q) <= high * (1 + 1e-9)
+        return self.amplitude(q) <= self.path.amplitude(1.0) * (1 + 1e-9)
 
     def query(self, q: float, nearest: bool = False) -> tuple[float, Mix]:
         """(t*, network input as a mix of x and u) at q; off the path, at its nearest end.
@@ -460,16 +462,17 @@ def _row(flow: InnerFlow, q: float, update: Mix, following: float, step: Mix) ->
 
 @dataclass(frozen=True)
 class _Sphere:
-    """The coordinate s = sin θ, q = c tan θ, and exact integrals against dq in it."""
+    """The coordinate s = sin θ, q = c tan θ, and exact integrals against dq in it.
+
+    A start near data has all its sines within 1e-7 of 1, and narrow data has all of them near 0.
+    Differences of sines and angles from π/2 are therefore never found by subtraction.
+    """
 
     c: float
 
     @classmethod
     def of(cls, flow: InnerFlow, sigma_data: float) -> _Sphere:
         return cls(math.hypot(1.0 / sigma_data, flow.known))
-
-    def sine(self, q: float) -> float:
-        return q / math.hypot(self.c, q) if math.isfinite(q) else 1.0
 
     def secant(self, q: float) -> float:
         return math.hypot(1.0, q / self.c)
@@ -484,21 +487,19 @@ class _Sphere:
     ) -> tuple[tuple[float, ...], str]:
         """At most `steps` query points from q0, on a θ grid that ends at q1; and a note.
 
-        `first_step` and `last_step` are lengths as shares of the others. With r = 1 - 2θ/π the grid
-        is uniform in r^(1/warp), which for warp > 1 crowds it towards r = 0.
+        `first_step` and `last_step` are lengths as shares of the others. The grid is uniform in
+        (π/2 - θ)^(1/warp), which for warp > 1 crowds it towards θ = π/2.
         """
         lengths = [1.0] * steps
         lengths[0], lengths[-1] = first_step, last_step
         shares = [sum(lengths[:i]) / sum(lengths) for i in range(steps)]
-        first = (1.0 - self._angle(flow.q0)) ** (1.0 / warp)
-        last = (1.0 - self._angle(flow.q1)) ** (1.0 / warp)
 
         def grid(stop: float, shares: Sequence[float]) -> list[float]:
-            roots = [first + share * (stop - first) for share in shares]
-            angles = [0.5 * math.pi * (1.0 - root**warp) for root in roots]
-            return [flow.q0, *(self.c * math.tan(angle) for angle in angles[1:])]
+            first, last = (self._colatitude(q) ** (1.0 / warp) for q in (flow.q0, stop))
+            roots = [first + share * (last - first) for share in shares]
+            return [flow.q0, *(self.c / math.tan(root**warp) for root in roots[1:])]
 
-        wanted = grid(last, shares)
+        wanted = grid(flow.q1, shares)
         if flow.path.trained_times is not None:
             return _on_trained_times(flow, wanted)
         end = flow.path.amplitude(1.0)
@@ -507,25 +508,16 @@ class _Sphere:
         reach = math.sqrt(max(end**2 - flow.known**2, 0.0))
         if reach <= flow.q0 or steps == 1:
             return (flow.q0,), "the path ends here: one evaluation"
-        stop = (1.0 - self._angle(reach)) ** (1.0 / warp)
-        return tuple(
-            grid(stop, [share / shares[-1] for share in shares])
-        ), "queries end with the path"
-
-    def _angle(self, q: float) -> float:
-        """2θ/π, from 0 to 1."""
-        return math.atan2(q, self.c) / (0.5 * math.pi) if math.isfinite(q) else 1.0
+        shortened = grid(reach, [share / shares[-1] for share in shares])
+        return tuple(shortened), "queries end with the path"
 
     def linear_step(self, qa: float, qb: float, start: float, stop: float) -> Mix:
         """u(stop) from u(start), D linear in s through D_prev at qa and D at qb."""
-        sa, sb = self.sine(qa), self.sine(qb)
-        if math.isinf(stop):  # u/q tends to D at s = 1
-            return Mix(D=(1.0 - sa) / (sb - sa), D_prev=(sb - 1.0) / (sb - sa))
-        flat, tilted = stop - start, self._tilted(start, stop)
+        rise = self._rise(qa, qb)
         return Mix(
-            u=1.0,
-            D=(tilted - sa * flat) / (sb - sa),
-            D_prev=(sb * flat - tilted) / (sb - sa),
+            u=0.0 if math.isinf(stop) else 1.0,
+            D=self._above(qa, start, stop) / rise,
+            D_prev=-self._above(qb, start, stop) / rise,
         )
 
     def first_step(self, start: float, stop: float) -> Mix:
@@ -534,20 +526,15 @@ class _Sphere:
         Along its flow D = D_0 + s ε/c and u = ε/cos θ + q D_0, so that at `start` the slope is
         ε/c = (u - q D) / (c cos θ).
         """
-        sine, slope = self.sine(start), self.secant(start) / self.c
-        if math.isinf(stop):
-            rise = slope * (1.0 - sine)
-            return Mix(u=rise, D=1.0 - rise * start)
-        flat = stop - start
-        rise = slope * (self._tilted(start, stop) - sine * flat)
-        return Mix(u=1.0 + rise, D=flat - rise * start)
+        rise = self.secant(start) / self.c * self._above(start, start, stop)
+        return Mix(u=1.0 + rise, D=stop - start - rise * start)
 
     def trust(self, q1: float) -> float:
         """How much the last step trusts the slope through the last two evaluations.
 
         Wholly up to θ1 = 75°, falling to not at all at θ1 = 90°.
         """
-        return min(1.0, 4.0 / self.secant(q1)) if math.isfinite(q1) else 0.0
+        return min(1.0, 4.0 / self.secant(q1))
 
     def closing_step(self, qa: float, qb: float, stop: float, start: Mix, share: float) -> Mix:
         """The last step from qb, D_prev at qa and D at qb.
@@ -555,25 +542,36 @@ class _Sphere:
         D's slope in s is a `share` of that of the line through both, and for the rest ε/c with
         ε = u(0), given as `start`: the residual D - s ε/c is held constant.
         """
-        line, rest = self.linear_step(qa, qb, qb, stop), 1.0 - share
-        sine = self.sine(qb)
-        if math.isinf(stop):
-            flat, rise = 1.0, (1.0 - sine) / self.c
-        else:
-            flat = stop - qb
-            rise = (self._tilted(qb, stop) - sine * flat) / self.c
+        line, held, rest = self.linear_step(qa, qb, qb, stop), _hold(qb, stop), 1.0 - share
+        rise = self._above(qb, qb, stop) / self.c
         return Mix(
             x=rest * rise * start.x,
             u=line.u,
             eps=rest * rise * start.eps,
-            D=share * line.D + rest * flat,
+            D=share * line.D + rest * held.D,
             D_prev=share * line.D_prev,
         )
 
-    def _tilted(self, start: float, stop: float) -> float:
-        """∫ s dq from start to stop = c (sec θ_stop - sec θ_start), without cancellation."""
-        secants = self.secant(start) + self.secant(stop)
-        return (stop - start) * (stop + start) / (self.c * secants)
+    def _colatitude(self, q: float) -> float:
+        """π/2 - θ."""
+        return math.atan2(self.c, q)
+
+    def _rise(self, qa: float, qb: float) -> float:
+        """s_b - s_a = 2 sin(½(θ_b - θ_a)) cos(½(θ_a + θ_b)); q_b may be infinite."""
+        a, b = self._colatitude(qa), self._colatitude(qb)
+        turn = a if math.isinf(qb) else math.atan2(self.c * (qb - qa), self.c**2 + qa * qb)
+        return 2.0 * math.sin(0.5 * turn) * math.sin(0.5 * (a + b))
+
+    def _above(self, base: float, start: float, stop: float) -> float:
+        """∫ (s - s_base) dq from start to stop; where stop = ∞, the limit of this over q.
+
+        The mean of s over dq is that of its ends with the weights √(c² + q²).
+        """
+        if math.isinf(stop):
+            return self._rise(base, stop)
+        first, last = self.secant(start), self.secant(stop)
+        total = first * self._rise(base, start) + last * self._rise(base, stop)
+        return (stop - start) * total / (first + last)
 
 
 def _hold(start: float, stop: float) -> Mix:

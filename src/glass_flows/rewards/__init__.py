@@ -1,7 +1,30 @@
-"""Rewards: callables on a batch of clean samples, (B, *shape) to (B,), higher is better."""
+"""Rewards: one number per clean sample, (B, *shape) to (B,), higher is better."""
 
 from __future__ import annotations
 
 from .classes import ClassReward
+from .composites import Cached, Clipped, Decoded, Normalised, Product, WeightedSum
+from .protocol import (
+    FunctionReward,
+    Reward,
+    RewardLike,
+    as_reward,
+    evaluate,
+    evaluate_with_gradient,
+)
 
-__all__ = ["ClassReward"]
+__all__ = [
+    "Cached",
+    "ClassReward",
+    "Clipped",
+    "Decoded",
+    "FunctionReward",
+    "Normalised",
+    "Product",
+    "Reward",
+    "RewardLike",
+    "WeightedSum",
+    "as_reward",
+    "evaluate",
+    "evaluate_with_gradient",
+]

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument, ShapeError
+from .protocol import Prompts, Reward
 
 __all__ = ["ClassReward"]
 
 
 @dataclass(frozen=True)
-class ClassReward:
+class ClassReward(Reward):
     """log p(label | z) under a classifier, at most 0; at λ = 1 the target is p(z | label).
 
     Parameters
@@ -36,8 +37,10 @@ class ClassReward:
             raise InvalidArgument(f"label must be an integer >= 0, got {self.label!r}")
         if not self.floor < 0.0:
             raise InvalidArgument(f"floor must be negative, got {self.floor!r}")
+        # A frozen dataclass has no setters.
+        vars(self).update(name=f"log p({self.label})", range=(self.floor, 0.0))
 
-    def __call__(self, z: Tensor) -> Tensor:
+    def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         logits = self.classifier(z)
         if logits.ndim != 2 or self.label >= logits.shape[1]:
             raise ShapeError(

@@ -1,19 +1,41 @@
-"""Steering: particles, weights and resampling at transition boundaries."""
+"""Steering: particles, weights and resampling at transition boundaries, and search."""
 
 from __future__ import annotations
 
+from .potentials import POTENTIALS
 from .resampling import RESAMPLERS
-from .search import best_of
-from .smc import SteeringResult, SteeringStep, check_settings, iterate_steering, steer
+from .run import Costs, SearchResult
+from .schedules import Adaptive
+from .search import beam, best_of, greedy
+from .smc import (
+    Steering,
+    SteeringResult,
+    SteeringStep,
+    iterate_steering,
+    steer,
+    steer_boundaries,
+)
+from .twist import Twist
+from .values import Look, PosteriorValue
 from .weights import LogWeights
 
 __all__ = [
+    "POTENTIALS",
     "RESAMPLERS",
+    "Adaptive",
+    "Costs",
     "LogWeights",
+    "Look",
+    "PosteriorValue",
+    "SearchResult",
+    "Steering",
     "SteeringResult",
     "SteeringStep",
+    "Twist",
+    "beam",
     "best_of",
-    "check_settings",
+    "greedy",
     "iterate_steering",
     "steer",
+    "steer_boundaries",
 ]

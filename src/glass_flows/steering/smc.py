@@ -1,43 +1,139 @@
 """Feynman-Kac steering: sequential Monte Carlo over the transitions of a sampler.
 
-Particles carry log-weights. At every boundary the free value V = λ r(D_t(x_t)) is taken (the first
-network evaluation of the transition, no extra one), the weight is multiplied by exp(V - V_before)
-along the particle's ancestry, and a population whose effective sample size has fallen under a
-fraction of N is resampled. At the end V = λ r(x_1), so that the product of the factors along a path
-is exp(λ r(x_1)) exactly: the weighted particles target p(z) exp(λ r(z)), whatever the values were.
+Particles carry log-weights. At every steered boundary the values V of the particles are taken (the
+free one, λ r(D_t(x_t)), costs no network evaluation), a potential turns them into a factor of the
+weight, and a population whose effective sample size has fallen under a fraction of N is resampled.
+At the end the product of the factors along every path is exp(λ r(x_1)): the weighted particles
+target p(z) exp(λ r(z)), whatever values, potentials, schedules and thresholds did on the way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..denoisers import DenoiserLike
-from ..errors import InvalidArgument, NonFinite, PlanError, ShapeError, check_count, check_name
-from ..execute import Boundary, check_denoiser, iterate
+from ..errors import InvalidArgument, check_count, check_name, check_number
+from ..execute import Boundary, check_denoiser
 from ..grids import Times
+from ..guidance import Guidance, GuidedDenoiser
 from ..noise import RESAMPLING, KeyedNoise
 from ..plans import Rho, Solver, Table, plan
 from ..progress import progress_bar
-from ..sampling import check_whole, starting_noise, ticking
-from .resampling import RESAMPLERS, Resampler
+from ..rewards import RewardLike
+from .potentials import POTENTIALS, Potential
+from .resampling import RESAMPLERS
+from .run import (
+    Boundaries,
+    Costs,
+    Population,
+    Run,
+    SearchResult,
+    kept,
+    place,
+    steered_boundaries,
+)
+from .schedules import Adaptive, Schedule, check_schedule, share_at
+from .twist import Twist, Twister, informative
+from .values import AnyValue, planned_calls, resolve_value, scaled
 from .weights import LogWeights
 
 __all__ = [
-    "Reward",
+    "Steering",
     "SteeringResult",
     "SteeringStep",
-    "check_settings",
-    "evaluate",
+    "check_scale",
     "iterate_steering",
     "steer",
+    "steer_boundaries",
 ]
 
-Reward = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Steering:
+    """The settings of a steered run, checked when made; see :func:`steer` for each.
+
+    Names and numbers become what they stand for: `value` is a Value, `twist` a Twist.
+    """
+
+    particles: int
+    scale: float = 1.0
+    potential: str = "difference"
+    schedule: Schedule = "constant"
+    boundaries: Boundaries = None
+    resampling: str = "systematic"
+    ess_threshold: float = 0.5
+    value: Any = "free"
+    guidance: Guidance | None = None
+    twist: Any = 0.0
+    degenerate: str = "error"
+
+    def __post_init__(self) -> None:
+        check_count("particles", self.particles)
+        check_scale(self.scale)
+        check_number("ess_threshold", self.ess_threshold, "lie in [0, 1]", lambda v: 0 <= v <= 1)
+        check_name("potential", self.potential, POTENTIALS)
+        check_name("resampling scheme", self.resampling, RESAMPLERS)
+        check_name("degenerate", self.degenerate, ("error", "carry"))
+        if self.guidance is not None and not isinstance(self.guidance, Guidance):
+            raise InvalidArgument(
+                f"guidance must be glass_flows.Guidance(...) or None, got {self.guidance!r}"
+            )
+        object.__setattr__(self, "schedule", check_schedule(self.schedule))
+        object.__setattr__(self, "value", resolve_value(self.value))
+        if not isinstance(self.twist, Twist):
+            check_number("twist", self.twist, "be finite and >= 0", lambda v: 0 <= v < math.inf)
+            object.__setattr__(self, "twist", Twist(self.twist))
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance is not None and self.guidance.scale > 0.0
+
+    @property
+    def twisted(self) -> bool:
+        return self.twist.scale > 0.0 and self.scale > 0.0
+
+    def steered(self, table: Table) -> frozenset[int]:
+        """The transition starts at which values are taken."""
+        return steered_boundaries(table, self.boundaries, self.ess_threshold > 0 or self.twisted)
+
+    def check(self, table: Table) -> None:
+        """Raise unless the table can be steered in this way."""
+        for k in self.steered(table) | {0}:
+            share_at(self.schedule, k, table.times[k], len(table))
+
+    def share(
+        self, boundary: Boundary, table: Table, paths: _Paths, value: Tensor, before: Tensor
+    ) -> Tensor:
+        """λ_k/λ of each population at a boundary, (P, 1); `before` is the last one."""
+        if isinstance(self.schedule, Adaptive):
+            return self.schedule.choose(
+                lambda share: paths.valued(scaled(share, value)).log_weights(), before
+            )
+        fixed = share_at(self.schedule, boundary.index, boundary.t, len(table))
+        return torch.full_like(before, fixed)
+
+    def share_ahead(self, index: int, table: Table, share: Tensor) -> Tensor:
+        """λ/λ of the next steered boundary, (P, 1); the present one if it is yet to be chosen."""
+        ahead = min((k for k in self.steered(table) if k > index), default=len(table))
+        if isinstance(self.schedule, Adaptive) and ahead < len(table):
+            return share
+        fixed = share_at(self.schedule, ahead, table.times[ahead], len(table))
+        return torch.full_like(share, fixed)
+
+    def biases(self, denoiser: DenoiserLike) -> tuple[str, ...]:
+        """Why the weighted particles would not target p(z) exp(λ r(z)), p the sampler's own law."""
+        found = []
+        if self.guided or isinstance(denoiser, GuidedDenoiser):
+            found.append("reward guidance tilts the proposal, and the weights do not undo it")
+        if not POTENTIALS[self.potential].exact:
+            found.append(f"the potential {self.potential!r} has no exact terminal correction")
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -47,17 +143,26 @@ class SteeringStep:
     Attributes
     ----------
     boundary : Boundary
-        The executor's pause, after resampling; at the end it holds the samples.
+        The executor's pause, after resampling and with the shift of its noise; what it holds may
+        still be changed. At the end it holds the samples.
     rewards : Tensor
-        (P, N), r(D_t(x_t)) before resampling; at the end r(x_1).
+        (P, N), before resampling: r(D_t(x_t)) for the free value, its mean over the draws for the
+        posterior one, at the end r(x_1); NaN where none was taken.
     log_weights : LogWeights
         After resampling.
     ess : Tensor
         (P,), before resampling.
     ancestors : Tensor
         (P, N) int64, within the population; 0..N-1 where nothing was resampled.
+    resampled : Tensor
+        (P,) bool.
     log_evidence : Tensor
-        (P,), the estimate of log E[exp(λ V)] so far.
+        (P,), the estimate so far.
+    share : Tensor
+        (P,), λ_k/λ; NaN where no values were taken.
+    twist_share : Tensor
+        (P,), the share of the twist that past transitions have earned; 0 without.
+    costs : Costs
     """
 
     boundary: Boundary
@@ -65,49 +170,53 @@ class SteeringStep:
     log_weights: LogWeights
     ess: Tensor
     ancestors: Tensor
+    resampled: Tensor
     log_evidence: Tensor
+    share: Tensor
+    twist_share: Tensor
+    costs: Costs
 
 
 @dataclass(frozen=True)
-class SteeringResult:
-    """All particles of a finished run, P populations of N.
+class SteeringResult(SearchResult):
+    """All particles of a finished run, P populations of N, with their weights.
 
     Attributes
     ----------
-    samples : Tensor
-        (P, N, *shape).
-    rewards : Tensor
-        (P, N), r of the samples, not multiplied by λ.
+    samples, rewards, ancestry, costs
+        See :class:`SearchResult`.
     log_weights : Tensor
         (P, N), unnormalised: weighted by them the samples target p(z) exp(λ r(z)).
-    ancestry : Tensor
-        (K, P, N): ancestors chosen at the start of each transition.
     ess : Tensor
         (K + 1, P), effective sample size at every boundary and at the end, before resampling.
     log_evidence : Tensor
         (P,), an estimate of log E_p[exp(λ r)]; its exponential is unbiased.
-    network_evaluations, reward_evaluations : int
-        In all, counted per particle (a guided evaluation with two batches counts as two).
+    shares : Tensor
+        (K + 1, P), λ_k/λ; NaN where no values were taken.
+    twist_shares : Tensor
+        (K, P), the share of the twist used at each transition; 0 where there was none.
+    biases : tuple of str
+        Reasons for which the weighted particles do not target p(z) exp(λ r(z)), where p is the
+        law of the sampler itself; empty if they do.
     """
 
-    samples: Tensor
-    rewards: Tensor
     log_weights: Tensor
-    ancestry: Tensor
     ess: Tensor
     log_evidence: Tensor
-    network_evaluations: int
-    reward_evaluations: int
+    shares: Tensor
+    twist_shares: Tensor
+    biases: tuple[str, ...]
 
-    @property
-    def best(self) -> Tensor:
-        """The sample of the highest reward in each population, (P, *shape)."""
-        return self.samples[torch.arange(len(self.samples)), self.rewards.argmax(1)]
+
+def check_scale(scale: float) -> None:
+    """Raise unless λ is a finite number >= 0."""
+    rule = "be a finite number >= 0"
+    check_number("scale (lambda)", scale, rule, lambda v: 0.0 <= v < math.inf)
 
 
 def steer(
     denoiser: DenoiserLike,
-    reward: Reward,
+    reward: RewardLike,
     *,
     shape: Sequence[int],
     particles: int,
@@ -115,9 +224,17 @@ def steer(
     steps: int | Sequence[int],
     rho: Rho | Sequence[Rho],
     scale: float = 1.0,
-    populations: int = 1,
+    potential: str = "difference",
+    schedule: Schedule = "constant",
+    boundaries: Boundaries = None,
     resampling: str = "systematic",
     ess_threshold: float = 0.5,
+    value: AnyValue = "free",
+    guidance: Guidance | None = None,
+    twist: float | Twist = 0.0,
+    degenerate: str = "error",
+    populations: int | None = None,
+    prompts: Sequence[object] | None = None,
     times: Times = None,
     solver: str | Solver = "default",
     start: str = "trained",
@@ -130,7 +247,9 @@ def steer(
 
     Parameters
     ----------
-    reward : callable
+    denoiser : Denoiser
+        Its conditioning has one row for all, or one for each population.
+    reward : callable or Reward
         (B, *shape) clean samples to (B,) rewards, higher is better. -inf excludes a sample,
         and where particles are resampled also those whose estimate D is excluded, which biases the
         law: give such rewards a finite floor, or ``ess_threshold=0``.
@@ -140,21 +259,63 @@ def steer(
         N >= 1 per population.
     scale : float
         λ >= 0 of the final target.
-    populations : int
-        P >= 1 independent runs in one batch of P N particles.
-    resampling : "systematic" or "multinomial"
+    potential : str
+        "difference", "max", "sum", "immediate" or "terminal", all with the same exact target, or
+        one of the "fkd-" compatibility names: see :mod:`glass_flows.steering.potentials`.
+    schedule : "constant", "linear", "adaptive", Adaptive(ess), callable of t, or list of K
+        Share λ_k/λ of λ that each boundary uses; the end always uses all of it.
+    boundaries : None, int or sequence of int
+        Where values are taken: every n-th transition start, or those listed. By default wherever
+        a transition draws noise, if particles may be resampled or their noise twisted.
+    resampling : "systematic", "ssp", "stratified", "residual" or "multinomial"
     ess_threshold : float
         Resample a population when its effective sample size is at most this fraction of N: 1
         resamples at every boundary, 0 never (importance sampling).
+    value : "free", "posterior", PosteriorValue(samples, steps), or callable
+        "free" is λ r(D_t(x_t)); a posterior value is log-mean-exp of λ r over draws of p(z | x_t);
+        a callable V(x, t, D) returns (B,) in log units.
+    guidance : Guidance, optional
+        Tilt the denoiser that moves the particles; biases the target, and the result says so.
+    twist : float or Twist
+        η of the twisted noise, 0 for none: guidance whose weight is exact.
+    degenerate : "error" or "carry"
+        When all weights of a population vanish: stop with DegenerateWeights, or carry the weights
+        on without resampling (they count again at later boundaries; a population that ends
+        without weight has log-evidence -inf).
+    populations : int
+        P >= 1 independent runs in one batch of P N particles; by default the number of prompts,
+        or 1.
+    prompts : sequence, optional
+        One for each population, handed to rewards that take prompts.
     transitions, steps, rho, times, solver, start, seed, dtype, device, progress
         See :func:`glass_flows.sample`; times run from 0 to 1. A transition must draw noise for its
         start to be resampled (copies would stay copies): with the ODE nothing ever is.
 
+    Returns
+    -------
+    SteeringResult
+
     Raises
     ------
-    InvalidArgument, ShapeError, UnknownName, PlanError, NonFinite, DegenerateWeights
+    InvalidArgument, ShapeError, UnknownName, PlanError
+        Before anything is drawn.
+    NonFinite, RewardError, DegenerateWeights
+        On the way; their `boundary` holds the particles as they were, at the end the samples.
     """
     check_denoiser(denoiser)
+    settings = Steering(
+        particles=particles,
+        scale=scale,
+        potential=potential,
+        schedule=schedule,
+        boundaries=boundaries,
+        resampling=resampling,
+        ess_threshold=ess_threshold,
+        value=value,
+        guidance=guidance,
+        twist=twist,
+        degenerate=degenerate,
+    )
     table = plan(
         denoiser.path,
         transitions=transitions,
@@ -164,128 +325,206 @@ def steer(
         solver=solver,
         start=start,
     )
-    ancestry, ess = [], []
-    with progress_bar(table.evaluations, progress, "steering") as advance:
+    ancestry, ess, shares, twists = [], [], [], []
+    calls = planned_calls(table, settings.steered(table), settings.value)
+    with progress_bar(calls, progress, "steering") as advance:
         for step in iterate_steering(
             table,
-            ticking(denoiser, advance),
+            denoiser,
             reward,
+            settings,
             shape=shape,
-            particles=particles,
-            scale=scale,
             populations=populations,
-            resampling=resampling,
-            ess_threshold=ess_threshold,
+            prompts=prompts,
             seed=seed,
             dtype=dtype,
-            device=device if device is not None else getattr(denoiser, "device", None),
+            device=device,
+            advance=advance,
         ):
             ancestry.append(step.ancestors)
             ess.append(step.ess)
-    batch = populations * particles
+            shares.append(step.share)
+            twists.append(step.twist_share)
     return SteeringResult(
-        samples=step.boundary.x.view(populations, particles, *shape),
+        samples=step.boundary.x.view(*step.ancestors.shape, *shape),
         rewards=step.rewards,
-        log_weights=step.log_weights.values,
         ancestry=torch.stack(ancestry[:-1]),
+        costs=step.costs,
+        log_weights=step.log_weights.values,
         ess=torch.stack(ess),
         log_evidence=step.log_evidence,
-        network_evaluations=batch * table.evaluations * denoiser.evaluations_per_call,
-        reward_evaluations=batch * len(ess),
+        shares=torch.stack(shares),
+        twist_shares=torch.stack(twists[:-1]),
+        biases=settings.biases(denoiser),
     )
 
 
-@torch.no_grad()
 def iterate_steering(
     table: Table,
     denoiser: DenoiserLike,
-    reward: Reward,
+    reward: RewardLike,
+    settings: Steering,
     *,
     shape: Sequence[int],
-    particles: int,
-    scale: float = 1.0,
-    populations: int = 1,
-    resampling: str = "systematic",
-    ess_threshold: float = 0.5,
+    populations: int | None = None,
+    prompts: Sequence[object] | None = None,
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Iterator[SteeringStep]:
-    """:func:`steer` as an iterator over boundaries, for those who want to look or intervene."""
-    check_denoiser(denoiser)
-    check_whole(table)
-    choose = check_settings(table, particles, populations, scale, resampling, ess_threshold)
-    noise = KeyedNoise(seed)
-    home = device if device is not None else getattr(denoiser, "device", None)
-    x = starting_noise(table, (populations * particles, *shape), noise, dtype, home)
-    one = LogWeights.uniform(populations, particles)
-    settled = torch.zeros_like(one.values)  # V when the particle was last resampled
-    log_evidence = torch.zeros(populations, dtype=torch.float64)
-    stay = torch.arange(particles).expand(populations, -1)
-    for boundary in iterate(table, denoiser, x, noise):
-        where = "the end" if boundary.final else f"boundary {boundary.index} (t = {boundary.t:.6g})"
-        rewards = evaluate(reward, boundary.D, where).view(populations, particles)
-        value = scale * rewards if scale > 0 else torch.zeros_like(rewards)
-        open_to_it = boundary.transition is not None and boundary.transition.stochastic
-        needed = boundary.final or (open_to_it and ess_threshold > 0)
-        # The factors since the last resampling telescope: only their product is ever formed.
-        weights = one.times(value - settled, where, all_may_vanish=not needed)
-        ess, ancestors = weights.ess(), stay
-        tired = ess <= ess_threshold * particles
-        if open_to_it and tired.any() and ess_threshold > 0:
-            shares = weights.normalized().numpy()
-            ancestors = stay.clone()
-            for p in torch.nonzero(tired).flatten().tolist():
-                bits = noise.bits(RESAMPLING, boundary.index, p)
-                ancestors[p] = torch.from_numpy(choose(shares[p], bits))
-            first = torch.arange(populations)[:, None] * particles
-            boundary.select((ancestors + first).flatten().to(boundary.x.device))
-            settled = torch.where(tired[:, None], value.gather(1, ancestors), settled)
+    """:func:`steer` as an iterator over boundaries, for those who want to look or intervene.
+
+    Takes the sampler as a :class:`~glass_flows.Table` and the method as :class:`Steering`; what a
+    step's boundary holds may be changed before the next step. `advance()` is called after every
+    denoiser call.
+    """
+    settings.check(table)
+    run = Run(
+        table,
+        denoiser,
+        reward,
+        Population.of(settings.particles, populations, prompts),
+        shape=shape,
+        scale=settings.scale,
+        guidance=settings.guidance,
+        gradients=settings.twisted or settings.guided,
+        seed=seed,
+        dtype=dtype,
+        device=device,
+        advance=advance,
+    )
+    return steer_boundaries(run, run.boundaries(), settings)
+
+
+@torch.no_grad()
+def steer_boundaries(
+    run: Run, source: Iterable[Boundary], settings: Steering
+) -> Iterator[SteeringStep]:
+    """The algorithm: at every boundary that `source` stops at look, weigh, resample and twist."""
+    P, N, table = run.population.count, settings.particles, run.table
+    steered = settings.steered(table)
+    paths = _Paths.start(P, N, POTENTIALS[settings.potential])
+    twister = Twister(settings.twist, table, P)
+    share = torch.zeros(P, 1, dtype=torch.float64)
+    log_evidence = torch.zeros(P, dtype=torch.float64)
+    for boundary in source:
+        steerable = boundary.index in steered and boundary.stochastic
+        twistable = steerable and settings.twisted
+        may_resample = steerable and settings.ess_threshold > 0
+        must_live = settings.degenerate == "error" and (boundary.final or may_resample)
+        look = run.look(boundary, gradient=twistable)
+        paths = before = paths.drawn(twister.log_ratio())
+        value, rewards = None, torch.full((P, N), math.nan, dtype=torch.float64)
+        with kept(boundary):
+            if boundary.final:
+                rewards = run.split(run.scorer.rewards(boundary.x, place(boundary)))
+                value, share = scaled(settings.scale, rewards), torch.ones_like(share)
+                paths = paths.ended(value)
+            elif boundary.index in steered:
+                seen, behind = settings.value(look)
+                value = run.split(seen)
+                rewards = rewards if behind is None else run.split(behind)
+                share = settings.share(boundary, table, paths, value, share)
+                paths = paths.valued(scaled(share, value))
+            weights = paths.weights(place(boundary), all_may_vanish=not must_live)
+        twister.learn(value)
+        ess = weights.ess()
+        tired = (ess <= settings.ess_threshold * N) & (ess > 0.0) & may_resample
+        ancestors = _ancestors(weights, tired, settings.resampling, run.noise, boundary.index)
+        rows = run.population.rows(ancestors).to(boundary.x.device)
+        if tired.any():
+            boundary.select(rows)
             log_evidence = log_evidence + torch.where(tired, weights.log_mean(), 0.0)
-            weights = LogWeights(torch.where(tired[:, None], 0.0, weights.values))
-        evidence = log_evidence + weights.log_mean()
-        yield SteeringStep(boundary, rewards, weights, ess, ancestors, evidence)
-
-
-def evaluate(reward: Reward, z: Tensor, where: str) -> Tensor:
-    """r(z) as float64 on the CPU, (B,), checked; `where` names the place in errors."""
-    rewards = reward(z)
-    if not isinstance(rewards, Tensor) or rewards.shape != z.shape[:1]:
-        given = tuple(rewards.shape) if isinstance(rewards, Tensor) else type(rewards).__name__
-        raise ShapeError(
-            f"the reward must return a tensor of shape ({z.shape[0]},), one number per sample, "
-            f"got {given} at {where}"
+        if not boundary.final:
+            paths = paths.chosen(ancestors, tired, before)
+        if twistable and value is not None:
+            with kept(boundary):
+                gradient = settings.scale * look.gradient()
+            ahead = settings.share_ahead(boundary.index, table, share)
+            at_D = scaled(settings.scale, run.split(look.rewards()))
+            prior = informative(gradient, look.estimate.untilted, at_D)
+            twister.shift(boundary, gradient[rows], value.gather(1, ancestors), ahead, prior)
+        weights = paths.weights(place(boundary), all_may_vanish=True)
+        yield SteeringStep(
+            boundary=boundary,
+            rewards=rewards,
+            log_weights=weights,
+            ess=ess,
+            ancestors=ancestors,
+            resampled=tired,
+            log_evidence=log_evidence + weights.log_mean(),
+            share=torch.full_like(ess, math.nan) if value is None else share[:, 0],
+            twist_share=twister.used,
+            costs=run.costs,
         )
-    rewards = rewards.detach().to("cpu", torch.float64)
-    bad = torch.nonzero(torch.isnan(rewards) | (rewards == math.inf)).flatten()
-    if len(bad):
-        raise NonFinite(
-            f"the reward returned NaN or +inf at {where} for particles {bad[:8].tolist()} "
-            f"({len(bad)} of {len(rewards)})",
-            tuple(bad.tolist()),
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """What the particles carry along their paths, each (P, N) float64.
+
+    Attributes
+    ----------
+    total, settled : Tensor
+        Log-product of the potentials, and what it was when the particle was last resampled: the
+        weight is exp(total - settled) times the density ratios of the twists since. What telescopes
+        is never formed factor by factor.
+    """
+
+    potential: Potential
+    total: Tensor
+    settled: Tensor
+    memory: Tensor
+    log_ratio: Tensor
+
+    @classmethod
+    def start(cls, populations: int, particles: int, potential: Potential) -> _Paths:
+        zero = torch.zeros(populations, particles, dtype=torch.float64)
+        return cls(potential, zero, zero, torch.full_like(zero, potential.start), zero)
+
+    def drawn(self, log_ratio: Tensor | float) -> _Paths:
+        return replace(self, log_ratio=self.log_ratio + log_ratio)
+
+    def valued(self, value: Tensor) -> _Paths:
+        total, memory = self.potential.update(self.total, value, self.memory)
+        return replace(self, total=total, memory=memory)
+
+    def ended(self, value: Tensor) -> _Paths:
+        return replace(self, total=self.potential.terminal(self.total, value, self.memory))
+
+    def log_weights(self) -> Tensor:
+        return self.total - self.settled + self.log_ratio
+
+    def weights(self, where: str, *, all_may_vanish: bool) -> LogWeights:
+        one = LogWeights.uniform(*self.total.shape)
+        remedy = ", or pass degenerate='carry' to go on without resampling"
+        return one.times(self.log_weights(), where, all_may_vanish=all_may_vanish, remedy=remedy)
+
+    def chosen(self, ancestors: Tensor, resampled: Tensor, before: _Paths) -> _Paths:
+        """After resampling where `resampled` (P,); `before` is what a forgetful potential keeps."""
+        total, memory = self.total.gather(1, ancestors), self.memory.gather(1, ancestors)
+        anew = resampled[:, None]
+        if not self.potential.carries:
+            total = torch.where(anew, total, before.total)
+        return replace(
+            self,
+            total=total,
+            memory=memory,
+            settled=torch.where(anew, total, self.settled),
+            log_ratio=torch.where(anew, 0.0, self.log_ratio),
         )
-    return rewards
 
 
-def check_settings(
-    table: Table,
-    particles: int,
-    populations: int,
-    scale: float,
-    resampling: str,
-    ess_threshold: float,
-) -> Resampler:
-    """The resampling scheme, once every setting of a steered run has been checked."""
-    check_count("particles", particles)
-    check_count("populations", populations)
-    if not 0.0 <= scale < math.inf:
-        raise InvalidArgument(f"scale (lambda) must be a finite number >= 0, got {scale!r}")
-    if not 0.0 <= ess_threshold <= 1.0:
-        raise InvalidArgument(f"ess_threshold must lie in [0, 1], got {ess_threshold!r}")
-    for index, transition in enumerate(table):
-        if not transition.free_value:
-            raise PlanError(
-                f"transition {index} does not start by asking for D_t(x_t), so that it has no free "
-                "value to steer by (a cut s range of the paper's solver does this)"
-            )
-    return RESAMPLERS[check_name("resampling scheme", resampling, RESAMPLERS)]
+def _ancestors(
+    weights: LogWeights, tired: Tensor, resampling: str, noise: KeyedNoise, index: int
+) -> Tensor:
+    """(P, N): resampled where `tired`, 0..N-1 elsewhere."""
+    P, N = weights.values.shape
+    ancestors = torch.arange(N).repeat(P, 1)
+    if tired.any():
+        shares = weights.normalized().numpy()
+        for p in torch.nonzero(tired).flatten().tolist():
+            chosen = RESAMPLERS[resampling](shares[p], noise.bits(RESAMPLING, index, p))
+            ancestors[p] = torch.from_numpy(chosen)
+    return ancestors

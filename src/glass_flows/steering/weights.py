@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DegenerateWeights
 
-__all__ = ["LogWeights"]
+__all__ = ["LogWeights", "effective_size"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class LogWeights:
         """All weights 1."""
         return cls(torch.zeros(populations, particles, dtype=torch.float64))
 
-    def times(self, log_factors: Tensor, where: str, *, all_may_vanish: bool = False) -> LogWeights:
+    def times(
+        self, log_factors: Tensor, where: str, *, all_may_vanish: bool = False, remedy: str = ""
+    ) -> LogWeights:
         """Multiply by exp(log_factors), (P, N); `where` names the place in errors.
 
         Raises :class:`DegenerateWeights` if a weight is NaN or +inf, or (unless `all_may_vanish`)
@@ -49,7 +51,7 @@ class LogWeights:
             raise DegenerateWeights(
                 f"all {values.shape[1]} particles of population {int(dead[0])} have weight zero at "
                 f"{where}: the reward excludes them all. Use more particles or a reward that is "
-                "finite everywhere (a floor)"
+                f"finite everywhere (a floor){remedy}"
             )
         return LogWeights(values)
 
@@ -59,10 +61,16 @@ class LogWeights:
 
     def ess(self) -> Tensor:
         """Effective sample size 1/Σ w², (P,), between 1 and N; 0 if all weights are 0."""
-        log_sum = torch.logsumexp(self.values, 1)
-        ess = torch.exp(2.0 * log_sum - torch.logsumexp(2.0 * self.values, 1))
-        return torch.where(log_sum == -math.inf, 0.0, ess)
+        return effective_size(self.values)
 
     def log_mean(self) -> Tensor:
         """log of the mean weight, (P,)."""
         return torch.logsumexp(self.values, 1) - math.log(self.values.shape[1])
+
+
+def effective_size(log_weights: Tensor) -> Tensor:
+    """(Σ w)²/Σ w² of log-weights (P, N), shape (P,); 0 if all weights are 0."""
+    log_sum = torch.logsumexp(log_weights, 1)
+    size = torch.exp(2.0 * log_sum - torch.logsumexp(2.0 * log_weights, 1))
+    size = size.clamp(max=float(log_weights.shape[1]))  # rounding may put it above N
+    return torch.where(log_sum == -math.inf, 0.0, size)

@@ -1,0 +1,94 @@
+"""λ along the path: the share λ_k/λ of its final value that boundary k uses.
+
+The last boundary, the samples, always has the whole λ: whatever the schedule, even one chosen from
+the particles themselves, the weights target p(z) exp(λ r(z)) and the evidence stays unbiased.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Union
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgument, check_name, check_number
+from .weights import effective_size
+
+__all__ = ["Adaptive", "Schedule", "check_schedule", "share_at"]
+
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """The largest share, never falling, at which ESS stays at `ess` of the particles.
+
+    Found by bisection between the share of the last boundary and 1, for each population.
+    """
+
+    ess: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_number("Adaptive(ess=...)", self.ess, "lie in (0, 1)", lambda v: 0.0 < v < 1.0)
+
+    def choose(self, log_weights: Callable[[Tensor], Tensor], least: Tensor) -> Tensor:
+        """The shares (P, 1), given the log-weights (P, N) as a function of the shares."""
+        low, high = least, torch.ones_like(least)
+        wanted = self.ess * log_weights(low).shape[1]
+        enough = effective_size(log_weights(high))[:, None] >= wanted
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            fits = effective_size(log_weights(middle))[:, None] > wanted
+            low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+        # the upper end, whose ESS is at most what was wanted: a threshold equal to it resamples
+        return torch.where(enough, torch.ones_like(high), high)
+
+
+Schedule = Union[str, Sequence[float], Callable[[float], float], Adaptive]
+
+_NAMED: dict[str, Callable[[float], float]] = {"constant": lambda t: 1.0, "linear": lambda t: t}
+
+
+def check_schedule(schedule: Schedule) -> Schedule:
+    """Return `schedule` if it is one."""
+    if isinstance(schedule, str):
+        check_name("schedule", schedule, (*_NAMED, "adaptive"))
+        return Adaptive() if schedule == "adaptive" else schedule
+    if isinstance(schedule, Adaptive) or callable(schedule):
+        return schedule
+    if not isinstance(schedule, Sequence):
+        raise InvalidArgument(
+            "schedule must be 'constant', 'linear', 'adaptive', Adaptive(ess=...), a callable of t "
+            f"or a list with one share of lambda for each transition, got {schedule!r}"
+        )
+    return tuple(_check_share(share, f"entry {k}") for k, share in enumerate(schedule))
+
+
+def share_at(schedule: Schedule, index: int, t: float, transitions: int) -> float:
+    """λ_k/λ at the start of transition `index`; 1 at the end, and where particles choose it."""
+    if index == transitions or isinstance(schedule, Adaptive):
+        return 1.0
+    if isinstance(schedule, str):
+        return _NAMED[schedule](t)
+    if callable(schedule):
+        return _check_share(schedule(t), f"t = {t:.6g}")
+    if len(schedule) != transitions:
+        raise InvalidArgument(
+            f"schedule lists {len(schedule)} shares of lambda for {transitions} transitions"
+        )
+    return schedule[index]
+
+
+def _check_share(given: object, where: str) -> float:
+    try:
+        share = float(given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        share = math.nan
+    if not 0.0 <= share < math.inf:
+        raise InvalidArgument(
+            f"a schedule's share of lambda must be a finite number >= 0, got {given!r} at {where}"
+        )
+    return share

@@ -1,0 +1,271 @@
+"""Values: what a boundary says about the reward at the end, V ≈ log E[exp(λ r(x_1)) | x_t].
+
+Values are in log units at the final λ. They decide which particles survive; the terminal correction
+makes the weights exact whatever they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Union, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..denoisers import DenoiserLike, Estimate
+from ..errors import InvalidArgument, check_count, check_name
+from ..execute import Boundary, run
+from ..noise import POSTERIOR, Noise
+from ..paths import Path
+from ..plans import Solver, Table, plan_transition
+from ..plans.solvers import resolve_solver
+from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
+
+__all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
+
+
+class Scorer:
+    """A reward with the prompts of the batch, counting what it is asked.
+
+    Attributes
+    ----------
+    evaluations, decodes : int
+        Samples scored and decoded so far.
+    """
+
+    def __init__(self, reward: Reward, prompts: Sequence[object] | None) -> None:
+        self.reward, self.prompts = reward, prompts
+        self.evaluations = self.decodes = 0
+
+    def rewards(self, z: Tensor, where: str) -> Tensor:
+        """r(z), (B,) float64 on the CPU."""
+        self._count(z)
+        return evaluate(self.reward, z, where, self.prompts)
+
+    def with_gradient(self, z: Tensor, where: str) -> tuple[Tensor, Tensor]:
+        """r(z) and ∇r(z), the latter shaped like z."""
+        self._count(z)
+        return evaluate_with_gradient(self.reward, z, where, self.prompts)
+
+    def _count(self, z: Tensor) -> None:
+        self.evaluations += z.shape[0]
+        self.decodes += z.shape[0] * self.reward.decodes
+
+
+class Look:
+    """What a value may use at a boundary, with B particles.
+
+    Attributes
+    ----------
+    index, t, x : int, float, Tensor
+        Of the boundary: x_t is (B, *shape).
+    estimate : Estimate
+        The first evaluation of the transition; `estimate.untilted` is the model's D_t(x_t).
+    denoiser : Denoiser
+        The model without reward guidance; its evaluations are counted.
+    scorer : Scorer
+    scale : float
+        λ.
+    noise : Noise
+    where : str
+        The place, for errors.
+    gradient : bool
+        Whether ∇r will be wanted with r.
+    known : Estimate, optional
+        An estimate with rewards and gradients of this very reward: they are not taken again.
+    """
+
+    def __init__(
+        self,
+        boundary: Boundary,
+        denoiser: DenoiserLike,
+        scorer: Scorer,
+        scale: float,
+        noise: Noise,
+        where: str,
+        gradient: bool = False,
+        known: Estimate | None = None,
+    ) -> None:
+        self.index, self.t, self.x, self.estimate = (
+            boundary.index,
+            boundary.t,
+            boundary.x,
+            boundary.estimate,
+        )
+        self.denoiser, self.scorer, self.scale = denoiser, scorer, scale
+        self.noise, self.where = noise, where
+        self._wanted = gradient
+        self._rewards = None if known is None else known.rewards
+        self._gradient = None if known is None else known.gradient
+
+    def rewards(self) -> Tensor:
+        """r(D_t(x_t)), (B,); with the gradient in the same pass if that is wanted."""
+        if self._rewards is None and self._wanted:
+            self.gradient()
+        if self._rewards is None:
+            self._rewards = self.scorer.rewards(self.estimate.untilted, self.where)
+        return self._rewards
+
+    def gradient(self) -> Tensor:
+        """∇r at D_t(x_t), (B, *shape)."""
+        if self._gradient is None:
+            self._rewards, self._gradient = self.scorer.with_gradient(
+                self.estimate.untilted, self.where
+            )
+        return self._gradient
+
+
+@runtime_checkable
+class Value(Protocol):
+    """(V, rewards): V (B,) in log units, and the rewards (B,) behind it or None."""
+
+    def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]: ...
+
+    def extra_calls(self, path: Path, t: float) -> int:
+        """Denoiser calls at time t beyond the transition's own."""
+        ...
+
+
+@dataclass(frozen=True)
+class FreeValue:
+    """V = λ r(D_t(x_t)), whose D the transition needs anyway."""
+
+    def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
+        rewards = look.rewards()
+        return scaled(look.scale, rewards), rewards
+
+    def extra_calls(self, path: Path, t: float) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class PosteriorValue:
+    """V = log-mean-exp of λ r over draws of p(z | x_t), each a GLASS transition to data.
+
+    Parameters
+    ----------
+    samples : int
+        n >= 1 draws per particle.
+    steps : int
+        m >= 1 evaluations each, of which the first is the boundary's own D: n (m - 1) more per
+        particle and boundary, and n rewards.
+    solver : str or Solver
+
+    Notes
+    -----
+    Draw s of a particle at a boundary has its own keyed noise. From pure noise x says nothing:
+    there the draws are independent samples of m evaluations each.
+    """
+
+    samples: int = 4
+    steps: int = 3
+    solver: str | Solver = "default"
+
+    def __post_init__(self) -> None:
+        check_count("PosteriorValue(samples=...)", self.samples)
+        check_count("PosteriorValue(steps=...)", self.steps)
+        resolve_solver(self.solver)
+
+    def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
+        table = plan_transition(
+            look.denoiser.path, look.t, 1.0, rho=0.0, steps=self.steps, solver=self.solver
+        )
+        rewards = []
+        for s in range(self.samples):
+            noise = _Draw(look.noise, look.index, s)
+            denoiser: DenoiserLike = look.denoiser
+            x = look.x
+            if table.transitions[0].alpha == 0.0:  # pure noise: a sample of its own
+                x = noise(0, x) * table.start_scale
+            elif table.transitions[0].free_value:
+                denoiser = _Primed(denoiser, look.estimate.untilted)
+            z = run(table, denoiser, x, noise)
+            rewards.append(look.scorer.rewards(z, f"{look.where}, posterior draw {s}"))
+        drawn = torch.stack(rewards)
+        value = torch.logsumexp(scaled(look.scale, drawn), 0) - math.log(self.samples)
+        return value, drawn.mean(0)
+
+    def extra_calls(self, path: Path, t: float) -> int:
+        pure = path.alpha(t) == 0.0
+        return self.samples * (self.steps if pure else self.steps - 1)
+
+
+@dataclass(frozen=True)
+class ValueFunction:
+    """A function of one's own: V(x_t, t, D) to (B,) in log units."""
+
+    function: Callable[[Tensor, float, Tensor], Tensor]
+
+    def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
+        D = look.estimate.untilted
+        score = FunctionReward(lambda x: self.function(x, look.t, D), name="value function")
+        return evaluate(score, look.x, look.where), None
+
+    def extra_calls(self, path: Path, t: float) -> int:
+        return 0
+
+
+def resolve_value(value: str | Value | Callable[[Tensor, float, Tensor], Tensor]) -> Value:
+    """The value of a name ("free"), an object, or a function V(x, t, D)."""
+    if isinstance(value, Value):
+        return value
+    if isinstance(value, str):
+        check_name("value", value, ("free", "posterior"))
+        return FreeValue() if value == "free" else PosteriorValue()
+    if not callable(value):
+        raise InvalidArgument(
+            "value must be 'free', 'posterior', PosteriorValue(samples, steps) or a function "
+            f"V(x, t, D) in log units, got {value!r}"
+        )
+    return ValueFunction(value)
+
+
+def planned_calls(table: Table, steered: Collection[int], value: Value) -> int:
+    """Denoiser calls of a whole run, for progress bars."""
+    extra = (value.extra_calls(table.path, table.times[k]) for k in steered)
+    return table.evaluations + sum(extra)
+
+
+AnyValue = Union[str, Value, Callable[[Tensor, float, Tensor], Tensor]]
+
+
+def scaled(scale: float | Tensor, values: Tensor) -> Tensor:
+    """scale · values, where a scale of 0 forgets even -inf."""
+    scale = torch.as_tensor(scale, dtype=values.dtype)
+    return torch.where(scale > 0.0, scale * values, 0.0)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """The noise of draw s at one boundary."""
+
+    source: Noise
+    index: int
+    draw: int
+
+    def __call__(self, step: int, like: Tensor, purpose: int = POSTERIOR, draw: int = 0) -> Tensor:
+        return self.source(self.index, like, POSTERIOR, self.draw)
+
+
+class _Primed:
+    """A denoiser whose first answer is known already."""
+
+    def __init__(self, denoiser: DenoiserLike, first: Tensor) -> None:
+        self.denoiser = denoiser
+        self.first: Tensor | None = first
+
+    @property
+    def path(self) -> Path:
+        return self.denoiser.path
+
+    @property
+    def evaluations_per_call(self) -> int:
+        return self.denoiser.evaluations_per_call
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        if self.first is None:
+            return self.denoiser(x, t)
+        answer, self.first = self.first.clone(), None
+        return answer

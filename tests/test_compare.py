@@ -1,0 +1,208 @@
+"""The comparison of methods, and the figures it is made of."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import linalg, stats
+from typer.testing import CliRunner
+
+from glass_flows.cli import app
+from glass_flows.errors import InvalidArgument, UnknownName
+from glass_flows.experiments import compare as module
+from glass_flows.experiments.compare import compare, methods, parse_methods
+from glass_flows.experiments.judging import (
+    diversity,
+    frechet_distance,
+    half_samples,
+    mean,
+    share,
+)
+
+SMALL = {"particles": 2, "runs": 4, "tuning_runs": 2, "evaluations": 12, "progress": False}
+
+
+def gaussian(n, d, seed, scale=1.0, shift=0.0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) * scale + shift
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_frechet_distance_is_that_of_the_fitted_gaussians():
+    a, b = gaussian(200, 5, 0), gaussian(150, 5, 1, 0.5, 0.3)
+    first, second = np.cov(a.T), np.cov(b.T)
+    root = linalg.sqrtm(first @ second).real
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
+    assert frechet_distance(a, a + 2.0) == pytest.approx(5 * 4.0)
+    few = a[:3]  # fewer samples than dimensions: covariances without full rank
+    assert frechet_distance(few, b) == pytest.approx(frechet_distance(b, few))
+
+
+def test_diversity_is_the_mean_distance_of_different_samples():
+    points = np.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    assert diversity(points) == pytest.approx((5.0 + 1.0 + 18**0.5) / 3)
+    assert diversity(np.ones((4, 3))) == 0.0
+
+
+def test_means_and_their_errors():
+    values = np.array([1.0, 2.0, 4.0, 9.0])
+    assert mean(values).value == 4.0
+    assert mean(values).error == pytest.approx(stats.sem(values))
+    low, high = mean(values).interval
+    assert (low + high) / 2 == pytest.approx(4.0)
+    assert (high - low) / 2 == pytest.approx(1.959964 * stats.sem(values))
+
+
+@pytest.mark.parametrize(("yes", "n"), [(8, 10), (10, 10), (0, 7), (50, 200)])
+def test_the_interval_of_a_share_is_wilsons(yes, n):
+    estimate = share(np.r_[np.ones(yes), np.zeros(n - yes)])
+    exact = stats.binomtest(yes, n).proportion_ci(method="wilson")
+    assert estimate.interval == pytest.approx((exact.low, exact.high), rel=1e-6, abs=1e-12)
+
+
+def test_half_samples_know_the_error_of_a_mean():
+    samples = np.random.default_rng(0).standard_normal((400, 1)) * 3.0
+    estimate = half_samples(samples, lambda s: float(s.mean()), rounds=2000)
+    assert estimate.value == samples.mean()
+    # 2,000 rounds know a standard deviation to 1.6 %: five of those
+    assert estimate.error == pytest.approx(3.0 / 20, rel=0.08 + 0.05)
+
+
+# --- the comparison -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evaluations", [12, 24, 60])
+def test_every_candidate_spends_what_is_allowed(evaluations):
+    for method in methods(evaluations, 4).values():
+        for candidate in method.candidates:
+            if method.follows:
+                continue
+            rows = candidate["transitions"] * candidate["steps"]
+            guided = candidate.get("guidance")
+            deep = guided is not None and guided.through == "network"
+            assert rows * (2 if deep else 1) == evaluations
+
+
+def test_a_comparison_from_end_to_end(tmp_path, monkeypatch):
+    asked = []
+    real = module._Bench.run
+
+    def spy(self, sampler, settings, runs, seed, advance):
+        asked.append((runs, seed))
+        return real(self, sampler, settings, runs, seed, advance)
+
+    monkeypatch.setattr(module._Bench, "run", spy)
+    lines = []
+    report = compare(
+        tmp_path / "out",
+        rewards=["class:8", "class:1"],
+        only=["twist", "beam", "network"],
+        seed=5,
+        announce=lines.append,
+        **SMALL,
+    )
+    names = [line.method.strip() for line in report.methods]
+    assert names == [
+        "best of 2: ODE",
+        "FKS: GLASS, ours",  # what the twist follows
+        "+ network guidance",
+        "+ twisted noise",
+        "beam search: GLASS",
+    ]
+    baseline, ours, guided, twisted, _ = report.methods
+    assert baseline.gain.value == baseline.gain.error == 0.0
+    assert {(line.forward, line.backward) for line in (baseline, ours, twisted)} == {(12.0, 0.0)}
+    assert (guided.forward, guided.backward) == (6.0, 6.0)
+    kept = {key: value for key, value in twisted.tuned.items() if key != "twist"}
+    assert kept == ours.tuned
+    # figures on the seed, tuning on others
+    assert {seed for runs, seed in asked if runs == 4} == {5}
+    assert {seed for runs, seed in asked if runs == 2} == {5 + 1_000_003}
+    assert len(lines) == 5
+    payload = json.loads(report.results.read_text())
+    assert payload["settings"]["rewards"] == ["class:8", "class:1"]
+    assert payload["methods"][3]["judge"]["value"] == twisted.judge.value
+    assert "| best of 2: ODE |" in report.table.read_text()
+    with Image.open(report.picture) as picture:
+        assert picture.width > 400
+
+
+def test_a_comparison_repeats_from_its_seed(tmp_path):
+    one, two, other = (
+        compare(tmp_path / name, only=["Euler"], seed=seed, **SMALL).methods[1]
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert one == two
+    assert one != other
+
+
+def test_finished_methods_are_kept_when_one_fails(tmp_path, monkeypatch):
+    real = module._Bench.run
+
+    def failing(self, sampler, settings, runs, seed, advance):
+        if settings.get("solver") == "paper":
+            raise RuntimeError("out of luck")
+        return real(self, sampler, settings, runs, seed, advance)
+
+    monkeypatch.setattr(module._Bench, "run", failing)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        compare(tmp_path, only=["GLASS"], **SMALL)
+    kept = json.loads((tmp_path / "comparison.json").read_text())["methods"]
+    assert [line["method"] for line in kept] == ["best of 2: ODE", "best of 2: GLASS"]
+
+
+@pytest.mark.slow
+def test_every_method_runs_and_steering_wins(tmp_path):
+    """All methods at 24 passes; steering beats best-of-N by far more than the errors (five σ)."""
+    report = compare(tmp_path, runs=48, tuning_runs=8, particles=4, progress=False)
+    assert len(report.methods) == len(methods(24, 4))
+    for line in report.methods:
+        assert line.forward + line.backward <= 24
+        assert line.frechet.value > 0 and line.diversity.value > 0
+    by_name = {line.method.strip(): line for line in report.methods}
+    for name in ("FKS: GLASS, ours", "+ twisted noise", "+ reward guidance"):
+        assert by_name[name].reward.value > by_name["best of 4: ODE"].reward.value + 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"rewards": ["class:ten"]}, InvalidArgument, "a digit 0 to 9"),
+        ({"evaluations": 23}, InvalidArgument, "multiple of one of"),
+        ({"evaluations": 4}, InvalidArgument, "larger than it"),
+        ({"runs": 2}, InvalidArgument, "runs must be an integer >= 4"),
+        ({"tuning_runs": 0}, InvalidArgument, "tuning_runs"),
+        ({"particles": 0}, InvalidArgument, "particles"),
+        ({"only": ["twisted noize"]}, UnknownName, "Did you mean '. twisted noise'"),
+        ({"model": "digit"}, UnknownName, "Did you mean 'digits'"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_runs(tmp_path, options, error, match):
+    with pytest.raises(error, match=match):
+        compare(tmp_path / "none", **{**SMALL, **options})
+    assert not (tmp_path / "none").exists()
+
+
+def test_methods_are_chosen_by_parts_of_their_names():
+    known = methods(24, 8)
+    assert len(parse_methods(known, ())) == len(known)
+    chosen = [method.name.strip() for method in parse_methods(known, ["ddpm"])]
+    assert chosen == ["best of 8: ODE", "FKS: DDPM"]
+
+
+def test_the_command_prints_one_table(tmp_path):
+    arguments = ["--evaluations", "12", "--particles", "2", "--runs", "4", "--tuning-runs", "2"]
+    arguments += ["--only", "beam", "--reward", "class:1", "--out", str(tmp_path)]
+    shown = CliRunner().invoke(app, ["compare", *arguments])
+    assert shown.exit_code == 0, shown.output
+    for text in ("beam search", "gain", "comparison.md", "comparison.png"):
+        assert text in shown.output
+    assert torch.is_grad_enabled()
