@@ -25,6 +25,7 @@ __all__ = [
     "Denoiser",
     "DenoiserLike",
     "Estimate",
+    "clean_estimate",
     "estimate",
     "spread",
 ]
@@ -146,6 +147,16 @@ PREDICTIONS: dict[str, Callable[[Path, float], tuple[float, float]]] = {
 }
 
 
+def clean_estimate(coefficients: tuple[float, float], x: Tensor, output: Tensor) -> Tensor:
+    """D = c_x x + c_out output, a new tensor, for the coefficients of one of `PREDICTIONS`."""
+    of_x, of_output = coefficients
+    if of_x == 0.0:  # a copy even at 1.0: networks may use their output's memory again
+        return output * of_output
+    if of_x == 1.0:
+        return torch.add(x, output, alpha=of_output)
+    return (x * of_x).add_(output, alpha=of_output)
+
+
 # --- the time that the network wants ------------------------------------------------------------
 
 
@@ -210,6 +221,9 @@ class Denoiser:
     checkpoint : bool
         Where gradients are taken, keep no activations of a network call and call the network
         again on the way back: memory of one call instead of all, at one more evaluation each.
+    passes : int
+        Evaluations per sample behind one call of `network`, for counting: 2 for a function that
+        applies classifier-free guidance by itself.
     """
 
     network: Callable[..., Tensor]
@@ -222,6 +236,7 @@ class Denoiser:
     dtype: torch.dtype | None = None
     max_batch: int | None = None
     checkpoint: bool = False
+    passes: int = 1
 
     def __post_init__(self) -> None:
         check_name("prediction", self.prediction, PREDICTIONS)
@@ -252,10 +267,11 @@ class Denoiser:
             )
         if self.max_batch is not None:
             check_count("max_batch", self.max_batch)
+        check_count("passes", self.passes)
 
     @property
     def evaluations_per_call(self) -> int:
-        return 1 if self.guidance_scale in (0.0, 1.0) else 2
+        return self.passes * (1 if self.guidance_scale in (0.0, 1.0) else 2)
 
     @property
     def device(self) -> torch.device | None:
@@ -298,13 +314,8 @@ class Denoiser:
         t = check_time(t)
         if self.path.sigma(t) == 0.0:
             return x / self.path.alpha(t)  # x is the data: nothing to ask
-        of_x, of_output = PREDICTIONS[self.prediction](self.path, t)
-        output = self._output(x, t)
-        if of_x == 0.0:  # a copy even at 1.0: networks may use their output's memory again
-            return output * of_output
-        if of_x == 1.0:
-            return torch.add(x, output, alpha=of_output)
-        return (x * of_x).add_(output, alpha=of_output)
+        coefficients = PREDICTIONS[self.prediction](self.path, t)
+        return clean_estimate(coefficients, x, self._output(x, t))
 
     def _output(self, x: Tensor, t: float) -> Tensor:
         """The network's output; guidance is affine, so it can be applied before the conversion."""

@@ -2,12 +2,14 @@
 
 :func:`iterate` stops at every transition boundary, after the first network evaluation (the clean
 image estimate D_t(x_t)) and before the transition's noise is drawn, which is where steering looks,
-resamples and shifts the noise. :func:`run` merely exhausts it.
+resamples and shifts the noise. :func:`run` merely exhausts it. :func:`interpret` is the same turned
+inside out, for loops that somebody else owns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +22,15 @@ from .plans.table import Mix, Table, Transition
 
 _BLOCK = 2**17  # numbers combined at a time on the CPU: a few registers of them fit its cache
 
-__all__ = ["Boundary", "check_denoiser", "check_state", "iterate", "run"]
+__all__ = [
+    "Boundary",
+    "Query",
+    "check_denoiser",
+    "check_state",
+    "interpret",
+    "iterate",
+    "run",
+]
 
 
 class Boundary:
@@ -95,6 +105,78 @@ class Boundary:
             )
 
 
+@dataclass
+class Query:
+    """A network evaluation that a sampler waits for.
+
+    Attributes
+    ----------
+    y : Tensor
+        (B, *shape), the network's input. At the start of a transition it is x_t itself (unless the
+        table's first query uses noise), and another tensor may be put in its place.
+    time : float
+        In [0, 1].
+    index, row : int
+        Number of the transition, and of the evaluation within it.
+    """
+
+    y: Tensor
+    time: float
+    index: int
+    row: int
+
+
+def interpret(
+    table: Table, x: Tensor, noise: Noise, patient: bool = False
+) -> Generator[Query | Boundary, Estimate | None, None]:
+    """Run `table` from x, for those who own the loop: send every :class:`Query` its answer.
+
+    Yields a Query for every row, to be answered by ``send(Estimate(D, D))``, and a
+    :class:`Boundary` after the first of every transition, to be answered by ``next``; at last the
+    boundary with the samples. :func:`iterate` is this with a denoiser.
+
+    Parameters
+    ----------
+    patient : bool
+        Look for NaN at the end only, so that the host never waits for the device on the way.
+    """
+    watch = _Watch()
+    for index, transition in enumerate(table):
+        registers = {"x": x}
+        if transition.input.eps:  # such a start is no boundary: its first query needs the noise
+            registers["eps"] = noise(index, x)
+        query = Query(_combine(transition.input, registers), transition.t, index, 0)
+        for number, row in enumerate(transition.rows):
+            query.time, query.row = row.time, number
+            answer = yield query
+            if answer is None:
+                raise InvalidArgument("a Query is answered by send(Estimate(D, D))")
+            if number:
+                registers["D_prev"] = registers["D"]
+            D = registers["D"] = answer.D
+            watch.look(D, query.y, index, number, row.time)
+            if number == 0:
+                if not patient:
+                    watch.report()
+                x = query.y if transition.input == Mix(x=1.0) else x
+                boundary = Boundary(index, transition.t, x, answer, transition)
+                yield boundary
+                _check_like(boundary.x, x, "x")
+                _check_like(boundary.D, D, "D")
+                registers |= {"x": boundary.x, "D": boundary.D}
+                if transition.stochastic and "eps" not in registers:
+                    eps = noise(index, boundary.x)
+                    if boundary.delta is not None:
+                        boundary.noise, eps = eps, eps + boundary.delta
+                    registers["eps"] = eps
+            if row.update is not None:
+                registers["u"] = _combine(row.update, registers, _ours(registers))
+            query.y = _combine(row.emit, registers)
+        x = query.y
+    watch.report()
+    yield Boundary(len(table), table.times[-1], x, Estimate(x, x), None)
+
+
 def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Iterator[Boundary]:
     """Run `table` from x at its first time, yielding a :class:`Boundary` at every transition.
 
@@ -123,36 +205,17 @@ def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> It
         raise InvalidArgument(
             f"the table was planned for {table.path!r}, the denoiser's path is {denoiser.path!r}"
         )
-    watch = _Watch()
-    for index, transition in enumerate(table):
-        registers = {"x": x}
-        if transition.input.eps:  # such a start is no boundary: its first query needs the noise
-            registers["eps"] = noise(index, x)
-        y = _combine(transition.input, registers)
-        for number, row in enumerate(transition.rows):
-            if number:
-                registers["D_prev"] = registers["D"]
-            answer = None if number else estimate(denoiser, y, row.time)
-            D = registers["D"] = denoiser(y, row.time) if answer is None else answer.D
-            watch.look(D, y, index, number, row.time)
-            if answer is not None:
-                watch.report()
-                boundary = Boundary(index, transition.t, x, answer, transition)
-                yield boundary
-                _check_like(boundary.x, x, "x")
-                _check_like(boundary.D, D, "D")
-                registers |= {"x": boundary.x, "D": boundary.D}
-                if transition.stochastic and "eps" not in registers:
-                    eps = noise(index, boundary.x)
-                    if boundary.delta is not None:
-                        boundary.noise, eps = eps, eps + boundary.delta
-                    registers["eps"] = eps
-            if row.update is not None:
-                registers["u"] = _combine(row.update, registers, _ours(registers))
-            y = _combine(row.emit, registers)
-        x = y
-    watch.report()
-    yield Boundary(len(table), table.times[-1], x, Estimate(x, x), None)
+    steps = interpret(table, x, noise)
+    step: Query | Boundary | None = next(steps)
+    while step is not None:
+        if isinstance(step, Boundary):
+            yield step
+            step = next(steps, None)
+        elif step.row:
+            D = denoiser(step.y, step.time)
+            step = steps.send(Estimate(D, D))
+        else:  # what a guided denoiser knows besides D is for the boundary
+            step = steps.send(estimate(denoiser, step.y, step.time))
 
 
 def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Tensor:

@@ -19,6 +19,7 @@ __all__ = [
     "EDM",
     "Cosine",
     "DiscreteDiffusion",
+    "KnownTimes",
     "Linear",
     "Path",
     "VariancePreserving",
@@ -300,8 +301,70 @@ class DiscreteDiffusion(Path):
         return nearest if abs(t - nearest) < 1e-13 else t  # a trained time is met exactly
 
 
+@dataclass(frozen=True)
+class KnownTimes(Path):
+    """Another path, whose network is asked at certain times only.
+
+    For networks that round their clock: bfloat16 holds 1000 t to within 2, so that such a network
+    is best asked at the times that it can tell apart.
+
+    Parameters
+    ----------
+    path : Path
+        One without trained times of its own, or its configuration.
+    times : sequence of float
+        At least two, increasing, in [0, 1).
+    """
+
+    path: Path
+    times: Sequence[float]
+    name: ClassVar[str] = "known_times"
+
+    def __post_init__(self) -> None:
+        path = from_config(self.path) if isinstance(self.path, Mapping) else self.path
+        if not isinstance(path, Path) or path.trained_times is not None:
+            raise InvalidArgument(f"path must be one without trained times, got {path!r}")
+        times = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(self.times))
+        if len(times) < 2 or times[-1] == 1.0 or any(s >= t for s, t in zip(times, times[1:])):
+            raise TimeError(f"times must be at least two, increasing and below 1, got {times!r}")
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "times", times)
+
+    def __repr__(self) -> str:
+        return f"KnownTimes({self.path!r}, {len(self.times)} times)"
+
+    @property
+    def trained_times(self) -> tuple[float, ...]:
+        return tuple(self.times)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name, "path": self.path.config(), "times": list(self.times)}
+
+    def alpha(self, t: float) -> float:
+        return self.path.alpha(t)
+
+    def sigma(self, t: float) -> float:
+        return self.path.sigma(t)
+
+    def alpha_dot(self, t: float) -> float:
+        return self.path.alpha_dot(t)
+
+    def sigma_dot(self, t: float) -> float:
+        return self.path.sigma_dot(t)
+
+    def amplitude(self, t: float) -> float:
+        return self.path.amplitude(t)
+
+    def _time(self, amplitude: float) -> float:
+        t = self.path.time(amplitude)
+        i = bisect.bisect_left(self.times, t)
+        nearest = min(self.times[max(i - 1, 0) : i + 1], key=lambda known: abs(known - t))
+        return nearest if abs(t - nearest) < 1e-13 else t  # a known time is met exactly
+
+
 _PATHS: dict[str, type[Path]] = {
-    cls.name: cls for cls in (Linear, Cosine, VariancePreserving, EDM, DiscreteDiffusion)
+    cls.name: cls
+    for cls in (Linear, Cosine, VariancePreserving, EDM, DiscreteDiffusion, KnownTimes)
 }
 
 

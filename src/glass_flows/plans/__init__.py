@@ -69,8 +69,8 @@ def plan(
         "default", "first-order", "paper", "euler-maruyama", or an object such as
         ``Paper(s_range=(0.001, 0.999))``.
     start : "trained" or "pure"
-        How a start from noise on a path whose α_0 > 0 is read: as x at the first trained time (as
-        deployed samplers do) or as carrying no information. The same where α_0 = 0.
+        How a start from noise at a first time with α > 0 is read: as x at that time (as deployed
+        samplers do) or as carrying no information. The same where α = 0.
 
     Returns
     -------
@@ -91,9 +91,9 @@ def plan(
     counts = _steps(steps, transitions)
     rules = rho_rules(rho, transitions)
     result: list[Transition] = []
-    for t, t_next, rule, count in zip(listed, listed[1:], rules, counts):
+    for k, (t, t_next, rule, count) in enumerate(zip(listed, listed[1:], rules, counts)):
         ends = _ends(path, t, t_next, solver)
-        pure = start == "pure" and t == 0.0
+        pure = start == "pure" and k == 0
         result.extend(solver.transitions(path, ends, rule, count, pure))
     shown = rho if isinstance(rho, (float, int, str)) or rho is None else repr(rho)
     return Table(path, tuple(result), {"rho": shown, **solver.config()}, start)
