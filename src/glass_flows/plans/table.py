@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -256,6 +256,10 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.transitions)
+
+    def since(self, first: int) -> Table:
+        """The rest of the table, from transition `first` on."""
+        return replace(self, transitions=self.transitions[first:]) if first else self
 
     @property
     def evaluations(self) -> int:

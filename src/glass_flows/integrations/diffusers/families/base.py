@@ -1,0 +1,167 @@
+"""The contract of a family: how one kind of pipeline is asked for a prediction and for an image.
+
+A family is the body of its pipeline's loop and what comes before and after it, and nothing of the
+sampler. To add one: subclass :class:`Family` in a file of its own, and list it in
+`families/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ....denoisers import Denoiser
+from ....errors import InvalidArgument, check_count
+from ..schedules import Schedule
+
+__all__ = ["Family"]
+
+
+class Family(ABC):
+    """One pipeline with the settings of one call, as a denoiser.
+
+    Parameters
+    ----------
+    pipe : DiffusionPipeline
+        Its modules are used as they are: LoRA, offloading hooks, quantised or compiled networks
+        and attention backends stay in force.
+    height, width : int, optional
+        Of the images, in pixels; the pipeline's own default without them.
+    options
+        The rest of the pipeline's call arguments that the family knows, by their own names; others
+        raise InvalidArgument.
+
+    Attributes
+    ----------
+    pipelines : tuple of str
+        Names of the pipeline classes this is for.
+    options : dict
+        Call arguments it knows, with their defaults.
+    passes : int
+        Network evaluations per sample of one prediction (2 under classifier-free guidance).
+    shape : tuple of int
+        Of one sample of the state, as the pipeline's scheduler sees it, without the batch.
+    """
+
+    pipelines: ClassVar[tuple[str, ...]]
+    options: ClassVar[dict[str, Any]]
+    passes: int = 1
+    shape: tuple[int, ...]
+
+    def __init__(
+        self, pipe: Any, *, height: int | None = None, width: int | None = None, **options: Any
+    ) -> None:
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            raise InvalidArgument(
+                f"{type(pipe).__name__} is not asked with {', '.join(unknown)} here; allowed: "
+                f"height, width, {', '.join(sorted(self.options))}"
+            )
+        self.pipe = pipe
+        for name, size in (("height", height), ("width", width)):
+            if size is not None:
+                check_count(name, size)
+        self.height, self.width = height, width
+        self.given: dict[str, Any] = {**self.options, **options}
+        self.prepare()
+
+    # --- what a family defines ------------------------------------------------------------------
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Check the settings; set `height`, `width`, `shape` and `passes`."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """The conditioning of these prompts: tensors (also nested) of one row for each.
+
+        Called once per run. Its entries are the keyword arguments of :meth:`predict`, repeated for
+        particles and cut into chunks with the batch; what all samples share belongs on `self`.
+        """
+
+    @abstractmethod
+    def predict(self, x: Tensor, timestep: Tensor, **conditioning: Any) -> Tensor:
+        """The network's prediction at x (B, *shape), in its dtype, with guidance, shaped like x.
+
+        The same operations in the same order as in the pipeline's loop. `timestep` is (B,),
+        float32, in the scheduler's units. A learned variance is dropped.
+        """
+
+    def grid(self, transitions: int) -> dict[str, Any]:
+        """What the pipeline hands to `set_timesteps` besides the number of steps."""
+        return {}
+
+    @abstractmethod
+    def decode(self, x: Tensor) -> Tensor:
+        """Images (B, 3, height, width) in [0, 1] of clean states; differentiable."""
+
+    # --- what all have --------------------------------------------------------------------------
+
+    @property
+    def network(self) -> Any:
+        """The transformer or UNet."""
+        return self.pipe.transformer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pipeline runs, also under CPU offloading."""
+        return torch.device(self.pipe._execution_device)
+
+    def times(self, schedule: Schedule, transitions: int) -> tuple[float, ...]:
+        """The outer times of the pipeline's own grid of K steps."""
+        return schedule.outer_times(transitions, **self.grid(transitions))
+
+    def denoiser(
+        self,
+        prompts: Sequence[str],
+        schedule: Schedule,
+        *,
+        max_batch: int | None = None,
+        checkpoint: bool = False,
+    ) -> Denoiser:
+        """D_t(x) of the pipeline for these prompts, one row of conditioning for each."""
+        config = schedule.base.config
+        if config.get("clip_sample") or config.get("thresholding"):
+            raise InvalidArgument(
+                "a scheduler that clips its estimates (clip_sample, thresholding) belongs to a "
+                "model of pixels, and the denoiser of this family does not clip"
+            )
+        with torch.no_grad():
+            conditioning = self.encode(list(prompts))
+        return Denoiser(
+            self.predict,
+            schedule.path,
+            prediction=schedule.prediction,
+            time=schedule.model_time,
+            conditioning=conditioning,
+            dtype=self.network.dtype,
+            max_batch=max_batch,
+            checkpoint=checkpoint,
+            passes=self.passes,
+        )
+
+    def default_size(self, factor: int) -> None:
+        """Set the pipeline's default height and width; both must be multiples of `factor`."""
+        side = getattr(self.pipe, "default_sample_size", None)
+        scale = getattr(self.pipe, "vae_scale_factor", 8)
+        for name in ("height", "width"):
+            size = getattr(self, name) or (side or 128) * scale
+            if size % factor:
+                raise InvalidArgument(
+                    f"{name} must be a multiple of {factor} for {type(self.pipe).__name__}, "
+                    f"got {size}"
+                )
+            setattr(self, name, size)
+
+    def decode_latents(self, latents: Tensor, *, shift: bool = True) -> Tensor:
+        """Images in [0, 1] of unpacked latents, by a KL autoencoder with scale (and shift)."""
+        vae = self.pipe.vae
+        latents = latents / vae.config.scaling_factor
+        if shift and getattr(vae.config, "shift_factor", None):
+            latents = latents + vae.config.shift_factor
+        image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
+        return (image.float() if image.dtype != torch.float64 else image) / 2 + 0.5

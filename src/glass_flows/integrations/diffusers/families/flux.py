@@ -1,0 +1,121 @@
+"""FLUX.1: guidance embedded in the network, or true classifier-free guidance, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor
+
+from ....errors import InvalidArgument
+from .base import Family
+
+__all__ = ["Flux"]
+
+
+class Flux(Family):
+    """FluxPipeline; the state is the packed latents, (tokens, 4 · channels)."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
+    options: ClassVar[dict[str, Any]] = {
+        "prompt_2": None,
+        "negative_prompt": None,
+        "true_cfg_scale": 1.0,
+        "guidance_scale": 3.5,
+        "max_sequence_length": 512,
+        "joint_attention_kwargs": None,
+        "ip_adapter_image": None,
+    }
+
+    def prepare(self) -> None:
+        self.default_size(self.pipe.vae_scale_factor * 2)
+        rows, columns = (
+            size // (self.pipe.vae_scale_factor * 2) for size in (self.height, self.width)
+        )
+        self.shape = (rows * columns, self.network.config.in_channels)
+        self.true_cfg = self.given["true_cfg_scale"] > 1 and self.given["negative_prompt"]
+        self.passes = 2 if self.true_cfg else 1
+        if self.given["true_cfg_scale"] > 1 and not self.true_cfg:
+            raise InvalidArgument("true_cfg_scale > 1 needs a negative_prompt")
+        self.image_ids = self.pipe._prepare_latent_image_ids(
+            1, rows, columns, self.device, self.network.dtype
+        )
+
+    def encode(self, prompts: Sequence[str]) -> dict[str, Any]:
+        conditioning = {"cond": self._texts(list(prompts), self.given["prompt_2"])}
+        if self.true_cfg:
+            negative = [self.given["negative_prompt"]] * len(prompts)
+            conditioning["uncond"] = self._texts(negative, None)
+        if self.given["ip_adapter_image"] is not None:
+            blank = [np.zeros((self.width, self.height, 3), dtype=np.uint8)]
+            blank *= self.network.encoder_hid_proj.num_ip_adapters
+            for part, image in (("cond", self.given["ip_adapter_image"]), ("uncond", blank)):
+                if part in conditioning:
+                    conditioning[part]["images"] = self.pipe.prepare_ip_adapter_image_embeds(
+                        image, None, self.device, len(prompts)
+                    )
+        return conditioning
+
+    def _texts(self, prompts: list[str], second: str | None) -> dict[str, Any]:
+        scale = (self.given["joint_attention_kwargs"] or {}).get("scale")
+        words, pooled, self.text_ids = self.pipe.encode_prompt(
+            prompt=prompts,
+            prompt_2=None if second is None else [second] * len(prompts),
+            device=self.device,
+            max_sequence_length=self.given["max_sequence_length"],
+            lora_scale=scale,
+        )
+        return {"words": words, "pooled": pooled}
+
+    def predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        *,
+        cond: dict[str, Any],
+        uncond: dict[str, Any] | None = None,
+    ) -> Tensor:
+        output = self._ask(x, timestep, cond)
+        if uncond is None:
+            return output
+        other = self._ask(x, timestep, uncond)
+        return other + self.given["true_cfg_scale"] * (output - other)
+
+    def _ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
+        guidance = None
+        if self.network.config.guidance_embeds:
+            scale = self.given["guidance_scale"]
+            guidance = torch.full([1], scale, device=x.device, dtype=torch.float32).expand(len(x))
+        extra = dict(self.given["joint_attention_kwargs"] or {})
+        if "images" in texts:
+            extra["ip_adapter_image_embeds"] = texts["images"]
+        output: Tensor = self.network(
+            hidden_states=x,
+            timestep=timestep.to(x.dtype) / 1000,
+            guidance=guidance,
+            pooled_projections=texts["pooled"],
+            encoder_hidden_states=texts["words"],
+            txt_ids=self.text_ids,
+            img_ids=self.image_ids,
+            joint_attention_kwargs=extra,
+            return_dict=False,
+        )[0]
+        return output
+
+    def grid(self, transitions: int) -> dict[str, Any]:
+        config = self.pipe.scheduler.config
+        mu = calculate_shift(
+            self.shape[0],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        return {"sigmas": np.linspace(1.0, 1 / transitions, transitions), "mu": mu}
+
+    def decode(self, x: Tensor) -> Tensor:
+        latents = self.pipe._unpack_latents(x, self.height, self.width, self.pipe.vae_scale_factor)
+        return self.decode_latents(latents)

@@ -1,0 +1,120 @@
+"""Where a pipeline would silently do the wrong thing with GLASS: said before anything runs.
+
+A pipeline's loop knows timesteps, not transitions. What it counts, compares or blends by timestep
+is wrong inside a transition, and there is no argument by which it would tell its scheduler. So
+:func:`check_call`, called by `set_timesteps`, looks at the call that it is made from.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from ...errors import InvalidArgument
+
+__all__ = ["check_call", "check_pipeline", "rounds_its_clock"]
+
+# Pipelines that replace or require a certain scheduler, or keep its state themselves.
+_PIPELINES = {
+    "AnyFlowPipeline": "it steps through its scheduler's sigmas itself",
+    "BriaPipeline": "it decides by its scheduler's type",
+    "Cosmos2TextToImagePipeline": "it preconditions by its scheduler's sigmas itself",
+    "Cosmos2VideoToWorldPipeline": "it preconditions by its scheduler's sigmas itself",
+    "Cosmos2_5_PredictBasePipeline": "it preconditions by its scheduler's sigmas itself",
+    "CosmosTextToWorldPipeline": "it turns back its scheduler's counter",
+    "CosmosVideoToWorldPipeline": "it turns back its scheduler's counter",
+    "EasyAnimatePipeline": "it decides by its scheduler's type",
+    "HunyuanImagePipeline": "its mean-flow networks are asked for an interval, not for a time",
+    "HunyuanImageRefinerPipeline": "its networks are asked for an interval, not for a time",
+    "LEditsPPPipelineStableDiffusion": "it inverts its own scheduler",
+    "LEditsPPPipelineStableDiffusionXL": "it inverts its own scheduler",
+    "LTXConditionPipeline": "it steps single tokens by their own sigmas",
+    "LTX2Pipeline": "it steps by its scheduler's sigmas itself",
+    "LongCatAudioDiTPipeline": "it replaces its scheduler without saying so",
+    "SanaSprintPipeline": "it is distilled to few steps: its network is no denoiser",
+    "StableCascadeDecoderPipeline": "it decides by its scheduler's type",
+    "StableCascadePriorPipeline": "it decides by its scheduler's type",
+}
+_CACHES = "FirstBlockCacheConfig"  # looks at what it caches; the others count on ordered steps
+_ROUNDING = ("Flux", "Qwen", "Chroma", "HiDream", "Bria", "OmniGen", "Lumina", "LongCat", "Ovis")
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Raise :class:`InvalidArgument` if this pipeline cannot be sampled rightly by a table."""
+    if not isinstance(pipe, DiffusionPipeline):
+        raise InvalidArgument(
+            f"expected a diffusers pipeline, got {type(pipe).__name__}. Modular pipelines count "
+            "guidance by network steps and are not supported: use the pipeline class itself"
+        )
+    for kind in type(pipe).__mro__:
+        why = _PIPELINES.get(kind.__name__)
+        if why is not None:
+            raise InvalidArgument(f"{kind.__name__} is not supported: {why}")
+    if not hasattr(getattr(pipe, "scheduler", None), "config"):
+        raise InvalidArgument(f"{type(pipe).__name__} has no scheduler that GLASS could replace")
+
+
+def rounds_its_clock(pipe: Any) -> str | None:
+    """The dtype to which this pipeline rounds timesteps, None where it keeps float32."""
+    network = getattr(pipe, "transformer", None)
+    dtype = getattr(network, "dtype", None)
+    if dtype not in (torch.bfloat16, torch.float16):
+        return None
+    casts = type(pipe).__name__.startswith(_ROUNDING)
+    return str(dtype).removeprefix("torch.") if casts else None
+
+
+def check_call(steps: int) -> None:
+    """Look at the pipeline call, if there is one, for what is wrong with M = `steps` evaluations.
+
+    Raises :class:`InvalidArgument`, which says what to do instead.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        pipe = frame.f_locals.get("self")
+        if isinstance(pipe, DiffusionPipeline) and frame.f_code.co_name == "__call__":
+            _check_arguments(pipe, frame.f_locals, steps)
+            return
+        frame = frame.f_back
+
+
+def _check_arguments(pipe: Any, given: Mapping[str, Any], steps: int) -> None:
+    check_pipeline(pipe)
+    if given.get("eta"):
+        raise InvalidArgument(
+            f"eta={given['eta']!r} is ignored by this scheduler: make it with "
+            f"rho='ddim:{given['eta']:g}' and steps=1 instead"
+        )
+    if steps == 1:  # every evaluation is a transition, and the times fall: all is as usual
+        return
+    name = type(pipe).__name__
+    for argument in ("denoising_end", "denoising_start"):
+        if given.get(argument) is not None:
+            raise InvalidArgument(
+                f"{argument} cuts the timesteps by their value, which lies inside a transition: "
+                "use steps=1, or image-to-image with a strength"
+            )
+    if given.get("skip_guidance_layers") is not None:
+        raise InvalidArgument(
+            "skip_guidance_layers counts its window in network steps, of which there are "
+            f"{steps} per transition here: use steps=1, or leave it out"
+        )
+    mask = given.get("mask_image", given.get("mask"))
+    network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    blends = mask is not None and getattr(network.config, "in_channels", 4) in (4, 8, 16, 64)
+    if blends and "Inpaint" in name:
+        raise InvalidArgument(
+            f"{name} blends the known region into the network's input, which inside a transition "
+            "is not the sampler's state: use steps=1"
+        )
+    if getattr(network, "is_cache_enabled", False):
+        cache = type(getattr(network, "_cache_config", None)).__name__
+        if cache != _CACHES:
+            raise InvalidArgument(
+                f"{cache} reuses features from one timestep to the next, and these times go back "
+                "and forth: call disable_cache(), or use steps=1"
+            )
