@@ -71,15 +71,28 @@ def _options(
 @app.command()
 def align(
     out: Out,
-    model: Annotated[str, typer.Option(help="Model to steer; 'digits' is bundled.")] = "digits",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Model to steer: 'digits' (bundled), or a diffusers pipeline by hub id or folder."
+        ),
+    ] = "digits",
+    prompt: Annotated[
+        list[str],
+        typer.Option(help="For pipelines; may be given several times (DiT: a class)."),
+    ] = [],  # noqa: B006 (typer copies it)
     reward: Annotated[
-        str, typer.Option(help="What to steer towards; 'class:N' is log p(N | image).")
+        str,
+        typer.Option(
+            help="What to steer towards: 'class:N', log p(N | image), for digits; "
+            "'module:function' of your own, images (B, 3, H, W) in [0, 1] to (B,), for pipelines."
+        ),
     ] = "class:8",
     method: Annotated[
         str,
         typer.Option(
-            help="'steering' (sequential Monte Carlo, without and with twisted noise), or a "
-            "search: 'beam', 'greedy', 'svdd'."
+            help="'steering' (sequential Monte Carlo; digits: without and with twisted noise), or "
+            "a search: 'beam', 'greedy', 'svdd'; pipelines also 'best-of-n'."
         ),
     ] = "steering",
     particles: Annotated[int, typer.Option(help="N, particles per run.")] = 8,
@@ -141,17 +154,118 @@ def align(
     twist_cap: Annotated[
         float, typer.Option(help="Longest shift of the noise, in its standard deviations.")
     ] = 0.75,
-    runs: Annotated[int, typer.Option(help="Independent runs, for the standard errors.")] = 256,
+    runs: Annotated[
+        int, typer.Option(help="Independent runs, for the standard errors (digits).")
+    ] = 256,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="For pipelines that take one.")
+    ] = None,
+    cfg_scale: Annotated[
+        float | None, typer.Option(help="The pipeline's own guidance_scale; its default without.")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Of the pipeline's images, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the pipeline's images, in pixels.")] = None,
+    argument: Annotated[
+        list[str],
+        typer.Option(help="Another call argument of the pipeline, NAME=VALUE (JSON or text)."),
+    ] = [],  # noqa: B006
+    device: Annotated[
+        str | None, typer.Option(help="'cuda', 'cuda:1', 'cpu'; cuda where there is one.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="'float32', 'bfloat16' or 'float16' for the pipeline.")
+    ] = None,
+    offload: Annotated[
+        str, typer.Option(help="CPU offloading of the pipeline: 'none', 'model', 'sequential'.")
+    ] = "none",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    lora: Annotated[str | None, typer.Option(help="LoRA weights: hub id or path.")] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Samples through the pipeline's network at a time.")
+    ] = None,
+    decode_batch: Annotated[
+        int, typer.Option(help="Samples through its decoder and the reward at a time.")
+    ] = 1,
     seed: Seed = 0,
 ) -> None:
-    """Steer samples towards a reward, beside plain samples and best-of-N at equal cost.
+    """Steer samples towards a reward.
+
+    The digits are drawn beside plain samples and best-of-N at equal cost. A pipeline's images are
+    written with prompt, reward and settings inside, beside a sheet with the best first.
 
     Example: glass-flows align --model digits --reward class:8 --out out/eights
+
+    Example: glass-flows align --model FOLDER --prompt "a cat" --reward my_rewards:sharpness
+    --twist 0 --out out/cat
     """
     from .experiments.align import DIGITS_STD
     from .experiments.align import align as run_align
     from .steering import Twist
 
+    own = _given(
+        prompt=(prompt, []),
+        negative_prompt=(negative_prompt, None),
+        cfg_scale=(cfg_scale, None),
+        height=(height, None),
+        width=(width, None),
+        argument=(argument, []),
+        device=(device, None),
+        dtype=(dtype, None),
+        offload=(offload, "none"),
+        revision=(revision, None),
+        lora=(lora, None),
+        max_batch=(max_batch, None),
+    )
+    if "/" in model or Path(model).is_dir():
+        searching = method in ("beam", "greedy", "svdd")
+        common = _given(
+            scale=(scale, 1.0),
+            potential=(potential, "difference"),
+            schedule=(_schedule(schedule), "constant"),
+            boundaries=(boundaries, None),
+            resampling=(resampling, "systematic"),
+            ess_threshold=(ess_threshold, 0.5),
+            value=(_value(value), "free"),
+            guidance=(_guidance(guidance, guidance_scale, guidance_clip, 1.0), None),
+        )
+        if not searching:
+            common["twist"] = Twist(twist, twist_cap)
+        call = {"guidance_scale": cfg_scale, "negative_prompt": negative_prompt}
+        call |= {"height": height, "width": width}
+        found = _align_pipeline(
+            out,
+            model=model,
+            prompts=prompt,
+            reward=reward,
+            loading={
+                "device": device,
+                "dtype": dtype,
+                "offload": offload,
+                "revision": revision,
+                "lora": lora,
+            },
+            method=method,
+            particles=particles,
+            children=children,
+            transitions=transitions,
+            steps=steps,
+            rho=_rho(rho, solver),
+            solver=solver,
+            seed=seed,
+            max_batch=max_batch,
+            decode_batch=decode_batch,
+            **{name: given for name, given in call.items() if given is not None},
+            **_arguments(argument),
+            **common,
+        )
+        typer.echo(found)
+        return
+    if own:
+        flags = ", ".join("--" + name.replace("_", "-") for name in own)
+        raise InvalidArgument(
+            f"{flags}: only for a diffusers pipeline, by a hub id (with its '/') or a folder; "
+            f"--model is {model!r}"
+        )
     options = _given(
         scale=(scale, 1.0),
         potential=(potential, "difference"),
@@ -393,6 +507,39 @@ def train_digits(
         classifier_steps=classifier_steps,
     )
     typer.echo(f"weights and model card: {out}")
+
+
+def _align_pipeline(out: Path, **options: Any) -> str:
+    """Run it; what to print."""
+    from .experiments.align_pipeline import align_pipeline
+
+    report = align_pipeline(out, announce=lambda text: console.print(text, style="dim"), **options)
+    lines = [
+        f"{prompt}: rewards {', '.join(f'{r:.4g}' for r in sorted(values, reverse=True))}"
+        for prompt, values in zip(options["prompts"], report.rewards)
+    ]
+    backward = f" + {report.gradients} backward" if report.gradients else ""
+    lines.append(f"network evaluations: {report.evaluations}{backward}")
+    lines += [f"biased: {reason}" for reason in report.biases]
+    lines.append(f"best first: {report.picture}\nimages: {report.images[0].parent}")
+    lines.append(f"figures: {report.results}")
+    return "\n".join(lines)
+
+
+def _arguments(given: list[str]) -> dict[str, Any]:
+    """--argument NAME=VALUE, the value as JSON where it is, else as text."""
+    import json
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgument(f"--argument must be NAME=VALUE, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _rho(text: str, solver: str) -> Rho:

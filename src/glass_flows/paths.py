@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from .errors import InvalidArgument, TimeError, check_name
@@ -325,7 +326,7 @@ class KnownTimes(Path):
         if not isinstance(path, Path) or path.trained_times is not None:
             raise InvalidArgument(f"path must be one without trained times, got {path!r}")
         times = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(self.times))
-        if len(times) < 2 or times[-1] == 1.0 or any(s >= t for s, t in zip(times, times[1:])):
+        if len(times) < 2 or times[-1] == 1.0 or any(s >= t for s, t in pairwise(times)):
             raise TimeError(f"times must be at least two, increasing and below 1, got {times!r}")
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "times", times)

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from ..denoisers import DenoiserLike, spread
-from ..errors import GlassError, InvalidArgument, PlanError, check_count
-from ..execute import Boundary, check_denoiser, iterate
+from ..errors import (
+    GlassError,
+    InvalidArgument,
+    PlanError,
+    ShapeError,
+    TimeError,
+    check_count,
+)
+from ..execute import Boundary, check_denoiser, check_state, iterate
 from ..guidance import Guidance, GuidedDenoiser
 from ..noise import KeyedNoise
 from ..plans import Table
@@ -151,9 +158,13 @@ class Run:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
         advance: Callable[[], None] = lambda: None,
+        x: Tensor | None = None,
     ) -> None:
         check_denoiser(denoiser)
-        check_whole(table)
+        if x is None:
+            check_whole(table)
+        elif table.times[-1] != 1.0:
+            raise TimeError(f"steering ends at data, t = 1; these times end at {table.times[-1]!r}")
         scored = as_reward(reward)
         if gradients and not scored.differentiable:
             raise InvalidArgument(
@@ -183,8 +194,12 @@ class Run:
         else:
             self.moving = self.model = Tally(model, advance)
         home = device if device is not None else getattr(denoiser, "device", None)
-        batch = population.count * population.particles
-        self.x = starting_noise(table, (batch, *shape), self.noise, dtype, home)
+        sizes = (population.count * population.particles, *shape)
+        if x is None:
+            x = starting_noise(table, sizes, self.noise, dtype, home)
+        if check_state(x).shape != sizes:
+            raise ShapeError(f"x must be {sizes}, one for each particle, got {tuple(x.shape)}")
+        self.x = x
 
     def boundaries(self) -> Iterator[Boundary]:
         """The executor's pauses, the last with the samples."""

@@ -82,7 +82,7 @@ def beam(
         b and w >= 1; a population is N = b w particles all along, each child with noise of its own.
     options
         `scale`, `value`, `boundaries`, `guidance`, `populations`, `prompts`, `times`, `solver`,
-        `start`, `seed`, `dtype`, `device` and `progress` as in :func:`~glass_flows.steer`.
+        `start`, `seed`, `dtype`, `device`, `x` and `progress` as in :func:`~glass_flows.steer`.
 
     Returns
     -------
@@ -180,6 +180,7 @@ def _search(
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    x: Tensor | None = None,
     progress: bool | None = None,
 ) -> SearchResult:
     """Keep at every steered boundary, and with `last` at the end, what `choose` says in a group."""
@@ -198,7 +199,7 @@ def _search(
     with progress_bar(planned_calls(table, steered, valued), progress, "searching") as advance:
         run = Run(
             table, denoiser, reward, population, shape=shape, scale=scale, guidance=guidance,
-            seed=seed, dtype=dtype, device=device, advance=advance,
+            seed=seed, dtype=dtype, device=device, x=x, advance=advance,
         )  # fmt: skip
 
         def ancestors(values: Tensor, boundary: Boundary) -> Tensor:

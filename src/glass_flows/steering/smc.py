@@ -48,6 +48,7 @@ __all__ = [
     "SteeringResult",
     "SteeringStep",
     "check_scale",
+    "collect",
     "iterate_steering",
     "steer",
     "steer_boundaries",
@@ -241,6 +242,7 @@ def steer(
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    x: Tensor | None = None,
     progress: bool | None = None,
 ) -> SteeringResult:
     """Samples of p(z) exp(λ r(z)) by sequential Monte Carlo at transition boundaries.
@@ -290,6 +292,9 @@ def steer(
     transitions, steps, rho, times, solver, start, seed, dtype, device, progress
         See :func:`glass_flows.sample`; times run from 0 to 1. A transition must draw noise for its
         start to be resampled (copies would stay copies): with the ODE nothing ever is.
+    x : Tensor, optional
+        (P N, *shape), the particles at the first of `times`, instead of noise drawn from the seed;
+        that time need not be 0 then.
 
     Returns
     -------
@@ -325,10 +330,9 @@ def steer(
         solver=solver,
         start=start,
     )
-    ancestry, ess, shares, twists = [], [], [], []
     calls = planned_calls(table, settings.steered(table), settings.value)
     with progress_bar(calls, progress, "steering") as advance:
-        for step in iterate_steering(
+        run = iterate_steering(
             table,
             denoiser,
             reward,
@@ -339,14 +343,23 @@ def steer(
             seed=seed,
             dtype=dtype,
             device=device,
+            x=x,
             advance=advance,
-        ):
-            ancestry.append(step.ancestors)
-            ess.append(step.ess)
-            shares.append(step.share)
-            twists.append(step.twist_share)
+        )
+        return collect(run, settings.biases(denoiser))
+
+
+def collect(steps: Iterable[SteeringStep], biases: tuple[str, ...]) -> SteeringResult:
+    """The result of all the steps of a run."""
+    ancestry, ess, shares, twists = [], [], [], []
+    for step in steps:
+        ancestry.append(step.ancestors)
+        ess.append(step.ess)
+        shares.append(step.share)
+        twists.append(step.twist_share)
+    samples = step.boundary.x
     return SteeringResult(
-        samples=step.boundary.x.view(*step.ancestors.shape, *shape),
+        samples=samples.view(*step.ancestors.shape, *samples.shape[1:]),
         rewards=step.rewards,
         ancestry=torch.stack(ancestry[:-1]),
         costs=step.costs,
@@ -355,7 +368,7 @@ def steer(
         log_evidence=step.log_evidence,
         shares=torch.stack(shares),
         twist_shares=torch.stack(twists[:-1]),
-        biases=settings.biases(denoiser),
+        biases=biases,
     )
 
 
@@ -371,6 +384,7 @@ def iterate_steering(
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
+    x: Tensor | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Iterator[SteeringStep]:
     """:func:`steer` as an iterator over boundaries, for those who want to look or intervene.
@@ -392,6 +406,7 @@ def iterate_steering(
         seed=seed,
         dtype=dtype,
         device=device,
+        x=x,
         advance=advance,
     )
     return steer_boundaries(run, run.boundaries(), settings)

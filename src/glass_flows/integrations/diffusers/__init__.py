@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+from ...errors import MissingExtra
+
+if importlib.util.find_spec("diffusers") is None:
+    raise MissingExtra("diffusers", "diffusers", "GLASS on diffusers pipelines")
+
+from .pipeline import PipelineResult, steer_pipeline
 from .scheduler import GlassScheduler, GlassSchedulerOutput, LatentNoise, compile_table
 from .schedules import Schedule
 
-__all__ = ["GlassScheduler", "GlassSchedulerOutput", "LatentNoise", "Schedule", "compile_table"]
+__all__ = [
+    "GlassScheduler",
+    "GlassSchedulerOutput",
+    "LatentNoise",
+    "PipelineResult",
+    "Schedule",
+    "compile_table",
+    "steer_pipeline",
+]

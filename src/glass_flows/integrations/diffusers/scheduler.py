@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -35,7 +35,7 @@ _OWN = ("base", "rho", "steps", "solver", "start", "end", "seed", "time_dtype")
 
 
 @dataclass
-class GlassSchedulerOutput(BaseOutput):
+class GlassSchedulerOutput(BaseOutput):  # type: ignore[misc]
     """What a step returns.
 
     Attributes
@@ -130,10 +130,15 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     depend on ρ.
     """
 
-    _compatibles = [*_FLOW, *_DISCRETE]
+    _compatibles: ClassVar[list[str]] = [*_FLOW, *_DISCRETE]
     order = 1
+    _begin_index: int | None
+    _step_index: int | None
+    _steps: Any
+    _pending: Query | None
+    _handed: Tensor | None
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         base: Mapping[str, Any] | None = None,
@@ -169,6 +174,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self.alphas_cumprod = self.schedule.base.alphas_cumprod
         self.timesteps = self.schedule.base.timesteps
         self.sigmas = torch.tensor([self._sigma(self.schedule.time(k)) for k in self.timesteps])
+        self._edits: list[tuple[Tensor, int]] = []
         self._restart()
 
     # --- made from what there is --------------------------------------------------------------
@@ -371,12 +377,9 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return starts
 
     def _restart(self) -> None:
-        self._begin_index: int | None = None
-        self._step_index: int | None = None
-        self._steps: Any = None
-        self._pending: Query | None = None
-        self._handed: Tensor | None = None
-        self._edits: list[tuple[Tensor, int]] = []
+        self._begin_index = self._step_index = None
+        self._steps = self._pending = self._handed = None
+        self._edits.clear()
 
     def _sigma(self, t: float) -> float:
         """σ as the base scheduler's users know it: of the flow, or noise over signal."""
@@ -442,8 +445,8 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         expected, given = float(self.timesteps[row]), float(timestep)
         if abs(given - expected) > 5e-3 * self.schedule.scale:
             raise InvalidArgument(
-                f"evaluation {row} is at timestep {expected:g}, but step was called with {given:g}: "
-                "steps must be taken in the order of `timesteps`"
+                f"evaluation {row} is at timestep {expected:g}, step was given {given:g}: take "
+                "the steps in the order of `timesteps`"
             )
 
 

@@ -192,7 +192,7 @@ class Schedule:
         """The estimate clipped as the scheduler's configuration says (pixel-space models)."""
         config = self.base.config
         if config.get("thresholding"):
-            return self.base._threshold_sample(D)  # type: ignore[no-any-return]
+            return self.base._threshold_sample(D)
         if config.get("clip_sample"):
             limit = config.get("clip_sample_range", 1.0)
             return D.clamp(-limit, limit)

@@ -65,7 +65,8 @@ class Family(ABC):
         for name, size in (("height", height), ("width", width)):
             if size is not None:
                 check_count(name, size)
-        self.height, self.width = height, width
+        self.height: Any = height  # numbers after `prepare`
+        self.width: Any = width
         self.given: dict[str, Any] = {**self.options, **options}
         self.prepare()
 
@@ -76,7 +77,7 @@ class Family(ABC):
         """Check the settings; set `height`, `width`, `shape` and `passes`."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """The conditioning of these prompts: tensors (also nested) of one row for each.
 
         Called once per run. Its entries are the keyword arguments of :meth:`predict`, repeated for
@@ -84,7 +85,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def predict(self, x: Tensor, timestep: Tensor, **conditioning: Any) -> Tensor:
+    def predict(self, x: Tensor, timestep: Tensor, *args: Any, **conditioning: Any) -> Tensor:
         """The network's prediction at x (B, *shape), in its dtype, with guidance, shaped like x.
 
         The same operations in the same order as in the pipeline's loop. `timestep` is (B,),
@@ -117,7 +118,7 @@ class Family(ABC):
 
     def denoiser(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Any],
         schedule: Schedule,
         *,
         max_batch: int | None = None,

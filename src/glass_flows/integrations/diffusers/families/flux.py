@@ -44,7 +44,7 @@ class Flux(Family):
             1, rows, columns, self.device, self.network.dtype
         )
 
-    def encode(self, prompts: Sequence[str]) -> dict[str, Any]:
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         conditioning = {"cond": self._texts(list(prompts), self.given["prompt_2"])}
         if self.true_cfg:
             negative = [self.given["negative_prompt"]] * len(prompts)
