@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted((ROOT / "docs" / "diffusers").glob("*.md"))  # one pipeline each, of real size
 
 
 def blocks(document):
@@ -16,8 +17,12 @@ def blocks(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
-def test_examples_run(document, capsys):
+def test_examples_run(document, capsys, tmp_path, monkeypatch):
     namespace: dict[str, object] = {}
+    if any(re.search(r"\bpipe\b", block) for block in blocks(document)):
+        tiny = pytest.importorskip("tiny_pipelines")
+        namespace["pipe"] = tiny.build("sd3")  # small at its default size
+    monkeypatch.chdir(tmp_path)
     for block in blocks(document):
         exec(compile(block, document.name, "exec"), namespace)
 
@@ -26,7 +31,13 @@ def test_there_are_examples_to_run():
     assert sum(len(blocks(document)) for document in DOCUMENTS) >= 5
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+@pytest.mark.parametrize("document", PAGES, ids=lambda d: d.name)
+def test_examples_of_single_pipelines_are_python(document):
+    for block in blocks(document):
+        compile(block, document.name, "exec")
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES], ids=lambda d: d.name)
 def test_links_to_files_exist(document):
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         if "://" not in target:

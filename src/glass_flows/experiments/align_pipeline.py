@@ -108,7 +108,7 @@ def load_pipeline(
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
             model,
-            torch_dtype=kind,
+            dtype=kind,
             revision=revision,
             use_safetensors=True,
             local_files_only=local,

@@ -105,8 +105,8 @@ def _check_arguments(pipe: Any, given: Mapping[str, Any], steps: int) -> None:
         )
     mask = given.get("mask_image", given.get("mask"))
     network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-    blends = mask is not None and getattr(network.config, "in_channels", 4) in (4, 8, 16, 64)
-    if blends and "Inpaint" in name:
+    channels = getattr(getattr(network, "config", None), "in_channels", 4)
+    if mask is not None and "Inpaint" in name and channels != 9:  # 9: it takes the mask as input
         raise InvalidArgument(
             f"{name} blends the known region into the network's input, which inside a transition "
             "is not the sampler's state: use steps=1"

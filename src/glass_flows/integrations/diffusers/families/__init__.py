@@ -6,10 +6,20 @@ from typing import Any
 
 from .base import Family
 from .flux import Flux
+from .sd3 import StableDiffusion3
+from .stable_diffusion import StableDiffusion, StableDiffusionXL
 
-__all__ = ["FAMILIES", "Family", "Flux", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Flux",
+    "StableDiffusion",
+    "StableDiffusion3",
+    "StableDiffusionXL",
+    "family_of",
+]
 
-FAMILIES: tuple[type[Family], ...] = (Flux,)
+FAMILIES: tuple[type[Family], ...] = (Flux, StableDiffusion3, StableDiffusionXL, StableDiffusion)
 
 
 def family_of(pipe: Any) -> type[Family] | None:

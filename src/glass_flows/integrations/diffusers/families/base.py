@@ -18,7 +18,7 @@ from ....denoisers import Denoiser
 from ....errors import InvalidArgument, check_count
 from ..schedules import Schedule
 
-__all__ = ["Family"]
+__all__ = ["Family", "guided", "together"]
 
 
 class Family(ABC):
@@ -145,6 +145,15 @@ class Family(ABC):
             passes=self.passes,
         )
 
+    def for_each(self, name: str, prompts: Sequence[Any]) -> list[str] | None:
+        """The text option `name`, one for each prompt; None if it was not given."""
+        text = self.given[name]
+        if text is None or isinstance(text, str):
+            return None if text is None else [text] * len(prompts)
+        if len(text) != len(prompts):
+            raise InvalidArgument(f"{len(text)} of {name} given for {len(prompts)} prompts")
+        return list(text)
+
     def default_size(self, factor: int) -> None:
         """Set the pipeline's default height and width; both must be multiples of `factor`."""
         side = getattr(self.pipe, "default_sample_size", None)
@@ -166,3 +175,22 @@ class Family(ABC):
             latents = latents + vae.config.shift_factor
         image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
         return (image.float() if image.dtype != torch.float64 else image) / 2 + 0.5
+
+
+def together(uncond: dict[str, Any] | None, cond: dict[str, Any]) -> dict[str, Any]:
+    """The conditioning of a doubled batch [uncond, cond]; of `cond` alone without the other."""
+    if uncond is None:
+        return cond
+    return {name: _joined(uncond[name], value) for name, value in cond.items()}
+
+
+def _joined(first: Any, second: Any) -> Any:
+    if isinstance(second, list):
+        return [torch.cat([a, b]) for a, b in zip(first, second)]
+    return torch.cat([first, second])
+
+
+def guided(output: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance of a doubled batch [uncond, cond]."""
+    unconditional, conditional = output.chunk(2)
+    return unconditional + scale * (conditional - unconditional)

@@ -1,0 +1,187 @@
+"""Stable Diffusion 1.x, 2.x and XL: a UNet with classifier-free guidance in one doubled batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+from torch import Tensor
+
+from .base import Family, guided, together
+
+__all__ = ["StableDiffusion", "StableDiffusionXL"]
+
+
+class StableDiffusion(Family):
+    """StableDiffusionPipeline; the state is the latents. The safety checker is not run."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    options: ClassVar[dict[str, Any]] = {
+        "negative_prompt": None,
+        "guidance_scale": 7.5,
+        "guidance_rescale": 0.0,
+        "clip_skip": None,
+        "cross_attention_kwargs": None,
+        "ip_adapter_image": None,
+    }
+
+    @property
+    def network(self) -> Any:
+        return self.pipe.unet
+
+    def prepare(self) -> None:
+        scale = self.pipe.vae_scale_factor
+        side = self.network.config.sample_size
+        if isinstance(side, int):
+            self.height, self.width = self.height or side * scale, self.width or side * scale
+        self.default_size(8 if scale >= 8 else scale)
+        channels = self.network.config.in_channels
+        self.shape = (channels, self.height // scale, self.width // scale)
+        embedded = self.network.config.time_cond_proj_dim is not None
+        self.passes = 2 if self.given["guidance_scale"] > 1 and not embedded else 1
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        words, blank = self.pipe.encode_prompt(
+            list(prompts),
+            self.device,
+            1,
+            self.passes == 2,
+            self.for_each("negative_prompt", prompts),
+            lora_scale=(self.given["cross_attention_kwargs"] or {}).get("scale"),
+            clip_skip=self.given["clip_skip"],
+        )
+        found: dict[str, Any] = {"cond": {"words": words}}
+        if self.passes == 2:
+            found["uncond"] = {"words": blank}
+        self._add_images(found, len(prompts))
+        return found
+
+    def _add_images(self, found: dict[str, Any], count: int) -> None:
+        """The IP-Adapter's image prompt, if there is one: lists of one row for each prompt."""
+        if self.given["ip_adapter_image"] is None:
+            return
+        images = self.pipe.prepare_ip_adapter_image_embeds(
+            self.given["ip_adapter_image"], None, self.device, count, self.passes == 2
+        )
+        parts = [image.chunk(self.passes) for image in images]
+        for name, part in zip(("cond", "uncond"), (-1, 0)):
+            if name in found:
+                found[name]["images"] = [image[part] for image in parts]
+
+    def predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        *,
+        cond: dict[str, Any],
+        uncond: dict[str, Any] | None = None,
+    ) -> Tensor:
+        texts = together(uncond, cond)
+        added = {
+            name: texts[key]
+            for name, key in (
+                ("text_embeds", "pooled"),
+                ("time_ids", "sizes"),
+                ("image_embeds", "images"),
+            )
+            if key in texts
+        }
+        output = self.network(
+            torch.cat([x] * self.passes),
+            torch.cat([timestep] * self.passes),
+            encoder_hidden_states=texts["words"],
+            timestep_cond=self._embedded_scale(x),
+            cross_attention_kwargs=self.given["cross_attention_kwargs"],
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )[0]
+        if self.passes == 1:
+            return output
+        result = guided(output, self.given["guidance_scale"])
+        if self.given["guidance_rescale"] > 0.0:
+            conditional = output.chunk(2)[1]
+            result = rescale_noise_cfg(
+                result, conditional, guidance_rescale=self.given["guidance_rescale"]
+            )
+        return result
+
+    def _embedded_scale(self, x: Tensor) -> Tensor | None:
+        """The guidance scale as an input, for networks distilled with it."""
+        size = self.network.config.time_cond_proj_dim
+        if size is None:
+            return None
+        scales = torch.tensor(self.given["guidance_scale"] - 1).repeat(len(x))
+        found: Tensor = self.pipe.get_guidance_scale_embedding(scales, embedding_dim=size)
+        return found.to(x)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.decode_latents(x, shift=False)
+
+
+class StableDiffusionXL(StableDiffusion):
+    """StableDiffusionXLPipeline."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
+    options: ClassVar[dict[str, Any]] = {
+        **StableDiffusion.options,
+        "guidance_scale": 5.0,
+        "prompt_2": None,
+        "negative_prompt_2": None,
+        "original_size": None,
+        "crops_coords_top_left": (0, 0),
+        "target_size": None,
+        "negative_original_size": None,
+        "negative_crops_coords_top_left": (0, 0),
+        "negative_target_size": None,
+    }
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        words, blank, pooled, blank_pooled = self.pipe.encode_prompt(
+            prompt=list(prompts),
+            prompt_2=self.for_each("prompt_2", prompts),
+            device=self.device,
+            do_classifier_free_guidance=self.passes == 2,
+            negative_prompt=self.for_each("negative_prompt", prompts),
+            negative_prompt_2=self.for_each("negative_prompt_2", prompts),
+            lora_scale=(self.given["cross_attention_kwargs"] or {}).get("scale"),
+            clip_skip=self.given["clip_skip"],
+        )
+        sizes = self._sizes("", pooled, words.dtype)
+        both = (self.given["negative_original_size"], self.given["negative_target_size"])
+        blank_sizes = sizes if None in both else self._sizes("negative_", pooled, words.dtype)
+        found: dict[str, Any] = {"cond": {"words": words, "pooled": pooled, "sizes": sizes}}
+        if self.passes == 2:
+            found["uncond"] = {"words": blank, "pooled": blank_pooled, "sizes": blank_sizes}
+        for part in found.values():
+            part["sizes"] = part["sizes"].to(self.device).expand(len(prompts), -1)
+        self._add_images(found, len(prompts))
+        return found
+
+    def _sizes(self, prefix: str, pooled: Tensor, dtype: torch.dtype) -> Tensor:
+        """SDXL's conditioning on sizes and crops, (1, 6)."""
+        own = (self.height, self.width)
+        second = self.pipe.text_encoder_2
+        sizes: Tensor = self.pipe._get_add_time_ids(
+            tuple(self.given[prefix + "original_size"] or own),
+            tuple(self.given[prefix + "crops_coords_top_left"]),
+            tuple(self.given[prefix + "target_size"] or own),
+            dtype=dtype,
+            text_encoder_projection_dim=int(pooled.shape[-1])
+            if second is None
+            else second.config.projection_dim,
+        )
+        return sizes
+
+    def decode(self, x: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        if vae.dtype == torch.float16 and vae.config.force_upcast:  # it overflows in float16
+            vae.to(torch.float32)
+        mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+        if mean is None or std is None:
+            return self.decode_latents(x, shift=False)
+        size = (1, -1, 1, 1)
+        latents = x * torch.tensor(std).to(x).view(size)
+        latents = latents + torch.tensor(mean).to(x).view(size) * vae.config.scaling_factor
+        return self.decode_latents(latents, shift=False)

@@ -1,0 +1,111 @@
+"""`glass-flows align` on a diffusers pipeline in a local folder."""
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import tiny_pipelines as tiny
+from glass_flows.cli import app
+from glass_flows.errors import GlassError, InvalidArgument
+from glass_flows.experiments.align_pipeline import load_reward, memory_line
+
+REWARDS = """
+from glass_flows.rewards import FunctionReward
+
+
+def red(images):
+    return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
+
+
+def said(images, prompts):
+    return images.mean((1, 2, 3)) + len(prompts[0])
+
+
+length = FunctionReward(said, takes_prompts=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards_of_mine.py").write_text(REWARDS)
+
+
+def align(*arguments):
+    return CliRunner().invoke(app, ["align", *arguments], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("name", tiny.FAMILIES)
+def test_a_saved_pipeline_of_every_family(name, tmp_path):
+    tiny.save(name, tmp_path / name)
+    given = dict(tiny.CALL[name])
+    prompts = given.pop("prompt", None) or [str(c) for c in given.pop("class_labels")]
+    prompts = [prompts] if isinstance(prompts, str) else prompts
+    words = [word for prompt in prompts for word in ("--prompt", prompt)]
+    for key, value in given.items():
+        words += ["--argument", f"{key}={json.dumps(value)}"]
+    shown = align(
+        "--model", str(tmp_path / name), *words, "--reward", "rewards_of_mine:red",
+        "--particles", "2", "--transitions", "2", "--steps", "2", "--out", str(tmp_path / "out"),
+        "--decode-batch", "2",
+    )  # fmt: skip
+    assert shown.exit_code == 0, shown.output
+    assert "weights: " in shown.output and "network evaluations: " in shown.output
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert figures["network_evaluations"] > 0
+    assert len(figures["rewards"]) == len(prompts)
+    assert all(len(row) == 2 for row in figures["rewards"])
+    with Image.open(tmp_path / "out" / "000-00.png") as image:
+        assert image.text["prompt"] == prompts[0] or name == "dit"
+        assert json.loads(image.text["settings"])["seed"] == 0
+    assert (tmp_path / "out" / "best-first.png").exists()
+
+
+def test_the_same_seed_writes_the_same_images(tmp_path):
+    tiny.save("flux", tmp_path / "flux")
+    few = ["--prompt", "a cat", "--height", "16", "--width", "16", "--particles", "2",
+           "--transitions", "1", "--steps", "2", "--twist", "0", "--argument",
+           "max_sequence_length=32", "--reward", "rewards_of_mine:length"]  # fmt: skip
+    for out in ("one", "two"):
+        assert align("--model", str(tmp_path / "flux"), *few, "--out", out).exit_code == 0
+    one, two = (Image.open(tmp_path / out / "000-00.png").tobytes() for out in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "./nothing", "--prompt", "a cat", "--reward", "rewards_of_mine:red"],
+         "cannot load a diffusers pipeline"),
+        (["--model", ".", "--prompt", "a cat", "--reward", "class:8"], "cannot import"),
+        (["--model", ".", "--prompt", "a cat", "--reward", "red"], "must be 'module:function'"),
+        (["--model", ".", "--prompt", "a", "--reward", "rewards_of_mine:rad"], "Did you mean"),
+        (["--model", ".", "--reward", "rewards_of_mine:red"], "at least one --prompt"),
+        (["--model", ".", "--prompt", "a", "--argument", "x"], "NAME=VALUE"),
+        (["--prompt", "a cat"], "only for a diffusers pipeline"),
+        (["--height", "16"], "--height: only for a diffusers pipeline"),
+        (["--model", ".", "--prompt", "a", "--reward", "rewards_of_mine:red", "--dtype", "int8"],
+         "unknown dtype"),
+        (["--model", ".", "--prompt", "a", "--reward", "rewards_of_mine:red", "--offload", "disk"],
+         "unknown offload"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_stop_with_a_reason(arguments, message):
+    with pytest.raises(GlassError, match=message):
+        align(*arguments, "--out", "out")
+
+
+def test_rewards_of_ones_own():
+    assert load_reward("rewards_of_mine:length").takes_prompts
+    with pytest.raises(InvalidArgument, match="cannot import"):
+        load_reward("no_such_module:red")
+
+
+def test_the_memory_line_warns_only_where_it_is_tight(monkeypatch):
+    pipe = tiny.build("flux")
+    assert "may not fit" not in memory_line(pipe, "cpu", "none")
+    monkeypatch.setattr("os.sysconf", lambda name: 100)
+    assert "may not fit" in memory_line(pipe, "cpu", "none")
+    assert "0.00 GB" in memory_line(pipe, "cpu", "sequential")
