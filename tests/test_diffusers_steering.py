@@ -2,11 +2,11 @@
 
 import diffusers
 import pytest
-import tiny_pipelines as tiny
 import torch
 from PIL import Image
 
 import glass_flows
+import tiny_pipelines as tiny
 from glass_flows import Guidance
 from glass_flows.errors import InvalidArgument
 from glass_flows.integrations.diffusers import pipeline as module

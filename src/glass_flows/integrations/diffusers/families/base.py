@@ -173,8 +173,12 @@ class Family(ABC):
         latents = latents / vae.config.scaling_factor
         if shift and getattr(vae.config, "shift_factor", None):
             latents = latents + vae.config.shift_factor
-        image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (image.float() if image.dtype != torch.float64 else image) / 2 + 0.5
+        return self.unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+
+    def unit_range(self, image: Tensor) -> Tensor:
+        """A decoder's output, [-1, 1] or so, as an image in [0, 1], in float32 at least."""
+        image = image if image.dtype == torch.float64 else image.float()
+        return image / 2 + 0.5
 
 
 def together(uncond: dict[str, Any] | None, cond: dict[str, Any]) -> dict[str, Any]:

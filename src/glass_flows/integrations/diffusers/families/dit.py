@@ -1,0 +1,63 @@
+"""DiT: class-conditional diffusion with a learned variance, which is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ....errors import InvalidArgument
+from .base import Family
+
+__all__ = ["DiT"]
+
+_NULL = 1000  # the pipeline's own null class
+
+
+class DiT(Family):
+    """DiTPipeline; prompts are class numbers, or names that the pipeline knows."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("DiTPipeline",)
+    options: ClassVar[dict[str, Any]] = {"guidance_scale": 4.0}
+
+    def prepare(self) -> None:
+        side = self.network.config.sample_size
+        scale = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)
+        if {self.height, self.width} - {None, side * scale}:
+            raise InvalidArgument(
+                f"this DiT draws {side * scale} x {side * scale} pixels only, got "
+                f"height={self.height}, width={self.width}"
+            )
+        self.height = self.width = side * scale
+        self.shape = (self.network.config.in_channels, side, side)
+        self.passes = 2 if self.given["guidance_scale"] > 1 else 1
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        labels = [p if isinstance(p, int) else self.pipe.get_label_ids(p)[0] for p in prompts]
+        if any(not 0 <= label < _NULL for label in labels):
+            raise InvalidArgument(f"classes are numbered 0 to {_NULL - 1}, got {labels}")
+        found = {"labels": torch.tensor(labels, device=self.device)}
+        if self.passes == 2:
+            found["blank"] = torch.full_like(found["labels"], _NULL)
+        return found
+
+    def predict(
+        self, x: Tensor, timestep: Tensor, *, labels: Tensor, blank: Tensor | None = None
+    ) -> Tensor:
+        known = labels if blank is None else torch.cat([labels, blank])
+        output: Tensor = self.network(
+            torch.cat([x] * self.passes),
+            timestep=torch.cat([timestep] * self.passes),
+            class_labels=known,
+        ).sample[:, : x.shape[1]]
+        if blank is None:
+            return output
+        conditional, unconditional = output.chunk(2)
+        return unconditional + self.given["guidance_scale"] * (conditional - unconditional)
+
+    def decode(self, x: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        latents = 1 / vae.config.scaling_factor * x
+        return self.unit_range(vae.decode(latents.to(vae.dtype)).sample)

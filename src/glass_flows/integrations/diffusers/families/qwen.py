@@ -1,0 +1,108 @@
+"""Qwen-Image: true classifier-free guidance, rescaled to the length of the conditional output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import calculate_shift
+from torch import Tensor
+
+from ....errors import InvalidArgument
+from .base import Family
+
+__all__ = ["QwenImage"]
+
+
+class QwenImage(Family):
+    """QwenImagePipeline; the state is the packed latents, (tokens, 4 · channels)."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
+    options: ClassVar[dict[str, Any]] = {
+        "negative_prompt": None,
+        "true_cfg_scale": 4.0,
+        "guidance_scale": None,
+        "max_sequence_length": 512,
+        "attention_kwargs": None,
+    }
+
+    def prepare(self) -> None:
+        scale = self.pipe.vae_scale_factor * 2
+        self.default_size(scale)
+        rows, columns = self.height // scale, self.width // scale
+        self.shape = (rows * columns, self.network.config.in_channels)
+        self.frame = [(1, rows, columns)]
+        negative = self.given["negative_prompt"] is not None
+        self.passes = 2 if self.given["true_cfg_scale"] > 1 and negative else 1
+        if self.network.config.guidance_embeds and self.given["guidance_scale"] is None:
+            raise InvalidArgument("this Qwen-Image is distilled with guidance: give guidance_scale")
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        found = {"cond": self._texts(list(prompts))}
+        if self.passes == 2:
+            found["uncond"] = self._texts(self.for_each("negative_prompt", prompts) or [])
+        return found
+
+    def _texts(self, prompts: list[str]) -> dict[str, Any]:
+        words, mask = self.pipe.encode_prompt(
+            prompt=prompts,
+            device=self.device,
+            max_sequence_length=self.given["max_sequence_length"],
+        )
+        return {"words": words, "mask": mask}
+
+    def predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        *,
+        cond: dict[str, Any],
+        uncond: dict[str, Any] | None = None,
+    ) -> Tensor:
+        output = self._ask(x, timestep, cond)
+        if uncond is None:
+            return output
+        other = self._ask(x, timestep, uncond)
+        both = other + self.given["true_cfg_scale"] * (output - other)
+        length = torch.norm(output, dim=-1, keepdim=True)
+        return both * (length / torch.norm(both, dim=-1, keepdim=True))
+
+    def _ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
+        guidance = None
+        if self.network.config.guidance_embeds:
+            scale = self.given["guidance_scale"]
+            guidance = torch.full([1], scale, device=x.device, dtype=torch.float32).expand(len(x))
+        output: Tensor = self.network(
+            hidden_states=x,
+            timestep=timestep.to(x.dtype) / 1000,
+            guidance=guidance,
+            encoder_hidden_states_mask=texts["mask"],
+            encoder_hidden_states=texts["words"],
+            img_shapes=[self.frame] * len(x),
+            attention_kwargs=self.given["attention_kwargs"] or {},
+            return_dict=False,
+        )[0]
+        return output
+
+    def grid(self, transitions: int) -> dict[str, Any]:
+        config = self.pipe.scheduler.config
+        mu = calculate_shift(
+            self.shape[0],
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        return {"sigmas": np.linspace(1.0, 1 / transitions, transitions), "mu": mu}
+
+    def decode(self, x: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        latents = self.pipe._unpack_latents(x, self.height, self.width, self.pipe.vae_scale_factor)
+        latents = latents.to(vae.dtype)
+        size = (1, vae.config.z_dim, 1, 1, 1)
+        mean = torch.tensor(vae.config.latents_mean).view(size).to(latents)
+        std = 1.0 / torch.tensor(vae.config.latents_std).view(size).to(latents)
+        image = vae.decode(latents / std + mean, return_dict=False)[0][:, :, 0]
+        return self.unit_range(image)

@@ -1,0 +1,101 @@
+"""Sana: a flow on a deeply compressed latent space, trained with DPM-Solver's clock."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import SanaPipeline
+from diffusers.pipelines.sana import pipeline_sana
+from torch import Tensor
+
+from ....errors import InvalidArgument
+from .base import Family, guided, together
+
+__all__ = ["Sana"]
+
+_ARGUMENTS = inspect.signature(SanaPipeline.__call__).parameters
+_BINS = {16: 512, 32: 1024, 64: 2048, 128: 4096}
+
+
+class Sana(Family):
+    """SanaPipeline; the state is the latents, in float32."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
+    options: ClassVar[dict[str, Any]] = {
+        name: _ARGUMENTS[name].default
+        for name in (
+            "negative_prompt",
+            "guidance_scale",
+            "clean_caption",
+            "use_resolution_binning",
+            "max_sequence_length",
+            "complex_human_instruction",
+            "attention_kwargs",
+        )
+    }
+
+    def prepare(self) -> None:
+        self.height, self.width = self.height or 1024, self.width or 1024
+        self.drawn = (self.height, self.width)
+        if self.given["use_resolution_binning"]:
+            side = _BINS.get(self.network.config.sample_size)
+            if side is None:
+                raise InvalidArgument(
+                    "this Sana knows no resolution bins: use_resolution_binning=False"
+                )
+            ratios = getattr(pipeline_sana, f"ASPECT_RATIO_{side}_BIN")
+            classify = self.pipe.image_processor.classify_height_width_bin
+            self.drawn = classify(self.height, self.width, ratios=ratios)
+        self.default_size(1 if self.given["use_resolution_binning"] else 32)
+        scale = self.pipe.vae_scale_factor
+        rows, columns = (size // scale for size in self.drawn)
+        self.shape = (self.network.config.in_channels, rows, columns)
+        self.passes = 2 if self.given["guidance_scale"] > 1.0 else 1
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        names = ("clean_caption", "max_sequence_length", "complex_human_instruction")
+        words, mask, blank, blank_mask = self.pipe.encode_prompt(
+            list(prompts),
+            self.passes == 2,
+            negative_prompt=self.given["negative_prompt"],
+            device=self.device,
+            lora_scale=(self.given["attention_kwargs"] or {}).get("scale"),
+            **{name: self.given[name] for name in names},
+        )
+        found = {"cond": {"words": words, "mask": mask}}
+        if self.passes == 2:
+            found["uncond"] = {"words": blank, "mask": blank_mask}
+        return found
+
+    def predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        *,
+        cond: dict[str, Any],
+        uncond: dict[str, Any] | None = None,
+    ) -> Tensor:
+        texts = together(uncond, cond)
+        output = self.network(
+            torch.cat([x] * self.passes),
+            encoder_hidden_states=texts["words"].to(x.dtype),
+            encoder_attention_mask=texts["mask"],
+            timestep=torch.cat([timestep] * self.passes) * self.network.config.timestep_scale,
+            return_dict=False,
+            attention_kwargs=self.given["attention_kwargs"],
+        )[0]
+        output = output if output.dtype == torch.float64 else output.float()
+        if self.passes == 2:
+            output = guided(output, self.given["guidance_scale"])
+        return output[:, : x.shape[1]]
+
+    def decode(self, x: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        latents = x.to(vae.dtype)
+        image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        if self.given["use_resolution_binning"]:
+            image = self.pipe.image_processor.resize_and_crop_tensor(image, self.width, self.height)
+        return self.unit_range(image)

@@ -1,0 +1,112 @@
+"""Z-Image: prompts of their own lengths, a clock that runs forwards, the output negated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .base import Family
+
+__all__ = ["ZImage"]
+
+
+class ZImage(Family):
+    """ZImagePipeline; the state is the latents, in float32."""
+
+    pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
+    options: ClassVar[dict[str, Any]] = {
+        "negative_prompt": None,
+        "guidance_scale": 5.0,
+        "cfg_normalization": False,
+        "cfg_truncation": 1.0,
+        "max_sequence_length": 512,
+        "joint_attention_kwargs": None,
+    }
+
+    def prepare(self) -> None:
+        self.height, self.width = self.height or 1024, self.width or 1024
+        scale = self.pipe.vae_scale_factor * 2
+        self.default_size(scale)
+        self.shape = (
+            self.network.in_channels,
+            2 * (self.height // scale),
+            2 * (self.width // scale),
+        )
+        self.passes = 2 if self.given["guidance_scale"] > 0 else 1
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        words, blank = self.pipe.encode_prompt(
+            prompt=list(prompts),
+            device=self.device,
+            do_classifier_free_guidance=self.passes == 2,
+            negative_prompt=self.for_each("negative_prompt", prompts),
+            max_sequence_length=self.given["max_sequence_length"],
+        )
+        found = {"cond": _padded(words)}
+        if self.passes == 2:
+            found["uncond"] = _padded(blank)
+        return found
+
+    def predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        *,
+        cond: dict[str, Any],
+        uncond: dict[str, Any] | None = None,
+    ) -> Tensor:
+        scale, clock = self.given["guidance_scale"], (1000 - timestep) / 1000
+        limit = self.given["cfg_truncation"]
+        if limit is not None and limit < 1 and float(clock[0]) > limit:
+            uncond = None
+        if uncond is None:
+            return -torch.stack(self._ask(x, clock, _cut(cond))).squeeze(2)
+        words = _cut(cond) + _cut(uncond)
+        output = self._ask(x.repeat(2, 1, 1, 1), clock.repeat(2), words)
+        result = []
+        for positive, negative in zip(output[: len(x)], output[len(x) :]):
+            one = positive + scale * (positive - negative)
+            if self.given["cfg_normalization"]:
+                longest = positive.norm() * float(self.given["cfg_normalization"])
+                one = one * (longest / one.norm()).clamp(max=1.0)
+            result.append(one)
+        return -torch.stack(result).squeeze(2)
+
+    def _ask(self, x: Tensor, clock: Tensor, words: list[Tensor]) -> list[Tensor]:
+        output = self.network(
+            list(x.unsqueeze(2).unbind(0)),
+            clock,
+            words,
+            joint_attention_kwargs=self.given["joint_attention_kwargs"],
+            return_dict=False,
+        )[0]
+        return [one if one.dtype == torch.float64 else one.float() for one in output]
+
+    def grid(self, transitions: int) -> dict[str, Any]:
+        config = self.pipe.scheduler.config
+        mu = calculate_shift(
+            (self.shape[1] // 2) * (self.shape[2] // 2),
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        return {"sigmas": get_default_z_image_sigmas(transitions), "mu": mu}
+
+    def decode(self, x: Tensor) -> Tensor:
+        return self.decode_latents(x)
+
+
+def _padded(words: list[Tensor]) -> dict[str, Tensor]:
+    """Embeddings (length, width) of several lengths as one tensor that can be cut by rows."""
+    lengths = torch.tensor([len(one) for one in words])
+    return {"words": pad_sequence(words, batch_first=True), "lengths": lengths}
+
+
+def _cut(texts: dict[str, Tensor]) -> list[Tensor]:
+    return [one[:length] for one, length in zip(texts["words"], texts["lengths"].tolist())]
