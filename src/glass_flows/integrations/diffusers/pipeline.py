@@ -133,7 +133,8 @@ def steer_pipeline(
     seed : int, optional
         Every particle has streams of its own, found from (seed, particle).
     latents : Tensor, optional
-        (P N, *shape), the starting noise, as the pipeline itself takes it.
+        (P N, *shape), the starting noise, as the pipeline's scheduler sees it: packed for FLUX and
+        Qwen-Image.
     max_batch, decode_batch : int or None
         Samples through the network, and through the decoder and the reward, at a time; None for
         all at once.

@@ -137,6 +137,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     _steps: Any
     _pending: Query | None
     _handed: Tensor | None
+    _noise: _PipelineNoise
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -331,6 +332,8 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if pending is not None:
             y = pending.y
         self._pending = pending
+        if pending is None:
+            self._steps, self._finished = None, True
         self._step_index = query_row + 1
         self._handed = y.to(sample.dtype)
         self._version = self._handed._version
@@ -379,6 +382,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _restart(self) -> None:
         self._begin_index = self._step_index = None
         self._steps = self._pending = self._handed = None
+        self._finished = False
         self._edits.clear()
 
     def _sigma(self, t: float) -> float:
@@ -389,7 +393,12 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _query(self, sample: Tensor) -> Query:
         """The evaluation just made, with its input in our precision."""
-        if self._steps is None:
+        if self._finished:
+            raise InvalidArgument(
+                f"all {len(self.timesteps)} evaluations of this run have been made: call "
+                "set_timesteps before the next one"
+            )
+        if self._steps is None or self._pending is None:
             x = sample if sample.dtype == torch.float64 else sample.float()
             first = self._boundaries()[self._begin_index or 0]
             rest = self._table.since(first)
@@ -397,11 +406,6 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._steps = interpret(rest, x, self._noise, patient=sample.device.type != "cpu")
             self._pending = next(self._steps)
             return self._pending
-        if self._pending is None:
-            raise InvalidArgument(
-                f"all {len(self.timesteps)} evaluations of this run have been made: call "
-                "set_timesteps before the next one"
-            )
         query, handed = self._pending, self._handed
         if handed is None or (sample is handed and sample._version == self._version):
             return query
