@@ -74,8 +74,8 @@ def main() -> int:
             copies.append(time.perf_counter() - start)
     one_pass = min(copies) / 2
     limit = 1.3 * theirs + PASSES * one_pass
-    print(f"latents {SHAPE} float32, K = {K}, rho = 0.4, {options.threads} thread(s); one pass over")
-    print(f"the state: {1e3 * one_pass:.3f} ms. Noise included.\n")
+    print(f"latents {SHAPE} float32, K = {K}, rho = 0.4, {options.threads} thread(s); one pass")
+    print(f"over the state: {1e3 * one_pass:.3f} ms. Noise included.\n")
     print("| scheduler | ms per step | passes | times the family's own |")
     print("|---|---|---|---|")
     print(f"| FlowMatchEuler | {1e3 * theirs:.2f} | {theirs / one_pass:.1f} | 1.00 |")

@@ -8,6 +8,7 @@ is wrong inside a transition, and there is no argument by which it would tell it
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,21 +21,25 @@ __all__ = ["check_call", "check_pipeline", "rounds_its_clock"]
 
 # Pipelines that replace or require a certain scheduler, or keep its state themselves.
 _PIPELINES = {
-    "AnyFlowPipeline": "it steps through its scheduler's sigmas itself",
+    "AnyFlowFARPipeline": "its network is asked for an interval, not for a time",
+    "AnyFlowPipeline": "its network is asked for an interval, not for a time",
     "BriaPipeline": "it decides by its scheduler's type",
-    "Cosmos2TextToImagePipeline": "it preconditions by its scheduler's sigmas itself",
-    "Cosmos2VideoToWorldPipeline": "it preconditions by its scheduler's sigmas itself",
-    "Cosmos2_5_PredictBasePipeline": "it preconditions by its scheduler's sigmas itself",
+    "Cosmos2TextToImagePipeline": "it preconditions by its scheduler's sigmas, and changes them",
+    "Cosmos2VideoToWorldPipeline": "it preconditions by its scheduler's sigmas, and changes them",
+    "Cosmos2_5_PredictBasePipeline": "it tells its network the scheduler's sigmas itself",
+    "Cosmos2_5_TransferPipeline": "it tells its network the scheduler's sigmas itself",
     "CosmosTextToWorldPipeline": "it turns back its scheduler's counter",
     "CosmosVideoToWorldPipeline": "it turns back its scheduler's counter",
+    "EasyAnimateControlPipeline": "it decides by its scheduler's type",
+    "EasyAnimateInpaintPipeline": "it decides by its scheduler's type",
     "EasyAnimatePipeline": "it decides by its scheduler's type",
     "HunyuanImagePipeline": "its mean-flow networks are asked for an interval, not for a time",
     "HunyuanImageRefinerPipeline": "its networks are asked for an interval, not for a time",
     "LEditsPPPipelineStableDiffusion": "it inverts its own scheduler",
     "LEditsPPPipelineStableDiffusionXL": "it inverts its own scheduler",
-    "LTXConditionPipeline": "it steps single tokens by their own sigmas",
-    "LTX2Pipeline": "it steps by its scheduler's sigmas itself",
+    "LTXConditionPipeline": "it steps single tokens by sigmas of their own",
     "LongCatAudioDiTPipeline": "it replaces its scheduler without saying so",
+    "SanaSprintImg2ImgPipeline": "it is distilled to few steps: its network is no denoiser",
     "SanaSprintPipeline": "it is distilled to few steps: its network is no denoiser",
     "StableCascadeDecoderPipeline": "it decides by its scheduler's type",
     "StableCascadePriorPipeline": "it decides by its scheduler's type",
@@ -54,8 +59,23 @@ def check_pipeline(pipe: Any) -> None:
         why = _PIPELINES.get(kind.__name__)
         if why is not None:
             raise InvalidArgument(f"{kind.__name__} is not supported: {why}")
+    _warn_if_distilled(pipe)
     if not hasattr(getattr(pipe, "scheduler", None), "config"):
         raise InvalidArgument(f"{type(pipe).__name__} has no scheduler that GLASS could replace")
+
+
+def _warn_if_distilled(pipe: Any) -> None:
+    """FLUX.1-schnell can be told by its configuration; other few-step models cannot."""
+    if type(pipe).__name__.startswith("Flux") and hasattr(pipe, "transformer"):
+        embeds = pipe.transformer.config.get("guidance_embeds", True)
+        config = getattr(getattr(pipe, "scheduler", None), "config", {})
+        if embeds is False and config.get("use_dynamic_shifting") is False:
+            warnings.warn(
+                "this looks like FLUX.1-schnell, which is distilled to few steps: its network is "
+                "no denoiser, and what GLASS makes of it samples nothing in particular",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def rounds_its_clock(pipe: Any) -> str | None:

@@ -171,9 +171,10 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.at_boundary: Callable[[Boundary], None] | None = None
         self.num_inference_steps: int | None = None
         self.table: Table | None = None
+        self.timesteps = self.schedule.base.timesteps
         if self.schedule.discrete:
             self.alphas_cumprod = self.schedule.base.alphas_cumprod
-        self.timesteps = self.schedule.base.timesteps
+            self.timesteps = torch.arange(len(self.alphas_cumprod)).flip(0)
         self.sigmas = torch.tensor([self._sigma(self.schedule.time(k)) for k in self.timesteps])
         self._edits: list[tuple[Tensor, int]] = []
         self._restart()
@@ -249,7 +250,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         whole = self.schedule.discrete and all(k == int(k) for k in told)
         dtype = torch.int64 if whole else torch.float32
         self.timesteps = torch.tensor(told, dtype=dtype).to(device)
-        self.sigmas = torch.tensor([*(self._sigma(row.time) for row in rows), 0.0])
+        self.sigmas = torch.tensor([*(self._sigma(row.time) for row in rows), 0.0]).to(device)
         # Pipelines that pass sigmas take the number of rows for that of steps; the others count K
         # steps of `order` rows each, for the progress bar and for image-to-image.
         counts = {transition.evaluations for transition in self.table}
