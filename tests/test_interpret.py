@@ -9,7 +9,6 @@ from glass_flows.errors import InvalidArgument, NonFinite, ShapeError, TimeError
 from glass_flows.execute import Boundary, Estimate, Query, interpret, iterate, run
 from glass_flows.noise import KeyedNoise
 from glass_flows.paths import KnownTimes, Linear, from_config
-from statistics_rules import PATHS
 
 PATH = Linear()
 
@@ -112,15 +111,35 @@ def test_known_times_change_nothing_else_of_a_path():
     for t in (0.0, 0.3, 0.71, 1.0):
         for name in ("alpha", "sigma", "alpha_dot", "sigma_dot", "amplitude"):
             assert getattr(path, name)(t) == getattr(PATH, name)(t)
-    assert all(path.time(path.amplitude(t)) == t for t in TIMES)
     assert path.time(0.4567) == PATH.time(0.4567)
+
+
+def test_two_known_times_are_enough():
+    assert plan(KnownTimes(PATH, (0.0, 0.5)), transitions=2, steps=1, rho=0.4).times == (0, 0.5, 1)
+
+
+def test_a_known_time_is_met_exactly_and_no_other():
+    known = tuple(i / 61 for i in range(1, 61))
+    path = KnownTimes(Linear(), known)
+    assert any(Linear().time(path.amplitude(t)) != t for t in known)  # rounding is there
+    assert all(path.time(path.amplitude(t)) == t for t in known)
+    for t in (known[7] - 1e-12, known[7] + 1e-12, known[0] / 2, 0.999):
+        assert path.time(path.amplitude(t)) == pytest.approx(t, abs=1e-15)
 
 
 @pytest.mark.parametrize(
     ("given", "times"),
-    [(PATH, (0.5,)), (PATH, (0.5, 0.5)), (PATH, (0.5, 1.0)), (PATH, (0.5, 1.5)),
-     (PATHS["sd"] if "sd" in PATHS else KnownTimes(PATH, TIMES), TIMES), ("linear", TIMES)],
-)  # fmt: skip
+    [
+        (PATH, (0.5,)),
+        (PATH, (0.5, 0.5)),
+        (PATH, (0.1, 0.3, 0.2)),
+        (PATH, (0.5, 1.0)),
+        (PATH, (0.1, 0.2, 1.0)),
+        (PATH, (0.5, 1.5)),
+        (KnownTimes(PATH, TIMES), TIMES),
+        ("linear", TIMES),
+    ],
+)
 def test_wrong_known_times(given, times):
     with pytest.raises(InvalidArgument):
         KnownTimes(given, times)

@@ -358,8 +358,7 @@ class KnownTimes(Path):
 
     def _time(self, amplitude: float) -> float:
         t = self.path.time(amplitude)
-        i = bisect.bisect_left(self.times, t)
-        nearest = min(self.times[max(i - 1, 0) : i + 1], key=lambda known: abs(known - t))
+        nearest = min(self.times, key=lambda known: abs(known - t))
         return nearest if abs(t - nearest) < 1e-13 else t  # a known time is met exactly
 
 
