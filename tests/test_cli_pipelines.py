@@ -49,7 +49,7 @@ def test_a_saved_pipeline_of_every_family(name, tmp_path):
     shown = align(
         "--model", str(tmp_path / name), *words, "--reward", "rewards_of_mine:red",
         "--particles", "2", "--transitions", "2", "--steps", "2", "--out", str(tmp_path / "out"),
-        "--decode-batch", "2",
+        "--decode-batch", "2", "--twist", "0.5",
     )  # fmt: skip
     assert shown.exit_code == 0, shown.output
     assert "weights: " in shown.output and "network evaluations: " in shown.output
@@ -66,7 +66,7 @@ def test_a_saved_pipeline_of_every_family(name, tmp_path):
 def test_the_same_seed_writes_the_same_images(tmp_path):
     tiny.save("flux", tmp_path / "flux")
     few = ["--prompt", "a cat", "--height", "16", "--width", "16", "--particles", "2",
-           "--transitions", "1", "--steps", "2", "--twist", "0", "--argument",
+           "--transitions", "1", "--steps", "2", "--argument",
            "max_sequence_length=32", "--reward", "rewards_of_mine:length"]  # fmt: skip
     for out in ("one", "two"):
         assert align("--model", str(tmp_path / "flux"), *few, "--out", out).exit_code == 0

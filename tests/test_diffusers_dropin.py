@@ -429,6 +429,18 @@ def test_latents_may_be_edited_at_boundaries_only():
     with pytest.raises(InvalidArgument, match=r"inside a transition.*\[0, 3\]"):
         edit(1, 1.5)
 
+    def edit_in_place(at):
+        def callback(pipe, i, t, given):
+            if i == at:
+                given["latents"].mul_(1.5)
+            return {}
+
+        return draw(pipe, "flux", steps=2, callback_on_step_end=callback)
+
+    torch.testing.assert_close(edit_in_place(2), edit(2, 1.5))
+    with pytest.raises(InvalidArgument, match="inside a transition"):
+        edit_in_place(1)
+
 
 def test_nan_from_the_network_stops_with_its_place():
     pipe = tiny.build("flux")

@@ -149,8 +149,12 @@ def align(
         typer.Option(help="Longest step of the guidance, in posterior standard deviations."),
     ] = None,
     twist: Annotated[
-        float, typer.Option(help="η of twisted noise, exactly weighted guidance; 0 is off.")
-    ] = 1.0,
+        float | None,
+        typer.Option(
+            help="η of twisted noise, exactly weighted guidance; 0 is off. 1 for digits, 0 for "
+            "pipelines, whose decoder and reward it differentiates."
+        ),
+    ] = None,
     twist_cap: Annotated[
         float, typer.Option(help="Longest shift of the noise, in its standard deviations.")
     ] = 0.75,
@@ -195,8 +199,7 @@ def align(
 
     Example: glass-flows align --model digits --reward class:8 --out out/eights
 
-    Example: glass-flows align --model FOLDER --prompt "a cat" --reward my_rewards:sharpness
-    --twist 0 --out out/cat
+    Example: glass-flows align --model FOLDER --prompt "a cat" --reward mine:sharpness --out out/cat
     """
     from .experiments.align import DIGITS_STD
     from .experiments.align import align as run_align
@@ -229,7 +232,7 @@ def align(
             guidance=(_guidance(guidance, guidance_scale, guidance_clip, 1.0), None),
         )
         if not searching:
-            common["twist"] = Twist(twist, twist_cap)
+            common["twist"] = Twist(twist or 0.0, twist_cap)
         call = {"guidance_scale": cfg_scale, "negative_prompt": negative_prompt}
         call |= {"height": height, "width": width}
         found = _align_pipeline(
@@ -289,7 +292,7 @@ def align(
         solver=solver,
         runs=runs,
         seed=seed,
-        twist=Twist(twist, twist_cap, DIGITS_STD),
+        twist=Twist(1.0 if twist is None else twist, twist_cap, DIGITS_STD),
         announce=lambda text: console.print(text, style="dim"),
         **options,
     )

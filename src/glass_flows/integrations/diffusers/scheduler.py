@@ -408,14 +408,18 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._pending = next(self._steps)
             return self._pending
         query, handed = self._pending, self._handed
-        if handed is None or (sample is handed and sample._version == self._version):
+        in_place = sample is handed and sample._version != self._version
+        if handed is None or (sample is handed and not in_place):
             return query
         if sample.shape != handed.shape:
             raise ShapeError(f"the sample was {tuple(handed.shape)}, now {tuple(sample.shape)}")
-        if query.row == 0:  # an edit passes through; without one this adds exact zeros
+        if query.row == 0 and in_place:
+            query.y = sample.to(query.y.dtype)
+        elif query.row == 0:  # an edit passes through; without one this adds exact zeros
             query.y = query.y + (sample.to(query.y.dtype) - handed.to(query.y.dtype))
         else:
-            self._edits.append(((sample != handed).any(), self.table_row))
+            edited = torch.tensor(True) if in_place else (sample != handed).any()
+            self._edits.append((edited, self.table_row))
             if sample.device.type == "cpu" or len(self._edits) == 1:
                 self._check_edits()
         return query
