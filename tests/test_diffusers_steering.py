@@ -34,9 +34,7 @@ def counted(pipe, job):
     rows = []
 
     def count(_, args, kwargs):
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
-        lists = [a for a in (*args, *kwargs.values()) if isinstance(a, list)]
-        rows.append(len(next(t for t in tensors if t.ndim > 1)) if not lists else len(lists[0]))
+        rows.append(len(args[0] if args else kwargs["hidden_states"]))
 
     handle = tiny.network(pipe).register_forward_pre_hook(count, with_kwargs=True)
     result = job()
@@ -150,6 +148,41 @@ def test_a_pipeline_without_an_adapter_is_steered_from_inside_its_own_loop(monke
         glass_flows.steer_pipeline(pipe, prompt, redness, method="beam")
     with pytest.raises(InvalidArgument, match="adapter"):
         glass_flows.steer_pipeline(pipe, prompt, redness, guidance=Guidance(), **given)
+
+
+def test_controlnet_and_image_to_image_are_steered_from_inside_their_loops():
+    base = tiny.build("sd")
+    prompt, given = call("sd")
+    given.pop("height"), given.pop("width")
+    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    settings = {"particles": 3, "transitions": 4, "steps": 2, "scale": 50.0, "ess_threshold": 1.0}
+    guided = diffusers.StableDiffusionControlNetPipeline(
+        **base.components,
+        controlnet=diffusers.ControlNetModel.from_unet(
+            base.unet, conditioning_embedding_out_channels=(8, 16)
+        ),
+        requires_safety_checker=False,
+    )
+    guided.set_progress_bar_config(disable=True)
+    result, rows = counted(
+        guided,
+        lambda: glass_flows.steer_pipeline(
+            guided, prompt, redness, image=picture, seed=1, height=16, width=16, **settings, **given
+        ),
+    )
+    assert result.result.network_evaluations == rows
+    assert result.rewards.shape == (1, 3)
+    other = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(base)
+    other.set_progress_bar_config(disable=True)
+    result, rows = counted(
+        other,
+        lambda: glass_flows.steer_pipeline(
+            other, [prompt], redness, image=picture.repeat(3, 1, 1, 1), strength=0.5, seed=1,
+            **settings, **given,
+        ),
+    )  # fmt: skip
+    assert len(result.result.ancestry) == 2  # half of the four transitions
+    assert result.result.network_evaluations == rows
 
 
 def test_rewards_get_their_prompts():

@@ -351,7 +351,7 @@ class _ThroughScheduler:
 
     def _at_boundary(self, boundary: Boundary) -> None:
         if self.steps is None:
-            table = self.pipe.scheduler.table
+            table = self.pipe.scheduler.running
             self.settings.check(table)
             self.job = Run(
                 table,
@@ -381,8 +381,11 @@ class _ThroughScheduler:
             raise InvalidArgument(f"{type(self.pipe).__name__} has no transformer or unet to count")
 
         def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim > 1]
-            self.asked += len(tensors[0])
+            names = ("hidden_states", "sample", "x")
+            given = args[0] if args else next((kwargs[n] for n in names if n in kwargs), None)
+            if given is None:
+                raise InvalidArgument(f"cannot tell the batch of a call of {type(module).__name__}")
+            self.asked += len(given)
 
         handle = network.register_forward_pre_hook(count, with_kwargs=True)
         try:

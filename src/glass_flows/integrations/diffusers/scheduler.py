@@ -171,6 +171,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.at_boundary: Callable[[Boundary], None] | None = None
         self.num_inference_steps: int | None = None
         self.table: Table | None = None
+        self.running: Table | None = None  # what is left of it for image-to-image
         self.timesteps = self.schedule.base.timesteps
         if self.schedule.discrete:
             self.alphas_cumprod = self.schedule.base.alphas_cumprod
@@ -402,9 +403,11 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._steps is None or self._pending is None:
             x = sample if sample.dtype == torch.float64 else sample.float()
             first = self._boundaries()[self._begin_index or 0]
-            rest = self._table.since(first)
+            self.running = self._table.since(first)
             self._noise = _PipelineNoise(x, self.config.seed)
-            self._steps = interpret(rest, x, self._noise, patient=sample.device.type != "cpu")
+            self._steps = interpret(
+                self.running, x, self._noise, patient=sample.device.type != "cpu"
+            )
             self._pending = next(self._steps)
             return self._pending
         query, handed = self._pending, self._handed
