@@ -68,6 +68,20 @@ def test_sizes_need_not_be_square(name):
         assert adapter.decode(D).shape == (1, 3, 32, 64)
 
 
+def test_sdxl_decodes_in_float32_where_half_precision_overflows():
+    pipe = tiny.build("sdxl")
+    given, _ = settings("sdxl")
+    adapter = family_of(pipe)(pipe, **given)
+    x = torch.randn(1, *adapter.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        pipe.vae.to(torch.float16).to(torch.float32)  # the weights as float16 holds them
+        expected = adapter.decode(x)
+        pipe.vae.to(torch.float16)
+        pipe.vae.register_to_config(force_upcast=True)
+        assert torch.equal(adapter.decode(x), expected)
+        assert pipe.vae.dtype == torch.float16  # and it is as it was
+
+
 def test_every_family_names_its_pipelines():
     for family in FAMILIES:
         assert family.pipelines

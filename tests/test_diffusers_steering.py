@@ -111,6 +111,26 @@ def test_chunks_do_not_change_the_result():
     torch.testing.assert_close(whole.result.samples, cut.result.samples, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_offloading_hooks_slicing_and_attention_backends_stay_in_force():
+    prompt, given = call("flux")
+
+    def rewards(change=lambda pipe: None):
+        pipe = tiny.build("flux")
+        change(pipe)
+        return glass_flows.steer_pipeline(
+            pipe, prompt, redness, particles=2, transitions=1, steps=2, seed=0, **given
+        ).rewards
+
+    expected = rewards()
+    assert torch.equal(rewards(lambda pipe: pipe.enable_model_cpu_offload(device="cpu")), expected)
+    for change in (
+        lambda pipe: pipe.vae.enable_slicing(),
+        lambda pipe: pipe.transformer.set_attention_backend("native"),
+    ):
+        torch.testing.assert_close(rewards(change), expected)
+
+
 def test_more_particles_keep_the_first_ones():
     pipe = tiny.build("flux")
     prompt, given = call("flux")

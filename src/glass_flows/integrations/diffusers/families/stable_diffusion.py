@@ -176,12 +176,15 @@ class StableDiffusionXL(StableDiffusion):
 
     def decode(self, x: Tensor) -> Tensor:
         vae = self.pipe.vae
-        if vae.dtype == torch.float16 and vae.config.force_upcast:  # it overflows in float16
+        widened = vae.dtype == torch.float16 and vae.config.force_upcast  # it overflows there
+        if widened:
             vae.to(torch.float32)
         mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-        if mean is None or std is None:
-            return self.decode_latents(x, shift=False)
-        size = (1, -1, 1, 1)
-        latents = x * torch.tensor(std).to(x).view(size)
-        latents = latents + torch.tensor(mean).to(x).view(size) * vae.config.scaling_factor
-        return self.decode_latents(latents, shift=False)
+        if mean is not None and std is not None:
+            size = (1, -1, 1, 1)
+            x = x * torch.tensor(std).to(x).view(size)
+            x = x + torch.tensor(mean).to(x).view(size) * vae.config.scaling_factor
+        image = self.decode_latents(x, shift=False)
+        if widened and not image.requires_grad:  # the way back needs the weights as they were
+            vae.to(torch.float16)
+        return image
