@@ -71,6 +71,7 @@ NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_cla
 # These train and read networks, or import diffusers; they say nothing about formulas.
 LEFT_OUT = {
     "test_cli_pipelines",
+    "test_diffusers_adapters_loaded",
     "test_diffusers_dropin",
     "test_diffusers_families",
     "test_diffusers_gradients",

@@ -28,6 +28,7 @@ class Flux(Family):
         "max_sequence_length": 512,
         "joint_attention_kwargs": None,
         "ip_adapter_image": None,
+        "ip_adapter_image_embeds": None,
     }
 
     def prepare(self) -> None:
@@ -49,13 +50,14 @@ class Flux(Family):
         if self.true_cfg:
             negative = [self.given["negative_prompt"]] * len(prompts)
             conditioning["uncond"] = self._texts(negative, None)
-        if self.given["ip_adapter_image"] is not None:
+        image, known = (self.given[f"ip_adapter_image{end}"] for end in ("", "_embeds"))
+        if image is not None or known is not None:
             blank = [np.zeros((self.width, self.height, 3), dtype=np.uint8)]
             blank *= self.network.encoder_hid_proj.num_ip_adapters
-            for part, image in (("cond", self.given["ip_adapter_image"]), ("uncond", blank)):
+            for part, given in (("cond", (image, known)), ("uncond", (blank, None))):
                 if part in conditioning:
                     conditioning[part]["images"] = self.pipe.prepare_ip_adapter_image_embeds(
-                        image, None, self.device, len(prompts)
+                        *given, self.device, len(prompts)
                     )
         return conditioning
 

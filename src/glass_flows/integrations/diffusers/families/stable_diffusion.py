@@ -25,6 +25,7 @@ class StableDiffusion(Family):
         "clip_skip": None,
         "cross_attention_kwargs": None,
         "ip_adapter_image": None,
+        "ip_adapter_image_embeds": None,
     }
 
     @property
@@ -60,10 +61,11 @@ class StableDiffusion(Family):
 
     def _add_images(self, found: dict[str, Any], count: int) -> None:
         """The IP-Adapter's image prompt, if there is one: lists of one row for each prompt."""
-        if self.given["ip_adapter_image"] is None:
+        image, known = (self.given[f"ip_adapter_image{end}"] for end in ("", "_embeds"))
+        if image is None and known is None:
             return
         images = self.pipe.prepare_ip_adapter_image_embeds(
-            self.given["ip_adapter_image"], None, self.device, count, self.passes == 2
+            image, known, self.device, count, self.passes == 2
         )
         parts = [image.chunk(self.passes) for image in images]
         for name, part in zip(("cond", "uncond"), (-1, 0)):
