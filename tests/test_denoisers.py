@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from glass_flows import Denoiser
-from glass_flows.denoisers import Estimate, estimate, spread
+from glass_flows.denoisers import Estimate, Fitting, estimate, spread
 from glass_flows.errors import (
     DegeneratePrediction,
     InvalidArgument,
@@ -445,3 +445,32 @@ def test_conditioning_of_the_wrong_length_is_named():
 def test_the_timestep_clock_needs_a_trained_table():
     with pytest.raises(InvalidArgument, match="trained table"):
         Denoiser(lambda x, t: x, Linear(), time="timestep")(torch.zeros(1, 1), 0.5)
+
+
+def test_a_network_is_called_on_as_many_rows_as_fit():
+    """One that runs out of memory above three rows; conditioning is cut with the batch."""
+    asked = []
+
+    def network(x, t, *, words, shared):
+        asked.append(len(x))
+        if len(x) > 3:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+        assert len(words) == len(x) and len(shared) == len(x)
+        return x * t[:, None] + words + shared
+
+    fitting = Fitting(network)
+    x, words = torch.randn(8, 2), torch.randn(8, 2)
+    given = {"words": words, "shared": torch.ones(1, 2)}
+    t = torch.linspace(0, 1, 8)
+    for _ in range(2):
+        torch.testing.assert_close(fitting(x, t, **given), x * t[:, None] + words + 1)
+    assert fitting.limit == 2
+    assert asked == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert torch.equal(fitting(x[:1], t[:1], words=words[:1], shared=given["shared"])[0],
+                       x[0] * 0 + words[0] + 1)  # fmt: skip
+
+    def never(x, t):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        Fitting(never)(x, t)

@@ -185,7 +185,8 @@ def align(
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     lora: Annotated[str | None, typer.Option(help="LoRA weights: hub id or path.")] = None,
     max_batch: Annotated[
-        int | None, typer.Option(help="Samples through the pipeline's network at a time.")
+        int | None,
+        typer.Option(help="Samples through the pipeline's network at a time; as many as fit."),
     ] = None,
     decode_batch: Annotated[
         int, typer.Option(help="Samples through its decoder and the reward at a time.")
@@ -255,7 +256,7 @@ def align(
             rho=_rho(rho, solver),
             solver=solver,
             seed=seed,
-            max_batch=max_batch,
+            max_batch=max_batch or "auto",
             decode_batch=decode_batch,
             **{name: given for name, given in call.items() if given is not None},
             **_arguments(argument),

@@ -25,6 +25,7 @@ __all__ = [
     "Denoiser",
     "DenoiserLike",
     "Estimate",
+    "Fitting",
     "clean_estimate",
     "estimate",
     "spread",
@@ -376,6 +377,39 @@ class Denoiser:
         if not isinstance(self.network, torch.nn.Module):
             return None
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
+
+
+class Fitting:
+    """A network called on as many rows at a time as fit in the device's memory.
+
+    Starts with the whole batch, and halves its size where the device runs out of memory; what was
+    found is kept for later calls. The network must not change anything before it runs out.
+
+    Attributes
+    ----------
+    limit : int or None
+        Largest batch that has been found to fit; None as long as everything did.
+    """
+
+    def __init__(self, network: Callable[..., Tensor]) -> None:
+        self.network = network
+        self.limit: int | None = None
+
+    def __call__(self, x: Tensor, t: Tensor, **conditioning: Any) -> Tensor:
+        batch = x.shape[0]
+        while True:
+            size = min(self.limit or batch, batch)
+            parts = [slice(i, min(i + size, batch)) for i in range(0, batch, size)]
+            try:
+                answers = [
+                    self.network(x[p], t[p], **_parts(conditioning, p, batch)) for p in parts
+                ]
+                return answers[0] if len(answers) == 1 else torch.cat(answers)
+            except torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self.limit = size // 2
+            torch.cuda.empty_cache()  # not inside the handler, whose traceback holds tensors
 
 
 def _parts(values: Mapping[str, Any], part: slice, batch: int) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def steer_pipeline(
     start: str = "trained",
     seed: int | None = None,
     latents: Tensor | None = None,
-    max_batch: int | None = None,
+    max_batch: int | str | None = "auto",
     decode_batch: int | None = 1,
     checkpoint: bool = False,
     decode: Callable[[Tensor], Tensor] | None = None,
@@ -135,9 +135,11 @@ def steer_pipeline(
     latents : Tensor, optional
         (P N, *shape), the starting noise, as the pipeline's scheduler sees it: packed for FLUX and
         Qwen-Image.
-    max_batch, decode_batch : int or None
-        Samples through the network, and through the decoder and the reward, at a time; None for
-        all at once.
+    max_batch : int, "auto" or None
+        Samples through the network at a time: "auto" all, and half of them where the device runs
+        out of memory, and so on; None all.
+    decode_batch : int or None
+        Samples through the decoder and the reward at a time; None for all at once.
     checkpoint : bool
         Recompute instead of keeping activations, for guidance through the network.
     decode : callable, optional

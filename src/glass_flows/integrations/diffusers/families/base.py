@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ....denoisers import Denoiser
-from ....errors import InvalidArgument, check_count
+from ....denoisers import Denoiser, Fitting
+from ....errors import InvalidArgument, check_count, check_name
 from ..schedules import Schedule
 
 __all__ = ["Family", "guided", "together"]
@@ -121,10 +121,15 @@ class Family(ABC):
         prompts: Sequence[Any],
         schedule: Schedule,
         *,
-        max_batch: int | None = None,
+        max_batch: int | str | None = None,
         checkpoint: bool = False,
     ) -> Denoiser:
-        """D_t(x) of the pipeline for these prompts, one row of conditioning for each."""
+        """D_t(x) of the pipeline for these prompts, one row of conditioning for each.
+
+        `max_batch` "auto" finds the largest batch that fits in the device's memory.
+        """
+        if isinstance(max_batch, str):
+            check_name("max_batch", max_batch, ("auto",))
         config = schedule.base.config
         if config.get("clip_sample") or config.get("thresholding"):
             raise InvalidArgument(
@@ -133,14 +138,15 @@ class Family(ABC):
             )
         with torch.no_grad():
             conditioning = self.encode(list(prompts))
+        fits = max_batch == "auto"
         return Denoiser(
-            self.predict,
+            Fitting(self.predict) if fits else self.predict,
             schedule.path,
             prediction=schedule.prediction,
             time=schedule.model_time,
             conditioning=conditioning,
             dtype=self.network.dtype,
-            max_batch=max_batch,
+            max_batch=None if isinstance(max_batch, str) else max_batch,
             checkpoint=checkpoint,
             passes=self.passes,
         )
