@@ -136,6 +136,14 @@ def test_few_step_models_are_warned_of():
         GlassScheduler.from_pipeline(tiny.build("flux"))
 
 
+@pytest.mark.parametrize("name", ["sdxl-turbo", "Z-Image-Turbo", "SDXL-Lightning"])
+def test_few_step_models_are_told_by_their_names(name, tmp_path):
+    tiny.save("sdxl", tmp_path / name)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / name, local_files_only=True)
+    with pytest.warns(UserWarning, match=f"{name} looks distilled"):
+        GlassScheduler.from_pipeline(pipe)
+
+
 def test_a_clock_that_runs_backwards():
     mochi = diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     config = {**mochi.config, "_class_name": type(mochi).__name__}

@@ -8,6 +8,8 @@ is wrong inside a transition, and there is no argument by which it would tell it
 from __future__ import annotations
 
 import inspect
+import os
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +46,7 @@ _PIPELINES = {
     "StableCascadeDecoderPipeline": "it decides by its scheduler's type",
     "StableCascadePriorPipeline": "it decides by its scheduler's type",
 }
+_FEW_STEPS = re.compile(r"schnell|turbo|lightning|lcm|sprint|hyper-?sd", re.IGNORECASE)
 _CACHES = "FirstBlockCacheConfig"  # looks at what it caches; the others count on ordered steps
 _ROUNDING = ("Flux", "Qwen", "Chroma", "HiDream", "Bria", "OmniGen", "Lumina", "LongCat", "Ovis")
 
@@ -65,17 +68,22 @@ def check_pipeline(pipe: Any) -> None:
 
 
 def _warn_if_distilled(pipe: Any) -> None:
-    """FLUX.1-schnell can be told by its configuration; other few-step models cannot."""
-    if type(pipe).__name__.startswith("Flux") and hasattr(pipe, "transformer"):
-        embeds = pipe.transformer.config.get("guidance_embeds", True)
-        config = getattr(getattr(pipe, "scheduler", None), "config", {})
-        if embeds is False and config.get("use_dynamic_shifting") is False:
-            warnings.warn(
-                "this looks like FLUX.1-schnell, which is distilled to few steps: its network is "
-                "no denoiser, and what GLASS makes of it samples nothing in particular",
-                UserWarning,
-                stacklevel=4,
-            )
+    """Models distilled to few steps, told by their configuration or by the name they came from."""
+    config = getattr(getattr(pipe, "scheduler", None), "config", {})
+    network = getattr(getattr(pipe, "transformer", None), "config", {})
+    schnell = (
+        type(pipe).__name__.startswith("Flux")
+        and network.get("guidance_embeds") is False
+        and config.get("use_dynamic_shifting") is False
+    )
+    name = str(getattr(pipe, "name_or_path", ""))
+    if schnell or _FEW_STEPS.search(os.path.basename(name.rstrip("/"))):
+        warnings.warn(
+            f"{name or 'this pipeline'} looks distilled to few steps (schnell, turbo, ...): its "
+            "network is no denoiser, and what GLASS makes of it samples nothing in particular",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def rounds_its_clock(pipe: Any) -> str | None:
