@@ -80,6 +80,7 @@ LEFT_OUT = {
     "test_diffusers_steering",
     "test_digits",
     "test_docs",
+    "test_shapes_world",
     "test_sit",
 }
 ONLY_TESTS: set[str] = set()  # filled by --tests

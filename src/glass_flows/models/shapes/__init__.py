@@ -1,0 +1,40 @@
+"""The Shapes world: scenes with prompts in plain English, and a judge that reads images."""
+
+from __future__ import annotations
+
+from .judge import TOLERANCE, Finding, accepts, examine
+from .world import (
+    BACKGROUNDS,
+    CATEGORIES,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Placed,
+    Prompt,
+    Thing,
+    holds,
+    prompts,
+    render,
+    sample_prompt,
+    sample_scene,
+)
+
+__all__ = [
+    "BACKGROUNDS",
+    "CATEGORIES",
+    "COLOURS",
+    "SHAPES",
+    "SIZES",
+    "TOLERANCE",
+    "Finding",
+    "Placed",
+    "Prompt",
+    "Thing",
+    "accepts",
+    "examine",
+    "holds",
+    "prompts",
+    "render",
+    "sample_prompt",
+    "sample_scene",
+]

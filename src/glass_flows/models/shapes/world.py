@@ -1,0 +1,363 @@
+"""The Shapes world: 32×32 scenes of circles, squares and triangles, and prompts that name them.
+
+A :class:`Prompt` says what must be there ("a small red circle to the left of a blue square"), and
+a scene drawn for it fills in the rest at random. Its categories are those of GenEval (Ghosh et al.
+2023, arXiv 2310.11513): single object, colours, counting, two objects, position, attribution.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import InvalidArgument, check_name
+from ...noise import check_seed
+
+__all__ = [
+    "BACKGROUNDS",
+    "CATEGORIES",
+    "COLOURS",
+    "SHAPES",
+    "SIDE",
+    "SINGLE",
+    "SIZES",
+    "TWO",
+    "Placed",
+    "Prompt",
+    "Thing",
+    "coverage",
+    "holds",
+    "prompts",
+    "render",
+    "sample_prompt",
+    "sample_scene",
+]
+
+SIDE = 32
+SHAPES = ("circle", "square", "triangle")
+COLOURS = {
+    "red": (225, 45, 45),
+    "green": (40, 175, 65),
+    "blue": (50, 90, 235),
+    "yellow": (235, 205, 30),
+    "purple": (160, 55, 200),
+}
+BACKGROUNDS = {"black": (26, 26, 30), "white": (226, 226, 222)}
+SIZES = {"small": (3.2, 4.2), "large": (5.2, 6.2)}  # radii in pixels
+RELATIONS = {
+    "left": "to the left of",
+    "right": "to the right of",
+    "above": "above",
+    "below": "below",
+}
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+SINGLE = ("single", "colours")
+TWO = ("two", "position", "attribution")
+CATEGORIES = ("single", "colours", "counting", "two", "position", "attribution")
+
+# A square's half side and a triangle's circumradius in units of the "radius", which makes the
+# three shapes of one radius look equally large.
+_HALF, _CIRCUM = 0.9, 1.3
+# How far each shape reaches from its centroid: sideways, up, down; and its area (radius 1).
+_REACH = np.array(
+    [[1, 1, 1], [_HALF] * 3, [_CIRCUM * np.sqrt(3) / 2, _CIRCUM, _CIRCUM / 2]],
+)
+AREA = np.array([np.pi, 4 * _HALF**2, 3 * np.sqrt(3) / 4 * _CIRCUM**2])
+_Y, _X = np.mgrid[0:SIDE, 0:SIDE] + 0.5
+_GAP = 2.0  # pixels between two objects
+
+Array = NDArray[np.float64]
+
+
+class Thing(NamedTuple):
+    """What a prompt says of one object; None leaves it open."""
+
+    shape: str
+    colour: str | None = None
+    size: str | None = None
+
+    def words(self, plural: bool = False) -> str:
+        noun = self.shape + ("s" if plural else "")
+        return " ".join(w for w in (self.size, self.colour, noun) if w is not None)
+
+
+class Placed(NamedTuple):
+    """An object in a picture: centroid and radius in pixels, y downwards."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def size(self) -> str:
+        return "small" if self.radius < (SIZES["small"][1] + SIZES["large"][0]) / 2 else "large"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A demand on a scene, and its sentence.
+
+    Attributes
+    ----------
+    things : one or two :class:`Thing`
+    count : int
+        How many of the only thing, 1 to 4.
+    relation : "left", "right", "above", "below" or None
+        Where the first of two things lies, seen from the second.
+    background : "black", "white" or None
+    """
+
+    things: tuple[Thing, ...]
+    count: int = 1
+    relation: str | None = None
+    background: str | None = None
+
+    @property
+    def category(self) -> str:
+        """One of :data:`CATEGORIES`."""
+        if self.count > 1:
+            return "counting"
+        if len(self.things) == 1:
+            return "single" if self.things[0].colour is None else "colours"
+        if self.relation is not None:
+            return "position"
+        return "two" if all(t.colour is None for t in self.things) else "attribution"
+
+    def __str__(self) -> str:
+        if self.count > 1:
+            text = f"{NUMBERS[self.count]} {self.things[0].words(plural=True)}"
+        else:
+            link = "and" if self.relation is None else RELATIONS[self.relation]
+            text = f" {link} ".join(f"a {t.words()}" for t in self.things)
+        return text if self.background is None else f"{text} on {self.background}"
+
+    @property
+    def wanted(self) -> tuple[Thing, ...]:
+        """Every object that must be there."""
+        return self.things * self.count
+
+    @classmethod
+    def parse(cls, text: str) -> Prompt:
+        """The prompt that a sentence of this world spells.
+
+        Raises
+        ------
+        InvalidArgument
+            The sentence is not of this world; an example of one that is is given.
+        """
+        words = " ".join(text.lower().replace(".", " ").split())
+        match = _SENTENCE.fullmatch(words)
+        if match is None:
+            raise InvalidArgument(
+                f"{text!r} is no prompt of the Shapes world. Write like 'a small red circle to the "
+                "left of a blue square', 'three green triangles' or 'a large circle on white': "
+                f"shapes {', '.join(SHAPES)}; colours {', '.join(COLOURS)}; sizes small, large; "
+                "and, above, below, to the left of, to the right of; on black, on white"
+            )
+        found = match.groupdict()
+        background = found["background"]
+        if found["number"]:
+            count = next(n for n, word in NUMBERS.items() if word == found["number"])
+            thing = Thing(found["many"].removesuffix("s"), found["colour"], found["size"])
+            return cls((thing,), count, None, background)
+        one = Thing(found["shape1"], found["colour1"], found["size1"])
+        if found["shape2"] is None:
+            return cls((one,), 1, None, background)
+        relation = next((r for r, w in RELATIONS.items() if w == found["link"]), None)
+        two = Thing(found["shape2"], found["colour2"], found["size2"])
+        return cls((one, two), 1, relation, background)
+
+
+def _grammar() -> re.Pattern[str]:
+    sizes, colours, shapes = "|".join(SIZES), "|".join(COLOURS), "|".join(SHAPES)
+
+    def thing(n: str) -> str:
+        return f"an? (?:(?P<size{n}>{sizes}) )?(?:(?P<colour{n}>{colours}) )?(?P<shape{n}>{shapes})"
+
+    links = "|".join(("and", *RELATIONS.values()))
+    many = f"(?P<number>{'|'.join(NUMBERS.values())}) (?:(?P<size>{sizes}) )?"
+    many += f"(?:(?P<colour>{colours}) )?(?P<many>(?:{shapes})s)"
+    pair = f"{thing('1')}(?: (?P<link>{links}) {thing('2')})?"
+    return re.compile(f"(?:{many}|{pair})(?: on (?P<background>{'|'.join(BACKGROUNDS)}))?")
+
+
+_SENTENCE = _grammar()
+
+
+def sample_prompt(rng: np.random.Generator, category: str | None = None) -> Prompt:
+    """A random prompt, of a category or of any.
+
+    Raises
+    ------
+    UnknownName
+        `category` is none of :data:`CATEGORIES`.
+    """
+    if category is None:
+        category = str(rng.choice(CATEGORIES, p=(0.06, 0.12, 0.2, 0.12, 0.25, 0.25)))
+    check_name("category", category, CATEGORIES)
+
+    def one_of(names: Sequence[str]) -> str:
+        return names[int(rng.integers(len(names)))]
+
+    def thing(coloured: bool, sized: float) -> Thing:
+        size = one_of(tuple(SIZES)) if rng.random() < sized else None
+        return Thing(one_of(SHAPES), one_of(tuple(COLOURS)) if coloured else None, size)
+
+    background = one_of(tuple(BACKGROUNDS)) if rng.random() < 0.25 else None
+    if category == "counting":
+        some = thing(rng.random() < 0.7, 0.0)
+        return Prompt((some,), int(rng.integers(2, 5)), None, background)
+    if category in SINGLE:
+        return Prompt((thing(category == "colours", 0.5),), 1, None, background)
+    coloured = category == "attribution" or (category == "position" and rng.random() < 0.6)
+    while True:
+        things = thing(coloured, 0.25), thing(coloured, 0.25)
+        if things[0][:2] != things[1][:2]:  # else no judge could tell one from the other
+            break
+    relation = one_of(tuple(RELATIONS)) if category == "position" else None
+    return Prompt(things, 1, relation, background)
+
+
+def holds(part: str, prompt: Prompt) -> bool:
+    """Whether a prompt belongs to "train" (80 % of all sentences), "tune" or "test" (10 % each).
+
+    By a hash of the sentence: no sentence of "tune" or "test" is ever trained on.
+    """
+    check_name("part", part, ("train", "tune", "test"))
+    tenth = zlib.crc32(str(prompt).encode()) % 10
+    return part == ("tune" if tenth == 0 else "test" if tenth == 1 else "train")
+
+
+def prompts(
+    part: str, count: int, seed: int = 0, categories: Sequence[str] = CATEGORIES
+) -> list[Prompt]:
+    """`count` different prompts of a part, the categories in turn; the same for the same seed.
+
+    A category with few sentences (there are only 27 of a single object without a colour) gives
+    what it has, and the others go on.
+
+    Raises
+    ------
+    UnknownName
+        Of the part or a category.
+    InvalidArgument
+        The part does not hold so many.
+    """
+    rng = np.random.default_rng(check_seed(seed))
+    left = list(categories)
+    found: dict[Prompt, None] = {}
+    while len(found) < count:
+        if not left:
+            raise InvalidArgument(
+                f"the part {part!r} has no {count} prompts of {', '.join(categories)}: "
+                f"only {len(found)} were found; ask for fewer, or for more categories"
+            )
+        for category in tuple(left):
+            drawn = (sample_prompt(rng, category) for _ in range(2_000))
+            new = next((p for p in drawn if holds(part, p) and p not in found), None)
+            if new is None:
+                left.remove(category)
+            elif len(found) < count:
+                found[new] = None
+    return list(found)
+
+
+def related(relation: str, x: float, y: float) -> bool:
+    """Whether (x, y), seen from the origin, lies to the "left", "right", "above" or "below"."""
+    return {
+        "left": -x > abs(y),
+        "right": x > abs(y),
+        "above": -y > abs(x),
+        "below": y > abs(x),
+    }[relation]
+
+
+def sample_scene(prompt: Prompt, rng: np.random.Generator) -> tuple[list[Placed], str]:
+    """Objects that meet a prompt, not touching each other nor the border; and the background.
+
+    Objects keep a clear distance from every line that a judge draws (sizes, relations).
+    """
+    background = prompt.background or ("white" if rng.random() < 0.2 else "black")
+    colour = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]  # one for all of a counted group
+    while True:
+        things, radii = [], []
+        for one in prompt.wanted:
+            own = one.colour or colour
+            if one.colour is None and prompt.count == 1:
+                own = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
+            sizes = SIZES[one.size or tuple(SIZES)[int(rng.integers(2))]]
+            if prompt.count > 1 and one.size is None:
+                sizes = SIZES["small"]
+            things.append((one.shape, own))
+            radii.append(rng.uniform(*sizes))
+        places = _layout([SHAPES.index(s) for s, _ in things], np.array(radii), prompt, rng)
+        if places is not None:
+            break
+    return [Placed(*t, *p, r) for t, p, r in zip(things, places, radii)], background
+
+
+def _layout(
+    kinds: list[int], radii: Array, prompt: Prompt, rng: np.random.Generator, tries: int = 60
+) -> list[tuple[float, float]] | None:
+    side, up, down = (_REACH[kinds] * radii[:, None]).T
+    count = len(kinds)
+    low = np.stack([side, up], 1) + 0.7
+    high = SIDE - np.stack([side, down], 1) - 0.7
+    for _ in range(tries):
+        x, y = rng.uniform(low, high).T
+        apart = all(
+            abs(x[i] - x[j]) >= side[i] + side[j] + _GAP
+            or (y[j] - y[i] >= down[i] + up[j] + _GAP)
+            or (y[i] - y[j] >= down[j] + up[i] + _GAP)
+            for i in range(count)
+            for j in range(i)
+        )
+        if not apart:
+            continue
+        if prompt.relation is not None:
+            dx, dy = x[0] - x[1], y[0] - y[1]
+            if not related(prompt.relation, dx, dy):
+                continue
+            if max(abs(dx), abs(dy)) < 1.25 * min(abs(dx), abs(dy)):
+                continue
+        return list(zip(x.tolist(), y.tolist()))
+    return None
+
+
+def coverage(shape: str, x: float, y: float, radius: float) -> Array:
+    """How much of each pixel (32, 32) a shape covers, from its signed distance; in [0, 1]."""
+    dx, dy = _X - x, _Y - y
+    if shape == "circle":
+        distance = np.hypot(dx, dy) - radius
+    elif shape == "square":
+        distance = np.maximum(np.abs(dx), np.abs(dy)) - _HALF * radius
+    else:
+        slope = np.sqrt(3) / 2
+        sides = np.maximum(slope * np.abs(dx) - dy / 2, dy)
+        distance = sides - _CIRCUM * radius / 2
+    return np.clip(0.5 - distance, 0, 1)
+
+
+def render(
+    scene: Sequence[Placed], background: str, rng: np.random.Generator | None = None
+) -> NDArray[np.uint8]:
+    """The picture (32, 32, 3) of a scene; with `rng` its colours and light vary a little."""
+
+    def vary(spread: float, *shape: int) -> Array:
+        return np.zeros(shape) if rng is None else rng.uniform(-spread, spread, shape)
+
+    slope = vary(6, 2, 1)
+    light = slope[0] * (_Y / SIDE - 0.5) * 2 + slope[1] * (_X / SIDE - 0.5) * 2
+    image = np.array(BACKGROUNDS[background]) + vary(10, 1) + vary(5, 3) + light[..., None]
+    for one in scene:
+        alpha = coverage(one.shape, one.x, one.y, one.radius)[..., None]
+        image = image * (1 - alpha) + (np.array(COLOURS[one.colour]) + vary(10, 3)) * alpha
+    return np.clip(image + 0.5, 0, 255).astype(np.uint8)
