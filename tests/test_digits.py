@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from glass_flows import errors
 from glass_flows.experiments import train_digits as training
+from glass_flows.experiments import training as loop
 from glass_flows.models import digits
 from glass_flows.models.digits import (
     NULL_CLASS,
@@ -341,8 +342,8 @@ class Stop(Exception):
 
 
 def stop_after(monkeypatch, steps: int) -> list[int]:
-    """Let `_Training.advance` run `steps` times, then raise; the list holds the count so far."""
-    count, advance = [0], training._Training.advance
+    """Let `Training.advance` run `steps` times, then raise; the list holds the count so far."""
+    count, advance = [0], loop.Training.advance
 
     def counted(self):
         if count[0] == steps:
@@ -350,7 +351,7 @@ def stop_after(monkeypatch, steps: int) -> list[int]:
         count[0] += 1
         advance(self)
 
-    monkeypatch.setattr(training._Training, "advance", counted)
+    monkeypatch.setattr(loop.Training, "advance", counted)
     return count
 
 
@@ -459,7 +460,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        training._replace(path, b"new")
+        loop.replace(path, b"new")
     assert path.read_bytes() == b"old"
 
 

@@ -7,24 +7,16 @@ its whole state, random generator included, is checkpointed.
 
 from __future__ import annotations
 
-import copy
-import json
 import math
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InvalidArgument, NonFinite, WeightsFileError
 from ..models.digits import (
     CLASSES,
     FILES,
@@ -36,27 +28,15 @@ from ..models.digits import (
     digits_labels,
     digits_split,
 )
-from ..progress import track
+from .training import Job, Loss, check_integer, check_writable, fit, replace, save_tensors
 
 __all__ = ["train_digits"]
 
 LEARNING_RATE = 2e-3
-EMA_DECAY = 0.995
 LABEL_DROPOUT = 0.1
 UNIFORM_TIMES = 0.25
 CLASSIFIER_BATCH = 256
 SAMPLES = 2000  # per guidance strength, for the model card
-
-_Loss = Callable[[nn.Module, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class _Job:
-    name: str
-    build: Callable[[], nn.Module]
-    loss: _Loss
-    steps: int
-    seed: int
 
 
 def train_digits(
@@ -103,24 +83,24 @@ def train_digits(
     start = time.monotonic()
     settings = {"steps": steps, "batch": batch, "classifier_steps": classifier_steps}
     for name, value in {**settings, "checkpoint_every": checkpoint_every}.items():
-        _check_integer(name, value, 1)
-    _check_integer("seed", seed, 0)
+        check_integer(name, value, 1)
+    check_integer("seed", seed, 0)
     settings["seed"] = seed
     folder, checkpoints = Path(out), Path(out) / "checkpoints"
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
-    _check_writable(checkpoints)
+    check_writable(checkpoints)
 
     models: dict[str, nn.Module] = {}
     for job in _jobs(steps, batch, seed, classifier_steps):
         path = checkpoints / FILES[job.name]
-        models[job.name] = _fit(job, path, settings, checkpoint_every, progress)
+        models[job.name] = fit(job, path, settings, checkpoint_every, progress)
     figures = _evaluate(models, seed)
     for name, model in models.items():
         # One metadata key only: their order in the file is not fixed, and its bytes should be.
-        _save(folder / FILES[name], model.state_dict(), {"model": name})
+        save_tensors(folder / FILES[name], model.state_dict(), {"model": name})
     seconds = time.monotonic() - start
-    _replace(folder / "MODEL_CARD.md", _model_card(models, settings, figures, seconds).encode())
+    replace(folder / "MODEL_CARD.md", _model_card(models, settings, figures, seconds).encode())
     shutil.rmtree(checkpoints)
     return {**figures, "seconds": seconds}
 
@@ -128,22 +108,29 @@ def train_digits(
 # ---------------------------------------------------------------------------------- three jobs
 
 
-def _jobs(steps: int, batch: int, seed: int, classifier_steps: int) -> list[_Job]:
+def _jobs(steps: int, batch: int, seed: int, classifier_steps: int) -> list[Job]:
     images, labels = digits_images(), digits_labels()
     reward, judge = digits_split()
 
-    def classifier(name: str, half: Tensor, job_seed: int) -> _Job:
+    def classifier(name: str, half: Tensor, job_seed: int) -> Job:
         loss = _classifier_loss(images[half], labels[half])
-        return _Job(name, DigitsClassifier, loss, classifier_steps, job_seed)
+        return Job(name, DigitsClassifier, loss, classifier_steps, job_seed, LEARNING_RATE)
 
     return [
-        _Job(NETWORK, DigitsNet, _flow_loss(images, labels, batch), steps, 3 * seed),
+        Job(
+            NETWORK,
+            DigitsNet,
+            _flow_loss(images, labels, batch),
+            steps,
+            3 * seed,
+            LEARNING_RATE,
+        ),
         classifier("digits-reward", reward, 3 * seed + 1),
         classifier("digits-judge", judge, 3 * seed + 2),
     ]
 
 
-def _flow_loss(images: Tensor, labels: Tensor, batch: int) -> _Loss:
+def _flow_loss(images: Tensor, labels: Tensor, batch: int) -> Loss:
     """Conditional flow matching: E |v(x_t, t, label) - (z - ε)|².
 
     t is logit-normal, but uniform for a quarter of the images: alone, the former hardly ever
@@ -165,7 +152,7 @@ def _flow_loss(images: Tensor, labels: Tensor, batch: int) -> _Loss:
     return loss
 
 
-def _classifier_loss(images: Tensor, labels: Tensor) -> _Loss:
+def _classifier_loss(images: Tensor, labels: Tensor) -> Loss:
     """Smoothed cross-entropy on images with a little noise, half of them shifted by a pixel.
 
     The augmentation makes the logits mean something on samples that are not quite perfect.
@@ -194,104 +181,6 @@ def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
     rows, columns = offset + torch.arange(8)
     padded = F.pad(images[:, 0], (1, 1, 1, 1), value=-1.0)
     return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None]][:, None]
-
-
-# ------------------------------------------------------------------------------------ the loop
-
-
-class _Training:
-    """Everything that a step changes: model, EMA, optimiser, random generator, step count."""
-
-    def __init__(self, job: _Job) -> None:
-        self.job, self.step, self.loss = job, 0, math.nan
-        with torch.random.fork_rng(devices=[]):  # initialise without touching the user's stream
-            torch.default_generator.manual_seed(job.seed)
-            self.model = job.build()
-        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), LEARNING_RATE, fused=True)
-        self.generator = torch.Generator().manual_seed(job.seed)
-
-    def advance(self) -> None:
-        """One optimiser step on a cosine from the learning rate down to 0, then the EMA."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * self.step / self.job.steps)) / 2
-        loss = self.job.loss(self.model, self.generator)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        with torch.no_grad():
-            for average, current in zip(
-                self.ema.parameters(), self.model.parameters(), strict=True
-            ):
-                average.lerp_(current, 1 - EMA_DECAY)
-        self.step += 1
-        self.loss = float(loss.detach())
-
-    def state(self) -> dict[str, Tensor]:
-        """The whole state as flat named tensors, for a safetensors file."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer.{key}.{name}"] = value
-        tensors["generator"] = self.generator.get_state()
-        tensors["step"] = torch.tensor(self.step)
-        return tensors
-
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`state`; KeyError, RuntimeError if they belong to something else."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        self.model.load_state_dict(part("model."))
-        self.ema.load_state_dict(part("ema."))
-        for name, parameter in self.model.named_parameters():
-            self.optimizer.state[parameter] = {
-                key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")
-            }
-        self.generator.set_state(tensors["generator"])
-        self.step = int(tensors["step"])
-
-
-def _fit(
-    job: _Job, path: Path, settings: dict[str, int], checkpoint_every: int, progress: bool
-) -> nn.Module:
-    """Run a job to its end, from its checkpoint at `path` if there is one; its EMA model."""
-    training = _Training(job)
-    metadata = {"checkpoint": job.name, "settings": json.dumps(settings, sort_keys=True)}
-    if path.exists():
-        _resume(training, path, metadata)
-    left = range(training.step, job.steps)
-    for _ in track(left, len(left), show=None if progress else False, description=job.name):
-        training.advance()
-        if training.step % checkpoint_every == 0 or training.step == job.steps:
-            if not math.isfinite(training.loss):
-                raise NonFinite(
-                    f"the loss of {job.name} is {training.loss} at step {training.step}; "
-                    "train with another seed or a larger batch"
-                )
-            _save(path, training.state(), metadata)
-    return training.ema
-
-
-def _resume(training: _Training, path: Path, metadata: dict[str, str]) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if found == metadata:
-            training.restore(tensors)
-            return
-    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsFileError(
-            f"checkpoint {str(path)!r} is damaged ({error}). Start afresh with resume=False, "
-            "or give another folder."
-        ) from error
-    raise InvalidArgument(
-        f"checkpoint {str(path)!r} was made by {found}, but this run is {metadata}. Resume with "
-        "the same settings, start afresh with resume=False, or give another folder."
-    )
 
 
 # ----------------------------------------------------------------------------------- evaluation
@@ -431,35 +320,3 @@ would be a sign of memorisation.
 - The classifiers are calibrated neither on noise nor on blurry images, and a sampler can fool
   the reward: report the judge.
 """
-
-
-# ------------------------------------------------------------------------------ files and checks
-
-
-def _save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    _replace(path, save({key: value.contiguous() for key, value in tensors.items()}, metadata))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidArgument(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the folder and try to write in it, before a minute of training is spent."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InvalidArgument(
-            f"cannot write in the folder {str(folder)!r} ({error}); give an output folder that "
-            "can be made or written"
-        ) from error
