@@ -1,0 +1,157 @@
+"""The parts of the Shapes pipeline: a genuine ``FluxPipeline``, small, built without any download.
+
+Needs the extra "diffusers".
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from ...errors import MissingExtra
+from .world import BACKGROUNDS, COLOURS, NUMBERS, RELATIONS, SHAPES, SIZES
+
+__all__ = ["MAX_TOKENS", "NEGATIVE", "build_pipeline", "clip_tokenizer", "t5_tokenizer"]
+
+MAX_TOKENS = 16
+"""Pass it to the pipeline as `max_sequence_length`: Flux masks no padding, and this network was
+trained with so much of it."""
+NEGATIVE = ""
+"""The unconditional prompt of `true_cfg_scale`."""
+
+_WIDTH, _HEADS, _HEAD = 128, 4, 32
+
+
+def _words() -> list[str]:
+    plurals = [f"{s}s" for s in SHAPES]
+    links = " ".join(RELATIONS.values()).split()
+    numbers = NUMBERS.values()
+    every = ["a", "an", "and", "on", *SHAPES, *plurals, *COLOURS, *SIZES, *BACKGROUNDS, *links]
+    return list(dict.fromkeys([*every, *numbers]))
+
+
+def t5_tokenizer() -> Any:
+    """A ``T5Tokenizer`` with one token per word of the world."""
+    transformers = _transformers()
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocabulary = [*special, *((f"▁{w}", -1.0) for w in _words())]
+    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=MAX_TOKENS)
+
+
+def clip_tokenizer() -> Any:
+    """A ``CLIPTokenizer``: letters, and merges that join each word of the world into one token."""
+    transformers = _transformers()
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
+    merges: list[tuple[str, str]] = []
+    for word in _words():
+        # A merge added last is applied last, so words that are already one token stay one.
+        while len(parts := _encode(word, merges)) > 1:
+            merges.append((parts[0], parts[1]))
+            tokens[parts[0] + parts[1]] = None
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    for mark in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[mark] = len(vocabulary)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def _encode(word: str, merges: list[tuple[str, str]]) -> list[str]:
+    """Byte-pair encoding: of all merges that apply, the earliest comes first."""
+    parts = [*word[:-1], f"{word[-1]}</w>"]
+    while pairs := [pair for pair in pairwise(parts) if pair in merges]:
+        i = list(pairwise(parts)).index(min(pairs, key=merges.index))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
+
+
+def build_pipeline() -> Any:
+    """An untrained ``FluxPipeline``, its weights drawn from torch's generator.
+
+    Latents of 8×8×8 become 16 tokens of 32 numbers; 2 double and 4 single blocks of width 128; both
+    text encoders have 2 layers. 3.4 million parameters.
+
+    Raises
+    ------
+    MissingExtra
+        diffusers or transformers is not installed.
+    """
+    transformers = _transformers()
+    import diffusers
+
+    five, clip = t5_tokenizer(), clip_tokenizer()
+    channels = (24, 32, 48)
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=8,
+        sample_size=32,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        shift_factor=0.0,
+        scaling_factor=1.0,
+        force_upcast=False,
+    )
+    t5 = transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=len(five),
+            d_model=_WIDTH,
+            d_kv=_HEAD,
+            d_ff=2 * _WIDTH,
+            num_layers=2,
+            num_heads=_HEADS,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=five.pad_token_id,
+            eos_token_id=five.eos_token_id,
+            decoder_start_token_id=five.pad_token_id,
+        )
+    )
+    text = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=len(clip),
+            hidden_size=_WIDTH,
+            intermediate_size=2 * _WIDTH,
+            projection_dim=_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=_HEADS,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=clip.bos_token_id,
+            eos_token_id=clip.eos_token_id,
+            pad_token_id=clip.pad_token_id,
+        )
+    )
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * 8,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=_HEAD,
+        num_attention_heads=_HEADS,
+        joint_attention_dim=_WIDTH,
+        pooled_projection_dim=_WIDTH,
+        guidance_embeds=False,
+        axes_dims_rope=(4, 14, 14),
+    )
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False)
+    return diffusers.FluxPipeline(
+        scheduler=scheduler,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=clip,
+        text_encoder_2=t5,
+        tokenizer_2=five,
+        transformer=transformer,
+    )
+
+
+def _transformers() -> Any:
+    try:
+        import diffusers  # noqa: F401
+        import transformers
+    except ImportError as error:
+        raise MissingExtra("the Shapes pipeline", "diffusers", "diffusers") from error
+    return transformers
