@@ -513,6 +513,38 @@ def train_digits(
     typer.echo(f"weights and model card: {out}")
 
 
+@train_app.command("shapes")
+def train_shapes(
+    out: Out,
+    steps: Annotated[int, typer.Option(help="Training steps of the flow.")] = 16_000,
+    vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 2_500,
+    scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 120_000,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    seed: Seed = 0,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")
+    ] = True,
+) -> None:
+    """Train a small FluxPipeline on the Shapes world (about two hours on two cores).
+
+    The folder can be opened with diffusers, and steered with `glass-flows align --model FOLDER`.
+
+    Example: glass-flows train shapes --out out/shapes
+    """
+    from .experiments.train_shapes import train_shapes as run_training
+
+    run_training(
+        out,
+        steps=steps,
+        vae_steps=vae_steps,
+        scenes=scenes,
+        device=device,
+        seed=seed,
+        resume=resume,
+    )
+    typer.echo(f"pipeline: {out}")
+
+
 def _align_pipeline(out: Path, **options: Any) -> str:
     """Run it; what to print."""
     from .experiments.align_pipeline import align_pipeline

@@ -163,7 +163,9 @@ def _resume(training: Training, path: Path, metadata: dict[str, str]) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    replace(path, save({key: value.contiguous() for key, value in tensors.items()}, metadata))
+    """Write tensors; copies, since weights that two names share are no matter for the format."""
+    apart = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    replace(path, save(apart, metadata))
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -1,0 +1,253 @@
+"""Trains the models of :mod:`glass_flows.models.shapes`: the autoencoder, then the flow.
+
+The flow job trains transformer and both text encoders together by flow matching (Lipman et al.
+2023) on latents of scenes that are drawn as it goes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import check_name
+from ..models.shapes import holds, render, sample_prompt, sample_scene
+from ..models.shapes.pipeline import MAX_TOKENS, NEGATIVE, build_pipeline
+from .training import Job, Loss, check_integer, check_writable, fit
+
+__all__ = ["train_shapes"]
+
+BATCH = {"vae": 32, "flow": 128}
+PROMPT_DROPOUT = 0.1
+_HELD = 2000  # scenes for the statistics of the latents
+
+
+def train_shapes(
+    out: str | Path,
+    *,
+    steps: int = 16_000,
+    vae_steps: int = 2_500,
+    scenes: int = 120_000,
+    seed: int = 0,
+    device: str | None = None,
+    resume: bool = True,
+    checkpoint_every: int = 500,
+    progress: bool = True,
+) -> Path:
+    """Train the Shapes pipeline and write it as a folder of diffusers.
+
+    Parameters
+    ----------
+    out : folder for the pipeline; ``out/checkpoints`` holds the state of an unfinished run.
+    steps : optimiser steps of the flow, 128 scenes each.
+    vae_steps : optimiser steps of the autoencoder, 32 scenes each.
+    scenes : different scenes that are drawn, all from sentences of the part "train".
+    seed : at least 0.
+    device : "cuda" where there is one, else "cpu", by default.
+    resume, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
+
+    Raises
+    ------
+    InvalidArgument, WeightsFileError, MissingExtra, NonFinite
+        As in :func:`.train_digits.train_digits`.
+    """
+    settings = {"steps": steps, "vae_steps": vae_steps, "scenes": scenes}
+    for name, value in {**settings, "checkpoint_every": checkpoint_every}.items():
+        check_integer(name, value, 1)
+    check_integer("seed", seed, 0)
+    settings["seed"] = seed
+    folder, checkpoints = Path(out), Path(out) / "checkpoints"
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    check_writable(checkpoints)
+    home = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_name("device", home.split(":")[0], ("cpu", "cuda", "mps"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        pipe = build_pipeline()
+
+    images, sentences = draw_scenes(scenes, seed)
+    job = Job(
+        "shapes-vae",
+        lambda: _training(pipe.vae),
+        _vae_loss(images, home),
+        vae_steps,
+        2 * seed,
+        2e-3,
+        warmup=50,
+        clip=1.0,
+        betas=(0.9, 0.99),
+        device=home,
+    )
+    path = checkpoints / "vae.safetensors"
+    vae: Any = fit(job, path, settings, checkpoint_every, progress)
+    pipe.vae = vae
+    latents = _encode(vae, images, home)
+    shift, scale = latents[:_HELD].mean().item(), 1 / latents[:_HELD].std().item()
+    vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+
+    parts = nn.ModuleDict(
+        {name: getattr(pipe, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
+    )
+    job = Job(
+        "shapes-flow",
+        lambda: _training(parts),
+        _flow_loss(pipe, (latents - shift) * scale, sentences, home),
+        steps,
+        2 * seed + 1,
+        1.2e-3,
+        ema=0.998,
+        warmup=100,
+        clip=1.0,
+        betas=(0.9, 0.98),
+        device=home,
+    )
+    with matmul_attention():
+        trained: Any = fit(
+            job, checkpoints / "flow.safetensors", settings, checkpoint_every, progress
+        )
+    for name, part in trained.items():
+        setattr(pipe, name, part)
+    pipe.to("cpu").save_pretrained(folder)
+    shutil.rmtree(checkpoints)
+    return folder
+
+
+def _training(model: Any) -> nn.Module:
+    """The module in training mode."""
+    module: nn.Module = model.train()
+    return module
+
+
+def draw_scenes(count: int, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
+    """Pictures (count, 32, 32, 3) with their sentences, all of the part "train"."""
+    rng = np.random.default_rng(seed)
+    images = np.empty((count, 32, 32, 3), np.uint8)
+    sentences: list[str] = []
+    while len(sentences) < count:
+        prompt = sample_prompt(rng)
+        if holds("train", prompt):
+            images[len(sentences)] = render(*sample_scene(prompt, rng), rng)
+            sentences.append(str(prompt))
+    return images, sentences
+
+
+def _pixels(images: NDArray[np.uint8], device: str) -> Tensor:
+    """(B, 3, 32, 32) in [-1, 1]."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _vae_loss(images: NDArray[np.uint8], device: str) -> Loss:
+    """Reconstruction, in squares and in absolute values, and a little of the KL divergence."""
+
+    def loss(vae: Any, generator: torch.Generator) -> Tensor:
+        pick = torch.randint(len(images), (BATCH["vae"],), generator=generator)
+        x = _pixels(images[pick.numpy()], device)
+        with torch.autocast(device, torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+            y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+        return F.mse_loss(y, x) + 0.05 * F.l1_loss(y, x) + 1e-3 * divergence
+
+    return loss
+
+
+@torch.no_grad()
+def _encode(vae: Any, images: NDArray[np.uint8], device: str) -> Tensor:
+    """Means of the latents (N, 8, 8, 8), on the CPU."""
+    with torch.autocast(device, torch.bfloat16):
+        return torch.cat(
+            [
+                vae.encode(_pixels(part, device)).latent_dist.mean.float().cpu()
+                for part in np.array_split(images, -(-len(images) // 500))
+            ]
+        )
+
+
+def _flow_loss(pipe: Any, latents: Tensor, sentences: list[str], device: str) -> Loss:
+    """E |v(x_σ, σ, prompt) - (ε - z)|² at x_σ = (1 - σ) z + σ ε, σ logit-normal."""
+
+    def ids(tokenizer: Any) -> Tensor:
+        found: Tensor = tokenizer(
+            [*sentences, NEGATIVE],
+            padding="max_length",
+            max_length=MAX_TOKENS,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return found.to(device)
+
+    count, channels, height, width = latents.shape
+    z_all = pipe._pack_latents(latents, count, channels, height, width)
+    positions = pipe._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
+    clip_ids, t5_ids = ids(pipe.tokenizer), ids(pipe.tokenizer_2)
+    text_positions = torch.zeros(MAX_TOKENS, 3, device=device)
+    batch = BATCH["flow"]
+
+    def loss(parts: Any, generator: torch.Generator) -> Tensor:
+        pick = torch.randint(count, (batch,), generator=generator)
+        z = z_all[pick]
+        noise = torch.randn(z.shape, generator=generator)
+        sigma = torch.randn(batch, generator=generator).sigmoid()
+        drop = torch.rand(batch, generator=generator) < PROMPT_DROPOUT
+        words = pick.masked_fill(drop, count).to(device)
+        x = torch.lerp(z, noise, sigma[:, None, None]).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            v = parts["transformer"](
+                hidden_states=x,
+                encoder_hidden_states=parts["text_encoder_2"](t5_ids[words])[0],
+                pooled_projections=parts["text_encoder"](clip_ids[words]).pooler_output,
+                timestep=sigma.to(device),
+                img_ids=positions,
+                txt_ids=text_positions,
+                return_dict=False,
+            )[0]
+        return F.mse_loss(v.float(), (noise - z).to(device))
+
+    return loss
+
+
+@contextmanager
+def matmul_attention() -> Iterator[None]:
+    """Attention by plain products while training on a CPU.
+
+    The backward pass of the fused kernel takes twice as long there for sequences of 32 tokens.
+    """
+
+    def attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
+        if is_causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+            scores = scores.masked_fill(future, -torch.inf)
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                scores = scores.masked_fill(~attn_mask, -torch.inf)
+            else:
+                scores = scores + attn_mask
+        return scores.float().softmax(-1).to(value.dtype) @ value
+
+    original = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original

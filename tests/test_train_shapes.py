@@ -1,0 +1,101 @@
+"""Training the Shapes pipeline: interruption, files, the attention that it trains with."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+diffusers = pytest.importorskip("diffusers")
+
+from glass_flows.errors import InvalidArgument  # noqa: E402
+from glass_flows.experiments import train_shapes as shapes  # noqa: E402
+from glass_flows.experiments import training  # noqa: E402
+from glass_flows.models.shapes import Prompt, accepts, holds  # noqa: E402
+
+TINY = {"steps": 3, "vae_steps": 3, "scenes": 64, "checkpoint_every": 1, "progress": False}
+# The fused norm falls back to a slower one when weights and activations differ in type.
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+
+
+def weights(folder):
+    pipe = diffusers.FluxPipeline.from_pretrained(folder, local_files_only=True)
+    parts = (pipe.vae, pipe.transformer, pipe.text_encoder, pipe.text_encoder_2)
+    return [t for part in parts for t in part.state_dict().values()]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(shapes, "BATCH", {"vae": 4, "flow": 4})
+
+
+@pytest.mark.parametrize("after", [2, 4])  # in the middle of the autoencoder, and of the flow
+def test_an_interrupted_training_ends_with_the_same_bits(small, after, tmp_path, monkeypatch):
+    shapes.train_shapes(tmp_path / "whole", **TINY)
+    count, advance = [0], training.Training.advance
+
+    def counted(self):
+        if count[0] == after:
+            raise KeyboardInterrupt
+        count[0] += 1
+        advance(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Training, "advance", counted)
+        with pytest.raises(KeyboardInterrupt):
+            shapes.train_shapes(tmp_path / "parts", **TINY)
+    shapes.train_shapes(tmp_path / "parts", **TINY)
+    for one, two in zip(weights(tmp_path / "whole"), weights(tmp_path / "parts"), strict=True):
+        assert torch.equal(one, two)
+    assert not (tmp_path / "parts" / "checkpoints").exists()
+    with open(tmp_path / "parts" / "model_index.json", encoding="utf-8") as index:
+        assert "FluxPipeline" in index.read()
+
+
+def test_it_learns(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(shapes, "BATCH", {"vae": 16, "flow": 16})
+    losses: dict[str, list[float]] = {}
+    advance = training.Training.advance
+
+    def recorded(self):
+        advance(self)
+        losses.setdefault(self.job.name, []).append(self.loss)
+
+    monkeypatch.setattr(training.Training, "advance", recorded)
+    shapes.train_shapes(tmp_path, **{**TINY, "steps": 40, "vae_steps": 40, "checkpoint_every": 40})
+    for curve in losses.values():
+        assert len(curve) == 40
+        assert sum(curve[-5:]) < 0.85 * sum(curve[:5])
+    vae = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae", local_files_only=True)
+    assert vae.config.scaling_factor != 1.0
+    assert vae.config.shift_factor != 0.0
+
+
+def test_scenes_are_of_the_part_train_and_meet_their_sentences():
+    images, sentences = shapes.draw_scenes(200, seed=3)
+    prompts = [Prompt.parse(s) for s in sentences]
+    assert all(holds("train", p) for p in prompts)
+    assert all(accepts(images, prompts))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mask", [None, "bool", "float"])
+def test_the_training_attention_is_attention(causal, mask):
+    if causal and mask:
+        pytest.skip("torch allows one of them")
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 7, 8, generator=generator)
+    bias = torch.randn(7, 7, generator=generator)
+    given = {None: None, "bool": bias > -0.5, "float": bias}[mask]
+    wanted = F.scaled_dot_product_attention(q, k, v, given, is_causal=causal, scale=0.3)
+    original = F.scaled_dot_product_attention
+    with shapes.matmul_attention():
+        found = F.scaled_dot_product_attention(q, k, v, given, is_causal=causal, scale=0.3)
+    assert F.scaled_dot_product_attention is original
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"scenes": 1.5}, {"seed": -1}, {"device": "gpu"}])
+def test_wrong_settings_are_refused_before_training(wrong, tmp_path):
+    with pytest.raises(InvalidArgument):
+        shapes.train_shapes(tmp_path, **{**TINY, **wrong})
