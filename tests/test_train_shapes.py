@@ -95,7 +95,10 @@ def test_the_training_attention_is_attention(causal, mask):
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"scenes": 1.5}, {"seed": -1}, {"device": "gpu"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"scenes": 1.5}, {"seed": -1}, {"device": "gpu"}, {"device": "cuda:99"}],
+)
 def test_wrong_settings_are_refused_before_training(wrong, tmp_path):
     with pytest.raises(InvalidArgument):
         shapes.train_shapes(tmp_path, **{**TINY, **wrong})

@@ -28,7 +28,7 @@ from ..models.digits import (
     digits_labels,
     digits_split,
 )
-from .training import Job, Loss, check_integer, check_writable, fit, replace, save_tensors
+from .training import Job, Loss, begin, fit, replace, save_tensors
 
 __all__ = ["train_digits"]
 
@@ -81,15 +81,9 @@ def train_digits(
         The loss became NaN or infinite.
     """
     start = time.monotonic()
-    settings = {"steps": steps, "batch": batch, "classifier_steps": classifier_steps}
-    for name, value in {**settings, "checkpoint_every": checkpoint_every}.items():
-        check_integer(name, value, 1)
-    check_integer("seed", seed, 0)
-    settings["seed"] = seed
+    settings = {"steps": steps, "batch": batch, "classifier_steps": classifier_steps, "seed": seed}
     folder, checkpoints = Path(out), Path(out) / "checkpoints"
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    check_writable(checkpoints)
+    begin(checkpoints, settings, checkpoint_every, resume)
 
     models: dict[str, nn.Module] = {}
     for job in _jobs(steps, batch, seed, classifier_steps):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import check_name
+from ..errors import InvalidArgument, check_name
 from ..models.shapes import holds, render, sample_prompt, sample_scene
 from ..models.shapes.pipeline import MAX_TOKENS, NEGATIVE, build_pipeline
-from .training import Job, Loss, check_integer, check_writable, fit
+from .training import Job, Loss, begin, fit
 
 __all__ = ["train_shapes"]
 
@@ -59,17 +59,10 @@ def train_shapes(
     InvalidArgument, WeightsFileError, MissingExtra, NonFinite
         As in :func:`.train_digits.train_digits`.
     """
-    settings = {"steps": steps, "vae_steps": vae_steps, "scenes": scenes}
-    for name, value in {**settings, "checkpoint_every": checkpoint_every}.items():
-        check_integer(name, value, 1)
-    check_integer("seed", seed, 0)
-    settings["seed"] = seed
+    settings = {"steps": steps, "vae_steps": vae_steps, "scenes": scenes, "seed": seed}
+    home = _device(device)
     folder, checkpoints = Path(out), Path(out) / "checkpoints"
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    check_writable(checkpoints)
-    home = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_name("device", home.split(":")[0], ("cpu", "cuda", "mps"))
+    begin(checkpoints, settings, checkpoint_every, resume)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         pipe = build_pipeline()
@@ -110,7 +103,7 @@ def train_shapes(
         betas=(0.9, 0.98),
         device=home,
     )
-    with matmul_attention():
+    with matmul_attention() if home.type == "cpu" else nullcontext():
         trained: Any = fit(
             job, checkpoints / "flow.safetensors", settings, checkpoint_every, progress
         )
@@ -119,6 +112,19 @@ def train_shapes(
     pipe.to("cpu").save_pretrained(folder)
     shutil.rmtree(checkpoints)
     return folder
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of this name, or the best there is; InvalidArgument if it is not there."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_name("device", name.split(":")[0], ("cpu", "cuda", "mps"))
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise InvalidArgument(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
+            "leave the device out to take the best there is"
+        ) from error
 
 
 def _training(model: Any) -> nn.Module:
@@ -140,18 +146,18 @@ def draw_scenes(count: int, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
     return images, sentences
 
 
-def _pixels(images: NDArray[np.uint8], device: str) -> Tensor:
+def _pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """(B, 3, 32, 32) in [-1, 1]."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _vae_loss(images: NDArray[np.uint8], device: str) -> Loss:
+def _vae_loss(images: NDArray[np.uint8], device: torch.device) -> Loss:
     """Reconstruction, in squares and in absolute values, and a little of the KL divergence."""
 
     def loss(vae: Any, generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(images), (BATCH["vae"],), generator=generator)
         x = _pixels(images[pick.numpy()], device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -163,9 +169,9 @@ def _vae_loss(images: NDArray[np.uint8], device: str) -> Loss:
 
 
 @torch.no_grad()
-def _encode(vae: Any, images: NDArray[np.uint8], device: str) -> Tensor:
+def _encode(vae: Any, images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Means of the latents (N, 8, 8, 8), on the CPU."""
-    with torch.autocast(device, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         return torch.cat(
             [
                 vae.encode(_pixels(part, device)).latent_dist.mean.float().cpu()
@@ -174,7 +180,7 @@ def _encode(vae: Any, images: NDArray[np.uint8], device: str) -> Tensor:
         )
 
 
-def _flow_loss(pipe: Any, latents: Tensor, sentences: list[str], device: str) -> Loss:
+def _flow_loss(pipe: Any, latents: Tensor, sentences: list[str], device: torch.device) -> Loss:
     """E |v(x_σ, σ, prompt) - (ε - z)|² at x_σ = (1 - σ) z + σ ε, σ logit-normal."""
 
     def ids(tokenizer: Any) -> Tensor:
@@ -202,7 +208,7 @@ def _flow_loss(pipe: Any, latents: Tensor, sentences: list[str], device: str) ->
         drop = torch.rand(batch, generator=generator) < PROMPT_DROPOUT
         words = pick.masked_fill(drop, count).to(device)
         x = torch.lerp(z, noise, sigma[:, None, None]).to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             v = parts["transformer"](
                 hidden_states=x,
                 encoder_hidden_states=parts["text_encoder_2"](t5_ids[words])[0],

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import InvalidArgument, NonFinite, WeightsFileError
 from ..progress import track
 
-__all__ = ["Job", "Loss", "check_integer", "check_writable", "fit", "replace", "save_tensors"]
+__all__ = ["Job", "Loss", "begin", "fit", "replace", "save_tensors"]
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -54,7 +55,7 @@ class Job:
     warmup: int = 0
     clip: float | None = None
     betas: tuple[float, float] = (0.9, 0.999)
-    device: str = "cpu"
+    device: torch.device | str = "cpu"
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -175,12 +176,23 @@ def replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def check_integer(name: str, value: object, least: int) -> None:
+def begin(
+    checkpoints: Path, settings: Mapping[str, int], checkpoint_every: int, resume: bool
+) -> None:
+    """Check the numbers of a run (the seed from 0, the others from 1) and ready its folder."""
+    for name, value in {**settings, "checkpoint_every": checkpoint_every}.items():
+        _check_integer(name, value, 0 if name == "seed" else 1)
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    _check_writable(checkpoints)
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidArgument(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
-def check_writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
     """Make the folder and try to write in it, before a minute of training is spent."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

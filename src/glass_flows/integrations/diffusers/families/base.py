@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ....denoisers import Denoiser, Fitting
@@ -150,6 +151,18 @@ class Family(ABC):
             checkpoint=checkpoint,
             passes=self.passes,
         )
+
+    def dynamic_shift(self, tokens: int, largest: float = 1.15) -> float:
+        """`mu` of a picture of so many tokens, as the pipelines find it from the configuration."""
+        config = self.pipe.scheduler.config
+        mu: float = calculate_shift(
+            tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", largest),
+        )
+        return mu
 
     def for_each(self, name: str, prompts: Sequence[Any]) -> list[str] | None:
         """The text option `name`, one for each prompt; None if it was not given."""

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ....errors import InvalidArgument
@@ -108,14 +107,7 @@ class Flux(Family):
         return output
 
     def grid(self, transitions: int) -> dict[str, Any]:
-        config = self.pipe.scheduler.config
-        mu = calculate_shift(
-            self.shape[0],
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        mu = self.dynamic_shift(self.shape[0])
         return {"sigmas": np.linspace(1.0, 1 / transitions, transitions), "mu": mu}
 
     def decode(self, x: Tensor) -> Tensor:

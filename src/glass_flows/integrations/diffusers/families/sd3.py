@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
 from .base import Family, guided, together
@@ -84,18 +83,11 @@ class StableDiffusion3(Family):
         return guided(output, self.given["guidance_scale"]) if self.passes == 2 else output
 
     def grid(self, transitions: int) -> dict[str, Any]:
-        config = self.pipe.scheduler.config
-        if not config.get("use_dynamic_shifting"):
+        if not self.pipe.scheduler.config.get("use_dynamic_shifting"):
             return {}
         side = self.network.config.patch_size
-        mu = calculate_shift(
-            (self.shape[1] // side) * (self.shape[2] // side),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.16),
-        )
-        return {"mu": mu}
+        tokens = (self.shape[1] // side) * (self.shape[2] // side)
+        return {"mu": self.dynamic_shift(tokens, largest=1.16)}
 
     def decode(self, x: Tensor) -> Tensor:
         return self.decode_latents(x)

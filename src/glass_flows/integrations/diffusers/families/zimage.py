@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers.pipelines.z_image.pipeline_z_image import calculate_shift, get_default_z_image_sigmas
+from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sigmas
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -88,14 +88,7 @@ class ZImage(Family):
         return [one if one.dtype == torch.float64 else one.float() for one in output]
 
     def grid(self, transitions: int) -> dict[str, Any]:
-        config = self.pipe.scheduler.config
-        mu = calculate_shift(
-            (self.shape[1] // 2) * (self.shape[2] // 2),
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
+        mu = self.dynamic_shift((self.shape[1] // 2) * (self.shape[2] // 2))
         return {"sigmas": get_default_z_image_sigmas(transitions), "mu": mu}
 
     def decode(self, x: Tensor) -> Tensor:
