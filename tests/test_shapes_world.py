@@ -21,6 +21,7 @@ from glass_flows.models.shapes import (
     Prompt,
     Thing,
     accepts,
+    contradict,
     examine,
     holds,
     prompts,
@@ -214,3 +215,22 @@ def test_scenes_vary_and_follow_their_seed():
     prompt = Prompt.parse("a red circle")
     places = {sample_scene(prompt, rng)[0][0][2:] for _ in range(10)}
     assert len(places) == 10
+
+
+def test_a_contradiction_is_false_of_every_scene():
+    rng = np.random.default_rng(8)
+    asked, _, images = scenes(2_000, 8)
+    against = [contradict(p, rng) for p in asked]
+    assert not any(accepts(images, against))
+    changed = [
+        {
+            "relation": a.relation != b.relation,
+            "count": a.count != b.count,
+            "background": a.background != b.background,
+            "things": a.things != b.things,
+        }
+        for a, b in zip(asked, against)
+    ]
+    assert all(sum(one.values()) == 1 for one in changed)
+    for kind in ("relation", "count", "background", "things"):
+        assert sum(one[kind] for one in changed) > 50

@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidArgument, check_name
-from ..models.shapes import holds, render, sample_prompt, sample_scene
-from ..models.shapes.pipeline import MAX_TOKENS, NEGATIVE, build_pipeline
+from ..models.shapes import Prompt, holds, render, sample_prompt, sample_scene
+from ..models.shapes.pipeline import MAX_TOKENS, NEGATIVE, build_pipeline, load_pipeline
 from .training import Job, Loss, begin, fit
 
-__all__ = ["train_shapes"]
+__all__ = ["device_named", "draw_scenes", "matmul_attention", "pixels", "train_shapes"]
 
 BATCH = {"vae": 32, "flow": 128}
 PROMPT_DROPOUT = 0.1
+_NOISIER = 0.3  # what goes where is decided at high noise
 _HELD = 2000  # scenes for the statistics of the latents
 
 
@@ -37,7 +38,9 @@ def train_shapes(
     vae_steps: int = 2_500,
     scenes: int = 120_000,
     seed: int = 0,
+    start: str | Path | None = None,
     device: str | None = None,
+    fused: bool = False,
     resume: bool = True,
     checkpoint_every: int = 500,
     progress: bool = True,
@@ -51,6 +54,9 @@ def train_shapes(
     vae_steps : optimiser steps of the autoencoder, 32 scenes each.
     scenes : different scenes that are drawn, all from sentences of the part "train".
     seed : at least 0.
+    start : folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
+    fused : compile the transformer with ``torch.compile``; needs a C++ compiler, takes a minute,
+        and then a step takes two thirds of the time on a CPU.
     device : "cuda" where there is one, else "cpu", by default.
     resume, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
@@ -60,32 +66,36 @@ def train_shapes(
         As in :func:`.train_digits.train_digits`.
     """
     settings = {"steps": steps, "vae_steps": vae_steps, "scenes": scenes, "seed": seed}
-    home = _device(device)
+    home = device_named(device)
     folder, checkpoints = Path(out), Path(out) / "checkpoints"
     begin(checkpoints, settings, checkpoint_every, resume)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        pipe = build_pipeline()
+        pipe = build_pipeline() if start is None else load_pipeline(start)
 
-    images, sentences = draw_scenes(scenes, seed)
-    job = Job(
-        "shapes-vae",
-        lambda: _training(pipe.vae),
-        _vae_loss(images, home),
-        vae_steps,
-        2 * seed,
-        2e-3,
-        warmup=50,
-        clip=1.0,
-        betas=(0.9, 0.99),
-        device=home,
-    )
-    path = checkpoints / "vae.safetensors"
-    vae: Any = fit(job, path, settings, checkpoint_every, progress)
-    pipe.vae = vae
+    images, said = draw_scenes(scenes, seed)
+    sentences = [str(prompt) for prompt in said]
+    if start is None:
+        job = Job(
+            "shapes-vae",
+            lambda: _training(pipe.vae),
+            _vae_loss(images, home),
+            vae_steps,
+            2 * seed,
+            2e-3,
+            warmup=50,
+            clip=1.0,
+            betas=(0.9, 0.99),
+            device=home,
+        )
+        path = checkpoints / "vae.safetensors"
+        pipe.vae = fit(job, path, settings, checkpoint_every, progress)
+    vae: Any = pipe.vae.to(home).eval()
     latents = _encode(vae, images, home)
-    shift, scale = latents[:_HELD].mean().item(), 1 / latents[:_HELD].std().item()
-    vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    if start is None:
+        shift, scale = latents[:_HELD].mean().item(), 1 / latents[:_HELD].std().item()
+        vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    shift, scale = vae.config.shift_factor, vae.config.scaling_factor
 
     parts = nn.ModuleDict(
         {name: getattr(pipe, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
@@ -93,7 +103,7 @@ def train_shapes(
     job = Job(
         "shapes-flow",
         lambda: _training(parts),
-        _flow_loss(pipe, (latents - shift) * scale, sentences, home),
+        _flow_loss(pipe, (latents - shift) * scale, sentences, home, fused),
         steps,
         2 * seed + 1,
         1.2e-3,
@@ -114,7 +124,7 @@ def train_shapes(
     return folder
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
     """The device of this name, or the best there is; InvalidArgument if it is not there."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     check_name("device", name.split(":")[0], ("cpu", "cuda", "mps"))
@@ -133,20 +143,20 @@ def _training(model: Any) -> nn.Module:
     return module
 
 
-def draw_scenes(count: int, seed: int) -> tuple[NDArray[np.uint8], list[str]]:
-    """Pictures (count, 32, 32, 3) with their sentences, all of the part "train"."""
+def draw_scenes(count: int, seed: int) -> tuple[NDArray[np.uint8], list[Prompt]]:
+    """Pictures (count, 32, 32, 3) with their prompts, all of the part "train"."""
     rng = np.random.default_rng(seed)
     images = np.empty((count, 32, 32, 3), np.uint8)
-    sentences: list[str] = []
-    while len(sentences) < count:
+    said: list[Prompt] = []
+    while len(said) < count:
         prompt = sample_prompt(rng)
         if holds("train", prompt):
-            images[len(sentences)] = render(*sample_scene(prompt, rng), rng)
-            sentences.append(str(prompt))
-    return images, sentences
+            images[len(said)] = render(*sample_scene(prompt, rng), rng)
+            said.append(prompt)
+    return images, said
 
 
-def _pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
+def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """(B, 3, 32, 32) in [-1, 1]."""
     return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -156,7 +166,7 @@ def _vae_loss(images: NDArray[np.uint8], device: torch.device) -> Loss:
 
     def loss(vae: Any, generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(images), (BATCH["vae"],), generator=generator)
-        x = _pixels(images[pick.numpy()], device)
+        x = pixels(images[pick.numpy()], device)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
@@ -174,13 +184,15 @@ def _encode(vae: Any, images: NDArray[np.uint8], device: torch.device) -> Tensor
     with torch.autocast(device.type, torch.bfloat16):
         return torch.cat(
             [
-                vae.encode(_pixels(part, device)).latent_dist.mean.float().cpu()
+                vae.encode(pixels(part, device)).latent_dist.mean.float().cpu()
                 for part in np.array_split(images, -(-len(images) // 500))
             ]
         )
 
 
-def _flow_loss(pipe: Any, latents: Tensor, sentences: list[str], device: torch.device) -> Loss:
+def _flow_loss(
+    pipe: Any, latents: Tensor, sentences: list[str], device: torch.device, fused: bool = False
+) -> Loss:
     """E |v(x_σ, σ, prompt) - (ε - z)|² at x_σ = (1 - σ) z + σ ε, σ logit-normal."""
 
     def ids(tokenizer: Any) -> Tensor:
@@ -200,24 +212,31 @@ def _flow_loss(pipe: Any, latents: Tensor, sentences: list[str], device: torch.d
     text_positions = torch.zeros(MAX_TOKENS, 3, device=device)
     batch = BATCH["flow"]
 
+    def velocity(network: Any, **inputs: Any) -> Tensor:
+        output: Tensor = network(**inputs, return_dict=False)[0]
+        return output
+
+    if fused:
+        velocity = torch.compile(velocity)
+
     def loss(parts: Any, generator: torch.Generator) -> Tensor:
         pick = torch.randint(count, (batch,), generator=generator)
         z = z_all[pick]
         noise = torch.randn(z.shape, generator=generator)
-        sigma = torch.randn(batch, generator=generator).sigmoid()
+        sigma = (_NOISIER + torch.randn(batch, generator=generator)).sigmoid()
         drop = torch.rand(batch, generator=generator) < PROMPT_DROPOUT
         words = pick.masked_fill(drop, count).to(device)
         x = torch.lerp(z, noise, sigma[:, None, None]).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            v = parts["transformer"](
+            v = velocity(
+                parts["transformer"],
                 hidden_states=x,
                 encoder_hidden_states=parts["text_encoder_2"](t5_ids[words])[0],
                 pooled_projections=parts["text_encoder"](clip_ids[words]).pooler_output,
                 timestep=sigma.to(device),
                 img_ids=positions,
                 txt_ids=text_positions,
-                return_dict=False,
-            )[0]
+            )
         return F.mse_loss(v.float(), (noise - z).to(device))
 
     return loss

@@ -6,12 +6,23 @@ Needs the extra "diffusers".
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
-from ...errors import MissingExtra
+import torch
+from safetensors import SafetensorError
+
+from ...errors import MissingExtra, WeightsFileError
 from .world import BACKGROUNDS, COLOURS, NUMBERS, RELATIONS, SHAPES, SIZES
 
-__all__ = ["MAX_TOKENS", "NEGATIVE", "build_pipeline", "clip_tokenizer", "t5_tokenizer"]
+__all__ = [
+    "MAX_TOKENS",
+    "NEGATIVE",
+    "build_pipeline",
+    "clip_tokenizer",
+    "load_pipeline",
+    "t5_tokenizer",
+]
 
 MAX_TOKENS = 16
 """Pass it to the pipeline as `max_sequence_length`: Flux masks no padding, and this network was
@@ -146,6 +157,30 @@ def build_pipeline() -> Any:
         tokenizer_2=five,
         transformer=transformer,
     )
+
+
+def load_pipeline(folder: str | Path) -> Any:
+    """The Shapes pipeline of a folder, in float32; nothing is downloaded.
+
+    Raises
+    ------
+    MissingExtra
+        diffusers or transformers is not installed.
+    WeightsFileError
+        The folder holds no such pipeline.
+    """
+    _transformers()
+    import diffusers
+
+    try:
+        return diffusers.FluxPipeline.from_pretrained(
+            str(folder), torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsFileError(
+            f"{str(folder)!r} holds no Shapes pipeline ({error}); write one with "
+            "`glass-flows train shapes --out FOLDER`"
+        ) from error
 
 
 def _transformers() -> Any:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ __all__ = [
     "Placed",
     "Prompt",
     "Thing",
+    "contradict",
     "coverage",
     "holds",
     "prompts",
@@ -220,7 +221,10 @@ def sample_prompt(rng: np.random.Generator, category: str | None = None) -> Prom
     coloured = category == "attribution" or (category == "position" and rng.random() < 0.6)
     while True:
         things = thing(coloured, 0.25), thing(coloured, 0.25)
-        if things[0][:2] != things[1][:2]:  # else no judge could tell one from the other
+        # As in GenEval the two differ in every name they are given.
+        if things[0].shape != things[1].shape and (
+            not coloured or things[0].colour != things[1].colour
+        ):
             break
     relation = one_of(tuple(RELATIONS)) if category == "position" else None
     return Prompt(things, 1, relation, background)
@@ -361,3 +365,38 @@ def render(
         alpha = coverage(one.shape, one.x, one.y, one.radius)[..., None]
         image = image * (1 - alpha) + (np.array(COLOURS[one.colour]) + vary(10, 3)) * alpha
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+
+
+def contradict(prompt: Prompt, rng: np.random.Generator) -> Prompt:
+    """A prompt that differs in one word or two and is false of every scene of this one.
+
+    One of: another shape, colour, size, count, background, relation; or two things that exchange
+    their colours. For prompts as :func:`sample_prompt` gives them (either both things have a
+    colour or none has).
+    """
+    first, *others = prompt.things
+    changes: list[Prompt] = []
+
+    def other(value: object, values: Sequence[Any]) -> Any:
+        left = [v for v in values if v != value]
+        return left[int(rng.integers(len(left)))]
+
+    for i, one in enumerate(prompt.things):
+        for name, values in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES)):
+            if getattr(one, name) is not None:
+                new = one._replace(**{name: other(getattr(one, name), tuple(values))})
+                things = (*prompt.things[:i], new, *prompt.things[i + 1 :])
+                changes.append(replace(prompt, things=things))
+    if prompt.count > 1:
+        changes += [replace(prompt, count=other(prompt.count, tuple(NUMBERS)))] * 2
+    if prompt.background is not None:
+        changes.append(replace(prompt, background=other(prompt.background, tuple(BACKGROUNDS))))
+    if prompt.relation is not None:
+        opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
+        changes += [replace(prompt, relation=opposite[prompt.relation])] * 2
+        changes.append(replace(prompt, relation=other(prompt.relation, tuple(RELATIONS))))
+    for second in others:
+        exchanged = first._replace(colour=second.colour), second._replace(colour=first.colour)
+        if first.colour != second.colour and first.shape != second.shape:
+            changes += [replace(prompt, things=exchanged)] * 2
+    return changes[int(rng.integers(len(changes)))]
