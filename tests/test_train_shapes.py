@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 from glass_flows.errors import InvalidArgument  # noqa: E402
 from glass_flows.experiments import train_shapes as shapes  # noqa: E402
 from glass_flows.experiments import training  # noqa: E402
-from glass_flows.models.shapes import Prompt, accepts, holds  # noqa: E402
+from glass_flows.models.shapes import accepts, holds  # noqa: E402
 
 TINY = {"steps": 3, "vae_steps": 3, "scenes": 64, "checkpoint_every": 1, "progress": False}
 # The fused norm falls back to a slower one when weights and activations differ in type.

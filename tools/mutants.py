@@ -80,6 +80,7 @@ LEFT_OUT = {
     "test_diffusers_steering",
     "test_digits",
     "test_docs",
+    "test_pretrained_rewards",
     "test_shapes_pipeline",
     "test_shapes_world",
     "test_sit",

@@ -188,5 +188,5 @@ def _transformers() -> Any:
         import diffusers  # noqa: F401
         import transformers
     except ImportError as error:
-        raise MissingExtra("the Shapes pipeline", "diffusers", "diffusers") from error
+        raise MissingExtra("diffusers", "diffusers", "the Shapes pipeline") from error
     return transformers

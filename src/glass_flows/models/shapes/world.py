@@ -393,8 +393,9 @@ def contradict(prompt: Prompt, rng: np.random.Generator) -> Prompt:
         changes.append(replace(prompt, background=other(prompt.background, tuple(BACKGROUNDS))))
     if prompt.relation is not None:
         opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
-        changes += [replace(prompt, relation=opposite[prompt.relation])] * 2
-        changes.append(replace(prompt, relation=other(prompt.relation, tuple(RELATIONS))))
+        # Far the hardest to see, so the most frequent.
+        changes += [replace(prompt, relation=opposite[prompt.relation])] * 6
+        changes += [replace(prompt, relation=other(prompt.relation, tuple(RELATIONS)))] * 2
     for second in others:
         exchanged = first._replace(colour=second.colour), second._replace(colour=first.colour)
         if first.colour != second.colour and first.shape != second.shape:

@@ -36,7 +36,9 @@ class Flux(Family):
             size // (self.pipe.vae_scale_factor * 2) for size in (self.height, self.width)
         )
         self.shape = (rows * columns, self.network.config.in_channels)
-        self.true_cfg = self.given["true_cfg_scale"] > 1 and self.given["negative_prompt"]
+        self.true_cfg = (
+            self.given["true_cfg_scale"] > 1 and self.given["negative_prompt"] is not None
+        )
         self.passes = 2 if self.true_cfg else 1
         if self.given["true_cfg_scale"] > 1 and not self.true_cfg:
             raise InvalidArgument("true_cfg_scale > 1 needs a negative_prompt")
