@@ -9,6 +9,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from glass_flows.models.shapes import prompts  # noqa: E402
 from glass_flows.models.shapes.pipeline import (  # noqa: E402
+    CLIP_TOKENS,
     MAX_TOKENS,
     NEGATIVE,
     build_pipeline,
@@ -38,9 +39,10 @@ def test_every_word_is_one_token_and_every_prompt_fits(build):
             assert tokenizer.unk_token_id not in ids or build is clip_tokenizer
             assert len(ids) <= len(words) + 2
             seen |= dict(zip(words, tokenizer.convert_tokens_to_ids(pieces)))
-    assert len(set(seen.values())) == len(seen) == 28
-    longest = "a small red triangle to the left of a large blue triangle on white"
-    assert len(tokenizer(longest).input_ids) <= MAX_TOKENS
+    assert len(set(seen.values())) == len(seen) == 27
+    longest = "a small red triangle to the left of a large blue triangle"
+    room = MAX_TOKENS if build is t5_tokenizer else CLIP_TOKENS
+    assert len(tokenizer(longest).input_ids) == room
 
 
 def draw(pipe):
@@ -66,5 +68,5 @@ def test_it_is_read_back_by_diffusers_and_draws_the_same_bits(pipe, tmp_path):
     assert torch.equal(images, draw(again))
     assert not list(tmp_path.rglob("*.bin"))
     for name in ("tokenizer", "tokenizer_2"):
-        text = "a small red circle to the left of a large blue square on white"
+        text = "a small red circle to the left of a large blue square"
         assert getattr(again, name)(text).input_ids == getattr(pipe, name)(text).input_ids

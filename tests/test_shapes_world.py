@@ -49,7 +49,7 @@ def scenes(count: int, seed: int) -> tuple[list[Prompt], list[list[Placed]], lis
     ("text", "category", "wanted"),
     [
         ("a circle", "single", 1),
-        ("a large purple triangle", "colours", 1),
+        ("a large yellow triangle", "colours", 1),
         ("three green triangles", "counting", 3),
         ("a circle and a square", "two", 2),
         ("a small red circle to the left of a blue square", "position", 2),
@@ -81,6 +81,11 @@ def test_every_prompt_is_read_back_from_its_sentence(first, second, link):
 def test_other_sentences_are_refused_with_an_example(text):
     with pytest.raises(InvalidArgument, match="three green triangles"):
         Prompt.parse(text)
+
+
+def test_a_sentence_that_the_networks_would_not_read_to_its_end_is_refused():
+    with pytest.raises(InvalidArgument, match="14 words, .* at most 12"):
+        Prompt.parse("a small red circle to the left of a large blue square on white")
 
 
 def test_the_judge_accepts_every_clean_render():

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from ..models.shapes import Prompt, contradict, holds
 from ..models.shapes.clip import build_clip, build_clip_processor
-from ..models.shapes.pipeline import MAX_TOKENS
-from .train_shapes import device_named, draw_scenes, matmul_attention, pixels
+from ..models.shapes.pipeline import CLIP_TOKENS
+from .train_shapes import device_named, draw_scenes, half_precision, matmul_attention, pixels
 from .training import Job, Loss, begin, fit
 
 __all__ = ["train_clip"]
@@ -96,18 +96,18 @@ def _lie(prompt: Prompt, rng: np.random.Generator) -> Prompt:
 
 def _clip_loss(count: int, seed: int, device: torch.device) -> Loss:
     """Picture against all sentences and the reverse; picture against its own lies."""
-    images, said = draw_scenes(count, seed)
+    images, said, _ = draw_scenes(count, seed)
     rng = np.random.default_rng(seed)
     wrong = [str(_lie(p, rng)) for p in said for _ in range(WRONG)]
     words = build_clip_processor().tokenizer(
         [*map(str, said), *wrong],
         padding="max_length",
-        max_length=MAX_TOKENS,
+        max_length=CLIP_TOKENS,
         truncation=True,
         return_tensors="pt",
     )
     right_ids = words.input_ids[:count]
-    wrong_ids = words.input_ids[count:].view(count, WRONG, MAX_TOKENS)
+    wrong_ids = words.input_ids[count:].view(count, WRONG, CLIP_TOKENS)
     # Where things lie is learnt last, and not at all from the few scenes that it decides.
     related = torch.tensor([i for i, prompt in enumerate(said) if prompt.relation is not None])
     own = torch.arange(BATCH, device=device)
@@ -120,7 +120,7 @@ def _clip_loss(count: int, seed: int, device: torch.device) -> Loss:
         spread = _NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator)
         x = x + (spread * torch.randn(x.shape, generator=generator)).to(device)
         ids = torch.cat([right_ids[pick], wrong_ids[pick].flatten(0, 1)]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with half_precision(device):
             seen = clip.get_image_features(pixel_values=x).pooler_output
             read = clip.get_text_features(input_ids=ids).pooler_output
         seen, read = F.normalize(seen.float(), dim=-1), F.normalize(read.float(), dim=-1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidArgument, check_name
-from ..models.shapes import Prompt, holds, render, sample_prompt, sample_scene
-from ..models.shapes.pipeline import MAX_TOKENS, NEGATIVE, build_pipeline, load_pipeline
+from ..models.shapes import COLOURS, SHAPES, Prompt, holds, render, sample_prompt, sample_scene
+from ..models.shapes.pipeline import (
+    CLIP_TOKENS,
+    MAX_TOKENS,
+    NEGATIVE,
+    build_pipeline,
+    load_pipeline,
+)
+from ..models.shapes.world import SIDE, coverage
 from .training import Job, Loss, begin, fit
 
-__all__ = ["device_named", "draw_scenes", "matmul_attention", "pixels", "train_shapes"]
+__all__ = [
+    "device_named",
+    "draw_scenes",
+    "half_precision",
+    "matmul_attention",
+    "pixels",
+    "train_shapes",
+]
 
-BATCH = {"vae": 32, "flow": 128}
+BATCH = {"vae": 32, "flow": 64}
 PROMPT_DROPOUT = 0.1
 _NOISIER = 0.3  # what goes where is decided at high noise
+_NOISES = 2  # noises of one scene in a batch: its sentence is encoded once
+_LAYOUT = 2.0  # weight of the layout
 _HELD = 2000  # scenes for the statistics of the latents
 
 
@@ -40,7 +56,6 @@ def train_shapes(
     seed: int = 0,
     start: str | Path | None = None,
     device: str | None = None,
-    fused: bool = False,
     resume: bool = True,
     checkpoint_every: int = 500,
     progress: bool = True,
@@ -50,13 +65,11 @@ def train_shapes(
     Parameters
     ----------
     out : folder for the pipeline; ``out/checkpoints`` holds the state of an unfinished run.
-    steps : optimiser steps of the flow, 128 scenes each.
+    steps : optimiser steps of the flow, 64 noised scenes each.
     vae_steps : optimiser steps of the autoencoder, 32 scenes each.
     scenes : different scenes that are drawn, all from sentences of the part "train".
     seed : at least 0.
     start : folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
-    fused : compile the transformer with ``torch.compile``; needs a C++ compiler, takes a minute,
-        and then a step takes two thirds of the time on a CPU.
     device : "cuda" where there is one, else "cpu", by default.
     resume, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
@@ -73,7 +86,7 @@ def train_shapes(
         torch.default_generator.manual_seed(seed)
         pipe = build_pipeline() if start is None else load_pipeline(start)
 
-    images, said = draw_scenes(scenes, seed)
+    images, said, placed = draw_scenes(scenes, seed)
     sentences = [str(prompt) for prompt in said]
     if start is None:
         job = Job(
@@ -88,8 +101,9 @@ def train_shapes(
             betas=(0.9, 0.99),
             device=home,
         )
-        path = checkpoints / "vae.safetensors"
-        pipe.vae = fit(job, path, settings, checkpoint_every, progress)
+        # ... whose checkpoint serves flows of any length.
+        own = {key: value for key, value in settings.items() if key != "steps"}
+        pipe.vae = fit(job, checkpoints / "vae.safetensors", own, checkpoint_every, progress)
     vae: Any = pipe.vae.to(home).eval()
     latents = _encode(vae, images, home)
     if start is None:
@@ -100,13 +114,16 @@ def train_shapes(
     parts = nn.ModuleDict(
         {name: getattr(pipe, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
     )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        parts["layout"] = nn.Linear(pipe.transformer.inner_dim, placed.shape[-1])
     job = Job(
         "shapes-flow",
         lambda: _training(parts),
-        _flow_loss(pipe, (latents - shift) * scale, sentences, home, fused),
+        _flow_loss(pipe, (latents - shift) * scale, sentences, placed, home),
         steps,
         2 * seed + 1,
-        1.2e-3,
+        1e-3,
         ema=0.998,
         warmup=100,
         clip=1.0,
@@ -118,7 +135,8 @@ def train_shapes(
             job, checkpoints / "flow.safetensors", settings, checkpoint_every, progress
         )
     for name, part in trained.items():
-        setattr(pipe, name, part)
+        if name != "layout":
+            setattr(pipe, name, part)
     pipe.to("cpu").save_pretrained(folder)
     shutil.rmtree(checkpoints)
     return folder
@@ -137,23 +155,45 @@ def device_named(name: str | None) -> torch.device:
         ) from error
 
 
+def half_precision(device: torch.device) -> AbstractContextManager[object]:
+    """bfloat16 for the matrix products where the machine has units for it.
+
+    A CPU that has none emulates it, ten times slower than float32.
+    """
+    able = device.type != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+
+
 def _training(model: Any) -> nn.Module:
     """The module in training mode."""
     module: nn.Module = model.train()
     return module
 
 
-def draw_scenes(count: int, seed: int) -> tuple[NDArray[np.uint8], list[Prompt]]:
-    """Pictures (count, 32, 32, 3) with their prompts, all of the part "train"."""
+def draw_scenes(
+    count: int, seed: int
+) -> tuple[NDArray[np.uint8], list[Prompt], NDArray[np.float16]]:
+    """Scenes whose prompts are of the part "train".
+
+    Pictures (count, 32, 32, 3), prompts, and what lies where: for each of 4×4 squares of the
+    picture (count, 16, shapes · colours) how much of it each kind of object covers.
+    """
     rng = np.random.default_rng(seed)
-    images = np.empty((count, 32, 32, 3), np.uint8)
+    images = np.empty((count, SIDE, SIDE, 3), np.uint8)
+    kinds = [(shape, colour) for shape in SHAPES for colour in COLOURS]
+    placed = np.zeros((count, 16, len(kinds)), np.float16)
     said: list[Prompt] = []
     while len(said) < count:
         prompt = sample_prompt(rng)
         if holds("train", prompt):
-            images[len(said)] = render(*sample_scene(prompt, rng), rng)
+            scene, background = sample_scene(prompt, rng)
+            images[len(said)] = render(scene, background, rng)
+            for one in scene:
+                cover = coverage(one.shape, one.x, one.y, one.radius)
+                squares = cover.reshape(4, SIDE // 4, 4, SIDE // 4).mean((1, 3)).ravel()
+                placed[len(said), :, kinds.index((one.shape, one.colour))] += squares
             said.append(prompt)
-    return images, said
+    return images, said, placed
 
 
 def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -167,7 +207,7 @@ def _vae_loss(images: NDArray[np.uint8], device: torch.device) -> Loss:
     def loss(vae: Any, generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(images), (BATCH["vae"],), generator=generator)
         x = pixels(images[pick.numpy()], device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with half_precision(device):
             posterior = vae.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
             y = vae.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -181,7 +221,7 @@ def _vae_loss(images: NDArray[np.uint8], device: torch.device) -> Loss:
 @torch.no_grad()
 def _encode(vae: Any, images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Means of the latents (N, 8, 8, 8), on the CPU."""
-    with torch.autocast(device.type, torch.bfloat16):
+    with half_precision(device):
         return torch.cat(
             [
                 vae.encode(pixels(part, device)).latent_dist.mean.float().cpu()
@@ -191,15 +231,24 @@ def _encode(vae: Any, images: NDArray[np.uint8], device: torch.device) -> Tensor
 
 
 def _flow_loss(
-    pipe: Any, latents: Tensor, sentences: list[str], device: torch.device, fused: bool = False
+    pipe: Any,
+    latents: Tensor,
+    sentences: list[str],
+    placed: NDArray[np.float16],
+    device: torch.device,
 ) -> Loss:
-    """E |v(x_σ, σ, prompt) - (ε - z)|² at x_σ = (1 - σ) z + σ ε, σ logit-normal."""
+    """E |v(x_σ, σ, prompt) - (ε - z)|² at x_σ = (1 - σ) z + σ ε, σ logit-normal; and the layout.
 
-    def ids(tokenizer: Any) -> Tensor:
+    Half way through, the network must also say what lies where in the clean scene, through a linear
+    layer that is thrown away: representation alignment (REPA, Yu et al. 2024, arXiv 2410.06940)
+    with the truth in place of a pre-trained encoder.
+    """
+
+    def ids(tokenizer: Any, length: int) -> Tensor:
         found: Tensor = tokenizer(
             [*sentences, NEGATIVE],
             padding="max_length",
-            max_length=MAX_TOKENS,
+            max_length=length,
             truncation=True,
             return_tensors="pt",
         ).input_ids
@@ -208,38 +257,53 @@ def _flow_loss(
     count, channels, height, width = latents.shape
     z_all = pipe._pack_latents(latents, count, channels, height, width)
     positions = pipe._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
-    clip_ids, t5_ids = ids(pipe.tokenizer), ids(pipe.tokenizer_2)
+    clip_ids, t5_ids = ids(pipe.tokenizer, CLIP_TOKENS), ids(pipe.tokenizer_2, MAX_TOKENS)
     text_positions = torch.zeros(MAX_TOKENS, 3, device=device)
-    batch = BATCH["flow"]
-
-    def velocity(network: Any, **inputs: Any) -> Tensor:
-        output: Tensor = network(**inputs, return_dict=False)[0]
-        return output
-
-    if fused:
-        velocity = torch.compile(velocity)
+    layouts = torch.from_numpy(placed)
+    pairs = BATCH["flow"] // _NOISES
 
     def loss(parts: Any, generator: torch.Generator) -> Tensor:
-        pick = torch.randint(count, (batch,), generator=generator)
+        pick = torch.randint(count, (pairs,), generator=generator)
+        drop = torch.rand(pairs, generator=generator) < PROMPT_DROPOUT
+        words = pick.masked_fill(drop, count).to(device)
+        pick = pick.repeat_interleave(_NOISES)
         z = z_all[pick]
         noise = torch.randn(z.shape, generator=generator)
-        sigma = (_NOISIER + torch.randn(batch, generator=generator)).sigmoid()
-        drop = torch.rand(batch, generator=generator) < PROMPT_DROPOUT
-        words = pick.masked_fill(drop, count).to(device)
+        sigma = _noise_levels(len(pick), generator)
         x = torch.lerp(z, noise, sigma[:, None, None]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            v = velocity(
-                parts["transformer"],
+        half: list[Tensor] = []
+        middle = parts["transformer"].single_transformer_blocks[0]
+        hook = middle.register_forward_hook(lambda *call: half.append(call[2][1]))
+        with half_precision(device):
+            text = parts["text_encoder_2"](t5_ids[words])[0]
+            pooled = parts["text_encoder"](clip_ids[words]).pooler_output
+            v = parts["transformer"](
                 hidden_states=x,
-                encoder_hidden_states=parts["text_encoder_2"](t5_ids[words])[0],
-                pooled_projections=parts["text_encoder"](clip_ids[words]).pooler_output,
+                encoder_hidden_states=text.repeat_interleave(_NOISES, 0),
+                pooled_projections=pooled.repeat_interleave(_NOISES, 0),
                 timestep=sigma.to(device),
                 img_ids=positions,
                 txt_ids=text_positions,
-            )
-        return F.mse_loss(v.float(), (noise - z).to(device))
+                return_dict=False,
+            )[0]
+            layout = parts["layout"](half[0])
+        hook.remove()
+        seen = F.binary_cross_entropy_with_logits(
+            layout.float(), layouts[pick].to(device, torch.float32)
+        )
+        return F.mse_loss(v.float(), (noise - z).to(device)) + _LAYOUT * seen
 
     return loss
+
+
+def _noise_levels(count: int, generator: torch.Generator) -> Tensor:
+    """σ (count,), logit-normal, one from each of `count` equally likely ranges, shuffled.
+
+    Their order is random, so that the noises of one scene are independent.
+    """
+    order = torch.randperm(count, generator=generator)
+    quantile = (order + torch.rand(count, generator=generator)) / count
+    return (_NOISIER + torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))).sigmoid()
 
 
 @contextmanager

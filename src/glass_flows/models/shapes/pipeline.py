@@ -13,9 +13,10 @@ import torch
 from safetensors import SafetensorError
 
 from ...errors import MissingExtra, WeightsFileError
-from .world import BACKGROUNDS, COLOURS, NUMBERS, RELATIONS, SHAPES, SIZES
+from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIZES
 
 __all__ = [
+    "CLIP_TOKENS",
     "MAX_TOKENS",
     "NEGATIVE",
     "build_pipeline",
@@ -24,9 +25,11 @@ __all__ = [
     "t5_tokenizer",
 ]
 
-MAX_TOKENS = 16
-"""Pass it to the pipeline as `max_sequence_length`: Flux masks no padding, and this network was
-trained with so much of it."""
+MAX_TOKENS = MAX_WORDS + 1
+"""Words and their end. Pass it to the pipeline as `max_sequence_length`: Flux masks no padding, and
+this network was trained with so much of it."""
+CLIP_TOKENS = MAX_WORDS + 2
+"""Words, their beginning and their end."""
 NEGATIVE = ""
 """The unconditional prompt of `true_cfg_scale`."""
 
@@ -63,7 +66,7 @@ def clip_tokenizer() -> Any:
     vocabulary = {token: i for i, token in enumerate(tokens)}
     for mark in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[mark] = len(vocabulary)
-    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_TOKENS)
 
 
 def _encode(word: str, merges: list[tuple[str, str]]) -> list[str]:
@@ -129,7 +132,7 @@ def build_pipeline() -> Any:
             projection_dim=_WIDTH,
             num_hidden_layers=2,
             num_attention_heads=_HEADS,
-            max_position_embeddings=MAX_TOKENS,
+            max_position_embeddings=CLIP_TOKENS,
             bos_token_id=clip.bos_token_id,
             eos_token_id=clip.eos_token_id,
             pad_token_id=clip.pad_token_id,

@@ -23,6 +23,7 @@ __all__ = [
     "BACKGROUNDS",
     "CATEGORIES",
     "COLOURS",
+    "MAX_WORDS",
     "SHAPES",
     "SIDE",
     "SINGLE",
@@ -47,7 +48,6 @@ COLOURS = {
     "green": (40, 175, 65),
     "blue": (50, 90, 235),
     "yellow": (235, 205, 30),
-    "purple": (160, 55, 200),
 }
 BACKGROUNDS = {"black": (26, 26, 30), "white": (226, 226, 222)}
 SIZES = {"small": (3.2, 4.2), "large": (5.2, 6.2)}  # radii in pixels
@@ -60,6 +60,8 @@ RELATIONS = {
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 SINGLE = ("single", "colours")
 TWO = ("two", "position", "attribution")
+MAX_WORDS = 12
+"""A longer sentence is refused: the networks read no more."""
 CATEGORIES = ("single", "colours", "counting", "two", "position", "attribution")
 
 # A square's half side and a triangle's circumradius in units of the "radius", which makes the
@@ -152,9 +154,14 @@ class Prompt:
         Raises
         ------
         InvalidArgument
-            The sentence is not of this world; an example of one that is is given.
+            The sentence is not of this world, with an example of one that is, or too long.
         """
         words = " ".join(text.lower().replace(".", " ").split())
+        if (length := len(words.split())) > MAX_WORDS:
+            raise InvalidArgument(
+                f"{text!r} has {length} words, and a prompt of the Shapes world at most "
+                f"{MAX_WORDS}: leave out a size or the background"
+            )
         match = _SENTENCE.fullmatch(words)
         if match is None:
             raise InvalidArgument(
@@ -204,7 +211,12 @@ def sample_prompt(rng: np.random.Generator, category: str | None = None) -> Prom
     if category is None:
         category = str(rng.choice(CATEGORIES, p=(0.06, 0.12, 0.2, 0.12, 0.25, 0.25)))
     check_name("category", category, CATEGORIES)
+    while len(str(prompt := _draw(rng, category)).split()) > MAX_WORDS:
+        pass
+    return prompt
 
+
+def _draw(rng: np.random.Generator, category: str) -> Prompt:
     def one_of(names: Sequence[str]) -> str:
         return names[int(rng.integers(len(names)))]
 
@@ -353,17 +365,15 @@ def coverage(shape: str, x: float, y: float, radius: float) -> Array:
 def render(
     scene: Sequence[Placed], background: str, rng: np.random.Generator | None = None
 ) -> NDArray[np.uint8]:
-    """The picture (32, 32, 3) of a scene; with `rng` its colours and light vary a little."""
+    """The picture (32, 32, 3) of a scene; with `rng` its colours vary a little."""
 
     def vary(spread: float, *shape: int) -> Array:
         return np.zeros(shape) if rng is None else rng.uniform(-spread, spread, shape)
 
-    slope = vary(6, 2, 1)
-    light = slope[0] * (_Y / SIDE - 0.5) * 2 + slope[1] * (_X / SIDE - 0.5) * 2
-    image = np.array(BACKGROUNDS[background]) + vary(10, 1) + vary(5, 3) + light[..., None]
+    image = np.full((SIDE, SIDE, 3), np.array(BACKGROUNDS[background]) + vary(6, 1))
     for one in scene:
         alpha = coverage(one.shape, one.x, one.y, one.radius)[..., None]
-        image = image * (1 - alpha) + (np.array(COLOURS[one.colour]) + vary(10, 3)) * alpha
+        image = image * (1 - alpha) + (np.array(COLOURS[one.colour]) + vary(6, 3)) * alpha
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
