@@ -84,7 +84,7 @@ def test_other_sentences_are_refused_with_an_example(text):
 
 
 def test_a_sentence_that_the_networks_would_not_read_to_its_end_is_refused():
-    with pytest.raises(InvalidArgument, match="14 words, .* at most 12"):
+    with pytest.raises(InvalidArgument, match=r"14 words, .* at most 12"):
         Prompt.parse("a small red circle to the left of a large blue square on white")
 
 
