@@ -205,7 +205,7 @@ def test_the_parts_share_no_sentence_and_are_reproducible():
 
 def test_prompts_of_one_category_and_their_end():
     assert {p.category for p in prompts("test", 60, categories=("position",))} == {"position"}
-    with pytest.raises(InvalidArgument, match="only 1 were found"):
+    with pytest.raises(InvalidArgument, match="only 3 were found"):
         prompts("test", 60, categories=("single",))
     for wrong in ({"part": "testing"}, {"part": "test", "categories": ("colour",)}):
         with pytest.raises(UnknownName):

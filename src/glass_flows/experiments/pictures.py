@@ -20,7 +20,10 @@ _GOOD, _BAD, _PLAIN = (34, 139, 60), (200, 60, 50), (205, 205, 205)
 
 @dataclass(frozen=True)
 class Row:
-    """One captioned row: images (n, 1, H, W) in [-1, 1] and, per image, a verdict or None."""
+    """One captioned row: images (n, 1 or 3, H, W) in [-1, 1] and, per image, a verdict or None.
+
+    Of one channel, 1 is black.
+    """
 
     caption: str
     images: Tensor
@@ -41,8 +44,9 @@ def image_grid(rows: Sequence[Row], columns: int = 16, size: int = 48) -> Image.
         top += text
         for i, (image, verdict) in enumerate(zip(row.images, row.verdicts)):
             x, y = gap + i % columns * (size + gap), top + i // columns * (size + gap)
-            grey = (127.5 * (1.0 - image[0].clamp(-1, 1))).round().byte().cpu().numpy()
-            tile = Image.fromarray(grey).resize((size, size), Image.Resampling.BICUBIC)
+            ink = -image[0] if len(image) == 1 else image.movedim(0, -1)
+            tile = Image.fromarray((127.5 * (1 + ink.clamp(-1, 1))).round().byte().cpu().numpy())
+            tile = tile.resize((size, size), Image.Resampling.BICUBIC)
             colour = {True: _GOOD, False: _BAD, None: _PLAIN}[verdict]
             draw.rectangle((x - 2, y - 2, x + size + 1, y + size + 1), outline=colour, width=2)
             sheet.paste(tile, (x, y))

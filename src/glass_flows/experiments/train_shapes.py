@@ -60,7 +60,7 @@ def train_shapes(
     checkpoint_every: int = 500,
     progress: bool = True,
 ) -> Path:
-    """Train the Shapes pipeline and write it as a folder of diffusers.
+    """Train the Shapes pipeline and write it as a folder of diffusers, in float16.
 
     Parameters
     ----------
@@ -137,7 +137,8 @@ def train_shapes(
     for name, part in trained.items():
         if name != "layout":
             setattr(pipe, name, part)
-    pipe.to("cpu").save_pretrained(folder)
+    # Half the bytes; `load_pipeline` computes in float32 again.
+    pipe.to("cpu", torch.float16).save_pretrained(folder)
     shutil.rmtree(checkpoints)
     return folder
 

@@ -5,12 +5,16 @@ Needs the extra "rewards".
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .pipeline import CLIP_TOKENS, clip_tokenizer
 from .world import SIDE
 
-__all__ = ["build_clip", "build_clip_processor"]
+__all__ = ["BUNDLED", "build_clip", "build_clip_processor"]
+
+BUNDLED = Path(__file__).parent.parent / "weights" / "shapes-clip"
+"""Folder of the trained model, as ``CLIPModel.from_pretrained`` takes it."""
 
 _TEXT = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 3}
 _VISION = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}

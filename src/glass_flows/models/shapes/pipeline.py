@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError
 
 from ...errors import MissingExtra, WeightsFileError
-from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIZES
+from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIDE, SIZES
 
 __all__ = [
+    "BUNDLED",
+    "CALL",
     "CLIP_TOKENS",
     "MAX_TOKENS",
     "NEGATIVE",
@@ -32,6 +34,17 @@ CLIP_TOKENS = MAX_WORDS + 2
 """Words, their beginning and their end."""
 NEGATIVE = ""
 """The unconditional prompt of `true_cfg_scale`."""
+
+CALL: dict[str, Any] = {
+    "height": SIDE,
+    "width": SIDE,
+    "max_sequence_length": MAX_TOKENS,
+    "negative_prompt": NEGATIVE,
+    "true_cfg_scale": 3.0,
+}
+"""The arguments to call the pipeline with."""
+BUNDLED = Path(__file__).parent.parent / "weights" / "shapes"
+"""Folder of the trained pipeline, as ``FluxPipeline.from_pretrained`` takes it."""
 
 _WIDTH, _HEADS, _HEAD = 128, 4, 32
 
@@ -162,8 +175,8 @@ def build_pipeline() -> Any:
     )
 
 
-def load_pipeline(folder: str | Path) -> Any:
-    """The Shapes pipeline of a folder, in float32; nothing is downloaded.
+def load_pipeline(folder: str | Path = BUNDLED) -> Any:
+    """The Shapes pipeline of a folder, in float32, to be called with :data:`CALL`.
 
     Raises
     ------
