@@ -1,0 +1,108 @@
+"""Rewards on CLIP: agreement of image and text, and the look of an image alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .base import Preprocessing, PretrainedReward
+
+__all__ = ["AestheticReward", "ImageTextReward"]
+
+
+class ImageTextReward(PretrainedReward):
+    """Agreement of image and prompt under a ``CLIPModel``: scale · cos(image, text).
+
+    CLIP score (Hessel et al. 2021, arXiv 2104.08718, there 2.5 max(cos, 0)), PickScore (Kirstain et
+    al. 2023, arXiv 2305.01569) and HPS v2 (Wu et al. 2023, arXiv 2306.09341) differ in weights,
+    scale and the fit of images only. Prompts are cut to the model's length.
+
+    Parameters
+    ----------
+    network : transformers.CLIPModel
+    processor : transformers.CLIPProcessor
+    scale : float, optional
+        Factor of the cosine; exp(logit_scale) of the model by default.
+    fit : str
+        As in :class:`Preprocessing`.
+    options
+        As in :class:`PretrainedReward`.
+    """
+
+    takes_prompts = True
+
+    def __init__(
+        self,
+        network: Any,
+        processor: Any,
+        scale: float | None = None,
+        *,
+        fit: str = "floor",
+        name: str = "clip",
+        **options: Any,
+    ) -> None:
+        preprocess = Preprocessing(processor.image_processor, fit)
+        super().__init__(network, preprocess, name=name, **options)
+        self.scale = float(network.logit_scale.exp()) if scale is None else scale
+        self.range = (-abs(self.scale), abs(self.scale))
+        self.tokenizer = processor.tokenizer
+        self._texts: dict[str, Tensor] = {}
+
+    def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:
+        network = self.network
+        pixels = self.preprocess(z).to(network.dtype)
+        seen = network.get_image_features(pixel_values=pixels).pooler_output
+        read = self._read([str(p) for p in prompts or ()])
+        wide = torch.promote_types(seen.dtype, torch.float32)
+        return self.scale * F.cosine_similarity(seen.to(wide), read.to(seen.device, wide), dim=-1)
+
+    @torch.no_grad()
+    def _read(self, prompts: list[str]) -> Tensor:
+        """Features (B, d) of texts; each text is read once."""
+        network = self.network
+        if new := list(dict.fromkeys(p for p in prompts if p not in self._texts)):
+            length = network.config.text_config.max_position_embeddings
+            words = self.tokenizer(
+                new, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            ).to(self.device)
+            self._texts.update(zip(new, network.get_text_features(**words).pooler_output))
+        return torch.stack([self._texts[p] for p in prompts])
+
+
+class AestheticReward(PretrainedReward):
+    """How people would rate an image, 1 to 10, whatever it shows: linear in CLIP's unit feature.
+
+    LAION's improved aesthetic predictor (sac+logos+ava1-l14-linearMSE; Schuhmann et al. 2022, arXiv
+    2210.08402). Its scores are not held to the scale.
+
+    Parameters
+    ----------
+    vision : transformers.CLIPVisionModelWithProjection
+    head : torch.nn.Linear
+        Of the feature, to one number.
+    processor : transformers.CLIPImageProcessor
+    options
+        As in :class:`PretrainedReward`.
+    """
+
+    def __init__(
+        self,
+        vision: Any,
+        head: nn.Linear,
+        processor: Any,
+        *,
+        name: str = "aesthetic",
+        **options: Any,
+    ) -> None:
+        network = nn.ModuleDict({"vision": vision, "head": head})
+        super().__init__(network, Preprocessing(processor, "round"), name=name, **options)
+
+    def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:
+        vision, head = self.network["vision"], self.network["head"]
+        seen = vision(pixel_values=self.preprocess(z).to(vision.dtype)).image_embeds
+        rating: Tensor = head(F.normalize(seen.to(head.weight.dtype), dim=-1))
+        return rating.squeeze(-1)
