@@ -11,7 +11,8 @@ diffusers = pytest.importorskip("diffusers")
 from glass_flows.errors import InvalidArgument  # noqa: E402
 from glass_flows.experiments import train_shapes as shapes  # noqa: E402
 from glass_flows.experiments import training  # noqa: E402
-from glass_flows.models.shapes import accepts, holds  # noqa: E402
+from glass_flows.models.shapes import COLOURS, SHAPES, accepts, examine, holds  # noqa: E402
+from glass_flows.models.shapes.world import AREA  # noqa: E402
 
 TINY = {"steps": 3, "vae_steps": 3, "scenes": 64, "checkpoint_every": 1, "progress": False}
 # The fused norm falls back to a slower one when weights and activations differ in type.
@@ -101,3 +102,23 @@ def test_the_training_attention_is_attention(causal, mask):
 def test_wrong_settings_are_refused_before_training(wrong, tmp_path):
     with pytest.raises(InvalidArgument):
         shapes.train_shapes(tmp_path, **{**TINY, **wrong})
+
+
+def test_noise_levels_are_one_of_every_range_in_random_order():
+    generator = torch.Generator().manual_seed(0)
+    sigma = shapes._noise_levels(64, generator)
+    quantile = torch.special.ndtr(sigma.logit() - shapes._NOISIER)
+    assert torch.equal((64 * quantile).floor().sort().values, torch.arange(64.0))
+    assert not torch.equal(sigma, sigma.sort().values)
+
+
+def test_the_layout_says_how_much_of_each_square_is_covered():
+    images, _, placed = shapes.draw_scenes(50, seed=4)
+    assert placed.shape == (50, 16, len(SHAPES) * len(COLOURS))
+    for image, squares in zip(images, placed):
+        area = sum(AREA[SHAPES.index(o.shape)] * o.radius**2 for o in examine(image).objects)
+        assert abs(64 * squares.astype(float).sum() - area) < 0.1 * area
+        for shape, colour in ((o.shape, o.colour) for o in examine(image).objects):
+            assert squares[
+                :, SHAPES.index(shape) * len(COLOURS) + list(COLOURS).index(colour)
+            ].any()

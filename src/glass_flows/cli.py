@@ -74,7 +74,8 @@ def align(
     model: Annotated[
         str,
         typer.Option(
-            help="Model to steer: 'digits' (bundled), or a diffusers pipeline by hub id or folder."
+            help="Model to steer: 'digits' or 'shapes' (bundled), or a diffusers pipeline by hub "
+            "id or folder."
         ),
     ] = "digits",
     prompt: Annotated[
@@ -82,12 +83,14 @@ def align(
         typer.Option(help="For pipelines; may be given several times (DiT: a class)."),
     ] = [],  # noqa: B006 (typer copies it)
     reward: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="What to steer towards: 'class:N', log p(N | image), for digits; "
-            "'module:function' of your own, images (B, 3, H, W) in [0, 1] to (B,), for pipelines."
+            help="What to steer towards. For digits 'class:N', log p(N | image) (class:8). For "
+            "pipelines 'clip' (default), 'pickscore', 'hps', 'imagereward' or 'aesthetic', with "
+            "':FOLDER' or a hub id after it other weights; or 'module:function' of your own, "
+            "images (B, 3, H, W) in [0, 1] to (B,)."
         ),
-    ] = "class:8",
+    ] = None,
     method: Annotated[
         str,
         typer.Option(
@@ -189,21 +192,28 @@ def align(
         typer.Option(help="Samples through the pipeline's network at a time; as many as fit."),
     ] = None,
     decode_batch: Annotated[
-        int, typer.Option(help="Samples through its decoder and the reward at a time.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="Samples through its decoder and the reward at a time; 1, for shapes all."
+        ),
+    ] = None,
     seed: Seed = 0,
 ) -> None:
     """Steer samples towards a reward.
 
     The digits are drawn beside plain samples and best-of-N at equal cost. A pipeline's images are
-    written with prompt, reward and settings inside, beside a sheet with the best first.
+    written with prompt, reward and settings inside, beside a sheet with the best first; those of
+    the bundled pipeline 'shapes' are judged by image analysis, too.
 
     Example: glass-flows align --model digits --reward class:8 --out out/eights
+
+    Example: glass-flows align --model shapes --prompt "two blue squares" --out out/squares
 
     Example: glass-flows align --model FOLDER --prompt "a cat" --reward mine:sharpness --out out/cat
     """
     from .experiments.align import DIGITS_STD
     from .experiments.align import align as run_align
+    from .experiments.align_pipeline import SHAPES
     from .steering import Twist
 
     own = _given(
@@ -220,7 +230,7 @@ def align(
         lora=(lora, None),
         max_batch=(max_batch, None),
     )
-    if "/" in model or Path(model).is_dir():
+    if model == SHAPES or "/" in model or Path(model).is_dir():
         searching = method in ("beam", "greedy", "svdd")
         common = _given(
             scale=(scale, 1.0),
@@ -235,12 +245,12 @@ def align(
         if not searching:
             common["twist"] = Twist(twist or 0.0, twist_cap)
         call = {"guidance_scale": cfg_scale, "negative_prompt": negative_prompt}
-        call |= {"height": height, "width": width}
+        call |= {"height": height, "width": width, "decode_batch": decode_batch}
         found = _align_pipeline(
             out,
             model=model,
             prompts=prompt,
-            reward=reward,
+            reward=reward or "clip",
             loading={
                 "device": device,
                 "dtype": dtype,
@@ -257,7 +267,6 @@ def align(
             solver=solver,
             seed=seed,
             max_batch=max_batch or "auto",
-            decode_batch=decode_batch,
             **{name: given for name, given in call.items() if given is not None},
             **_arguments(argument),
             **common,
@@ -267,7 +276,7 @@ def align(
     if own:
         flags = ", ".join("--" + name.replace("_", "-") for name in own)
         raise InvalidArgument(
-            f"{flags}: only for a diffusers pipeline, by a hub id (with its '/') or a folder; "
+            f"{flags}: only for a diffusers pipeline: 'shapes', a hub id (with its '/'), a folder; "
             f"--model is {model!r}"
         )
     options = _given(
@@ -283,7 +292,7 @@ def align(
     report = run_align(
         out,
         model=model,
-        reward=reward,
+        reward=reward or "class:8",
         method=method,
         particles=particles,
         children=children,
@@ -297,7 +306,9 @@ def align(
         announce=lambda text: console.print(text, style="dim"),
         **options,
     )
-    table = RichTable(title=f"{reward}, {runs} runs (± one standard error)", box=box.SIMPLE)
+    table = RichTable(
+        title=f"{reward or 'class:8'}, {runs} runs (± one standard error)", box=box.SIMPLE
+    )
     for column in ("method", "reward", "judge", "ESS", "evals", "s"):
         table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
     for line in report.methods:
@@ -321,10 +332,22 @@ def align(
 @app.command()
 def compare(
     out: Out,
-    model: Annotated[str, typer.Option(help="Model to sample; 'digits' is bundled.")] = "digits",
+    model: Annotated[
+        str,
+        typer.Option(
+            help="'digits' or 'shapes' (bundled), or a folder of another Shapes pipeline."
+        ),
+    ] = "digits",
     reward: Annotated[
-        list[str], typer.Option(help="'class:N', or 'class:all'; may be given several times.")
+        list[str],
+        typer.Option(
+            help="Digits: 'class:N', or 'class:all'; may be given several times. Shapes: 'clip', "
+            "or 'clip:FOLDER'."
+        ),
     ] = ["class:8"],  # noqa: B006 (typer copies it)
+    prompts: Annotated[
+        int, typer.Option(help="Held-out prompts (shapes); a quarter as many to tune on.")
+    ] = 120,
     evaluations: Annotated[
         int, typer.Option(help="Network passes per particle, forward and backward together.")
     ] = 24,
@@ -344,9 +367,14 @@ def compare(
     seeds. Prints one table, and writes it with the figures and a picture into the folder.
 
     Example: glass-flows compare --reward class:8 --evaluations 24 --out out/compare
+
+    Example: glass-flows compare --model shapes --prompts 120 --out out/shapes
     """
     from .experiments.compare import compare as run_compare
 
+    if model != "digits":
+        typer.echo(_compare_shapes(out, model, reward, prompts, evaluations, particles, seed))
+        return
     wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
     report = run_compare(
         out,
@@ -516,16 +544,22 @@ def train_digits(
 @train_app.command("shapes")
 def train_shapes(
     out: Out,
-    steps: Annotated[int, typer.Option(help="Training steps of the flow.")] = 16_000,
-    vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 2_500,
-    scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 120_000,
+    steps: Annotated[int, typer.Option(help="Training steps of the flow.")] = 8_000,
+    vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 1_500,
+    scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 60_000,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a trained Shapes pipeline to go on from (its autoencoder is kept)."
+        ),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     seed: Seed = 0,
     resume: Annotated[
         bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")
     ] = True,
 ) -> None:
-    """Train a small FluxPipeline on the Shapes world (about two hours on two cores).
+    """Train a small FluxPipeline on the Shapes world (one to three hours on two cores).
 
     The folder can be opened with diffusers, and steered with `glass-flows align --model FOLDER`.
 
@@ -538,11 +572,33 @@ def train_shapes(
         steps=steps,
         vae_steps=vae_steps,
         scenes=scenes,
+        start=start,
         device=device,
         seed=seed,
         resume=resume,
     )
     typer.echo(f"pipeline: {out}")
+
+
+@train_app.command("clip")
+def train_clip(
+    out: Out,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 3_000,
+    scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 60_000,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    seed: Seed = 1,
+    resume: Annotated[
+        bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")
+    ] = True,
+) -> None:
+    """Train the CLIPModel that serves as reward in the Shapes world (half an hour on one core).
+
+    Example: glass-flows train clip --out out/clip
+    """
+    from .experiments.train_clip import train_clip as run_training
+
+    run_training(out, steps=steps, scenes=scenes, device=device, seed=seed, resume=resume)
+    typer.echo(f"model: {out}")
 
 
 def _align_pipeline(out: Path, **options: Any) -> str:
@@ -554,12 +610,52 @@ def _align_pipeline(out: Path, **options: Any) -> str:
         f"{prompt}: rewards {', '.join(f'{r:.4g}' for r in sorted(values, reverse=True))}"
         for prompt, values in zip(options["prompts"], report.rewards)
     ]
+    for prompt, values, accepted in zip(options["prompts"], report.rewards, report.accepted):
+        best = "accepts" if accepted[values.index(max(values))] else "refuses"
+        lines.append(
+            f"{prompt}: the judge {best} the image of the highest reward, and accepts "
+            f"{sum(accepted)} of all {len(accepted)}"
+        )
     backward = f" + {report.gradients} backward" if report.gradients else ""
     lines.append(f"network evaluations: {report.evaluations}{backward}")
     lines += [f"biased: {reason}" for reason in report.biases]
     lines.append(f"best first: {report.picture}\nimages: {report.images[0].parent}")
     lines.append(f"figures: {report.results}")
     return "\n".join(lines)
+
+
+def _compare_shapes(
+    out: Path,
+    model: str,
+    rewards: list[str],
+    prompts: int,
+    evaluations: int,
+    particles: int,
+    seed: int,
+) -> str:
+    """Run it; what to print."""
+    from .experiments.align_pipeline import SHAPES, load_pipeline, load_reward
+    from .experiments.compare_shapes import compare_shapes
+
+    transitions = 6
+    if evaluations % transitions:
+        raise InvalidArgument(f"--evaluations must be a multiple of {transitions}: {evaluations}")
+    report = compare_shapes(
+        out,
+        pipe=load_pipeline(model),
+        reward=load_reward("clip" if rewards == ["class:8"] else rewards[0], model=SHAPES),
+        count=prompts,
+        tuning_count=max(2, prompts // 4),
+        particles=particles,
+        transitions=transitions,
+        steps=evaluations // transitions,
+        seed=seed,
+        announce=lambda text: console.print(text, style="dim"),
+    )
+    return (
+        f"{report.table.read_text(encoding='utf-8')}\nfigures: {report.results}\n"
+        f"pictures: {report.picture}, {report.hacking}"
+    )
 
 
 def _arguments(given: list[str]) -> dict[str, Any]:

@@ -11,15 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from ..errors import InvalidArgument, check_name
+from ..models.shapes import Prompt, accepts
+from ..models.shapes.clip import BUNDLED as SHAPES_CLIP
+from ..models.shapes.pipeline import BUNDLED as SHAPES_PIPELINE
+from ..models.shapes.pipeline import CALL
 from ..rewards import Reward, as_reward
 from .pictures import make_folder
 
-__all__ = ["PipelineReport", "align_pipeline", "load_pipeline", "load_reward"]
+__all__ = ["SHAPES", "PipelineReport", "align_pipeline", "load_pipeline", "load_reward"]
 
+SHAPES = "shapes"
+"""Name of the bundled pipeline."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OFFLOADS = ("none", "model", "sequential")
 
@@ -36,6 +43,8 @@ class PipelineReport:
         Forward and backward passes of the network in all.
     biases : tuple of str
         Reasons for which the weighted particles miss the target; empty for exact weights.
+    accepted : list of list of bool
+        For the model "shapes": whether the judge accepts each image.
     """
 
     images: tuple[Path, ...]
@@ -45,22 +54,48 @@ class PipelineReport:
     evaluations: int
     gradients: int
     biases: tuple[str, ...]
+    accepted: list[list[bool]]
 
 
-def load_reward(text: str) -> Reward:
-    """The reward named "module:function": a function of images (B, 3, H, W) in [0, 1], or a Reward.
+def load_reward(text: str, *, model: str = "", device: str | None = None) -> Reward:
+    """A reward by its name, or a function of your own.
 
-    The module is looked for in the current folder first. Its code is run: name only your own.
+    Parameters
+    ----------
+    text : str
+        A name of :data:`~glass_flows.integrations.rewards.PRETRAINED`; with ":" and a hub id or a
+        folder after it, weights of your own of that kind. Or "module:function": a function of
+        images (B, 3, H, W) in [0, 1], or a Reward. The module is looked for in the current folder
+        first. Its code is run: name only your own.
+    model : str
+        For "shapes", "clip" is the CLIP of that world.
+    device : str, optional
+        For a pre-trained reward.
+
+    Raises
+    ------
+    InvalidArgument, UnknownName, MissingExtra
+        There is no such reward, or it cannot be loaded.
     """
+    from ..integrations.rewards import PRETRAINED, pretrained_reward
+
     name, _, attribute = text.partition(":")
-    if not name or not attribute:
-        raise InvalidArgument(f"--reward must be 'module:function' for a pipeline, got {text!r}")
+    if name in PRETRAINED:
+        place: str | Path | None = attribute or None
+        if place is None and (name, model) == ("clip", SHAPES):
+            place = SHAPES_CLIP
+        return pretrained_reward(name, place, device=device)
+    if not attribute:
+        check_name("reward", name, (*PRETRAINED, "module:function"))
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        raise InvalidArgument(f"cannot import the reward's module {name!r}: {error}") from error
+        raise InvalidArgument(
+            f"cannot import the reward's module {name!r}: {error}. --reward for a pipeline is "
+            f"{', '.join(PRETRAINED)}, or 'module:function' of your own"
+        ) from error
     finally:
         sys.path.remove(here)
     if not hasattr(module, attribute):
@@ -83,6 +118,8 @@ def load_pipeline(
 
     Parameters
     ----------
+    model : str
+        "shapes" is the bundled one.
     device : str, optional
         "cuda" where there is one, else "cpu".
     dtype : "float32", "bfloat16" or "float16", optional
@@ -104,10 +141,11 @@ def load_pipeline(
     home = device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = dtype or ("bfloat16" if home.startswith("cuda") else "float32")
     kind = _DTYPES[check_name("dtype", name, _DTYPES)]
-    local = os.path.isdir(model)
+    place = str(SHAPES_PIPELINE) if model == SHAPES else model
+    local = os.path.isdir(place)
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
-            model,
+            place,
             dtype=kind,
             revision=revision,
             use_safetensors=True,
@@ -116,17 +154,35 @@ def load_pipeline(
         if lora is not None:
             pipe.load_lora_weights(lora)
     except (OSError, ValueError, AttributeError, ImportError) as error:
+        step = (
+            "the folder must hold a diffusers pipeline, model_index.json and safetensors"
+            if local
+            else "check the id's spelling and the network (HF_HUB_OFFLINE unset, a token for gated "
+            "models), or download the model and give its folder"
+        )
         raise InvalidArgument(
-            f"cannot load a diffusers pipeline from {model!r}: {error}"
+            f"cannot load a diffusers pipeline from {model!r}: {error} ({step})"
         ) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _too_large(model) from error
     announce(memory_line(pipe, home, offload))
-    if offload == "model":
-        pipe.enable_model_cpu_offload(device=home)
-    elif offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=home)
-    else:
-        pipe.to(home)
+    try:
+        if offload == "model":
+            pipe.enable_model_cpu_offload(device=home)
+        elif offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=home)
+        else:
+            pipe.to(home)
+    except torch.OutOfMemoryError as error:
+        raise _too_large(model) from error
     return pipe
+
+
+def _too_large(model: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{model!r} does not fit into memory: try --offload model (or sequential, slower), "
+        "--dtype bfloat16, or a smaller model"
+    )
 
 
 def memory_line(pipe: Any, device: str, offload: str) -> str:
@@ -159,13 +215,19 @@ def align_pipeline(
 ) -> PipelineReport:
     """Steer a pipeline and write every image, a sheet of them and the figures into `out`.
 
-    `options` are those of :func:`glass_flows.steer_pipeline`.
+    `options` are those of :func:`glass_flows.steer_pipeline`. For the model "shapes" a judge by
+    image analysis says whether each image meets its prompt.
     """
     from ..integrations.diffusers import steer_pipeline
 
     if not prompts:
         raise InvalidArgument("give at least one --prompt")
-    scored = load_reward(reward)
+    demands: list[Prompt] = []
+    if model == SHAPES:
+        demands = [Prompt.parse(text) for text in prompts]
+        prompts = [str(demand) for demand in demands]
+        options = {**CALL, "decode_batch": None, **options}
+    scored = load_reward(reward, model=model, device=loading.get("device"))
     folder = make_folder(out)
     pipe = load_pipeline(model, announce=announce, **loading)
     asked: list[Any] = list(prompts)
@@ -184,6 +246,10 @@ def align_pipeline(
         evaluations=costs.network_evaluations,
         gradients=costs.network_gradients,
         biases=getattr(result.result, "biases", ()),
+        accepted=[
+            accepts([np.asarray(image.convert("RGB")) for image in row], [demand] * len(row))
+            for row, demand in zip(result.images, demands)
+        ],
     )
     weights = getattr(result.result, "log_weights", None)
     evidence = getattr(result.result, "log_evidence", None)
@@ -201,6 +267,8 @@ def align_pipeline(
         "decodes": costs.decodes,
         "biases": list(found.biases),
     }
+    if demands:
+        data["judge_accepts"] = found.accepted
     found.results.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return found
 

@@ -39,6 +39,7 @@ _SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # λ
 _GUIDES = (0.25, 1.0, 4.0, 16.0)  # w, through the reward
 _CAPS = (0.75, 1.5, 3.0)  # of the twist
 _CHUNK = 10  # prompts that share a batch
+_COLUMNS = 8  # of each half of the grid
 _PLAIN, _BEST, _OURS, _GUIDED, _TWISTED = (
     "plain",
     "best of {N}",
@@ -139,7 +140,7 @@ def compare_shapes(
 
     What was drawn is kept in ``out/runs``: the same call after an interruption goes on from there.
     """
-    check_count("count", count, least=len(CATEGORIES))
+    check_count("count", count, least=2 * len(CATEGORIES))
     check_count("tuning_count", tuning_count, least=2)
     folder = make_folder(out)
     bench = _Bench(pipe, reward, seed, folder / "runs")
@@ -368,7 +369,6 @@ def _grid(
     evaluations: int,
     file: Path,
     announce: Callable[[str], None],
-    columns: int = 8,
 ) -> Path:
     """Two held-out prompts of each category: plain samples, and the best of as many runs."""
     asked = sorted(prompts("test", 2 * len(CATEGORIES)), key=lambda p: CATEGORIES.index(p.category))
@@ -376,9 +376,9 @@ def _grid(
     announce("drawing the grid")
     rows = []
     for prompt in asked:
-        shown = [bench.run(s, [prompt] * columns) for s in (plain, tuned)]
+        shown = [bench.run(s, [prompt] * _COLUMNS) for s in (plain, tuned)]
         images = [np.asarray(image) for one in shown for image in one.images]
         verdicts = [bool(v) for one in shown for v in one.verdicts]
         pixels: Tensor = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
         rows.append(Row(f"{prompt}: plain, steered", pixels, verdicts))
-    return save_png(image_grid(rows, 2 * columns), file, settings=str(_brief(tuned)))
+    return save_png(image_grid(rows, 2 * _COLUMNS), file, settings=str(_brief(tuned)))

@@ -25,14 +25,14 @@ from .training import Job, Loss, begin, fit
 
 __all__ = ["train_clip"]
 
-BATCH, WRONG = 128, 3
+BATCH, WRONG = 128, 2
 _NOISE = 0.15  # largest standard deviation of the noise that pictures get, of a range of 2
 
 
 def train_clip(
     out: str | Path,
     *,
-    steps: int = 6_000,
+    steps: int = 3_000,
     scenes: int = 60_000,
     seed: int = 1,
     device: str | None = None,

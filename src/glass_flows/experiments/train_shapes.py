@@ -50,9 +50,9 @@ _HELD = 2000  # scenes for the statistics of the latents
 def train_shapes(
     out: str | Path,
     *,
-    steps: int = 16_000,
-    vae_steps: int = 2_500,
-    scenes: int = 120_000,
+    steps: int = 8_000,
+    vae_steps: int = 1_500,
+    scenes: int = 60_000,
     seed: int = 0,
     start: str | Path | None = None,
     device: str | None = None,

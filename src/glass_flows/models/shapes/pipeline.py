@@ -163,7 +163,10 @@ def build_pipeline() -> Any:
         guidance_embeds=False,
         axes_dims_rope=(4, 14, 14),
     )
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False)
+    # Shifts that leave the times as they are: without any it would pass for FLUX.1-schnell.
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0
+    )
     return diffusers.FluxPipeline(
         scheduler=scheduler,
         vae=vae,

@@ -1,0 +1,80 @@
+"""The methods side by side on an untrained Shapes pipeline: figures, files, resumption."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("diffusers")
+
+from glass_flows.errors import InvalidArgument
+from glass_flows.experiments import compare_shapes as compare
+from glass_flows.integrations.rewards import ImageTextReward
+from glass_flows.models.shapes.clip import build_clip, build_clip_processor
+from glass_flows.models.shapes.pipeline import build_pipeline
+
+SMALL = {"count": 12, "tuning_count": 2, "particles": 2, "transitions": 2, "steps": 1}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    torch.manual_seed(0)
+    clip = ImageTextReward(build_clip(), build_clip_processor(), 100.0, device="cpu")
+    return {"pipe": build_pipeline(), "reward": clip, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(compare, "_SCALES", (1.0, 4.0))
+    monkeypatch.setattr(compare, "_GUIDES", (0.5, 1.0))
+    monkeypatch.setattr(compare, "_CAPS", (0.75,))
+    monkeypatch.setattr(compare, "_COLUMNS", 2)
+
+
+def test_every_method_is_run_judged_and_written(parts, tmp_path):
+    report = compare.compare_shapes(tmp_path, **parts, **SMALL)
+    names = [line.method.strip() for line in report.methods]
+    assert names == ["plain", "best of 2", "FKS + GLASS", "+ guidance", "+ twist"]
+    plain, best, *steered = report.methods
+    # Two passes of the network for each of two evaluations.
+    assert plain.evaluations == 4
+    assert {line.evaluations for line in (best, *steered)} == {8}
+    assert best.reward.value > plain.reward.value
+    table = report.table.read_text()
+    assert all(f"| {name} |" in table for name in names)
+    data = json.loads(report.results.read_text())
+    assert len(data["tuning"]["FKS + GLASS"]) == 2
+    for file in (report.picture, report.hacking):
+        with Image.open(file) as picture:
+            assert picture.size[0] > 200
+
+
+@pytest.mark.slow
+def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_figures(
+    parts, tmp_path, monkeypatch
+):
+    whole = compare.compare_shapes(tmp_path / "whole", **parts, **SMALL)
+    chunk, left = compare._Bench._chunk, [4]
+
+    def stopped(*given):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return chunk(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare._Bench, "_chunk", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare_shapes(tmp_path / "parts", **parts, **SMALL)
+    kept = len(list((tmp_path / "parts" / "runs").iterdir()))
+    assert kept == 4
+    again = compare.compare_shapes(tmp_path / "parts", **parts, **SMALL)
+    assert again.methods == whole.methods
+
+
+def test_too_few_prompts_are_refused(parts, tmp_path):
+    with pytest.raises(InvalidArgument, match="count"):
+        compare.compare_shapes(tmp_path, **parts, **{**SMALL, "count": 3})
