@@ -80,7 +80,9 @@ def test_the_same_seed_writes_the_same_images(tmp_path):
         (["--model", "./nothing", "--prompt", "a cat", "--reward", "rewards_of_mine:red"],
          "cannot load a diffusers pipeline"),
         (["--model", ".", "--prompt", "a cat", "--reward", "class:8"], "cannot import"),
-        (["--model", ".", "--prompt", "a cat", "--reward", "red"], "must be 'module:function'"),
+        (["--model", ".", "--prompt", "a cat", "--reward", "red"], "unknown reward 'red'.*pickscore"),
+        (["--model", ".", "--prompt", "a", "--reward", "hps"], "glass-flows convert reward hps"),
+        (["--model", ".", "--prompt", "a", "--reward", "clip:."], "must hold weights"),
         (["--model", ".", "--prompt", "a", "--reward", "rewards_of_mine:rad"], "Did you mean"),
         (["--model", ".", "--reward", "rewards_of_mine:red"], "at least one --prompt"),
         (["--model", ".", "--prompt", "a", "--argument", "x"], "NAME=VALUE"),
@@ -95,6 +97,13 @@ def test_the_same_seed_writes_the_same_images(tmp_path):
 def test_wrong_arguments_stop_with_a_reason(arguments, message):
     with pytest.raises(GlassError, match=message):
         align(*arguments, "--out", "out")
+
+
+def test_a_reward_is_converted_only_if_it_needs_it(tmp_path):
+    with pytest.raises(GlassError, match="unknown reward to convert 'clip'.*imagereward"):
+        CliRunner().invoke(
+            app, ["convert", "reward", "clip", "file.pt", "out"], catch_exceptions=False
+        )
 
 
 def test_rewards_of_ones_own():

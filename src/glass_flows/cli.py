@@ -26,6 +26,11 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train the small bundled models again.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+convert_app = typer.Typer(
+    help="Write published pickled weights as safetensors, reading tensors only.",
+    no_args_is_help=True,
+)
+app.add_typer(convert_app, name="convert")
 console = Console()
 
 Transitions = Annotated[int, typer.Option(help="K, the number of outer transitions.")]
@@ -74,8 +79,8 @@ def align(
     model: Annotated[
         str,
         typer.Option(
-            help="Model to steer: 'digits' or 'shapes' (bundled), or a diffusers pipeline by hub "
-            "id or folder."
+            help="Model to steer: 'digits' or 'shapes' (bundled), 'shapes:FOLDER' for one that you "
+            "trained, or a diffusers pipeline by hub id or folder."
         ),
     ] = "digits",
     prompt: Annotated[
@@ -213,7 +218,7 @@ def align(
     """
     from .experiments.align import DIGITS_STD
     from .experiments.align import align as run_align
-    from .experiments.align_pipeline import SHAPES
+    from .experiments.align_pipeline import of_shapes
     from .steering import Twist
 
     own = _given(
@@ -230,7 +235,7 @@ def align(
         lora=(lora, None),
         max_batch=(max_batch, None),
     )
-    if model == SHAPES or "/" in model or Path(model).is_dir():
+    if of_shapes(model) or "/" in model or Path(model).is_dir():
         searching = method in ("beam", "greedy", "svdd")
         common = _given(
             scale=(scale, 1.0),
@@ -341,10 +346,10 @@ def compare(
     reward: Annotated[
         list[str],
         typer.Option(
-            help="Digits: 'class:N', or 'class:all'; may be given several times. Shapes: 'clip', "
-            "or 'clip:FOLDER'."
+            help="Digits: 'class:N' (default class:8), or 'class:all'; may be given several times. "
+            "Shapes: 'clip' (default), or 'clip:FOLDER'."
         ),
-    ] = ["class:8"],  # noqa: B006 (typer copies it)
+    ] = [],  # noqa: B006 (typer copies it)
     prompts: Annotated[
         int, typer.Option(help="Held-out prompts (shapes); a quarter as many to tune on.")
     ] = 120,
@@ -370,11 +375,14 @@ def compare(
 
     Example: glass-flows compare --model shapes --prompts 120 --out out/shapes
     """
+    from .experiments.align_pipeline import of_shapes
     from .experiments.compare import compare as run_compare
 
-    if model != "digits":
-        typer.echo(_compare_shapes(out, model, reward, prompts, evaluations, particles, seed))
+    if of_shapes(model):
+        name = (reward or ["clip"])[0]
+        typer.echo(_compare_shapes(out, model, name, prompts, evaluations, particles, seed))
         return
+    reward = reward or ["class:8"]
     wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
     report = run_compare(
         out,
@@ -601,6 +609,29 @@ def train_clip(
     typer.echo(f"model: {out}")
 
 
+@convert_app.command("reward")
+def convert_reward(
+    name: Annotated[str, typer.Argument(help="'hps', 'imagereward' or 'aesthetic'.")],
+    file: Annotated[Path, typer.Argument(help="The file as its authors publish it.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; made if it is missing.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Hub id or folder of what the file lacks: the processor of 'hps', the tokenizer "
+            "of 'imagereward', the CLIP of 'aesthetic'; the published ones without it."
+        ),
+    ] = None,
+) -> None:
+    """Make a reward's published weights loadable: `--reward NAME:OUT` afterwards.
+
+    Example: glass-flows convert reward imagereward ImageReward.pt weights/imagereward
+    """
+    from .integrations.rewards import convert_reward as run_conversion
+
+    folder = run_conversion(name, file, out, base=base)
+    typer.echo(f"reward: {folder}\nuse it with: --reward {name}:{folder}")
+
+
 def _align_pipeline(out: Path, **options: Any) -> str:
     """Run it; what to print."""
     from .experiments.align_pipeline import align_pipeline
@@ -610,12 +641,15 @@ def _align_pipeline(out: Path, **options: Any) -> str:
         f"{prompt}: rewards {', '.join(f'{r:.4g}' for r in sorted(values, reverse=True))}"
         for prompt, values in zip(options["prompts"], report.rewards)
     ]
-    for prompt, values, accepted in zip(options["prompts"], report.rewards, report.accepted):
-        best = "accepts" if accepted[values.index(max(values))] else "refuses"
-        lines.append(
-            f"{prompt}: the judge {best} the image of the highest reward, and accepts "
-            f"{sum(accepted)} of all {len(accepted)}"
-        )
+    if report.judged is not None:
+        lines += [
+            f"{prompt}: the judge accepts {sum(before)} of {len(before)} plain samples and "
+            f"{sum(after)} of {len(after)} here; of the highest reward, "
+            f"{'yes' if after[values.index(max(values))] else 'no'}"
+            for prompt, values, before, after in zip(
+                options["prompts"], report.rewards, report.judged.plain, report.judged.returned
+            )
+        ]
     backward = f" + {report.gradients} backward" if report.gradients else ""
     lines.append(f"network evaluations: {report.evaluations}{backward}")
     lines += [f"biased: {reason}" for reason in report.biases]
@@ -627,14 +661,14 @@ def _align_pipeline(out: Path, **options: Any) -> str:
 def _compare_shapes(
     out: Path,
     model: str,
-    rewards: list[str],
+    reward: str,
     prompts: int,
     evaluations: int,
     particles: int,
     seed: int,
 ) -> str:
     """Run it; what to print."""
-    from .experiments.align_pipeline import SHAPES, load_pipeline, load_reward
+    from .experiments.align_pipeline import load_pipeline, load_reward
     from .experiments.compare_shapes import compare_shapes
 
     transitions = 6
@@ -643,7 +677,7 @@ def _compare_shapes(
     report = compare_shapes(
         out,
         pipe=load_pipeline(model),
-        reward=load_reward("clip" if rewards == ["class:8"] else rewards[0], model=SHAPES),
+        reward=load_reward(reward, model=model),
         count=prompts,
         tuning_count=max(2, prompts // 4),
         particles=particles,

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,38 @@ from ..models.shapes.clip import BUNDLED as SHAPES_CLIP
 from ..models.shapes.pipeline import BUNDLED as SHAPES_PIPELINE
 from ..models.shapes.pipeline import CALL
 from ..rewards import Reward, as_reward
-from .pictures import make_folder
+from .pictures import Row, image_grid, make_folder
 
-__all__ = ["SHAPES", "PipelineReport", "align_pipeline", "load_pipeline", "load_reward"]
+__all__ = [
+    "SHAPES",
+    "Judged",
+    "PipelineReport",
+    "align_pipeline",
+    "load_pipeline",
+    "load_reward",
+    "of_shapes",
+]
 
 SHAPES = "shapes"
-"""Name of the bundled pipeline."""
+"""Name of the bundled pipeline; with ":" and a folder after it, of another of that world."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OFFLOADS = ("none", "model", "sequential")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Whether the judge of the Shapes world accepts each image, for every prompt.
+
+    Attributes
+    ----------
+    plain : list of list of bool
+        Of as many plain samples as there are particles.
+    returned : list of list of bool
+        Of the images of the run.
+    """
+
+    plain: list[list[bool]]
+    returned: list[list[bool]]
 
 
 @dataclass(frozen=True)
@@ -43,8 +67,8 @@ class PipelineReport:
         Forward and backward passes of the network in all.
     biases : tuple of str
         Reasons for which the weighted particles miss the target; empty for exact weights.
-    accepted : list of list of bool
-        For the model "shapes": whether the judge accepts each image.
+    judged : Judged, optional
+        For the model "shapes".
     """
 
     images: tuple[Path, ...]
@@ -54,7 +78,12 @@ class PipelineReport:
     evaluations: int
     gradients: int
     biases: tuple[str, ...]
-    accepted: list[list[bool]]
+    judged: Judged | None = None
+
+
+def of_shapes(model: str) -> bool:
+    """Whether a model's name is that of a pipeline of the Shapes world."""
+    return model.partition(":")[0] == SHAPES
 
 
 def load_reward(text: str, *, model: str = "", device: str | None = None) -> Reward:
@@ -68,7 +97,7 @@ def load_reward(text: str, *, model: str = "", device: str | None = None) -> Rew
         images (B, 3, H, W) in [0, 1], or a Reward. The module is looked for in the current folder
         first. Its code is run: name only your own.
     model : str
-        For "shapes", "clip" is the CLIP of that world.
+        For one of the Shapes world "clip" is the CLIP of that world.
     device : str, optional
         For a pre-trained reward.
 
@@ -82,7 +111,7 @@ def load_reward(text: str, *, model: str = "", device: str | None = None) -> Rew
     name, _, attribute = text.partition(":")
     if name in PRETRAINED:
         place: str | Path | None = attribute or None
-        if place is None and (name, model) == ("clip", SHAPES):
+        if place is None and name == "clip" and of_shapes(model):
             place = SHAPES_CLIP
         return pretrained_reward(name, place, device=device)
     if not attribute:
@@ -119,7 +148,7 @@ def load_pipeline(
     Parameters
     ----------
     model : str
-        "shapes" is the bundled one.
+        "shapes" is the bundled one, "shapes:FOLDER" another of that world.
     device : str, optional
         "cuda" where there is one, else "cpu".
     dtype : "float32", "bfloat16" or "float16", optional
@@ -141,7 +170,7 @@ def load_pipeline(
     home = device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = dtype or ("bfloat16" if home.startswith("cuda") else "float32")
     kind = _DTYPES[check_name("dtype", name, _DTYPES)]
-    place = str(SHAPES_PIPELINE) if model == SHAPES else model
+    place = (model.partition(":")[2] or str(SHAPES_PIPELINE)) if of_shapes(model) else model
     local = os.path.isdir(place)
     try:
         pipe = diffusers.DiffusionPipeline.from_pretrained(
@@ -215,15 +244,15 @@ def align_pipeline(
 ) -> PipelineReport:
     """Steer a pipeline and write every image, a sheet of them and the figures into `out`.
 
-    `options` are those of :func:`glass_flows.steer_pipeline`. For the model "shapes" a judge by
-    image analysis says whether each image meets its prompt.
+    `options` are those of :func:`glass_flows.steer_pipeline`. For "shapes" the sheet also
+    holds as many plain samples, and a judge by image analysis says which images meet their prompt.
     """
     from ..integrations.diffusers import steer_pipeline
 
     if not prompts:
         raise InvalidArgument("give at least one --prompt")
     demands: list[Prompt] = []
-    if model == SHAPES:
+    if of_shapes(model):
         demands = [Prompt.parse(text) for text in prompts]
         prompts = [str(demand) for demand in demands]
         options = {**CALL, "decode_batch": None, **options}
@@ -236,7 +265,23 @@ def align_pipeline(
     result = steer_pipeline(pipe, asked, scored, progress=progress, **options)
     files = result.save(folder)
     picture = folder / "best-first.png"
-    _sheet(result.images, result.rewards).save(picture)
+    judged = None
+    if demands:
+        plain = _plain(pipe, asked, scored, progress, options)
+        judged = Judged(_verdicts(plain, demands), _verdicts(result, demands))
+        sheet = image_grid(
+            [
+                _row(f"{prompt}: {name}", shown.images[i], shown.rewards[i], accepted[i])
+                for i, prompt in enumerate(prompts)
+                for name, shown, accepted in (
+                    ("plain", plain, judged.plain),
+                    (options["method"], result, judged.returned),
+                )
+            ]
+        )
+    else:
+        sheet = _sheet(result.images, result.rewards)
+    sheet.save(picture)
     costs = result.result.costs
     found = PipelineReport(
         images=tuple(files),
@@ -246,10 +291,7 @@ def align_pipeline(
         evaluations=costs.network_evaluations,
         gradients=costs.network_gradients,
         biases=getattr(result.result, "biases", ()),
-        accepted=[
-            accepts([np.asarray(image.convert("RGB")) for image in row], [demand] * len(row))
-            for row, demand in zip(result.images, demands)
-        ],
+        judged=judged,
     )
     weights = getattr(result.result, "log_weights", None)
     evidence = getattr(result.result, "log_evidence", None)
@@ -267,10 +309,47 @@ def align_pipeline(
         "decodes": costs.decodes,
         "biases": list(found.biases),
     }
-    if demands:
-        data["judge_accepts"] = found.accepted
+    if judged is not None:
+        data["judge_accepts"] = asdict(judged)
     found.results.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return found
+
+
+def _plain(
+    pipe: Any, asked: list[Any], reward: Reward, progress: bool | None, options: dict[str, Any]
+) -> Any:
+    """Samples of the ODE with the options that a call of the pipeline knows, best of N or not."""
+    from ..integrations.diffusers import steer_pipeline
+
+    kept = {"particles", "seed", "start", "max_batch", "decode_batch", *CALL}
+    steps = options["transitions"] * options["steps"]
+    return steer_pipeline(
+        pipe,
+        asked,
+        reward,
+        method="best-of-n",
+        transitions=1,
+        steps=steps,
+        progress=progress,
+        **{name: value for name, value in options.items() if name in kept},
+    )
+
+
+def _verdicts(result: Any, demands: Sequence[Prompt]) -> list[list[bool]]:
+    return [
+        accepts([np.asarray(image.convert("RGB")) for image in row], [demand] * len(row))
+        for row, demand in zip(result.images, demands)
+    ]
+
+
+def _row(
+    caption: str, images: list[Image.Image], rewards: torch.Tensor, accepted: list[bool]
+) -> Row:
+    """The images of one prompt, best first."""
+    order = rewards.argsort(descending=True).tolist()
+    arrays = np.stack([np.asarray(images[i].convert("RGB")) for i in order])
+    pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
+    return Row(caption, pixels, [accepted[i] for i in order])
 
 
 def _sheet(images: list[list[Image.Image]], rewards: torch.Tensor) -> Image.Image:
