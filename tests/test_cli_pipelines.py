@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -80,7 +81,7 @@ def test_the_same_seed_writes_the_same_images(tmp_path):
         (["--model", "./nothing", "--prompt", "a cat", "--reward", "rewards_of_mine:red"],
          "cannot load a diffusers pipeline"),
         (["--model", ".", "--prompt", "a cat", "--reward", "class:8"], "cannot import"),
-        (["--model", ".", "--prompt", "a cat", "--reward", "red"], "unknown reward 'red'.*pickscore"),
+        (["--model", ".", "--prompt", "a cat", "--reward", "red"], "unknown reward 'red'"),
         (["--model", ".", "--prompt", "a", "--reward", "hps"], "glass-flows convert reward hps"),
         (["--model", ".", "--prompt", "a", "--reward", "clip:."], "must hold weights"),
         (["--model", ".", "--prompt", "a", "--reward", "rewards_of_mine:rad"], "Did you mean"),
@@ -99,8 +100,28 @@ def test_wrong_arguments_stop_with_a_reason(arguments, message):
         align(*arguments, "--out", "out")
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "does not fit into memory: try --offload model"),
+        (torch.OutOfMemoryError("CUDA"), "does not fit into memory: try --offload model"),
+        (OSError("we couldn't connect"), "check the id's spelling and the network"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_to_a_pipeline_has_a_next_step(error, message, monkeypatch):
+    import diffusers
+
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", fails)
+    with pytest.raises(InvalidArgument, match=message):
+        align("--model", "some/model", "--prompt", "a", "--reward", "rewards_of_mine:red",
+              "--out", "out")  # fmt: skip
+
+
 def test_a_reward_is_converted_only_if_it_needs_it(tmp_path):
-    with pytest.raises(GlassError, match="unknown reward to convert 'clip'.*imagereward"):
+    with pytest.raises(GlassError, match=r"unknown reward to convert 'clip'.*imagereward"):
         CliRunner().invoke(
             app, ["convert", "reward", "clip", "file.pt", "out"], catch_exceptions=False
         )

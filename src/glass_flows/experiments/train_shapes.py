@@ -41,7 +41,7 @@ __all__ = [
 
 BATCH = {"vae": 32, "flow": 64}
 PROMPT_DROPOUT = 0.1
-_NOISIER = 0.3  # what goes where is decided at high noise
+_NOISIER = 0.8  # what goes where is decided at high noise
 _NOISES = 2  # noises of one scene in a batch: its sentence is encoded once
 _LAYOUT = 2.0  # weight of the layout
 _HELD = 2000  # scenes for the statistics of the latents
