@@ -59,13 +59,18 @@ def draw(pipe):
     ).images
 
 
-def test_it_is_read_back_by_diffusers_and_draws_the_same_bits(pipe, tmp_path):
+def test_it_is_read_back_by_diffusers_and_draws_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = diffusers.FluxPipeline.from_pretrained(tmp_path, local_files_only=True)
     again.set_progress_bar_config(disable=True)
     images = draw(pipe)
     assert images.shape == (2, 3, 32, 32)
-    assert torch.equal(images, draw(again))
+    # Products of matrices may differ in the last bits with where in memory the weights were read to.
+    torch.testing.assert_close(images, draw(again), rtol=0, atol=1e-4)
+    for part in ("vae", "transformer", "text_encoder", "text_encoder_2"):
+        read = getattr(again, part).state_dict()
+        for key, value in getattr(pipe, part).state_dict().items():
+            assert torch.equal(value, read[key]), key
     assert not list(tmp_path.rglob("*.bin"))
     for name in ("tokenizer", "tokenizer_2"):
         text = "a small red circle to the left of a large blue square"

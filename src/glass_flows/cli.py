@@ -593,6 +593,9 @@ def train_clip(
     out: Out,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 3_000,
     scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 60_000,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of a trained Shapes CLIP to go on from.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     seed: Seed = 1,
     resume: Annotated[
@@ -605,7 +608,9 @@ def train_clip(
     """
     from .experiments.train_clip import train_clip as run_training
 
-    run_training(out, steps=steps, scenes=scenes, device=device, seed=seed, resume=resume)
+    run_training(
+        out, steps=steps, scenes=scenes, start=start, device=device, seed=seed, resume=resume
+    )
     typer.echo(f"model: {out}")
 
 

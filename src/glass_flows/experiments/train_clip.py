@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..models.shapes import Prompt, contradict, holds
-from ..models.shapes.clip import build_clip, build_clip_processor
+from ..models.shapes.clip import build_clip, build_clip_processor, load_clip
 from ..models.shapes.pipeline import CLIP_TOKENS
 from .train_shapes import device_named, draw_scenes, half_precision, matmul_attention, pixels
 from .training import Job, Loss, begin, fit
@@ -35,6 +35,7 @@ def train_clip(
     steps: int = 3_000,
     scenes: int = 60_000,
     seed: int = 1,
+    start: str | Path | None = None,
     device: str | None = None,
     resume: bool = True,
     checkpoint_every: int = 500,
@@ -47,6 +48,7 @@ def train_clip(
     out : folder for the model; ``out/checkpoints`` holds the state of an unfinished run.
     steps : optimiser steps, 128 scenes each.
     scenes : different scenes that are drawn, all from sentences of the part "train".
+    start : folder of a trained Shapes CLIP to go on from.
     seed, device, resume, checkpoint_every, progress : as in :func:`.train_shapes.train_shapes`.
 
     Raises
@@ -60,7 +62,7 @@ def train_clip(
     begin(checkpoints, settings, checkpoint_every, resume)
     job = Job(
         "shapes-clip",
-        lambda: _training(build_clip()),
+        lambda: _training(build_clip() if start is None else load_clip(start)),
         _clip_loss(scenes, seed, home),
         steps,
         seed,

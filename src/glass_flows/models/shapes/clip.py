@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from ...errors import WeightsFileError
 from .pipeline import CLIP_TOKENS, clip_tokenizer
 from .world import SIDE
 
-__all__ = ["BUNDLED", "build_clip", "build_clip_processor"]
+__all__ = ["BUNDLED", "build_clip", "build_clip_processor", "load_clip"]
 
 BUNDLED = Path(__file__).parent.parent / "weights" / "shapes-clip"
 """Folder of the trained model, as ``CLIPModel.from_pretrained`` takes it."""
@@ -53,6 +55,30 @@ def build_clip() -> Any:
     # things lie would be learnt long after the rest.
     torch.nn.init.normal_(clip.vision_model.embeddings.position_embedding.weight, std=0.3)
     return clip
+
+
+def load_clip(folder: str | Path = BUNDLED) -> Any:
+    """The Shapes CLIP of a folder, in float32.
+
+    Raises
+    ------
+    MissingExtra
+        transformers is not installed.
+    WeightsFileError
+        The folder holds no such model.
+    """
+    clip_tokenizer()
+    import transformers
+
+    try:
+        return transformers.CLIPModel.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsFileError(
+            f"{str(folder)!r} holds no CLIPModel ({error}); write one with "
+            "`glass-flows train clip --out FOLDER`"
+        ) from error
 
 
 def build_clip_processor() -> Any:

@@ -193,7 +193,7 @@ def load_pipeline(folder: str | Path = BUNDLED) -> Any:
 
     try:
         return diffusers.FluxPipeline.from_pretrained(
-            str(folder), torch_dtype=torch.float32, local_files_only=True, use_safetensors=True
+            str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise WeightsFileError(
