@@ -47,7 +47,7 @@ _PLAIN, _BEST, _OURS, _GUIDED, _TWISTED = (
     "  + guidance",
     "  + twist",
 )
-_GROUPS = {"single object": SINGLE, "two objects": TWO}
+_GROUPS = {"single object": SINGLE, "counting": ("counting",), "two objects": TWO}
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def compare_shapes(
 def plain_acceptance(
     pipe: Any, *, per_group: int = 100, evaluations: int = 24, seed: int = 0
 ) -> dict[str, Estimate]:
-    """What the judge accepts of plain samples for held-out prompts: single objects, two objects.
+    """What the judge accepts of plain samples for held-out prompts, by kinds of prompt.
 
     The part "test" holds few different sentences of a single object; they are drawn several times.
     """
