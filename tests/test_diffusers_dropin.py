@@ -309,7 +309,7 @@ def test_it_is_saved_and_loaded_with_its_pipeline(name, tmp_path):
     again.set_progress_bar_config(disable=True)
     assert isinstance(again.scheduler, GlassScheduler)
     assert again.scheduler.config.seed == 9 and again.scheduler.config.rho == "ddim:0.5"
-    # Products of matrices may differ in the last bits with where in memory the weights were read to.
+    # Where in memory weights are read to may change the last bits of their products.
     torch.testing.assert_close(draw(again, name), expected, rtol=1e-4, atol=1e-5)
     alone = GlassScheduler.from_pretrained(tmp_path, subfolder="scheduler", rho=0.1)
     assert alone.config.rho == 0.1 and alone.config.steps == 2

@@ -65,7 +65,7 @@ def test_it_is_read_back_by_diffusers_and_draws_the_same(pipe, tmp_path):
     again.set_progress_bar_config(disable=True)
     images = draw(pipe)
     assert images.shape == (2, 3, 32, 32)
-    # Products of matrices may differ in the last bits with where in memory the weights were read to.
+    # Where in memory weights are read to may change the last bits of their products.
     torch.testing.assert_close(images, draw(again), rtol=0, atol=1e-4)
     for part in ("vae", "transformer", "text_encoder", "text_encoder_2"):
         read = getattr(again, part).state_dict()
