@@ -1,4 +1,4 @@
-"""The bundled Shapes pipeline and CLIP: what they are, how good, and reached as users reach them."""
+"""The bundled Shapes pipeline and CLIP: what they are, how good, and how users reach them."""
 
 from __future__ import annotations
 
