@@ -33,6 +33,7 @@ class Row:
 def image_grid(rows: Sequence[Row], columns: int = 16, size: int = 48) -> Image.Image:
     """The rows under their captions; green borders for a good verdict, red for a bad one."""
     gap, text = 6, 26
+    columns = min(columns, max([8, *(len(row.images) for row in rows)]))
     lines = [-(-len(row.images) // columns) for row in rows]
     width = columns * (size + gap) + gap
     height = sum(text + n * (size + gap) for n in lines) + gap
