@@ -53,6 +53,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(small, after, tmp_path,
         assert "FluxPipeline" in index.read()
 
 
+@pytest.mark.slow
 def test_it_learns(small, tmp_path, monkeypatch):
     monkeypatch.setattr(shapes, "BATCH", {"vae": 16, "flow": 16})
     losses: dict[str, list[float]] = {}
