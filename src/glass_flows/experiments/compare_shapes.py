@@ -35,7 +35,7 @@ from .training import replace
 __all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods", "plain_acceptance"]
 
 Settings = dict[str, Any]
-_SCALES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # λ
+_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 8.0)  # λ, of a reward whose spread is about 7
 _GUIDES = (0.25, 1.0, 4.0, 16.0)  # w, through the reward
 _CAPS = (0.75, 1.5, 3.0)  # of the twist
 _CHUNK = 10  # prompts that share a batch
