@@ -7,14 +7,17 @@ import json
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
-from glass_flows.errors import InvalidArgument
+from glass_flows.cli import app
+from glass_flows.errors import GlassError, InvalidArgument
 from glass_flows.experiments import compare_shapes as compare
 from glass_flows.integrations.rewards import ImageTextReward
 from glass_flows.models.shapes.clip import build_clip, build_clip_processor
 from glass_flows.models.shapes.pipeline import build_pipeline
+from glass_flows.rewards import FunctionReward
 
 SMALL = {"count": 12, "tuning_count": 2, "particles": 2, "transitions": 2, "steps": 1}
 
@@ -73,6 +76,26 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_figures(
     assert kept == 4
     again = compare.compare_shapes(tmp_path / "parts", **parts, **SMALL)
     assert again.methods == whole.methods
+
+
+def test_a_reward_without_weights_is_refused(parts, tmp_path):
+    with pytest.raises(InvalidArgument, match="pre-trained reward"):
+        compare.compare_shapes(tmp_path, **{**parts, "reward": FunctionReward(len)}, **SMALL)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--model", "shape"],
+        ["--model", "shapes", "--runs", "8"],
+        ["--model", "shapes", "--reward", "clip", "--reward", "hps"],
+        ["--model", "shapes", "--evaluations", "7"],
+        ["--prompts", "12"],
+    ],
+)
+def test_wrong_options_are_refused(wrong, tmp_path):
+    with pytest.raises(GlassError, match=wrong[-2] if wrong[-2] != "--model" else "'shapes'"):
+        CliRunner().invoke(app, ["compare", *wrong, "--out", str(tmp_path)], catch_exceptions=False)
 
 
 def test_too_few_prompts_are_refused(parts, tmp_path):

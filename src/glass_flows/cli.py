@@ -340,7 +340,7 @@ def compare(
     model: Annotated[
         str,
         typer.Option(
-            help="'digits' or 'shapes' (bundled), or a folder of another Shapes pipeline."
+            help="'digits' or 'shapes' (bundled), or 'shapes:FOLDER' for one that you trained."
         ),
     ] = "digits",
     reward: Annotated[
@@ -375,10 +375,25 @@ def compare(
 
     Example: glass-flows compare --model shapes --prompts 120 --out out/shapes
     """
+    from .errors import check_name
     from .experiments.align_pipeline import of_shapes
     from .experiments.compare import compare as run_compare
 
-    if of_shapes(model):
+    shapes = of_shapes(model)
+    if not shapes:
+        check_name("model", model, ("digits", "shapes"))
+    # What is of the other model is refused, not ignored.
+    foreign = (
+        _given(runs=(runs, 256), tuning_runs=(tuning_runs, 96), only=(only, []))
+        if shapes
+        else _given(prompts=(prompts, 120))
+    )
+    if foreign:
+        flags = ", ".join("--" + name.replace("_", "-") for name in foreign)
+        raise InvalidArgument(f"{flags}: not for --model {model}; leave it out")
+    if shapes:
+        if len(reward) > 1:
+            raise InvalidArgument(f"--model {model} takes one --reward, got {len(reward)}")
         name = (reward or ["clip"])[0]
         typer.echo(_compare_shapes(out, model, name, prompts, evaluations, particles, seed))
         return
@@ -569,7 +584,8 @@ def train_shapes(
 ) -> None:
     """Train a small FluxPipeline on the Shapes world (one to three hours on two cores).
 
-    The folder can be opened with diffusers, and steered with `glass-flows align --model FOLDER`.
+    The folder can be opened with diffusers, and steered with `glass-flows align --model
+    shapes:FOLDER`.
 
     Example: glass-flows train shapes --out out/shapes
     """

@@ -142,6 +142,10 @@ def compare_shapes(
     """
     check_count("count", count, least=2 * len(CATEGORIES))
     check_count("tuning_count", tuning_count, least=2)
+    if not hasattr(reward, "network"):  # whose weights tell what was drawn with it
+        raise InvalidArgument(
+            f"the comparison takes a pre-trained reward, as of pretrained_reward, got {reward!r}"
+        )
     folder = make_folder(out)
     bench = _Bench(pipe, reward, seed, folder / "runs")
     asked, tuning = prompts("test", count), prompts("tune", tuning_count)
