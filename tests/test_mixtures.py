@@ -68,6 +68,10 @@ def test_posterior(name, x):
     got = law.posterior_log_prob(path, column(at), column([x] * 3), t)
     expected = np.log(joint[[14_000, 20_000, 23_500]] / evidence)
     np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-9)
+    for b in (-1.5, 0.0, 2.0):
+        value = law.posterior_log_mean_exp(path, column([x]), t, torch.tensor([b]))
+        tilted = math.log(integral(np.exp(b * Z) * joint) / evidence)
+        assert value.item() == pytest.approx(tilted, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", PATHS)

@@ -93,7 +93,7 @@ def test_the_judge_accepts_every_clean_render():
     findings = [examine(i) for i in images]
     assert all(f.meets(p) for f, p in zip(findings, asked))
     # ... with room: renders stay away from the tolerance, and are measured to half a pixel.
-    assert max(r for f in findings for r in f.residuals) < 0.75 * TOLERANCE
+    assert max(r for f in findings for r in f.residuals) < 0.5 * TOLERANCE
     for found, scene in zip(findings, placed):
         for one in scene:
             near = min(found.objects, key=lambda o: abs(o.x - one.x) + abs(o.y - one.y))

@@ -436,6 +436,59 @@ def compare(
 
 
 @app.command()
+def reproduce(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="posterior, kernel, values, sampling, alignment, rho, guidance, discrete, "
+            "stability, or all."
+        ),
+    ],
+    out: Out,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Every part small: does it run, not what comes out.")
+    ] = False,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="'digits'; for alignment, rho and guidance also 'shapes', 'shapes:FOLDER', or a "
+            "diffusers pipeline by folder or hub id."
+        ),
+    ] = "digits",
+    reward: Annotated[str, typer.Option(help="For pipelines, as in `glass-flows align`.")] = "clip",
+    page: Annotated[
+        Path | None,
+        typer.Option(help="Write one page about all of them into this Markdown file, too."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Re-run the experiments of the GLASS paper at the scale of the bundled models.
+
+    Each writes table.csv, table.md and plot.png into a folder of its own. A run that was
+    interrupted goes on where it was, to the same numbers.
+
+    Example: glass-flows reproduce posterior values --out out/reproduce
+
+    Example: glass-flows reproduce all --quick --out out/quick
+    """
+    from .experiments.reproduce import Scale, write_page
+    from .experiments.reproduce import reproduce as run_reproduce
+
+    if model == "digits" and reward != "clip":
+        raise InvalidArgument("--reward is for pipelines; the digits have their classifiers")
+    if page is not None and page.suffix != ".md":
+        raise InvalidArgument(f"--page is a Markdown file, its name ends in .md: {str(page)!r}")
+    scale = Scale(seed, quick, model, reward)
+    folders = run_reproduce(
+        names, out, scale=scale, announce=lambda text: console.print(text, style="dim")
+    )
+    for name, folder in folders.items():
+        typer.echo(f"{name}: {folder / 'table.md'}, table.csv, plot.png")
+    if page is not None:
+        typer.echo(f"page: {write_page(folders, page, scale)}")
+
+
+@app.command()
 def sample(
     out: Out,
     model: Annotated[str, typer.Option(help="Model to sample; 'digits' is bundled.")] = "digits",

@@ -27,7 +27,14 @@ from ..models.shapes.pipeline import (
     build_pipeline,
     load_pipeline,
 )
-from ..models.shapes.world import SIDE, coverage
+from ..models.shapes.world import (
+    BACKGROUNDS,
+    OPPOSITE,
+    RELATIONS,
+    SIDE,
+    SIZES,
+    coverage,
+)
 from .training import Job, Loss, begin, fit
 
 __all__ = [
@@ -44,6 +51,15 @@ PROMPT_DROPOUT = 0.1
 _NOISIER = 0.8  # what goes where is decided at high noise
 _NOISES = 2  # noises of one scene in a batch: its sentence is encoded once
 _LAYOUT = 2.0  # weight of the layout
+_MEANING = 0.1  # weight of what the nouns stand for
+# What a noun of a sentence can be told to be, None where nothing is said.
+_TOLD: tuple[tuple[object, ...], ...] = (
+    (None, *COLOURS),
+    (None, *SIZES),
+    (None, *RELATIONS),
+    (1, 2, 3, 4),
+    (None, *BACKGROUNDS),
+)
 _HELD = 2000  # scenes for the statistics of the latents
 
 
@@ -87,7 +103,6 @@ def train_shapes(
         pipe = build_pipeline() if start is None else load_pipeline(start)
 
     images, said, placed = draw_scenes(scenes, seed)
-    sentences = [str(prompt) for prompt in said]
     if start is None:
         job = Job(
             "shapes-vae",
@@ -117,10 +132,13 @@ def train_shapes(
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         parts["layout"] = nn.Linear(pipe.transformer.inner_dim, placed.shape[-1])
+        parts["meaning"] = nn.Linear(
+            pipe.text_encoder_2.config.d_model, sum(len(names) for names in _TOLD)
+        )
     job = Job(
         "shapes-flow",
         lambda: _training(parts),
-        _flow_loss(pipe, (latents - shift) * scale, sentences, placed, home),
+        _flow_loss(pipe, (latents - shift) * scale, said, placed, home),
         steps,
         2 * seed + 1,
         1e-3,
@@ -135,7 +153,7 @@ def train_shapes(
             job, checkpoints / "flow.safetensors", settings, checkpoint_every, progress
         )
     for name, part in trained.items():
-        if name != "layout":
+        if hasattr(pipe, name):
             setattr(pipe, name, part)
     # Half the bytes; `load_pipeline` computes in float32 again.
     pipe.to("cpu", torch.float16).save_pretrained(folder)
@@ -234,16 +252,19 @@ def _encode(vae: Any, images: NDArray[np.uint8], device: torch.device) -> Tensor
 def _flow_loss(
     pipe: Any,
     latents: Tensor,
-    sentences: list[str],
+    said: list[Prompt],
     placed: NDArray[np.float16],
     device: torch.device,
 ) -> Loss:
-    """E |v(x_σ, σ, prompt) - (ε - z)|² at x_σ = (1 - σ) z + σ ε, σ logit-normal; and the layout.
+    """E |v(x_σ, σ, prompt) - (ε - z)|² at x_σ = (1 - σ) z + σ ε, σ logit-normal; and what is meant.
 
     Half way through, the network must also say what lies where in the clean scene, through a linear
     layer that is thrown away: representation alignment (REPA, Yu et al. 2024, arXiv 2410.06940)
-    with the truth in place of a pre-trained encoder.
+    with the truth in place of a pre-trained encoder. Likewise T5 must say at every noun which
+    colour, size, place, number and background it has: it has seen no other text from which it could
+    have learnt what belongs to what.
     """
+    sentences = [str(prompt) for prompt in said]
 
     def ids(tokenizer: Any, length: int) -> Tensor:
         found: Tensor = tokenizer(
@@ -261,12 +282,14 @@ def _flow_loss(
     clip_ids, t5_ids = ids(pipe.tokenizer, CLIP_TOKENS), ids(pipe.tokenizer_2, MAX_TOKENS)
     text_positions = torch.zeros(MAX_TOKENS, 3, device=device)
     layouts = torch.from_numpy(placed)
+    meanings = torch.tensor([_meaning(prompt) for prompt in said])
     pairs = BATCH["flow"] // _NOISES
 
     def loss(parts: Any, generator: torch.Generator) -> Tensor:
         pick = torch.randint(count, (pairs,), generator=generator)
         drop = torch.rand(pairs, generator=generator) < PROMPT_DROPOUT
         words = pick.masked_fill(drop, count).to(device)
+        told = meanings[pick[~drop]]
         pick = pick.repeat_interleave(_NOISES)
         z = z_all[pick]
         noise = torch.randn(z.shape, generator=generator)
@@ -288,13 +311,46 @@ def _flow_loss(
                 return_dict=False,
             )[0]
             layout = parts["layout"](half[0])
+            meant = parts["meaning"](text)[~drop.to(device)]
         hook.remove()
         seen = F.binary_cross_entropy_with_logits(
             layout.float(), layouts[pick].to(device, torch.float32)
         )
-        return F.mse_loss(v.float(), (noise - z).to(device)) + _LAYOUT * seen
+        flow = F.mse_loss(v.float(), (noise - z).to(device))
+        return flow + _LAYOUT * seen + _MEANING * _misread(meant.float(), told.to(device))
 
     return loss
+
+
+def _meaning(prompt: Prompt) -> list[list[int]]:
+    """For two nouns of a sentence: its place among the words (-1: no such noun), and :data:`_TOLD`.
+
+    The relation of the second is the opposite one: where it lies, seen from the first.
+    """
+    words = str(prompt).split()
+    nouns = [i for i, word in enumerate(words) if word.removesuffix("s") in SHAPES]
+    relations = prompt.relation, OPPOSITE.get(str(prompt.relation))
+    found = [
+        [at, *(names.index(v) for names, v in zip(_TOLD, values))]
+        for at, values in zip(
+            nouns,
+            (
+                (one.colour, one.size, relation, prompt.count, prompt.background)
+                for one, relation in zip(prompt.things, relations)
+            ),
+        )
+    ]
+    return [*found, [-1] * (1 + len(_TOLD))][:2]
+
+
+def _misread(logits: Tensor, told: Tensor) -> Tensor:
+    """Cross-entropy of what T5 says at the nouns: logits (B, words, classes), told (B, 2, 6)."""
+    row, noun = (told[..., 0] >= 0).nonzero(as_tuple=True)
+    at = told[row, noun]
+    chosen = logits[row, at[:, 0]].split([len(names) for names in _TOLD], dim=1)
+    return sum(
+        (F.cross_entropy(one, at[:, 1 + i]) for i, one in enumerate(chosen)), logits.new_zeros(())
+    )
 
 
 def _noise_levels(count: int, generator: torch.Generator) -> Tensor:

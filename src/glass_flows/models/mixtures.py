@@ -137,6 +137,20 @@ class GaussianMixture:
         logits, centres, variances = self._posterior(flat, path.alpha(check_time(t)), path.sigma(t))
         return _log_density(self._flat(z, "z"), torch.log_softmax(logits, 1), centres, variances)
 
+    def posterior_log_mean_exp(self, path: Path, x: Tensor, t: float, linear: Tensor) -> Tensor:
+        """log E[exp(b·z) | x_t = x], shape (B,): the value of a linear reward b·z.
+
+        Parameters
+        ----------
+        linear : Tensor
+            b, of the sample's shape.
+        """
+        flat, b = self._flat(x, "x"), self._flat(linear[None], "linear")[0]
+        logits, pull, gain = self._conditional(flat, path.alpha(check_time(t)), path.sigma(t))
+        centres = pull * (self.flat_means @ b) + gain * (flat @ b)[:, None]
+        spread = self.stds.square() * pull * (b @ b)
+        return torch.logsumexp(torch.log_softmax(logits, 1) + centres + spread / 2, 1)
+
     def transition_sample(
         self,
         path: Path,

@@ -1,8 +1,10 @@
 """The Shapes world: 32×32 scenes of circles, squares and triangles, and prompts that name them.
 
 A :class:`Prompt` says what must be there ("a small red circle to the left of a blue square"), and
-a scene drawn for it fills in the rest at random. Its categories are those of GenEval (Ghosh et al.
-2023, arXiv 2310.11513): single object, colours, counting, two objects, position, attribution.
+a scene drawn for it fills in the rest at random. Each quarter of the picture holds one object at
+most, near its middle: a world that a network of a few million parameters learns in hours on a CPU.
+The categories are those of GenEval (Ghosh et al. 2023, arXiv 2310.11513): single object, colours,
+counting, two objects, position, attribution.
 """
 
 from __future__ import annotations
@@ -50,13 +52,14 @@ COLOURS = {
     "yellow": (235, 205, 30),
 }
 BACKGROUNDS = {"black": (26, 26, 30), "white": (226, 226, 222)}
-SIZES = {"small": (3.2, 4.2), "large": (5.2, 6.2)}  # radii in pixels
+SIZES = {"small": (3.2, 3.8), "large": (5.0, 5.6)}  # radii in pixels
 RELATIONS = {
     "left": "to the left of",
     "right": "to the right of",
     "above": "above",
     "below": "below",
 }
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 SINGLE = ("single", "colours")
 TWO = ("two", "position", "attribution")
@@ -73,7 +76,7 @@ _REACH = np.array(
 )
 AREA = np.array([np.pi, 4 * _HALF**2, 3 * np.sqrt(3) / 4 * _CIRCUM**2])
 _Y, _X = np.mgrid[0:SIDE, 0:SIDE] + 0.5
-_GAP = 2.0  # pixels between two objects
+_JITTER = 0.7  # pixels from the middle of a quarter: large neighbours stay 2 pixels apart
 _SALT = "of "  # with it no part is short of sentences of any category
 
 Array = NDArray[np.float64]
@@ -298,55 +301,40 @@ def related(relation: str, x: float, y: float) -> bool:
 
 
 def sample_scene(prompt: Prompt, rng: np.random.Generator) -> tuple[list[Placed], str]:
-    """Objects that meet a prompt, not touching each other nor the border; and the background.
+    """Objects that meet a prompt, each in a quarter of the picture of its own; and the background.
 
-    Objects keep a clear distance from every line that a judge draws (sizes, relations).
+    Every quarter holds one object at most, near its middle, so objects touch neither each other nor
+    the border, and keep a clear distance from every line that a judge draws (sizes, relations).
     """
     background = prompt.background or ("white" if rng.random() < 0.2 else "black")
     colour = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]  # one for all of a counted group
-    while True:
-        things, radii = [], []
-        for one in prompt.wanted:
-            own = one.colour or colour
-            if one.colour is None and prompt.count == 1:
-                own = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
-            sizes = SIZES[one.size or tuple(SIZES)[int(rng.integers(2))]]
-            if prompt.count > 1 and one.size is None:
-                sizes = SIZES["small"]
-            things.append((one.shape, own))
-            radii.append(rng.uniform(*sizes))
-        places = _layout([SHAPES.index(s) for s, _ in things], np.array(radii), prompt, rng)
-        if places is not None:
-            break
-    return [Placed(*t, *p, r) for t, p, r in zip(things, places, radii)], background
+    scene = []
+    for one, (column, row) in zip(prompt.wanted, _quarters(prompt, rng), strict=True):
+        own = one.colour or colour
+        if one.colour is None and prompt.count == 1:
+            own = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
+        sizes = SIZES[one.size or tuple(SIZES)[int(rng.integers(2))]]
+        if prompt.count > 1 and one.size is None:
+            sizes = SIZES["small"]
+        radius = rng.uniform(*sizes)
+        _, up, down = _REACH[SHAPES.index(one.shape)] * radius
+        x = (column + 0.5) * SIDE / 2 + rng.uniform(-_JITTER, _JITTER)
+        y = (row + 0.5) * SIDE / 2 + (up - down) / 2 + rng.uniform(-_JITTER, _JITTER)
+        scene.append(Placed(one.shape, own, float(x), float(y), float(radius)))
+    return scene, background
 
 
-def _layout(
-    kinds: list[int], radii: Array, prompt: Prompt, rng: np.random.Generator, tries: int = 60
-) -> list[tuple[float, float]] | None:
-    side, up, down = (_REACH[kinds] * radii[:, None]).T
-    count = len(kinds)
-    low = np.stack([side, up], 1) + 0.7
-    high = SIDE - np.stack([side, down], 1) - 0.7
-    for _ in range(tries):
-        x, y = rng.uniform(low, high).T
-        apart = all(
-            abs(x[i] - x[j]) >= side[i] + side[j] + _GAP
-            or (y[j] - y[i] >= down[i] + up[j] + _GAP)
-            or (y[i] - y[j] >= down[j] + up[i] + _GAP)
-            for i in range(count)
-            for j in range(i)
-        )
-        if not apart:
-            continue
-        if prompt.relation is not None:
-            dx, dy = x[0] - x[1], y[0] - y[1]
-            if not related(prompt.relation, dx, dy):
-                continue
-            if max(abs(dx), abs(dy)) < 1.25 * min(abs(dx), abs(dy)):
-                continue
-        return list(zip(x.tolist(), y.tolist()))
-    return None
+def _quarters(prompt: Prompt, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """(column, row) of a different quarter for each object, as the relation wants them."""
+    free = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    chosen = [free[i] for i in rng.permutation(4)[: len(prompt.wanted)]]
+    if prompt.relation is not None:
+        line = int(rng.integers(2))  # the row or column that both are in
+        pair = [(0, line), (1, line)]
+        if prompt.relation in ("above", "below"):
+            pair = [(line, 0), (line, 1)]
+        chosen = pair if prompt.relation in ("left", "above") else pair[::-1]
+    return chosen
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> Array:
@@ -403,9 +391,8 @@ def contradict(prompt: Prompt, rng: np.random.Generator) -> Prompt:
     if prompt.background is not None:
         changes.append(replace(prompt, background=other(prompt.background, tuple(BACKGROUNDS))))
     if prompt.relation is not None:
-        opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
         # Far the hardest to see, so the most frequent.
-        changes += [replace(prompt, relation=opposite[prompt.relation])] * 6
+        changes += [replace(prompt, relation=OPPOSITE[prompt.relation])] * 6
         changes += [replace(prompt, relation=other(prompt.relation, tuple(RELATIONS)))] * 2
     for second in others:
         exchanged = first._replace(colour=second.colour), second._replace(colour=first.colour)

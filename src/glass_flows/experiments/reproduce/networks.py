@@ -1,0 +1,351 @@
+"""The experiments on how well a learned network is sampled: posteriors, samples, trained times."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...denoisers import Denoiser
+from ...models.digits import IMAGE, DigitsNet, digits_images, load_digits_classifier
+from ...paths import DiscreteDiffusion, Linear
+from ...plans import EulerMaruyama, Rho
+from ...sampling import sample
+from ..align import digits_denoiser
+from ..judging import Estimate, diversity, frechet_distance, half_samples, mean
+from ..training import Job, Loss, fit
+from .base import Cell, Column, Experiment, Result, Scale
+from .exact import at_time, draw_posterior, plane_mixture
+from .plots import lines
+
+__all__ = ["DISCRETE", "POSTERIOR", "SAMPLING"]
+
+Found = dict[str, Union[Estimate, float]]
+_PATH = Linear()
+_METHODS = ("GLASS", "GLASS, Algorithm 1", "DDPM", "Euler-Maruyama")
+
+
+@lru_cache(maxsize=1)
+def _judge() -> Any:
+    return load_digits_classifier("judge")
+
+
+@torch.no_grad()
+def features(images: Tensor) -> np.ndarray[Any, Any]:
+    """The judge's features of digits, (B, 64)."""
+    found: np.ndarray[Any, Any] = _judge().features(images).double().numpy()
+    return found
+
+
+@lru_cache(maxsize=1)
+def _real() -> np.ndarray[Any, Any]:
+    return features(digits_images())
+
+
+def quality(images: Tensor) -> Found:
+    """Fréchet distance to the real digits and diversity, in the judge's features."""
+    found = features(images)
+    return {
+        "Fréchet": half_samples(found, lambda s: frechet_distance(s, _real()), rounds=30),
+        "diversity": half_samples(found, diversity, rounds=10),
+    }
+
+
+# ------------------------------------------------------------------------------------- posterior
+
+
+def _posterior_cells(scale: Scale, folder: Path) -> list[Cell]:
+    steps = scale.over((1, 2, 3, 4, 6, 10, 20, 50), (1, 4))
+    times = scale.over((0.2, 0.4, 0.6), (0.4,))
+    found = []
+    for model, work in (("digits network", _posterior), ("mixture", _exact_posterior)):
+        for t in times:
+            for method in _METHODS:
+                found += [
+                    Cell(
+                        {"model": model, "t": t, "method": method, "evaluations": m},
+                        partial(work, scale, t, method, m),
+                    )
+                    for m in steps
+                ]
+    return found
+
+
+def _posterior(scale: Scale, t: float, method: str, evaluations: int) -> Found:
+    """Posterior draws given noised real digits are real digits again, if they are right."""
+    generator = torch.Generator().manual_seed(scale.seed)
+    z = digits_images()[torch.randint(1797, (scale.of(4_000, 300),), generator=generator)]
+    x = at_time(z, t, scale.seed + 1)
+    drawn = draw_posterior(method, digits_denoiser(), x, t, evaluations, scale.seed + 2)
+    return {"distance": quality(drawn)["Fréchet"]}
+
+
+def _exact_posterior(scale: Scale, t: float, method: str, evaluations: int) -> Found:
+    """Energy distance of draws to exact ones, in the plane, averaged over starting points."""
+    mixture, draws = plane_mixture(), scale.of(2_000, 500)
+    starts = at_time(mixture.sample(scale.of(12, 2), seed=scale.seed), t, scale.seed + 1)
+    apart = []
+    for i, start in enumerate(starts):
+        x = start.expand(draws, -1).clone()
+        drawn = draw_posterior(
+            method, mixture.denoiser(_PATH), x, t, evaluations, scale.seed + 2 + i
+        )
+        exact = mixture.posterior_sample(_PATH, x, t, seed=scale.seed + 90 + i)
+        apart.append(_energy_distance(drawn, exact))
+    return {"distance": mean(np.array(apart))}
+
+
+def _energy_distance(a: Tensor, b: Tensor) -> float:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, without bias (Székely & Rizzo 2013)."""
+
+    def inner(x: Tensor) -> Tensor:
+        return torch.cdist(x, x).sum() / (len(x) * (len(x) - 1))
+
+    return float(2 * torch.cdist(a, b).mean() - inner(a) - inner(b))
+
+
+def _draw_posterior_plot(results: list[Result], figure: Any) -> None:
+    axes = figure.subplots(1, 2)
+    for axis, model, name in zip(
+        axes, ("digits network", "mixture"), ("Fréchet distance", "energy distance to exact draws")
+    ):
+        own = [r for r in results if r["model"] == model and r["t"] == 0.4]
+        lines(axis, own, "evaluations", "distance", "method")
+        axis.set(xscale="log", yscale="log", ylabel=name, title=f"{model}, t = 0.4")
+    axes[0].legend(fontsize=7)
+
+
+POSTERIOR = Experiment(
+    name="posterior",
+    title="Posterior samples",
+    asks=(
+        "How many network evaluations does a good draw of p(z | x_t) take? Real digits are noised "
+        "to x_t, and posterior draws given x_t are digits again if the sampler is right: Fréchet "
+        "distance of the draws to the real ones, in the judge's features. On a mixture in the "
+        "plane the exact posterior is known: energy distance of the draws to exact ones. Euler-"
+        "Maruyama is of the time reversal of the noising diffusion (η = √2): no other SDE draws "
+        "from the posterior."
+    ),
+    paper=(
+        "Figure 2: on ImageNet the Fréchet inception distance of GLASS posterior samples is far "
+        "below that of DDPM samples at few evaluations, and DDPM needs many times more to catch up."
+    ),
+    found="",
+    cells=_posterior_cells,
+    rows=("model", "t", "method"),
+    columns=(Column("distance", "distance"),),
+    across="evaluations",
+    draw=_draw_posterior_plot,
+)
+
+
+# -------------------------------------------------------------------------------------- sampling
+
+_SAMPLERS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("ODE", {"transitions": 1, "steps": 50, "rho": 0.0}),
+    ("DDPM", {"transitions": 50, "steps": 1, "rho": "ddpm"}),
+    *(
+        (
+            f"Euler-Maruyama, η = {name}",
+            {"transitions": 50, "steps": 1, "rho": None, "solver": EulerMaruyama(level)},
+        )
+        for name, level in (("0.7", 0.7), ("√2", math.sqrt(2)))
+    ),
+    *(
+        (f"GLASS, ρ = {rho}", {"transitions": 5, "steps": 10, "rho": rho})
+        for rho in (-0.4, 0.0, 0.2, 0.4, 0.6, 0.8, 1.0, "ddpm")
+    ),
+    *(
+        (
+            f"GLASS, Algorithm 1, ρ = {rho}",
+            {"transitions": 5, "steps": 10, "rho": rho, "solver": "paper"},
+        )
+        for rho in (0.0, 0.4, 0.8)
+    ),
+)
+
+
+def _sampling_cells(scale: Scale, folder: Path) -> list[Cell]:
+    listed = scale.over(_SAMPLERS, (*_SAMPLERS[:3], _SAMPLERS[7]))
+    return [Cell({"sampler": name}, partial(_sampling, scale, given)) for name, given in listed]
+
+
+def _sampling(scale: Scale, settings: dict[str, Any]) -> Found:
+    """Unconditional digits from 50 evaluations; the seconds are of this machine, with one user."""
+    before = time.perf_counter()
+    drawn = sample(
+        digits_denoiser(), (scale.of(4_000, 300), *IMAGE), seed=scale.seed, progress=False,
+        **settings,
+    )  # fmt: skip
+    return {**quality(drawn), "seconds": time.perf_counter() - before}
+
+
+def _draw_sampling(results: list[Result], figure: Any) -> None:
+    axis = figure.subplots()
+    names = [str(one["sampler"]) for one in results]
+    axis.errorbar(
+        [one["Fréchet"] for one in results],
+        names,
+        xerr=[one.error("Fréchet") for one in results],
+        fmt="o",
+        capsize=2,
+    )
+    axis.invert_yaxis()
+    axis.set(xlabel="Fréchet distance", xscale="log")
+
+
+SAMPLING = Experiment(
+    name="sampling",
+    title="Whole samples at fifty evaluations",
+    asks=(
+        "What do samples of the bundled digits network look like when the same fifty evaluations "
+        "are spent on the ODE, on an SDE (Euler-Maruyama with Flow-GRPO's noise level η = 0.7, and "
+        "with that of the time reversal, √2), or on five GLASS transitions of ten each? Fréchet "
+        "distance to the real digits and diversity, both in the judge's features; seconds on one "
+        "machine, with nothing else of weight on it."
+    ),
+    paper=(
+        "Table 4: at fifty evaluations GLASS transitions keep the quality of ODE samples, whatever "
+        "the correlation, while DDPM and Euler-Maruyama samples are worse."
+    ),
+    found="",
+    cells=_sampling_cells,
+    rows=("sampler",),
+    columns=(
+        Column("Fréchet", "Fréchet distance", "{:.2f}"),
+        Column("diversity", "diversity", "{:.2f}"),
+        Column("seconds", "seconds", "{:.1f}"),
+    ),
+    draw=_draw_sampling,
+)
+
+
+# -------------------------------------------------------------------------------------- discrete
+
+_TIMESTEPS = (20, 1000)
+
+
+class _Between(DiscreteDiffusion):
+    """The same noise levels, queried between the trained timesteps too."""
+
+    @property
+    def trained_times(self) -> None:  # type: ignore[override]
+        return None
+
+
+def _schedule(timesteps: int) -> list[float]:
+    """ᾱ of Stable Diffusion's schedule, at so many timesteps of its thousand."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    every = 1000 // timesteps
+    found: list[float] = torch.cumprod(1 - betas, 0)[every - 1 :: every].tolist()
+    return found
+
+
+def _discrete_cells(scale: Scale, folder: Path) -> list[Cell]:
+    grids = scale.over(((1, 12), (3, 4), (4, 5), (5, 10)), ((3, 4),))
+    return [
+        Cell(
+            {"timesteps": timesteps, "queries": queries, "K": k, "M": m},
+            partial(_discrete, scale, folder, timesteps, queries, k, m),
+        )
+        for timesteps in scale.over(_TIMESTEPS, _TIMESTEPS[:1])
+        for k, m in grids
+        if k * m <= timesteps
+        for queries in ("trained", "interpolated", "nearest")
+    ]
+
+
+def _discrete(
+    scale: Scale, folder: Path, timesteps: int, queries: str, transitions: int, steps: int
+) -> Found:
+    network = _trained(scale, folder, timesteps)
+    table = _schedule(timesteps)
+    path = DiscreteDiffusion(table) if queries == "trained" else _Between(table)
+
+    def asked(x: Tensor, k: Tensor) -> Tensor:
+        if queries == "nearest":
+            k = k.round().clamp(0, timesteps - 1)
+        out: Tensor = network(x, (k + 1) / timesteps)
+        return out
+
+    denoiser = Denoiser(asked, path, prediction="epsilon", time="timestep")
+    rho: Rho = 0.4
+    drawn = sample(
+        denoiser, (scale.of(4_000, 300), *IMAGE), transitions=transitions, steps=steps, rho=rho,
+        seed=scale.seed, progress=False,
+    )  # fmt: skip
+    return quality(drawn)
+
+
+@lru_cache(maxsize=2)
+def _trained(scale: Scale, folder: Path, timesteps: int) -> nn.Module:
+    """A digits network that predicts ε at these timesteps and no others."""
+    steps = scale.of(1_000, 120)
+    job = Job(
+        "discrete-network",
+        DigitsNet,
+        _epsilon_loss(_schedule(timesteps)),
+        steps,
+        scale.seed,
+        2e-3,
+    )
+    settings = {"steps": steps, "timesteps": timesteps, "seed": scale.seed}
+    name = f"network-{timesteps}{'-quick' if scale.quick else ''}.safetensors"
+    return fit(job, folder / name, settings, 100, False)
+
+
+def _epsilon_loss(alphas_cumprod: Sequence[float]) -> Loss:
+    """E |ε(x_k, k) - ε|² at x_k = √ᾱ_k z + √(1 - ᾱ_k) ε, k uniform (Ho et al. 2020)."""
+    images, table = digits_images(), torch.tensor(alphas_cumprod, dtype=torch.float32)
+
+    def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
+        z = images[torch.randint(len(images), (512,), generator=generator)]
+        z = z + (torch.rand(z.shape, generator=generator) - 0.5) / 8  # fill the grey levels
+        noise = torch.randn(z.shape, generator=generator)
+        k = torch.randint(len(table), (len(z),), generator=generator)
+        kept = table[k][:, None, None, None]
+        x = kept.sqrt() * z + (1 - kept).sqrt() * noise
+        return F.mse_loss(model(x, (k + 1) / len(table)), noise)
+
+    return loss
+
+
+def _draw_discrete(results: list[Result], figure: Any) -> None:
+    numbers = list(dict.fromkeys(r["timesteps"] for r in results))
+    for axis, timesteps in zip(figure.subplots(1, len(numbers), squeeze=False)[0], numbers):
+        own = [
+            Result({**r.settings, "evaluations": r["K"] * r["M"]}, r.values)
+            for r in results
+            if r["timesteps"] == timesteps and r["K"] > 1
+        ]
+        lines(axis, own, "evaluations", "Fréchet", "queries")
+        axis.set(title=f"{timesteps} trained timesteps", ylabel="Fréchet distance", yscale="log")
+        axis.legend(fontsize=7)
+
+
+DISCRETE = Experiment(
+    name="discrete",
+    title="Models trained at discrete timesteps",
+    asks=(
+        "The same digits network, trained to predict ε at the noise levels of Stable Diffusion's "
+        "schedule and nowhere else: does it matter that our grids query trained timesteps only? "
+        "Against queries between them (the network is told the fraction) and against the same with "
+        "the network told the nearest timestep. With 20 trained timesteps, where it could matter, "
+        "and with 1,000. Fréchet distance to the real digits."
+    ),
+    paper="Nothing: it treats continuous time, and its models are flows.",
+    found="",
+    cells=_discrete_cells,
+    rows=("timesteps", "K", "M"),
+    columns=(Column("Fréchet", "Fréchet distance", "{:.2f}"),),
+    across="queries",
+    draw=_draw_discrete,
+)

@@ -1,0 +1,264 @@
+"""The experiments on reward alignment: methods, ρ and the split of a budget, over-optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from ...guidance import Guidance
+from ...steering import Twist
+from .base import Cell, Column, Experiment, Result, Scale
+from .benches import Bench, bench_of
+from .plots import lines
+
+__all__ = ["ALIGNMENT", "GUIDANCE", "RHO", "methods"]
+
+Settings = dict[str, Any]
+_EVALUATIONS = 24
+
+
+@lru_cache(maxsize=1)
+def _bench(scale: Scale) -> Bench:
+    return bench_of(scale)
+
+
+def _glass(bench: Bench, transitions: int = 6, steps: int = 4, **more: Any) -> Settings:
+    return {
+        "transitions": transitions,
+        "steps": steps,
+        "rho": 0.4,
+        "scale": bench.scale,
+        "particles": bench.particles,
+        **more,
+    }
+
+
+def methods(bench: Bench) -> dict[str, Settings]:
+    """Name and settings of every method: 24 evaluations on each of N particles."""
+    ode = {"method": "best-of-n", "transitions": 1, "steps": _EVALUATIONS, "rho": 0.0}
+    sde = _glass(bench, _EVALUATIONS, 1, boundaries=4)
+    guided = Guidance(bench.guidance, through="reward", sigma_data=bench.sigma_data)
+    return {
+        "plain": {**ode, "particles": 1},
+        "best of N": {**ode, "particles": bench.particles},
+        "FKS + DDPM": {**sde, "rho": "ddpm"},
+        "FKS + Euler-Maruyama": {**sde, "rho": None, "solver": "euler-maruyama"},
+        "FKS + GLASS, Algorithm 1": _glass(bench, solver="paper"),
+        "FKS + GLASS": _glass(bench),
+        "FKS + GLASS + guidance": _glass(bench, guidance=guided),
+        "FKS + GLASS + twist": _glass(bench, twist=Twist(cap=1.5, sigma_data=bench.sigma_data)),
+    }
+
+
+# ------------------------------------------------------------------------------------- alignment
+
+
+def _alignment_cells(scale: Scale, folder: Path) -> list[Cell]:
+    bench = _bench(scale)
+    listed = list(methods(bench).items())
+    return [
+        Cell({"method": name, "target": target}, partial(bench.run, settings, target))
+        for name, settings in scale.over(listed, [listed[i] for i in (1, 5, 7)])
+        for target in bench.targets
+    ]
+
+
+def _draw_alignment(results: list[Result], figure: Any) -> None:
+    axis = figure.subplots()
+    names = [str(one["method"]) for one in results]
+    measure = _measure(results)
+    axis.barh(
+        names,
+        [one[measure] for one in results],
+        xerr=[1.96 * one.error(measure) for one in results],
+        color="tab:green" if measure == "judge" else "tab:blue",
+        capsize=2,
+    )
+    axis.invert_yaxis()
+    axis.set(xlabel="judge accepts (95 %)" if measure == "judge" else measure)
+
+
+def _measure(results: Sequence[Result]) -> str:
+    """The independent verdict where there is one."""
+    return "judge" if "judge" in results[0].values else "reward"
+
+
+_COLUMNS = (
+    Column("judge", "judge accepts, %", "{:.1f}", 100),
+    Column("reward", "reward", "{:.2f}"),
+    Column("other reward", "another reward", "{:.2f}"),
+    Column("Fréchet", "Fréchet distance", "{:.1f}"),
+    Column("diversity", "diversity", "{:.2f}"),
+    Column("evaluations", "evaluations per image returned", "{:g}"),
+)
+
+ALIGNMENT = Experiment(
+    name="alignment",
+    title="Reward alignment",
+    asks=(
+        "What is each method worth at equal cost? Every method spends 24 network evaluations on "
+        "each of its particles and returns the best of them by the reward. On the digits: four "
+        "particles, the log-probability of each of the ten digits as reward, an independent "
+        "classifier as judge and as another reward; λ, scales and splits as tuned in "
+        "[comparison](comparison.md). The Shapes pipeline has a comparison of its own, tuned and "
+        "by category, in [shapes](shapes.md); `--model` runs this one on any pipeline."
+    ),
+    paper=(
+        "On FLUX, Feynman-Kac steering with SDE transitions does not reach best-of-N with the ODE, "
+        "and with GLASS transitions it is better, over GenEval and PartiPrompts and four rewards; "
+        "reward guidance adds to it."
+    ),
+    found="",
+    cells=_alignment_cells,
+    rows=("method",),
+    columns=_COLUMNS,
+    draw=_draw_alignment,
+    pool="target",
+    models=("digits", "pipeline"),
+)
+
+
+# ------------------------------------------------------------------------------------------- rho
+
+
+def _late(t: float, t_next: float) -> float:
+    """Keeps the noise early and renews it late."""
+    return 1.0 - t_next
+
+
+def _early(t: float, t_next: float) -> float:
+    return t
+
+
+_RULES: dict[str, Any] = {"1 - t'": _late, "t": _early}
+_SPLITS = ((24, 1), (12, 2), (8, 3), (6, 4), (4, 6), (3, 8), (2, 12))
+
+
+def _rho_cells(scale: Scale, folder: Path) -> list[Cell]:
+    bench = _bench(scale)
+    runs: list[tuple[dict[str, Any], Settings]] = []
+    for rho in scale.over(("0.0", "0.2", "0.4", "0.6", "0.8", "1.0", "ddpm", *_RULES), ("0.4",)):
+        rule = _RULES.get(rho, rho if rho == "ddpm" else None)
+        given = float(rho) if rule is None else rule
+        runs.append(({"rho": rho, "K": 6, "M": 4}, _glass(bench, rho=given)))
+    for k, m in scale.over(_SPLITS, ((2, 12),)):
+        if (k, m) != (6, 4):
+            runs.append(({"rho": "0.4", "K": k, "M": m}, _glass(bench, k, m)))
+    return [
+        Cell({**names, "target": target}, partial(bench.run, settings, target))
+        for names, settings in runs
+        for target in bench.targets
+    ]
+
+
+def _draw_rho(results: list[Result], figure: Any) -> None:
+    measure = _measure(results)
+    by_rho, by_split = figure.subplots(1, 2, sharey=True)
+    own = [r for r in results if (r["K"], r["M"]) == (6, 4)]
+    by_rho.errorbar(
+        [str(r["rho"]) for r in own],
+        [r[measure] for r in own],
+        [1.96 * r.error(measure) for r in own],
+        fmt="o",
+        capsize=2,
+    )
+    by_rho.set(xlabel="ρ, at 6 transitions of 4", ylabel=f"{measure} (95 %)")
+    own = sorted((r for r in results if r["rho"] == "0.4"), key=lambda r: r["M"])
+    by_split.errorbar(
+        [f"{r['K']}×{r['M']}" for r in own],
+        [r[measure] for r in own],
+        [1.96 * r.error(measure) for r in own],
+        fmt="o",
+        capsize=2,
+    )
+    by_split.set(xlabel="K × M, at ρ = 0.4")
+
+
+RHO = Experiment(
+    name="rho",
+    title="ρ, and the split of a budget into K × M",
+    asks=(
+        "How does steering depend on the correlation of the noises, constant or along the path "
+        "(ρ = 1 - t' keeps the noise early and renews it late, ρ = t the other way round), and on "
+        "the split of 24 evaluations into K transitions of M? Setting as in 'alignment'."
+    ),
+    paper="ρ matters little over a wide middle range, and it uses ρ = 0.4.",
+    found="",
+    cells=_rho_cells,
+    rows=("rho", "K", "M"),
+    columns=_COLUMNS[:5],
+    draw=_draw_rho,
+    pool="target",
+    models=("digits", "pipeline"),
+)
+
+
+# -------------------------------------------------------------------------------------- guidance
+
+_STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+def _guidance_cells(scale: Scale, folder: Path) -> list[Cell]:
+    bench = _bench(scale)
+    targets = bench.targets[:: 1 if scale.model != "digits" else 2]
+    found = []
+    for kind in ("guidance", "twist"):
+        for strength in scale.over(_STRENGTHS, (0.0, 2.0)):
+            factor = bench.guidance * strength if kind == "guidance" else strength
+            more: Settings = {}
+            if strength and kind == "guidance":
+                more = {"guidance": Guidance(factor, through="reward", sigma_data=bench.sigma_data)}
+            elif strength:
+                more = {"twist": Twist(factor, cap=3.0, sigma_data=bench.sigma_data)}
+            found += [
+                Cell(
+                    {"kind": kind, "strength": strength, "target": target},
+                    partial(bench.run, _glass(bench, **more), target),
+                )
+                for target in targets
+            ]
+    return found
+
+
+def _draw_guidance(results: list[Result], figure: Any) -> None:
+    measure = _measure(results)
+    along, against = figure.subplots(1, 2)
+    lines(along, results, "strength", measure, "kind")
+    along.set(xscale="symlog", ylabel=f"{measure}")
+    along.legend(fontsize=8)
+    other = "Fréchet" if "Fréchet" in results[0].values else measure
+    for kind in ("guidance", "twist"):
+        own = [r for r in results if r["kind"] == kind]
+        against.plot([r["reward"] for r in own], [r[other] for r in own], "o-", label=kind)
+    for one in results:
+        against.annotate(
+            f"{one['strength']:g}", (one["reward"], one[other]), fontsize=7, xytext=(3, 3),
+            textcoords="offset points",
+        )  # fmt: skip
+    against.set(xlabel="reward", ylabel=other)
+
+
+GUIDANCE = Experiment(
+    name="guidance",
+    title="Over-optimisation",
+    asks=(
+        "Where does more guidance stop paying? Steering as in 'alignment' on every other target, "
+        "with the gradient of the reward scaled up: as guidance (strength 1 is the scale of "
+        "'alignment'), and as twisted noise with a cap of 3 (strength is η). If the reward goes on "
+        "rising while the judge falls, or the images leave the data (Fréchet distance), the reward "
+        "is hacked."
+    ),
+    paper=(
+        "Figure 8: the reward that is optimised rises with the guidance scale, and beyond some "
+        "scale other measures fall."
+    ),
+    found="",
+    cells=_guidance_cells,
+    rows=("kind", "strength"),
+    columns=_COLUMNS[:5],
+    draw=_draw_guidance,
+    pool="target",
+    models=("digits", "pipeline"),
+)
