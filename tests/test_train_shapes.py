@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -11,10 +12,18 @@ diffusers = pytest.importorskip("diffusers")
 from glass_flows.errors import InvalidArgument  # noqa: E402
 from glass_flows.experiments import train_shapes as shapes  # noqa: E402
 from glass_flows.experiments import training  # noqa: E402
-from glass_flows.models.shapes import COLOURS, SHAPES, accepts, examine, holds  # noqa: E402
+from glass_flows.models.shapes import COLOURS, SHAPES, Prompt, accepts, examine, holds  # noqa: E402
+from glass_flows.models.shapes.pipeline import build_pipeline, t5_tokenizer  # noqa: E402
 from glass_flows.models.shapes.world import AREA  # noqa: E402
 
-TINY = {"steps": 3, "vae_steps": 3, "scenes": 64, "checkpoint_every": 1, "progress": False}
+TINY = {
+    "steps": 3,
+    "vae_steps": 3,
+    "text_steps": 2,
+    "scenes": 64,
+    "checkpoint_every": 1,
+    "progress": False,
+}
 # The fused norm falls back to a slower one when weights and activations differ in type.
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 
@@ -27,10 +36,10 @@ def weights(folder):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(shapes, "BATCH", {"vae": 4, "flow": 4})
+    monkeypatch.setattr(shapes, "BATCH", {"vae": 4, "text": 4, "flow": 4})
 
 
-@pytest.mark.parametrize("after", [2, 4])  # in the middle of the autoencoder, and of the flow
+@pytest.mark.parametrize("after", [2, 4, 7])  # in the autoencoder, the encoders and the flow
 def test_an_interrupted_training_ends_with_the_same_bits(small, after, tmp_path, monkeypatch):
     shapes.train_shapes(tmp_path / "whole", **TINY)
     count, advance = [0], training.Training.advance
@@ -55,7 +64,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(small, after, tmp_path,
 
 @pytest.mark.slow
 def test_it_learns(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(shapes, "BATCH", {"vae": 16, "flow": 16})
+    monkeypatch.setattr(shapes, "BATCH", {"vae": 16, "text": 16, "flow": 16})
     losses: dict[str, list[float]] = {}
     advance = training.Training.advance
 
@@ -64,7 +73,9 @@ def test_it_learns(small, tmp_path, monkeypatch):
         losses.setdefault(self.job.name, []).append(self.loss)
 
     monkeypatch.setattr(training.Training, "advance", recorded)
-    shapes.train_shapes(tmp_path, **{**TINY, "steps": 40, "vae_steps": 40, "checkpoint_every": 40})
+    shapes.train_shapes(
+        tmp_path, **{**TINY, "steps": 40, "vae_steps": 40, "text_steps": 40, "checkpoint_every": 40}
+    )
     for curve in losses.values():
         assert len(curve) == 40
         assert sum(curve[-5:]) < 0.85 * sum(curve[:5])
@@ -123,3 +134,41 @@ def test_the_layout_says_how_much_of_each_square_is_covered():
             assert squares[
                 :, SHAPES.index(shape) * len(COLOURS) + list(COLOURS).index(colour)
             ].any()
+
+
+def test_what_the_nouns_of_a_sentence_are_told():
+    colours, sizes, relations, counts, backgrounds = shapes._TOLD
+    one, two = shapes._meaning(Prompt.parse("a small red circle to the left of a blue square"))
+    assert one == [3, *(colours.index("red"), sizes.index("small"), relations.index("left")), 0, 0]
+    assert two == [10, *(colours.index("blue"), 0, relations.index("right")), 0, 0]
+    many, none = shapes._meaning(Prompt.parse("three triangles on white"))
+    assert many == [1, 0, 0, 0, counts.index(3), backgrounds.index("white")]
+    assert none == [-1] * 6
+    # A noun's number is that of its token, too.
+    tokens = t5_tokenizer()("a small red circle to the left of a blue square").input_ids
+    words = t5_tokenizer().convert_ids_to_tokens(tokens)
+    assert [words[3], words[10]] == ["▁circle", "▁square"]
+
+
+def test_a_perfect_reading_costs_nothing_and_the_loss_sees_every_word():
+    pipe = build_pipeline()
+    said = [Prompt.parse("a small red circle above a blue square"), Prompt.parse("two circles")]
+    language = shapes._Language(pipe, said, torch.device("cpu"))
+    assert language.meanings.shape == (3, 2, 6)
+    assert bool((language.meanings[2] == -1).all())  # the empty prompt
+    sizes = [len(names) for names in shapes._TOLD]
+    # A reader that knows: the features are the truth itself.
+    text, pooled = torch.zeros(2, 13, sum(sizes)), torch.zeros(2, 2, sum(sizes))
+    for b, nouns in enumerate(language.meanings[:2].tolist()):
+        for i, (at, *values) in enumerate(nouns):
+            if at >= 0:
+                for start, value in zip(np.cumsum([0, *sizes]).tolist(), values):
+                    text[b, at, start + value] = pooled[b, i, start + value] = 40.0
+    parts = {"meaning": lambda x: x, "gist": lambda x: x.flatten(1)}
+    words = torch.tensor([0, 1])
+    assert float(language.misread(parts, words, text, pooled)) < 1e-6
+    for spoilt in (text, pooled):
+        kept = spoilt.clone()
+        spoilt.zero_()
+        assert float(language.misread(parts, words, text, pooled)) > 1.0
+        spoilt.copy_(kept)

@@ -456,6 +456,16 @@ def reproduce(
         ),
     ] = "digits",
     reward: Annotated[str, typer.Option(help="For pipelines, as in `glass-flows align`.")] = "clip",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="For pipelines: a file of prompts, GenEval's metadata (.jsonl), PartiPrompts "
+            "(.tsv), a line each (.txt), or .csv. Shapes has its own."
+        ),
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option(help="λ for pipelines; 0.5, of the Shapes CLIP.")
+    ] = None,
     page: Annotated[
         Path | None,
         typer.Option(help="Write one page about all of them into this Markdown file, too."),
@@ -474,18 +484,20 @@ def reproduce(
     from .experiments.reproduce import Scale, write_page
     from .experiments.reproduce import reproduce as run_reproduce
 
-    if model == "digits" and reward != "clip":
-        raise InvalidArgument("--reward is for pipelines; the digits have their classifiers")
+    foreign = _given(reward=(reward, "clip"), prompts=(prompts, None), scale=(scale, None))
+    if model == "digits" and foreign:
+        flags = ", ".join("--" + name for name in foreign)
+        raise InvalidArgument(f"{flags}: for pipelines only; the digits have their classifiers")
     if page is not None and page.suffix != ".md":
         raise InvalidArgument(f"--page is a Markdown file, its name ends in .md: {str(page)!r}")
-    scale = Scale(seed, quick, model, reward)
+    chosen = Scale(seed, quick, model, reward, str(prompts or ""), scale)
     folders = run_reproduce(
-        names, out, scale=scale, announce=lambda text: console.print(text, style="dim")
+        names, out, scale=chosen, announce=lambda text: console.print(text, style="dim")
     )
     for name, folder in folders.items():
         typer.echo(f"{name}: {folder / 'table.md'}, table.csv, plot.png")
     if page is not None:
-        typer.echo(f"page: {write_page(folders, page, scale)}")
+        typer.echo(f"page: {write_page(folders, page, chosen)}")
 
 
 @app.command()
@@ -622,6 +634,12 @@ def train_shapes(
     out: Out,
     steps: Annotated[int, typer.Option(help="Training steps of the flow.")] = 8_000,
     vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 1_500,
+    text_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Training steps of the text encoders before the flow: 600, none with --start."
+        ),
+    ] = None,
     scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 60_000,
     start: Annotated[
         Path | None,
@@ -648,6 +666,7 @@ def train_shapes(
         out,
         steps=steps,
         vae_steps=vae_steps,
+        text_steps=text_steps,
         scenes=scenes,
         start=start,
         device=device,

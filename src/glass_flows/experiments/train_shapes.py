@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, check_count, check_name
 from ..models.shapes import COLOURS, SHAPES, Prompt, holds, render, sample_prompt, sample_scene
 from ..models.shapes.pipeline import (
     CLIP_TOKENS,
@@ -46,12 +46,13 @@ __all__ = [
     "train_shapes",
 ]
 
-BATCH = {"vae": 32, "flow": 64}
+BATCH = {"vae": 32, "text": 128, "flow": 64}
 PROMPT_DROPOUT = 0.1
 _NOISIER = 0.8  # what goes where is decided at high noise
 _NOISES = 2  # noises of one scene in a batch: its sentence is encoded once
 _LAYOUT = 2.0  # weight of the layout
 _MEANING = 0.1  # weight of what the nouns stand for
+_ENCODERS = ("text_encoder", "text_encoder_2")
 # What a noun of a sentence can be told to be, None where nothing is said.
 _TOLD: tuple[tuple[object, ...], ...] = (
     (None, *COLOURS),
@@ -68,6 +69,7 @@ def train_shapes(
     *,
     steps: int = 8_000,
     vae_steps: int = 1_500,
+    text_steps: int | None = None,
     scenes: int = 60_000,
     seed: int = 0,
     start: str | Path | None = None,
@@ -83,6 +85,8 @@ def train_shapes(
     out : folder for the pipeline; ``out/checkpoints`` holds the state of an unfinished run.
     steps : optimiser steps of the flow, 64 noised scenes each.
     vae_steps : optimiser steps of the autoencoder, 32 scenes each.
+    text_steps : optimiser steps of the text encoders before those of the flow, 128 sentences each,
+        in which they learn what the nouns stand for; 600, and none with `start`, by default.
     scenes : different scenes that are drawn, all from sentences of the part "train".
     seed : at least 0.
     start : folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
@@ -94,10 +98,13 @@ def train_shapes(
     InvalidArgument, WeightsFileError, MissingExtra, NonFinite
         As in :func:`.train_digits.train_digits`.
     """
+    if text_steps is None:
+        text_steps = 600 if start is None else 0
     settings = {"steps": steps, "vae_steps": vae_steps, "scenes": scenes, "seed": seed}
     home = device_named(device)
     folder, checkpoints = Path(out), Path(out) / "checkpoints"
     begin(checkpoints, settings, checkpoint_every, resume)
+    settings["text_steps"] = check_count("text_steps", text_steps, least=0)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         pipe = build_pipeline() if start is None else load_pipeline(start)
@@ -126,19 +133,35 @@ def train_shapes(
         vae.register_to_config(shift_factor=shift, scaling_factor=scale)
     shift, scale = vae.config.shift_factor, vae.config.scaling_factor
 
-    parts = nn.ModuleDict(
-        {name: getattr(pipe, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
-    )
+    texts = nn.ModuleDict({name: getattr(pipe, name) for name in _ENCODERS})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        parts["layout"] = nn.Linear(pipe.transformer.inner_dim, placed.shape[-1])
-        parts["meaning"] = nn.Linear(
-            pipe.text_encoder_2.config.d_model, sum(len(names) for names in _TOLD)
+        width, classes = pipe.text_encoder_2.config.d_model, sum(len(names) for names in _TOLD)
+        texts["meaning"] = nn.Linear(width, classes)
+        texts["gist"] = nn.Linear(width, 2 * classes)
+        layout = nn.Linear(pipe.transformer.inner_dim, placed.shape[-1])
+    language = _Language(pipe, said, home)
+    if text_steps:
+        job = Job(
+            "shapes-text",
+            lambda: _training(texts),
+            language.loss,
+            text_steps,
+            2 * seed + 1,
+            1e-3,
+            warmup=50,
+            clip=1.0,
+            betas=(0.9, 0.98),
+            device=home,
         )
+        own = {key: value for key, value in settings.items() if key not in ("steps", "vae_steps")}
+        texts = fit(job, checkpoints / "text.safetensors", own, checkpoint_every, progress)  # type: ignore[assignment]
+        texts.requires_grad_(True)
+    parts = nn.ModuleDict({**texts, "transformer": pipe.transformer, "layout": layout})
     job = Job(
         "shapes-flow",
         lambda: _training(parts),
-        _flow_loss(pipe, (latents - shift) * scale, said, placed, home),
+        _flow_loss(pipe, (latents - shift) * scale, language, placed, home),
         steps,
         2 * seed + 1,
         1e-3,
@@ -252,7 +275,7 @@ def _encode(vae: Any, images: NDArray[np.uint8], device: torch.device) -> Tensor
 def _flow_loss(
     pipe: Any,
     latents: Tensor,
-    said: list[Prompt],
+    language: _Language,
     placed: NDArray[np.float16],
     device: torch.device,
 ) -> Loss:
@@ -260,36 +283,19 @@ def _flow_loss(
 
     Half way through, the network must also say what lies where in the clean scene, through a linear
     layer that is thrown away: representation alignment (REPA, Yu et al. 2024, arXiv 2410.06940)
-    with the truth in place of a pre-trained encoder. Likewise T5 must say at every noun which
-    colour, size, place, number and background it has: it has seen no other text from which it could
-    have learnt what belongs to what.
+    with the truth in place of a pre-trained encoder. So must the text encoders, :class:`_Language`.
     """
-    sentences = [str(prompt) for prompt in said]
-
-    def ids(tokenizer: Any, length: int) -> Tensor:
-        found: Tensor = tokenizer(
-            [*sentences, NEGATIVE],
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
-        ).input_ids
-        return found.to(device)
-
     count, channels, height, width = latents.shape
     z_all = pipe._pack_latents(latents, count, channels, height, width)
     positions = pipe._prepare_latent_image_ids(1, height // 2, width // 2, device, torch.float32)
-    clip_ids, t5_ids = ids(pipe.tokenizer, CLIP_TOKENS), ids(pipe.tokenizer_2, MAX_TOKENS)
     text_positions = torch.zeros(MAX_TOKENS, 3, device=device)
     layouts = torch.from_numpy(placed)
-    meanings = torch.tensor([_meaning(prompt) for prompt in said])
     pairs = BATCH["flow"] // _NOISES
 
     def loss(parts: Any, generator: torch.Generator) -> Tensor:
         pick = torch.randint(count, (pairs,), generator=generator)
         drop = torch.rand(pairs, generator=generator) < PROMPT_DROPOUT
-        words = pick.masked_fill(drop, count).to(device)
-        told = meanings[pick[~drop]]
+        words = pick.masked_fill(drop, count)
         pick = pick.repeat_interleave(_NOISES)
         z = z_all[pick]
         noise = torch.randn(z.shape, generator=generator)
@@ -299,8 +305,7 @@ def _flow_loss(
         middle = parts["transformer"].single_transformer_blocks[0]
         hook = middle.register_forward_hook(lambda *call: half.append(call[2][1]))
         with half_precision(device):
-            text = parts["text_encoder_2"](t5_ids[words])[0]
-            pooled = parts["text_encoder"](clip_ids[words]).pooler_output
+            text, pooled = language.read(parts, words)
             v = parts["transformer"](
                 hidden_states=x,
                 encoder_hidden_states=text.repeat_interleave(_NOISES, 0),
@@ -311,15 +316,64 @@ def _flow_loss(
                 return_dict=False,
             )[0]
             layout = parts["layout"](half[0])
-            meant = parts["meaning"](text)[~drop.to(device)]
         hook.remove()
         seen = F.binary_cross_entropy_with_logits(
             layout.float(), layouts[pick].to(device, torch.float32)
         )
         flow = F.mse_loss(v.float(), (noise - z).to(device))
-        return flow + _LAYOUT * seen + _MEANING * _misread(meant.float(), told.to(device))
+        return flow + _LAYOUT * seen + _MEANING * language.misread(parts, words, text, pooled)
 
     return loss
+
+
+class _Language:
+    """Sentences as tokens, and what they say: what the text encoders learn before the pictures.
+
+    T5 must say at every noun, and CLIP at the end of the sentence, which colour, size, place,
+    number and background each thing has, through linear layers that are thrown away: nothing else
+    could teach them what belongs to what, and pictures do it slowly. Number `len(said)` is the
+    empty prompt.
+    """
+
+    def __init__(self, pipe: Any, said: list[Prompt], device: torch.device) -> None:
+        def ids(tokenizer: Any, length: int) -> Tensor:
+            found: Tensor = tokenizer(
+                [*map(str, said), NEGATIVE],
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            return found.to(device)
+
+        self.clip, self.t5 = ids(pipe.tokenizer, CLIP_TOKENS), ids(pipe.tokenizer_2, MAX_TOKENS)
+        nothing = [[-1] * (1 + len(_TOLD))] * 2
+        self.meanings = torch.tensor([*map(_meaning, said), nothing], device=device)
+
+    def read(self, parts: Any, words: Tensor) -> tuple[Tensor, Tensor]:
+        """T5's tokens (B, words, width) and CLIP's summary (B, width) of sentences by number."""
+        at = words.to(self.t5.device)
+        text = parts["text_encoder_2"](self.t5[at])[0]
+        return text, parts["text_encoder"](self.clip[at]).pooler_output
+
+    def misread(self, parts: Any, words: Tensor, text: Tensor, pooled: Tensor) -> Tensor:
+        """Cross-entropy of what both encoders say of the nouns."""
+        told = self.meanings[words.to(self.meanings.device)]
+        row, noun = (told[..., 0] >= 0).nonzero(as_tuple=True)
+        at = told[row, noun]
+        sizes = [len(names) for names in _TOLD]
+        by_word = parts["meaning"](text[row, at[:, 0]])
+        by_gist = parts["gist"](pooled).unflatten(1, (2, -1))[row, noun]
+        loss = text.new_zeros(())
+        for said in (by_word, by_gist):
+            for i, logits in enumerate(said.float().split(sizes, dim=1)):
+                loss = loss + F.cross_entropy(logits, at[:, 1 + i])
+        return loss
+
+    def loss(self, parts: Any, generator: torch.Generator) -> Tensor:
+        words = torch.randint(len(self.meanings) - 1, (BATCH["text"],), generator=generator)
+        with half_precision(self.t5.device):
+            return self.misread(parts, words, *self.read(parts, words))
 
 
 def _meaning(prompt: Prompt) -> list[list[int]]:
@@ -341,16 +395,6 @@ def _meaning(prompt: Prompt) -> list[list[int]]:
         )
     ]
     return [*found, [-1] * (1 + len(_TOLD))][:2]
-
-
-def _misread(logits: Tensor, told: Tensor) -> Tensor:
-    """Cross-entropy of what T5 says at the nouns: logits (B, words, classes), told (B, 2, 6)."""
-    row, noun = (told[..., 0] >= 0).nonzero(as_tuple=True)
-    at = told[row, noun]
-    chosen = logits[row, at[:, 0]].split([len(names) for names in _TOLD], dim=1)
-    return sum(
-        (F.cross_entropy(one, at[:, 1 + i]) for i, one in enumerate(chosen)), logits.new_zeros(())
-    )
 
 
 def _noise_levels(count: int, generator: torch.Generator) -> Tensor:

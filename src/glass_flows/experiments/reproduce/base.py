@@ -87,12 +87,31 @@ class Scale:
         "digits", "shapes", "shapes:FOLDER", or a pipeline by folder or hub id.
     reward : str
         For models other than the digits.
+    prompts : str
+        A file of them, for pipelines; that of the Shapes world has its own.
+    strength : float or None
+        λ for pipelines; 0.5 by default, of the CLIP of the Shapes world.
     """
 
     seed: int = 0
     quick: bool = False
     model: str = "digits"
     reward: str = "clip"
+    prompts: str = ""
+    strength: float | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on: of the file of prompts its content, not its name."""
+        found = dict(vars(self))
+        if self.prompts:
+            try:
+                content = Path(self.prompts).read_bytes()
+            except OSError as error:
+                raise InvalidArgument(
+                    f"cannot read the prompts in {self.prompts!r}: {error}"
+                ) from error
+            found["prompts"] = hashlib.sha256(content).hexdigest()
+        return found
 
     def of(self, full: int, quick: int) -> int:
         """A size, by how much time there is."""
@@ -250,7 +269,7 @@ def run_experiment(
 
 def _values(name: str, cell: Cell, scale: Scale, folder: Path) -> dict[str, Value]:
     """What a cell found: from its file, or by its work."""
-    identity = {"experiment": name, **cell.settings, "scale": vars(scale)}
+    identity = {"experiment": name, **cell.settings, "scale": scale.identity()}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     file = folder / f"{key}.json"
     if file.exists():

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any, Protocol, Union
 
 import numpy as np
 import torch
 
+from ...errors import InvalidArgument
 from ...models.digits import (
     IMAGE,
     digits_images,
     digits_labels,
     load_digits_classifier,
 )
-from ...models.shapes import CATEGORIES, accepts, prompts
+from ...models.shapes import Prompt, accepts, prompts
 from ...models.shapes.pipeline import CALL
 from ...rewards import ClassReward, evaluate
 from ...steering import best_of, steer
 from ..align import DIGITS_STD, digits_denoiser
 from ..align_pipeline import load_pipeline, load_reward, of_shapes
 from ..judging import Estimate, diversity, frechet_distance, half_samples, mean, share
+from ..prompt_sets import PromptEntry, read_prompts, write_geneval
 from .base import Scale
 
 __all__ = ["Bench", "Digits", "Pipeline", "bench_of"]
@@ -47,8 +51,11 @@ class Bench(Protocol):
     guidance: float
     sigma_data: float
 
-    def run(self, settings: dict[str, Any], target: str) -> Found:
-        """The best of N particles by the reward, run by run, and what it is worth."""
+    def run(self, settings: dict[str, Any], target: str, name: str) -> Found:
+        """The best of N particles by the reward, run by run, and what it is worth.
+
+        `name` is that of the method, for what is written.
+        """
         ...
 
 
@@ -66,7 +73,7 @@ class Digits:
             load_digits_classifier("judge"),
         )
 
-    def run(self, settings: dict[str, Any], target: str) -> Found:
+    def run(self, settings: dict[str, Any], target: str, name: str) -> Found:
         label, given = int(target), dict(settings)
         sampler = best_of if given.pop("method", "steering") == "best-of-n" else steer
         result = sampler(
@@ -98,46 +105,75 @@ class Digits:
 
 
 class Pipeline:
-    """A diffusers pipeline; the Shapes pipeline has categories as targets, and a judge."""
+    """A diffusers pipeline and a pre-trained reward; the targets are the prompts' categories.
 
-    particles, scale, guidance, sigma_data = 4, 0.5, 1.0, 1.0
+    The Shapes pipeline has prompts of its own and a judge. Any other writes its best images where
+    GenEval's evaluator looks for them, into a folder for each method.
+    """
 
-    def __init__(self, scale: Scale) -> None:
-        self.seed = scale.seed
+    particles, guidance, sigma_data = 4, 1.0, 1.0
+
+    def __init__(self, scale: Scale, folder: Path) -> None:
+        self.seed, self.folder = scale.seed, folder
+        self.scale = 0.5 if scale.strength is None else scale.strength
+        self.shapes = of_shapes(scale.model)
+        self.prompts: dict[str, list[PromptEntry]] = {}
+        if scale.prompts:
+            entries = read_prompts(scale.prompts, count=scale.of(10**9, 2))
+        elif self.shapes:
+            listed = prompts("test", scale.of(72, 12), scale.seed)
+            entries = [PromptEntry(i, str(p), p.category) for i, p in enumerate(listed)]
+        else:
+            raise InvalidArgument(
+                f"the model {scale.model!r} needs --prompts FILE (.txt, .jsonl, .tsv, .csv)"
+            )
+        for entry in entries:
+            self.prompts.setdefault(entry.category or "all", []).append(entry)
+        self.targets = list(self.prompts)
         self.pipe = load_pipeline(scale.model)
         self.reward = load_reward(scale.reward, model=scale.model)
-        self.shapes = of_shapes(scale.model)
-        self.prompts: dict[str, list[Any]] = {
-            category: prompts("test", scale.of(12, 2), scale.seed, (category,))
-            for category in CATEGORIES[1:]
-        }
-        self.targets = list(self.prompts)
 
-    def run(self, settings: dict[str, Any], target: str) -> Found:
+    def run(self, settings: dict[str, Any], target: str, name: str) -> Found:
         from ...integrations.diffusers import steer_pipeline
 
         asked = self.prompts[target]
+        texts = [entry.text for entry in asked]
         call = {**CALL, "decode_batch": None} if self.shapes else {}
+        labels: list[Any] = texts
+        if type(self.pipe).__name__ == "DiTPipeline":
+            labels = [int(t) if t.isdigit() else self.pipe.get_label_ids(t)[0] for t in texts]
         result = steer_pipeline(
             self.pipe,
-            [str(prompt) for prompt in asked],
+            labels,
             self.reward,
             seed=self.seed,
             progress=False,
             **call,
             **settings,
         )
+        for entry, image in zip(asked, result.best):
+            write_geneval(self.folder / "images" / file_name(name), entry, [image])
         costs = result.result.costs
+        rewards = result.rewards.amax(1).double().numpy()
         found: Found = {
-            "reward": mean(result.rewards.amax(1).double().numpy()),
+            "reward": mean(rewards) if len(asked) > 1 else float(rewards[0]),
+            "prompts": len(asked),
             "evaluations": (costs.network_evaluations + costs.network_gradients) / len(asked),
         }
         if self.shapes:
-            verdicts = accepts([np.asarray(image) for image in result.best], asked)
-            found["judge"] = share(np.array(verdicts, float))
+            verdicts = accepts(
+                [np.asarray(image) for image in result.best], [Prompt.parse(t) for t in texts]
+            )
+            accepted = np.array(verdicts, float)
+            found["judge"] = share(accepted) if len(asked) > 1 else float(accepted[0])
         return found
 
 
-def bench_of(scale: Scale) -> Bench:
-    """The bench of a model."""
-    return Digits(scale) if scale.model == "digits" else Pipeline(scale)
+def file_name(name: str) -> str:
+    """A name as a folder may have it."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def bench_of(scale: Scale, folder: Path) -> Bench:
+    """The bench of a model; `folder` is for its images."""
+    return Digits(scale) if scale.model == "digits" else Pipeline(scale, folder)

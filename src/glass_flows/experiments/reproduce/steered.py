@@ -20,8 +20,8 @@ _EVALUATIONS = 24
 
 
 @lru_cache(maxsize=1)
-def _bench(scale: Scale) -> Bench:
-    return bench_of(scale)
+def _bench(scale: Scale, folder: Path) -> Bench:
+    return bench_of(scale, folder)
 
 
 def _glass(bench: Bench, transitions: int = 6, steps: int = 4, **more: Any) -> Settings:
@@ -56,10 +56,10 @@ def methods(bench: Bench) -> dict[str, Settings]:
 
 
 def _alignment_cells(scale: Scale, folder: Path) -> list[Cell]:
-    bench = _bench(scale)
+    bench = _bench(scale, folder)
     listed = list(methods(bench).items())
     return [
-        Cell({"method": name, "target": target}, partial(bench.run, settings, target))
+        Cell({"method": name, "target": target}, partial(bench.run, settings, target, name))
         for name, settings in scale.over(listed, [listed[i] for i in (1, 5, 7)])
         for target in bench.targets
     ]
@@ -137,7 +137,7 @@ _SPLITS = ((24, 1), (12, 2), (8, 3), (6, 4), (4, 6), (3, 8), (2, 12))
 
 
 def _rho_cells(scale: Scale, folder: Path) -> list[Cell]:
-    bench = _bench(scale)
+    bench = _bench(scale, folder)
     runs: list[tuple[dict[str, Any], Settings]] = []
     for rho in scale.over(("0.0", "0.2", "0.4", "0.6", "0.8", "1.0", "ddpm", *_RULES), ("0.4",)):
         rule = _RULES.get(rho, rho if rho == "ddpm" else None)
@@ -147,7 +147,10 @@ def _rho_cells(scale: Scale, folder: Path) -> list[Cell]:
         if (k, m) != (6, 4):
             runs.append(({"rho": "0.4", "K": k, "M": m}, _glass(bench, k, m)))
     return [
-        Cell({**names, "target": target}, partial(bench.run, settings, target))
+        Cell(
+            {**names, "target": target},
+            partial(bench.run, settings, target, " ".join(f"{k} {v}" for k, v in names.items())),
+        )
         for names, settings in runs
         for target in bench.targets
     ]
@@ -201,7 +204,7 @@ _STRENGTHS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 def _guidance_cells(scale: Scale, folder: Path) -> list[Cell]:
-    bench = _bench(scale)
+    bench = _bench(scale, folder)
     targets = bench.targets[:: 1 if scale.model != "digits" else 2]
     found = []
     for kind in ("guidance", "twist"):
@@ -215,7 +218,7 @@ def _guidance_cells(scale: Scale, folder: Path) -> list[Cell]:
             found += [
                 Cell(
                     {"kind": kind, "strength": strength, "target": target},
-                    partial(bench.run, _glass(bench, **more), target),
+                    partial(bench.run, _glass(bench, **more), target, f"{kind} {strength:g}"),
                 )
                 for target in targets
             ]
