@@ -501,6 +501,55 @@ def reproduce(
 
 
 @app.command()
+def evaluate(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of images; the others are compared to the first.")
+    ],
+    out: Out,
+    reward: Annotated[
+        list[str],
+        typer.Option(
+            help="'clip', 'pickscore', 'hps', 'imagereward', 'aesthetic', with ':FOLDER' or a hub "
+            "id after it other weights, or 'module:function'; may be given several times."
+        ),
+    ] = [],  # noqa: B006
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="Network for diversity and distances: 'clip[:PLACE]', 'pickscore[:PLACE]', or "
+            "'dino:PLACE' (DINOv2)."
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(help="Folder of real images, for the Fréchet distance, precision and recall."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="'cuda' or 'cpu'.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Compare folders of images, of any model: rewards, distances, diversity, pair by pair.
+
+    Prompts are read from the images (as `glass-flows align` writes them) or from GenEval's
+    metadata.jsonl. Writes evaluation.md and evaluation.json.
+
+    Example: glass-flows evaluate out/plain out/steered --reward clip --features clip --out out/eval
+    """
+    from .experiments.evaluate import evaluate_folders
+
+    evaluate_folders(
+        folders,
+        out,
+        rewards=reward,
+        features=features,
+        reference=reference,
+        device=device,
+        seed=seed,
+    )
+    typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
+    typer.echo(f"table: {out / 'evaluation.md'}\nfigures: {out / 'evaluation.json'}")
+
+
+@app.command()
 def sample(
     out: Out,
     model: Annotated[str, typer.Option(help="Model to sample; 'digits' is bundled.")] = "digits",
@@ -637,7 +686,7 @@ def train_shapes(
     text_steps: Annotated[
         int | None,
         typer.Option(
-            help="Training steps of the text encoders before the flow: 600, none with --start."
+            help="Training steps of the text encoders before the flow: 200, none with --start."
         ),
     ] = None,
     scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 60_000,

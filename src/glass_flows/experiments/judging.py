@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Estimate", "diversity", "frechet_distance", "half_samples", "mean", "share"]
+__all__ = [
+    "Estimate",
+    "bootstrap",
+    "diversity",
+    "frechet_distance",
+    "half_samples",
+    "mean",
+    "precision_recall",
+    "share",
+]
 
 Array = npt.NDArray[np.float64]
 _NORMAL_95 = 1.959964
@@ -80,3 +89,32 @@ def half_samples(
     half = len(samples) // 2
     drawn = [figure(samples[rng.permutation(len(samples))[:half]]) for _ in range(rounds)]
     return Estimate(figure(samples), float(np.std(drawn, ddof=1)))
+
+
+def precision_recall(features: Array, reference: Array, neighbours: int = 3) -> tuple[float, float]:
+    """Share of samples (n, d) within the reference (m, d), and of the reference within the samples.
+
+    Within a set is what lies no farther from one of its points than that point's k-th neighbour in
+    the set (Kynkäänniemi et al. 2019, arXiv 1904.06991).
+    """
+
+    def within(points: Array, others: Array) -> float:
+        inner = _distances(others, others)
+        radii = np.sort(inner, axis=1)[:, neighbours]  # the nearest is the point itself
+        return float((_distances(points, others) <= radii).any(axis=1).mean())
+
+    return within(features, reference), within(reference, features)
+
+
+def _distances(a: Array, b: Array) -> Array:
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2.0 * a @ b.T
+    return np.sqrt(squares.clip(0.0))
+
+
+def bootstrap(values: Array, rounds: int = 2_000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of (n,) values, by the percentiles of resampled means."""
+    values = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(seed)
+    drawn = values[rng.integers(len(values), size=(rounds, len(values)))].mean(1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return float(low), float(high)

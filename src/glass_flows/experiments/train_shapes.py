@@ -86,7 +86,7 @@ def train_shapes(
     steps : optimiser steps of the flow, 64 noised scenes each.
     vae_steps : optimiser steps of the autoencoder, 32 scenes each.
     text_steps : optimiser steps of the text encoders before those of the flow, 128 sentences each,
-        in which they learn what the nouns stand for; 600, and none with `start`, by default.
+        in which they learn what the nouns stand for; 200, and none with `start`, by default.
     scenes : different scenes that are drawn, all from sentences of the part "train".
     seed : at least 0.
     start : folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
@@ -99,7 +99,7 @@ def train_shapes(
         As in :func:`.train_digits.train_digits`.
     """
     if text_steps is None:
-        text_steps = 600 if start is None else 0
+        text_steps = 200 if start is None else 0
     settings = {"steps": steps, "vae_steps": vae_steps, "scenes": scenes, "seed": seed}
     home = device_named(device)
     folder, checkpoints = Path(out), Path(out) / "checkpoints"

@@ -61,6 +61,13 @@ class ImageTextReward(PretrainedReward):
         return self.scale * F.cosine_similarity(seen.to(wide), read.to(seen.device, wide), dim=-1)
 
     @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the network makes of images (B, 3, H, W) in [0, 1]: (B, d), before any text."""
+        pixels = self.preprocess(images.to(self.device)).to(self.network.dtype)
+        found: Tensor = self.network.get_image_features(pixel_values=pixels).pooler_output
+        return found
+
+    @torch.no_grad()
     def _read(self, prompts: list[str]) -> Tensor:
         """Features (B, d) of texts; each text is read once."""
         network = self.network
