@@ -172,3 +172,24 @@ def test_a_perfect_reading_costs_nothing_and_the_loss_sees_every_word():
         spoilt.zero_()
         assert float(language.misread(parts, words, text, pooled)) > 1.0
         spoilt.copy_(kept)
+
+
+def test_a_run_from_other_weights_is_not_gone_on_with(small, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, seed in ((first, 0), (second, 1)):
+        shapes.train_shapes(folder, **{**TINY, "seed": seed})
+    out = tmp_path / "out"
+    advance = training.Training.advance
+
+    def stopped(self):
+        if self.step == 2:
+            raise KeyboardInterrupt
+        advance(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Training, "advance", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            shapes.train_shapes(out, start=first, **TINY)
+    with pytest.raises(InvalidArgument, match="was made by"):
+        shapes.train_shapes(out, start=second, **TINY)
+    shapes.train_shapes(out, start=first, **TINY)

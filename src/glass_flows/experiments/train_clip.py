@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..models.shapes import Prompt, contradict, holds
 from ..models.shapes.clip import build_clip, build_clip_processor, load_clip
 from ..models.shapes.pipeline import CLIP_TOKENS
 from .train_shapes import device_named, draw_scenes, half_precision, matmul_attention, pixels
-from .training import Job, Loss, begin, fit
+from .training import Job, Loss, begin, fingerprint, fit
 
 __all__ = ["train_clip"]
 
@@ -60,9 +60,10 @@ def train_clip(
     home = device_named(device)
     folder, checkpoints = Path(out), Path(out) / "checkpoints"
     begin(checkpoints, settings, checkpoint_every, resume)
+    settings["start"] = fingerprint(start)
     job = Job(
         "shapes-clip",
-        lambda: _training(build_clip() if start is None else load_clip(start)),
+        lambda: build_clip() if start is None else load_clip(start),
         _clip_loss(scenes, seed, home),
         steps,
         seed,
@@ -79,11 +80,6 @@ def train_clip(
     build_clip_processor().save_pretrained(folder)
     shutil.rmtree(checkpoints)
     return folder
-
-
-def _training(model: Any) -> nn.Module:
-    module: nn.Module = model.train()
-    return module
 
 
 def _lie(prompt: Prompt, rng: np.random.Generator) -> Prompt:

@@ -35,7 +35,7 @@ from ..models.shapes.world import (
     SIZES,
     coverage,
 )
-from .training import Job, Loss, begin, fit
+from .training import Job, Loss, begin, fingerprint, fit
 
 __all__ = [
     "device_named",
@@ -105,6 +105,7 @@ def train_shapes(
     folder, checkpoints = Path(out), Path(out) / "checkpoints"
     begin(checkpoints, settings, checkpoint_every, resume)
     settings["text_steps"] = check_count("text_steps", text_steps, least=0)
+    settings["start"] = fingerprint(start)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         pipe = build_pipeline() if start is None else load_pipeline(start)
@@ -113,7 +114,7 @@ def train_shapes(
     if start is None:
         job = Job(
             "shapes-vae",
-            lambda: _training(pipe.vae),
+            lambda: pipe.vae,
             _vae_loss(images, home),
             vae_steps,
             2 * seed,
@@ -144,7 +145,7 @@ def train_shapes(
     if text_steps:
         job = Job(
             "shapes-text",
-            lambda: _training(texts),
+            lambda: texts,
             language.loss,
             text_steps,
             2 * seed + 1,
@@ -160,7 +161,7 @@ def train_shapes(
     parts = nn.ModuleDict({**texts, "transformer": pipe.transformer, "layout": layout})
     job = Job(
         "shapes-flow",
-        lambda: _training(parts),
+        lambda: parts,
         _flow_loss(pipe, (latents - shift) * scale, language, placed, home),
         steps,
         2 * seed + 1,
@@ -204,12 +205,6 @@ def half_precision(device: torch.device) -> AbstractContextManager[object]:
     """
     able = device.type != "cpu" or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return torch.autocast(device.type, torch.bfloat16, enabled=able)
-
-
-def _training(model: Any) -> nn.Module:
-    """The module in training mode."""
-    module: nn.Module = model.train()
-    return module
 
 
 def draw_scenes(

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import InvalidArgument, NonFinite, WeightsFileError
 from ..progress import track
 
-__all__ = ["Job", "Loss", "begin", "fit", "replace", "save_tensors"]
+__all__ = ["Job", "Loss", "begin", "fingerprint", "fit", "replace", "save_tensors"]
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -70,7 +71,7 @@ class Training:
         self.job, self.step, self.loss = job, 0, math.nan
         with torch.random.fork_rng(devices=[]):  # initialise without touching the user's stream
             torch.default_generator.manual_seed(job.seed)
-            self.model = job.build().to(job.device)
+            self.model = job.build().to(job.device).train()
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), job.learning_rate, job.betas, fused=True
@@ -174,6 +175,14 @@ def replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
+
+
+def fingerprint(folder: str | Path | None) -> int:
+    """A number that stands for the weights in a folder, so that others are not taken for them."""
+    found = 0
+    for file in sorted(Path(folder).rglob("*.safetensors")) if folder is not None else ():
+        found = zlib.crc32(file.read_bytes(), found)
+    return found
 
 
 def begin(
