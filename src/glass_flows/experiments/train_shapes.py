@@ -53,8 +53,10 @@ _NOISES = 2  # noises of one scene in a batch: its sentence is encoded once
 _LAYOUT = 2.0  # weight of the layout
 _MEANING = 0.1  # weight of what the nouns stand for
 _ENCODERS = ("text_encoder", "text_encoder_2")
-# What a noun of a sentence can be told to be, None where nothing is said.
+# What a thing of a sentence can be, None where nothing is said. With the shape: CLIP's summary
+# need not know else which colour goes with which, and the pictures' colours were exchanged.
 _TOLD: tuple[tuple[object, ...], ...] = (
+    SHAPES,
     (None, *COLOURS),
     (None, *SIZES),
     (None, *RELATIONS),
@@ -324,9 +326,9 @@ def _flow_loss(
 class _Language:
     """Sentences as tokens, and what they say: what the text encoders learn before the pictures.
 
-    T5 must say at every noun, and CLIP at the end of the sentence, which colour, size, place,
-    number and background each thing has, through linear layers that are thrown away: nothing else
-    could teach them what belongs to what, and pictures do it slowly. Number `len(said)` is the
+    T5 must say at every noun, and CLIP at the end of the sentence, which shape, colour, size,
+    place, number and background each thing has, through linear layers that are thrown away: nothing
+    else could teach them what belongs to what, and pictures do it slowly. Number `len(said)` is the
     empty prompt.
     """
 
@@ -384,7 +386,7 @@ def _meaning(prompt: Prompt) -> list[list[int]]:
         for at, values in zip(
             nouns,
             (
-                (one.colour, one.size, relation, prompt.count, prompt.background)
+                (one.shape, one.colour, one.size, relation, prompt.count, prompt.background)
                 for one, relation in zip(prompt.things, relations)
             ),
         )

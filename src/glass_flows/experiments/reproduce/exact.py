@@ -73,7 +73,7 @@ def draw_posterior(
 
 
 def _kernel_cells(scale: Scale, folder: Path) -> list[Cell]:
-    spans = ((0.0, 0.3), (0.3, 0.6), (0.6, 1.0))
+    spans = ((0.05, 0.3), (0.3, 0.6), (0.6, 1.0))
     rhos: Sequence[Union[float, str]] = (-0.9, -0.4, 0.0, 0.4, 0.9, "ddpm")
     steps = (1, 2, 4, 8, 16)
     return [
@@ -81,7 +81,6 @@ def _kernel_cells(scale: Scale, folder: Path) -> list[Cell]:
         for t, t_next in scale.over(spans, spans[1:2])
         for rho in scale.over(rhos, (0.4,))
         for m in scale.over(steps, (1, 4))
-        if t > 0 or rho in (0.0, 0.4)  # from pure noise every rho is 0
     ]
 
 
@@ -118,7 +117,7 @@ def _theory(mixture: GaussianMixture, t: float, t_next: float, rho: Union[float,
     (alpha, sigma), (alpha_next, sigma_next) = (
         (_PATH.alpha(s), _PATH.sigma(s)) for s in (t, t_next)
     )
-    noise = resolve_rho(rho, Ends.of(_PATH, t, t_next)) if t > 0 else 0.0
+    noise = resolve_rho(rho, Ends.of(_PATH, t, t_next))
     z = float(mixture.covariance().diagonal().mean())
     shared = alpha * alpha_next * z + noise * sigma * sigma_next
     return shared / float(np.sqrt((alpha**2 * z + sigma**2) * (alpha_next**2 * z + sigma_next**2)))
@@ -304,7 +303,17 @@ VALUES = Experiment(
         "Values estimated with GLASS posterior samples correlate better with the truth than those "
         "with DDPM samples at equal evaluations."
     ),
-    found="",
+    found=(
+        "We agree in part. Posterior samples with GLASS take away the bias, and the more of "
+        "them the better: with 96 evaluations their root mean square error is the lowest of all "
+        "estimates in every case (network, t = 0.7: 0.26 against 0.37 and 0.40 with DDPM). But "
+        "the correlation at equal evaluations is *higher* with DDPM, and with Algorithm 1, "
+        "whose few steps draw blurred samples: they vary less, which helps the correlation of a "
+        "few samples, and keep a bias that more of them do not remove. And the reward of the "
+        "denoised estimate, a single evaluation, correlates with the value as well as or better "
+        "than 8 or 24 evaluations of posterior samples do: for ranking particles at a boundary "
+        "it is hard to beat, for the size of a value it is not to be trusted."
+    ),
     cells=_values_cells,
     rows=("model", "t", "estimate", "samples", "M", "evaluations"),
     columns=(

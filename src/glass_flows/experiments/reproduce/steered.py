@@ -110,7 +110,16 @@ ALIGNMENT = Experiment(
         "and with GLASS transitions it is better, over GenEval and PartiPrompts and four rewards; "
         "reward guidance adds to it."
     ),
-    found="",
+    found=(
+        "We agree in the order, and not on the baseline. FKS with GLASS transitions beats FKS "
+        "with Euler-Maruyama (73 % against 65 %) and, by less, DDPM's (70 %). But here the SDEs "
+        "beat best-of-N by far too (32 %), since an eight is one digit in ten and four draws "
+        "seldom hold one, while FLUX's images of a prompt differ in degree. Guidance wins for "
+        "one good image, at the price of a law that nobody knows, and of its diversity (9.8; "
+        "real digits of one class have 10.8); twisted noise keeps exact weights and is close "
+        "(92 %). The independent judge rates what the reward rates: no method hacks this reward "
+        "at these scales."
+    ),
     cells=_alignment_cells,
     rows=("method",),
     columns=_COLUMNS,
@@ -187,8 +196,17 @@ RHO = Experiment(
         "(ρ = 1 - t' keeps the noise early and renews it late, ρ = t the other way round), and on "
         "the split of 24 evaluations into K transitions of M? Setting as in 'alignment'."
     ),
-    paper="ρ matters little over a wide middle range, and it uses ρ = 0.4.",
-    found="",
+    paper=("The correlation is a free parameter of its transitions, which it varies."),
+    found=(
+        "We agree on ρ: 0 to 0.6, DDPM's ρ and both rules along the path differ by about three "
+        "points of the judge; only from 0.8 on copies part too slowly, and at ρ = 1 it costs 13 "
+        "points. The split matters far more, and in a direction that the paper does not "
+        "discuss: with 24 evaluations, 24 transitions of one reach 92 %, 6 of four 73 %, 2 of "
+        "twelve 49 %. Each boundary is a look at the reward, and on this model a look is worth "
+        "more than an accurate transition. It costs a reward (and a decode) per particle, 24 "
+        "instead of 6: where that is cheap beside the network, take more and shorter "
+        "transitions."
+    ),
     cells=_rho_cells,
     rows=("rho", "K", "M"),
     columns=_COLUMNS[:5],
@@ -257,7 +275,14 @@ GUIDANCE = Experiment(
         "Figure 8: the reward that is optimised rises with the guidance scale, and beyond some "
         "scale other measures fall."
     ),
-    found="",
+    found=(
+        "We see the same curve. From strength 4 on the reward hardly rises, and the images "
+        "leave the data: the Fréchet distance goes from 15 (strength 1) over 46 (8) to 251 "
+        "(16), while the judge, a classifier itself, still calls them right in 99 % of cases: "
+        "an independent reward alone would not have noticed. Half of the gain is there at "
+        "strength 0.25. Twisted noise cannot be pushed over: its shift is capped and weighted, "
+        "and all is as at strength 0.25 whatever the scale."
+    ),
     cells=_guidance_cells,
     rows=("kind", "strength"),
     columns=_COLUMNS[:5],
