@@ -44,6 +44,23 @@ def test_links_to_files_exist(document):
             assert (document.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_to_headings_exist(document):
+    """For headings of plain words, whose anchors are the same on every site."""
+    for target, anchor in re.findall(r"\]\(([^)#:]+)#([^)]+)\)", document.read_text()):
+        page = (document.parent / target).read_text()
+        headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+        anchors = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}
+        assert anchor in anchors, f"{target}#{anchor}"
+
+
+def test_every_claim_of_the_front_page_points_to_where_it_is_measured():
+    readme = (ROOT / "README.md").read_text()
+    claims = re.findall(r"^\| .* \| (\[.*) \|$", readme, re.MULTILINE)
+    assert len(claims) >= 5
+    assert all("results.md#" in row for row in claims)
+
+
 def test_the_ci_runs_the_commands_of_the_readme():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     assert "pip install -c constraints.txt -e '.[test]' && .venv/bin/pytest\n" in readme

@@ -137,23 +137,16 @@ def test_the_layout_says_how_much_of_each_square_is_covered():
 
 
 def test_what_the_nouns_of_a_sentence_are_told():
-    kinds, colours, sizes, relations, counts, backgrounds = shapes._TOLD
+    coloured, sized, related, counts, backgrounds = shapes._TOLD
     one, two = shapes._meaning(Prompt.parse("a small red circle to the left of a blue square"))
-    red, small, left = colours.index("red"), sizes.index("small"), relations.index("left")
-    assert one == [3, kinds.index("circle"), red, small, left, 0, 0]
-    assert two[:4] == [10, kinds.index("square"), colours.index("blue"), 0]
-    assert two[4:] == [relations.index("right"), 0, 0]
+    assert one[:3] == [3, coloured.index(("circle", "red")), sized.index(("circle", "small"))]
+    assert one[3:] == [related.index(("circle", "left")), 0, 0]
+    assert two[:3] == [10, coloured.index(("square", "blue")), sized.index(("square", None))]
+    assert two[3:] == [related.index(("square", "right")), 0, 0]
     many, none = shapes._meaning(Prompt.parse("three triangles on white"))
-    assert many == [
-        1,
-        kinds.index("triangle"),
-        0,
-        0,
-        0,
-        counts.index(3),
-        backgrounds.index("white"),
-    ]
-    assert none == [-1] * 7
+    assert many[1] == coloured.index(("triangle", None))
+    assert many[4:] == [counts.index(3), backgrounds.index("white")]
+    assert none == [-1] * 6
     # A noun's number is that of its token, too.
     tokens = t5_tokenizer()("a small red circle to the left of a blue square").input_ids
     words = t5_tokenizer().convert_ids_to_tokens(tokens)
@@ -164,7 +157,7 @@ def test_a_perfect_reading_costs_nothing_and_the_loss_sees_every_word():
     pipe = build_pipeline()
     said = [Prompt.parse("a small red circle above a blue square"), Prompt.parse("two circles")]
     language = shapes._Language(pipe, said, torch.device("cpu"))
-    assert language.meanings.shape == (3, 2, 7)
+    assert language.meanings.shape == (3, 2, 6)
     assert bool((language.meanings[2] == -1).all())  # the empty prompt
     sizes = [len(names) for names in shapes._TOLD]
     # A reader that knows: the features are the truth itself.

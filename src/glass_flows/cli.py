@@ -440,8 +440,8 @@ def reproduce(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="posterior, kernel, values, sampling, alignment, rho, guidance, discrete, "
-            "stability, or all."
+            help="posterior, kernel, values, sampling, alignment, rho, settings, guidance, "
+            "discrete, stability, or all."
         ),
     ],
     out: Out,
@@ -451,8 +451,8 @@ def reproduce(
     model: Annotated[
         str,
         typer.Option(
-            help="'digits'; for alignment, rho and guidance also 'shapes', 'shapes:FOLDER', or a "
-            "diffusers pipeline by folder or hub id."
+            help="'digits'; for alignment, rho, settings and guidance also 'shapes', "
+            "'shapes:FOLDER', or a diffusers pipeline by folder or hub id."
         ),
     ] = "digits",
     reward: Annotated[str, typer.Option(help="For pipelines, as in `glass-flows align`.")] = "clip",

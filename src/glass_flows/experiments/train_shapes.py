@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,13 @@ _NOISES = 2  # noises of one scene in a batch: its sentence is encoded once
 _LAYOUT = 2.0  # weight of the layout
 _MEANING = 0.1  # weight of what the nouns stand for
 _ENCODERS = ("text_encoder", "text_encoder_2")
-# What a thing of a sentence can be, None where nothing is said. With the shape: CLIP's summary
-# need not know else which colour goes with which, and the pictures' colours were exchanged.
+# What a thing of a sentence can be, None where nothing is said. Each together with its shape: a
+# "red triangle" that has a direction of its own stays apart from a "blue circle" when both are
+# added up; a flow that was told of colours and shapes one by one exchanged them.
 _TOLD: tuple[tuple[object, ...], ...] = (
-    SHAPES,
-    (None, *COLOURS),
-    (None, *SIZES),
-    (None, *RELATIONS),
+    tuple(product(SHAPES, (None, *COLOURS))),
+    tuple(product(SHAPES, (None, *SIZES))),
+    tuple(product(SHAPES, (None, *RELATIONS))),
     (1, 2, 3, 4),
     (None, *BACKGROUNDS),
 )
@@ -386,7 +387,13 @@ def _meaning(prompt: Prompt) -> list[list[int]]:
         for at, values in zip(
             nouns,
             (
-                (one.shape, one.colour, one.size, relation, prompt.count, prompt.background)
+                (
+                    (one.shape, one.colour),
+                    (one.shape, one.size),
+                    (one.shape, relation),
+                    prompt.count,
+                    prompt.background,
+                )
                 for one, relation in zip(prompt.things, relations)
             ),
         )

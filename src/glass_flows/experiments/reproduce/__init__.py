@@ -18,7 +18,7 @@ from ..training import replace
 from .base import Experiment, Result, Scale, run_experiment
 from .exact import KERNEL, STABILITY, VALUES
 from .networks import DISCRETE, POSTERIOR, SAMPLING
-from .steered import ALIGNMENT, GUIDANCE, RHO
+from .steered import ALIGNMENT, GUIDANCE, RHO, SETTINGS
 
 __all__ = ["ALL", "EXPERIMENTS", "Experiment", "Result", "Scale", "reproduce", "write_page"]
 
@@ -32,6 +32,7 @@ EXPERIMENTS = {
         SAMPLING,
         ALIGNMENT,
         RHO,
+        SETTINGS,
         GUIDANCE,
         DISCRETE,
         STABILITY,

@@ -159,7 +159,14 @@ KERNEL = Experiment(
     paper=(
         "That its transitions are exact for a perfect network and enough inner steps, for every ρ."
     ),
-    found="",
+    found=(
+        "We agree. With two evaluations a transition has the mean of theory to 0.02 of its "
+        "standard deviation, and its covariance to 3 %; from eight on nothing is left but the "
+        "error of 20,000 draws (about 0.008 in each), for every ρ. A single evaluation has the "
+        "right mean and the wrong law: 13 to 77 % of the covariance is missing, and the "
+        "correlation with x_t is off by up to 0.24, most where |ρ| is large. At t' = 1 there is "
+        "no noise left that could be correlated, and all ρ are the same transition."
+    ),
     cells=_kernel_cells,
     rows=("t", "t'", "rho", "M"),
     columns=(
@@ -397,7 +404,13 @@ STABILITY = Experiment(
         "Its code inverts a 2×2 matrix in every step, which is singular at ρ = ±1 and at the ends "
         "of the path, and keeps away from the ends by cutting the range of s."
     ),
-    found="",
+    found=(
+        "Nothing is lost anywhere: the largest difference is 5e-6 (fifty evaluations from 0.001 "
+        "to 0.999), some 40 roundings of float32, at ρ = ±1, at both ends of the path and over "
+        "a step of 0.0001 alike, and no ρ is refused. The inner flow has no matrix to invert, "
+        "and its limits are taken in closed form, so the ends need no cut. That holds for "
+        "Algorithm 1 too as it is written here, without its cut range."
+    ),
     cells=_stability_cells,
     rows=("solver", "t", "t'", "M"),
     columns=(

@@ -189,7 +189,7 @@ def _sampling_cells(scale: Scale, folder: Path) -> list[Cell]:
 
 
 def _sampling(scale: Scale, settings: dict[str, Any]) -> Found:
-    """Unconditional digits from 50 evaluations; the seconds are of this machine, with one user."""
+    """Unconditional digits from 50 evaluations."""
     before = time.perf_counter()
     drawn = sample(
         digits_denoiser(), (scale.of(4_000, 300), *IMAGE), seed=scale.seed, progress=False,
@@ -219,8 +219,8 @@ SAMPLING = Experiment(
         "What do samples of the bundled digits network look like when the same fifty evaluations "
         "are spent on the ODE, on an SDE (Euler-Maruyama with Flow-GRPO's noise level η = 0.7, and "
         "with that of the time reversal, √2), or on five GLASS transitions of ten each? Fréchet "
-        "distance to the real digits and diversity, both in the judge's features; seconds on one "
-        "machine, with nothing else of weight on it."
+        "distance to the real digits and diversity, both in the judge's features; seconds "
+        "of this run, on one thread of a machine that did other work, too."
     ),
     paper=(
         "Table 4: at fifty evaluations GLASS transitions keep the quality of ODE samples, which "
@@ -359,7 +359,13 @@ DISCRETE = Experiment(
         "and with 1,000. Fréchet distance to the real digits."
     ),
     paper="Nothing: it treats continuous time, and its models are flows.",
-    found="",
+    found=(
+        "With a thousand timesteps, as deployed models have, it does not matter (4.10 to 4.21 "
+        "whichever way). With twenty it does where the network is told times between those that "
+        "it knows: distances of 9.5 and 5.9 instead of 3.5 and 3.7 in two cases of three, and "
+        "level in the third. Telling it the nearest trained timestep does as well as our grids, "
+        "which need no such approximation."
+    ),
     cells=_discrete_cells,
     rows=("timesteps", "K", "M"),
     columns=(Column("Fréchet", "Fréchet distance", "{:.2f}"),),
