@@ -334,7 +334,7 @@ def _draw_guidance(results: list[Result], figure: Any) -> None:
             f"{one['strength']:g}", (one["reward"], one[other]), fontsize=7, xytext=(3, 3),
             textcoords="offset points",
         )  # fmt: skip
-    against.set(xlabel="reward", ylabel=other)
+    against.set(xlabel="reward", ylabel=other, yscale="log" if other == "Fréchet" else "linear")
 
 
 GUIDANCE = Experiment(
