@@ -103,5 +103,6 @@ def test_a_sentence_of_another_world_is_refused(tmp_path):
 def test_plain_samples_follow_held_out_prompts():
     """Below the shares of the model card by four standard errors of 60 images: 1 in 30,000."""
     found = plain_acceptance(load_pipeline(), per_group=60, evaluations=16)
-    assert found["single object"].value > 0.14
-    assert found["counting"].value > 0
+    assert found["single object"].value > 0.95 - 4 * (0.95 * 0.05 / 60) ** 0.5
+    assert found["counting"].value > 0.70 - 4 * (0.70 * 0.30 / 60) ** 0.5
+    assert found["two objects"].value > 0.38 - 4 * (0.38 * 0.62 / 60) ** 0.5

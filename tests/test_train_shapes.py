@@ -196,3 +196,12 @@ def test_a_run_from_other_weights_is_not_gone_on_with(small, tmp_path):
     with pytest.raises(InvalidArgument, match="was made by"):
         shapes.train_shapes(out, start=second, **TINY)
     shapes.train_shapes(out, start=first, **TINY)
+    for file in out.rglob("*.json"):
+        assert str(tmp_path) not in file.read_text(), file  # no trace of where it came from
+    one, two = (
+        diffusers.AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
+        for folder in (first, out)
+    )
+    assert one.config.scaling_factor == two.config.scaling_factor != 1.0
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)

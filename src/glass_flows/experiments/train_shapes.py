@@ -111,7 +111,16 @@ def train_shapes(
     settings["start"] = fingerprint(start)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        pipe = build_pipeline() if start is None else load_pipeline(start)
+        pipe = build_pipeline()
+    if start is not None:
+        # Into modules of our own: what is loaded remembers the folder, and would save its name.
+        trained_before = load_pipeline(start)
+        for name in ("vae", "transformer", *_ENCODERS):
+            getattr(pipe, name).load_state_dict(getattr(trained_before, name).state_dict())
+        known = trained_before.vae.config
+        pipe.vae.register_to_config(
+            shift_factor=known.shift_factor, scaling_factor=known.scaling_factor
+        )
 
     images, said, placed = draw_scenes(scenes, seed)
     if start is None:
