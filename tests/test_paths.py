@@ -59,7 +59,9 @@ DEFINITIONS = [
 TIMES = [0.03, 0.1, 0.25, 0.5, 0.61, 0.9, 0.99]
 
 
-@pytest.mark.parametrize(("path", "alpha", "sigma"), DEFINITIONS, ids=repr)
+@pytest.mark.parametrize(
+    ("path", "alpha", "sigma"), DEFINITIONS, ids=[repr(path) for path, *_ in DEFINITIONS]
+)
 @pytest.mark.parametrize("t", TIMES)
 def test_values_and_derivatives(path, alpha, sigma, t):
     exact = mp.mpf(t)
