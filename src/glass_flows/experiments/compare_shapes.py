@@ -36,7 +36,7 @@ __all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods", "plain_
 
 Settings = dict[str, Any]
 _SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 8.0)  # λ, of a reward whose spread is about 7
-_GUIDES = (0.25, 1.0, 4.0, 16.0)  # w, through the reward
+_GUIDES = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0)  # w, through the reward
 _CAPS = (0.75, 1.5, 3.0)  # of the twist
 _CHUNK = 10  # prompts that share a batch
 _COLUMNS = 8  # of each half of the grid
@@ -359,6 +359,8 @@ def _hacking(curves: dict[str, list[Settings]], file: Path) -> Path:
         x = [line[key] for line in curves[name]]
         axis.plot(x, [100 * line["judge"] for line in curves[name]], "o-", color="tab:green")
         axis.set(xscale="log", xlabel=label, ylim=(0, 100), title=name.strip())
+        axis.set_xticks(x, [f"{value:g}" for value in x])
+        axis.minorticks_off()
         axis.set_ylabel("judge accepts, %", color="tab:green")
         other = axis.twinx()
         other.plot(x, [line["reward"] for line in curves[name]], "s--", color="tab:purple")
