@@ -32,6 +32,7 @@ from glass_flows.experiments.reproduce.base import (
     average,
     run_experiment,
 )
+from glass_flows.experiments.reproduce.benches import bench_of
 from glass_flows.paths import Linear
 
 QUICK = Scale(quick=True)
@@ -210,9 +211,9 @@ def test_nothing_loses_digits_over_all_rho_and_times(tmp_path):
 
 
 def test_every_method_of_the_alignment_spends_the_same():
-    bench = steered._bench(QUICK, Path())
+    bench = bench_of(QUICK)
     for name, settings in steered.methods(bench).items():
-        found = bench.run(settings, "1", name)
+        found = bench.run(settings, "1", Path())
         particles = settings["particles"]
         assert found["evaluations"] == 24 * particles, name
         assert np.isfinite([found[k].value for k in ("judge", "reward", "Fréchet")]).all()
@@ -220,10 +221,10 @@ def test_every_method_of_the_alignment_spends_the_same():
 
 def test_what_steering_is_worth():
     """Of sixteen runs towards an eight: judge's share 2 standard errors apart (5 %)."""
-    bench = steered._bench(QUICK, Path())
+    bench = bench_of(QUICK)
     bench_methods = steered.methods(bench)
     plain, ours = (
-        bench.run(bench_methods[name], "1", name)["judge"] for name in ("plain", "FKS + GLASS")
+        bench.run(bench_methods[name], "1", Path())["judge"] for name in ("plain", "FKS + GLASS")
     )
     assert ours.value > plain.value + 2 * math.hypot(plain.error, ours.error)
 

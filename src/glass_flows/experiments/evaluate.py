@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument, MissingExtra, NonFinite, check_name
 from ..integrations.rewards.base import Preprocessing
-from ..progress import track
+from ..progress import progress_bar
 from ..rewards import evaluate as reward_of
 from .align_pipeline import load_reward
 from .judging import bootstrap, diversity, frechet_distance, precision_recall
@@ -197,18 +197,19 @@ def evaluate_folders(
         raise InvalidArgument("nothing to measure: give rewards, features, or both")
     if reference is not None and features is None:
         raise InvalidArgument("a reference is compared in features: give them, too")
+    # The files first: a wrong folder should not wait for large networks.
+    listed = [(str(folder), read_images(folder)) for folder in folders]
+    wanted = None if reference is None else read_images(reference)
     scored = {name: load_reward(name, device=device) for name in rewards}
     network = None if features is None else load_features(features, device)
     target = make_folder(out)
     real = None
-    if reference is not None and network is not None:
-        real = _features(read_images(reference), network, "reference", progress)
+    if wanted is not None:
+        _, real = _measure(wanted, {}, network, "reference", progress)
     lines: list[FolderFigures] = []
     first: dict[str, dict[str, float]] = {}
-    for folder in folders:
-        found = read_images(folder)
-        title = Path(folder).name
-        values = {name: _rewards(found, one, name, title, progress) for name, one in scored.items()}
+    for folder, found in listed:
+        values, seen = _measure(found, scored, network, Path(folder).name, progress)
         first = first or values
         shared = [one.name for one in found if all(one.name in kept for kept in first.values())]
         gains = {
@@ -216,7 +217,6 @@ def evaluate_folders(
             for name in scored
             if shared and first is not values
         }
-        seen = None if network is None else _features(found, network, title, progress)
         precision = recall = distance = None
         if seen is not None and real is not None:
             distance = frechet_distance(seen, real)
@@ -224,7 +224,7 @@ def evaluate_folders(
                 precision, recall = precision_recall(seen, real)
         lines.append(
             FolderFigures(
-                str(folder),
+                folder,
                 len(found),
                 {name: _interval(list(v.values()), seed) for name, v in values.items()},
                 gains,
@@ -245,54 +245,52 @@ def _interval(values: Sequence[float], seed: int) -> Interval:
     return (float(np.mean(values)), *bootstrap(np.array(values), seed=seed))
 
 
-def _pixels(found: Sequence[_Found]) -> list[Tensor]:
-    """Images in batches of one size, (B, 3, H, W) in [0, 1], in order."""
-    batches: list[list[Tensor]] = []
-    for one in found:
+def _batches(found: Sequence[_Found]) -> Iterator[tuple[Sequence[_Found], Tensor]]:
+    """Files with their pixels (B, 3, H, W) in [0, 1]: images of one size that follow each other."""
+    start, pixels = 0, list[Tensor]()
+    for i, one in enumerate(found):
         with Image.open(one.file) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0) / 255.0
-        if not batches or len(batches[-1]) == _BATCH or batches[-1][0].shape != pixels.shape:
-            batches.append([])
-        batches[-1].append(pixels)
-    return [torch.stack(batch) for batch in batches]
+            new = torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0) / 255.0
+        if pixels and (len(pixels) == _BATCH or pixels[-1].shape != new.shape):
+            yield found[start:i], torch.stack(pixels)
+            start, pixels = i, []
+        pixels.append(new)
+    yield found[start:], torch.stack(pixels)
 
 
-def _rewards(
-    found: Sequence[_Found], reward: Any, name: str, title: str, progress: bool | None
-) -> dict[str, float]:
-    """Reward of every file, by its name."""
-    bare = next((one for one in found if one.prompt is None), None)
-    if reward.takes_prompts and bare is not None:
-        raise InvalidArgument(
-            f"the reward {name!r} reads prompts, and {str(bare.file)!r} has none: write it into "
-            'the PNG as text "prompt", or lay the folder out like GenEval, with metadata.jsonl'
-        )
-    values: dict[str, float] = {}
-    start = 0
-    batches = _pixels(found)
-    for batch in track(batches, len(batches), progress, f"{title}: {name}"):
-        part = found[start : start + len(batch)]
-        start += len(batch)
-        try:
-            scores = reward_of(reward, batch, f"of {title}", [one.prompt or "" for one in part])
-        except NonFinite as error:
-            raise NonFinite(f"{error} (among {part[0].name} to {part[-1].name})") from error
-        values |= {one.name: float(score) for one, score in zip(part, scores)}
-    return values
-
-
-def _features(
+def _measure(
     found: Sequence[_Found],
-    network: Callable[[Tensor], Tensor],
+    scored: Mapping[str, Any],
+    network: Callable[[Tensor], Tensor] | None,
     title: str,
     progress: bool | None,
-) -> Array:
-    batches = _pixels(found)
-    parts = [
-        network(batch).double().cpu().numpy()
-        for batch in track(batches, len(batches), progress, f"{title}: features")
-    ]
-    return np.concatenate(parts)
+) -> tuple[dict[str, dict[str, float]], Array | None]:
+    """Rewards of every file, by reward and file, and features (n, d); each file is read once."""
+    bare = next((one for one in found if one.prompt is None), None)
+    for name, reward in scored.items():
+        if reward.takes_prompts and bare is not None:
+            raise InvalidArgument(
+                f"the reward {name!r} reads prompts, and {str(bare.file)!r} has none: write it "
+                'into the PNG as text "prompt", or lay the folder out like GenEval, with '
+                "metadata.jsonl"
+            )
+    values: dict[str, dict[str, float]] = {name: {} for name in scored}
+    features: list[Array] = []
+    with progress_bar(len(found), progress, title) as advance:
+        for part, pixels in _batches(found):
+            for name, reward in scored.items():
+                try:
+                    scores = reward_of(
+                        reward, pixels, f"of {title}", [one.prompt or "" for one in part]
+                    )
+                except NonFinite as error:
+                    raise NonFinite(f"{error} (among {part[0].name} to {part[-1].name})") from error
+                values[name] |= {one.name: float(score) for one, score in zip(part, scores)}
+            if network is not None:
+                features.append(network(pixels).double().cpu().numpy())
+            for _ in part:
+                advance()
+    return values, np.concatenate(features) if features else None
 
 
 def _table(lines: Sequence[FolderFigures], rewards: Sequence[str]) -> str:

@@ -71,8 +71,7 @@ def frechet_distance(features: Array, reference: Array) -> float:
 def diversity(features: Array) -> float:
     """Mean distance between two different samples (n, d)."""
     n = len(features)
-    squares = (features**2).sum(1)
-    distances = np.sqrt((squares[:, None] + squares - 2.0 * features @ features.T).clip(0.0))
+    distances = _distances(features, features)
     np.fill_diagonal(distances, 0.0)
     return float(distances.sum() / (n * (n - 1)))
 
@@ -107,6 +106,7 @@ def precision_recall(features: Array, reference: Array, neighbours: int = 3) -> 
 
 
 def _distances(a: Array, b: Array) -> Array:
+    """Between every two of (n, d) and (m, d): (n, m)."""
     squares = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2.0 * a @ b.T
     return np.sqrt(squares.clip(0.0))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace as changed
 from pathlib import Path
 
 from ...errors import check_name
@@ -93,11 +92,13 @@ def write_page(
     target = Path(file)
     given = scale or Scale()
     images = make_folder(target.with_suffix(""))
-    full = given == changed(Scale(), reward=given.reward)
+    full = given == Scale()
     names = " ".join(folders) if set(folders) != set(EXPERIMENTS) else ALL
-    flags = f"{' --quick' if given.quick else ''}{f' --seed {given.seed}' if given.seed else ''}"
-    if given.model != "digits":
-        flags += f" --model {given.model}"
+    flags = " --quick" if given.quick else ""
+    options = ("seed", "seed"), ("model", "model"), ("reward", "reward"), ("prompts", "prompts")
+    for option, field in (*options, ("scale", "strength")):
+        if getattr(given, field) != getattr(Scale(), field):
+            flags += f" --{option} {getattr(given, field)}"
     lines = [
         "# Results",
         "",

@@ -15,7 +15,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
@@ -171,7 +171,6 @@ class Experiment:
     across: str | None = None
     pool: str | None = None
     models: tuple[str, ...] = ("digits",)
-    size: tuple[float, float] = field(default=(9.0, 3.4))
 
     def printed(self, results: list[Result]) -> str:
         """The table in Markdown."""
@@ -257,19 +256,20 @@ def run_experiment(
     folder = make_folder(Path(out) / experiment.name)
     kept = make_folder(folder / "cells")
     cells = experiment.cells(scale, folder)
+    shared = {"experiment": experiment.name, "scale": scale.identity()}
     results = []
     with progress_bar(len(cells), progress, experiment.name) as advance:
         for cell in cells:
-            values = _values(experiment.name, cell, scale, kept)
+            values = _values(cell, shared, kept)
             results.append(Result(cell.settings, values))
             advance()
     _write(experiment, results, folder, scale)
     return results
 
 
-def _values(name: str, cell: Cell, scale: Scale, folder: Path) -> dict[str, Value]:
-    """What a cell found: from its file, or by its work."""
-    identity = {"experiment": name, **cell.settings, "scale": scale.identity()}
+def _values(cell: Cell, shared: Mapping[str, Any], folder: Path) -> dict[str, Value]:
+    """What a cell found: from its file, or by its work; `shared` is what all cells depend on."""
+    identity = {**shared, **cell.settings}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     file = folder / f"{key}.json"
     if file.exists():
@@ -289,7 +289,7 @@ def _values(name: str, cell: Cell, scale: Scale, folder: Path) -> dict[str, Valu
             values[title] = value
     for title, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise NonFinite(f"{name}, {cell.settings}: {title} is {value}")
+            raise NonFinite(f"{shared['experiment']}, {cell.settings}: {title} is {value}")
     payload = {**identity, "values": values, "seconds": time.perf_counter() - before}
     replace(file, (json.dumps(payload, indent=1) + "\n").encode())
     return values
@@ -306,7 +306,7 @@ def _write(experiment: Experiment, results: list[Result], folder: Path, scale: S
     writer.writerows(bare)
     replace(folder / "table.csv", text.getvalue().encode())
     replace(folder / "table.md", experiment.printed(results).encode())
-    figure = matplotlib.figure.Figure(figsize=experiment.size, layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(9.0, 3.4), layout="constrained")
     experiment.draw(average(results, experiment.pool), figure)
     figure.savefig(folder / "plot.png", dpi=100, metadata={"Software": None})
     about = {

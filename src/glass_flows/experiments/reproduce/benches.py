@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, Union
 
@@ -51,10 +51,10 @@ class Bench(Protocol):
     guidance: float
     sigma_data: float
 
-    def run(self, settings: dict[str, Any], target: str, name: str) -> Found:
+    def run(self, settings: dict[str, Any], target: str, images: Path) -> Found:
         """The best of N particles by the reward, run by run, and what it is worth.
 
-        `name` is that of the method, for what is written.
+        `images` is a folder for them, where they are worth keeping.
         """
         ...
 
@@ -73,7 +73,7 @@ class Digits:
             load_digits_classifier("judge"),
         )
 
-    def run(self, settings: dict[str, Any], target: str, name: str) -> Found:
+    def run(self, settings: dict[str, Any], target: str, images: Path) -> Found:
         label, given = int(target), dict(settings)
         sampler = best_of if given.pop("method", "steering") == "best-of-n" else steer
         result = sampler(
@@ -89,8 +89,8 @@ class Digits:
         with torch.no_grad():
             verdicts = (self.judge(best).argmax(1) == label).double().numpy()
             features, real = (
-                self.judge.features(images).double().numpy()
-                for images in (best, digits_images()[digits_labels() == label])
+                self.judge.features(shown).double().numpy()
+                for shown in (best, digits_images()[digits_labels() == label])
             )
         return {
             "judge": share(verdicts),
@@ -107,14 +107,14 @@ class Digits:
 class Pipeline:
     """A diffusers pipeline and a pre-trained reward; the targets are the prompts' categories.
 
-    The Shapes pipeline has prompts of its own and a judge. Any other writes its best images where
-    GenEval's evaluator looks for them, into a folder for each method.
+    The best images are written where GenEval's evaluator looks for them. The Shapes pipeline has
+    prompts of its own and a judge.
     """
 
     particles, guidance, sigma_data = 4, 1.0, 1.0
 
-    def __init__(self, scale: Scale, folder: Path) -> None:
-        self.seed, self.folder = scale.seed, folder
+    def __init__(self, scale: Scale) -> None:
+        self.seed = scale.seed
         self.scale = 0.5 if scale.strength is None else scale.strength
         self.shapes = of_shapes(scale.model)
         self.prompts: dict[str, list[PromptEntry]] = {}
@@ -133,7 +133,7 @@ class Pipeline:
         self.pipe = load_pipeline(scale.model)
         self.reward = load_reward(scale.reward, model=scale.model)
 
-    def run(self, settings: dict[str, Any], target: str, name: str) -> Found:
+    def run(self, settings: dict[str, Any], target: str, images: Path) -> Found:
         from ...integrations.diffusers import steer_pipeline
 
         asked = self.prompts[target]
@@ -152,7 +152,7 @@ class Pipeline:
             **settings,
         )
         for entry, image in zip(asked, result.best):
-            write_geneval(self.folder / "images" / file_name(name), entry, [image])
+            write_geneval(images, entry, [image])
         costs = result.result.costs
         rewards = result.rewards.amax(1).double().numpy()
         found: Found = {
@@ -169,11 +169,7 @@ class Pipeline:
         return found
 
 
-def file_name(name: str) -> str:
-    """A name as a folder may have it."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
-
-
-def bench_of(scale: Scale, folder: Path) -> Bench:
-    """The bench of a model; `folder` is for its images."""
-    return Digits(scale) if scale.model == "digits" else Pipeline(scale, folder)
+@lru_cache(maxsize=1)
+def bench_of(scale: Scale) -> Bench:
+    """The bench of a model, which is loaded once for all experiments."""
+    return Digits(scale) if scale.model == "digits" else Pipeline(scale)

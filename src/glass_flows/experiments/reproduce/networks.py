@@ -144,8 +144,8 @@ POSTERIOR = Experiment(
         "4.18 ± 0.11 against 4.20 and more), and on the mixture two are closer to the exact "
         "posterior than four of anything else. Euler on the paper's grid (Algorithm 1) is "
         "hardly better than DDPM on the network at the same number, and better by a quarter to "
-        "a half on the mixture at ten: the large gap that the paper reports between the two is "
-        "not there on these small models. Euler-Maruyama is the worst nearly throughout. One "
+        "a half on the mixture at ten: the gap that the paper reports between the two is not "
+        "there on these small models. Euler-Maruyama is the worst nearly throughout. One "
         "evaluation is the denoised mean for all but Euler-Maruyama, and no posterior sample of "
         "anything."
     ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from .base import Result
 
-__all__ = ["lines"]
+__all__ = ["lines", "points"]
 
 
 def lines(axis: Any, results: Sequence[Result], x: str, y: str, by: str, factor: float = 1) -> None:
@@ -25,3 +25,14 @@ def lines(axis: Any, results: Sequence[Result], x: str, y: str, by: str, factor:
             label=str(name),
         )
     axis.set(xlabel=x, ylabel=y)
+
+
+def points(axis: Any, results: Sequence[Result], names: Sequence[str], y: str) -> None:
+    """`y` of each result, with its 95 % interval, at its name."""
+    axis.errorbar(
+        names,
+        [one[y] for one in results],
+        [1.96 * one.error(y) for one in results],
+        fmt="o",
+        capsize=2,
+    )
