@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
+import tiny_pipelines
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, NonFinite, UnknownName, WeightsFileError
 from glass_flows.experiments.judging import Estimate
@@ -33,9 +35,13 @@ from glass_flows.experiments.reproduce.base import (
     run_experiment,
 )
 from glass_flows.experiments.reproduce.benches import bench_of
+from glass_flows.integrations import sit
+from glass_flows.integrations.sit import SiT, SiTConfig, convert
 from glass_flows.paths import Linear
 
 QUICK = Scale(quick=True)
+TINY = SiTConfig(input_size=8, patch_size=2, channels=4, hidden_size=32, depth=2, heads=4,
+                 classes=10, learned_sigma=False)  # fmt: skip
 
 
 def toy(work, count=4, **options):
@@ -137,11 +143,22 @@ def test_averages_over_a_setting():
         Result({"method": m, "target": t}, {"x": x, "x error": e, "name": "text"})
         for m, t, x, e in (("a", 0, 1.0, 3.0), ("b", 0, 5.0, 0.0), ("a", 1, 3.0, 4.0))
     ]
-    one, two = average(results, "target")
+    one, two = average(results, ("target",))
     assert one.settings == {"method": "a"}
     assert one.values == {"x": 2.0, "x error": 2.5}
     assert two["x"] == 5.0
-    assert average(results, None) is results
+    assert average(results, ()) is results
+
+
+def test_results_without_errors_have_that_of_their_spread():
+    results = [
+        Result({"prompt": i, "category": c}, {"x": x})
+        for i, (c, x) in enumerate(zip("aab", (1, 2, 6)))
+    ]
+    (one,) = average(results, ("prompt", "category"))
+    assert one.settings == {}
+    assert one["x"] == 3.0
+    assert one.error("x") == pytest.approx(np.std([1, 2, 6], ddof=1) / 3**0.5)
 
 
 # --- what they measure ----------------------------------------------------------------------------
@@ -267,7 +284,58 @@ def test_alignment_on_a_pipeline(tmp_path):
     found = reproduce(["alignment"], tmp_path, scale=Scale(quick=True, model="shapes"))
     with open(found["alignment"] / "table.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {row["target"] for row in rows} >= {"counting", "two"}
+    assert {row["category"] for row in rows} >= {"counting", "two"}
     assert all(0 <= float(row["judge"]) <= 1 for row in rows)
     page = write_page(found, tmp_path / "page.md", Scale(quick=True, model="shapes"))
     assert "--model shapes" in page.read_text(encoding="utf-8")
+
+
+def test_alignment_on_classes_of_a_sit_with_another_reward_beside(tmp_path, monkeypatch):
+    """By a list of labels; interrupted and gone on with, nothing is drawn twice."""
+    state = {k: torch.randn_like(v) / 5 for k, v in SiT(TINY).state_dict().items()}
+    torch.save(state, tmp_path / "sit.pt")
+    convert(tmp_path / "sit.pt", tmp_path / "sit", heads=4)
+    scale = Scale(
+        quick=True,
+        model=f"sit:{tmp_path / 'sit'}",
+        reward="rewards_of_this_test:redness",
+        prompts=str(tmp_path / "labels.txt"),
+        also=("rewards_of_this_test:contrast",),
+    )
+    (tmp_path / "labels.txt").write_text("7\n3\n")
+    (tmp_path / "rewards_of_this_test.py").write_text(
+        "def redness(images):\n    return images[:, 0].mean((1, 2))\n"
+        "def contrast(images):\n    return images.flatten(1).std(1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InvalidArgument, match="no folder 'vae'"):
+        reproduce(["alignment"], tmp_path, scale=scale)
+    tiny_pipelines.build("dit").vae.save_pretrained(tmp_path / "sit" / "vae")
+    found = reproduce(["alignment"], tmp_path, scale=scale)["alignment"]
+    with open(found / "table.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["target"] for row in rows[:2]] == ["00000", "00001"]
+    assert all(
+        float(row["contrast"]) > 0 and row["other reward"] == row["contrast"] for row in rows
+    )
+    images = found / "images" / "best-of-n"
+    assert json.loads((images / "00001" / "metadata.jsonl").read_text()) == {"prompt": "3"}
+    for row in rows[:2]:  # the file is the image that was scored, in 256 steps
+        with Image.open(images / row["target"] / "samples" / "00000.png") as image:
+            red = np.asarray(image)[..., 0].mean() / 255
+        assert float(row["reward"]) == pytest.approx(red, abs=1 / 255)
+    monkeypatch.setattr(sit, "load", lambda *given, **options: pytest.fail("drawn twice"))
+    reproduce(["alignment"], tmp_path, scale=scale)
+
+
+def test_the_memory_of_tensors_is_counted_while_they_live():
+    with networks.PeakMemory() as memory:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        b.add_(1)
+        view = b.view(10, 100)
+        del b
+        assert (memory.alive, memory.peak) == (4000, 8000)
+        del view
+        assert memory.alive == 0

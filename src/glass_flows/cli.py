@@ -440,8 +440,8 @@ def reproduce(
     names: Annotated[
         list[str],
         typer.Argument(
-            help="posterior, kernel, values, sampling, alignment, rho, settings, guidance, "
-            "discrete, stability, or all."
+            help="posterior, kernel, values, sampling, alignment, prompts, rho, settings, "
+            "guidance, discrete, stability, or all."
         ),
     ],
     out: Out,
@@ -452,7 +452,8 @@ def reproduce(
         str,
         typer.Option(
             help="'digits'; for alignment, rho, settings and guidance also 'shapes', "
-            "'shapes:FOLDER', or a diffusers pipeline by folder or hub id."
+            "'shapes:FOLDER', a diffusers pipeline by folder or hub id, or 'sit:FOLDER' (a "
+            "converted SiT with an autoencoder in its folder vae)."
         ),
     ] = "digits",
     reward: Annotated[str, typer.Option(help="For pipelines, as in `glass-flows align`.")] = "clip",
@@ -460,9 +461,13 @@ def reproduce(
         Path | None,
         typer.Option(
             help="For pipelines: a file of prompts, GenEval's metadata (.jsonl), PartiPrompts "
-            "(.tsv), a line each (.txt), or .csv. Shapes has its own."
+            "(.tsv), a line each (.txt), or .csv; for DiT and SiT classes. Shapes has its own."
         ),
     ] = None,
+    also: Annotated[
+        list[str],
+        typer.Option(help="A reward to measure on the images, too; may be given several times."),
+    ] = [],  # noqa: B006 (typer copies it)
     scale: Annotated[
         float | None, typer.Option(help="λ for pipelines; 0.5, of the Shapes CLIP.")
     ] = None,
@@ -484,13 +489,15 @@ def reproduce(
     from .experiments.reproduce import Scale, write_page
     from .experiments.reproduce import reproduce as run_reproduce
 
-    foreign = _given(reward=(reward, "clip"), prompts=(prompts, None), scale=(scale, None))
+    foreign = _given(
+        reward=(reward, "clip"), prompts=(prompts, None), also=(also, []), scale=(scale, None)
+    )
     if model == "digits" and foreign:
         flags = ", ".join("--" + name for name in foreign)
         raise InvalidArgument(f"{flags}: for pipelines only; the digits have their classifiers")
     if page is not None and page.suffix != ".md":
         raise InvalidArgument(f"--page is a Markdown file, its name ends in .md: {str(page)!r}")
-    chosen = Scale(seed, quick, model, reward, str(prompts or ""), scale)
+    chosen = Scale(seed, quick, model, reward, str(prompts or ""), scale, tuple(also))
     folders = run_reproduce(
         names, out, scale=chosen, announce=lambda text: console.print(text, style="dim")
     )

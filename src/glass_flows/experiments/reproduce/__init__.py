@@ -17,7 +17,7 @@ from ..training import replace
 from .base import Experiment, Result, Scale, run_experiment
 from .exact import KERNEL, STABILITY, VALUES
 from .networks import DISCRETE, POSTERIOR, SAMPLING
-from .steered import ALIGNMENT, GUIDANCE, RHO, SETTINGS
+from .steered import ALIGNMENT, GUIDANCE, PROMPTS, RHO, SETTINGS
 
 __all__ = ["ALL", "EXPERIMENTS", "Experiment", "Result", "Scale", "reproduce", "write_page"]
 
@@ -30,6 +30,7 @@ EXPERIMENTS = {
         VALUES,
         SAMPLING,
         ALIGNMENT,
+        PROMPTS,
         RHO,
         SETTINGS,
         GUIDANCE,
@@ -99,6 +100,7 @@ def write_page(
     for option, field in (*options, ("scale", "strength")):
         if getattr(given, field) != getattr(Scale(), field):
             flags += f" --{option} {getattr(given, field)}"
+    flags += "".join(f" --also {name}" for name in given.also)
     lines = [
         "# Results",
         "",

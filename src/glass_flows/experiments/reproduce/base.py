@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any, Union
 
 import torch
@@ -84,9 +85,11 @@ class Scale:
     quick : bool
         A tenth of the work or less: does it run, not what comes out.
     model : str
-        "digits", "shapes", "shapes:FOLDER", or a pipeline by folder or hub id.
+        "digits", "shapes", "shapes:FOLDER", "sit:FOLDER", or a pipeline by folder or hub id.
     reward : str
-        For models other than the digits.
+        For models other than the digits: the one that is steered towards.
+    also : tuple of str
+        Rewards that are measured, too.
     prompts : str
         A file of them, for pipelines; that of the Shapes world has its own.
     strength : float or None
@@ -99,10 +102,13 @@ class Scale:
     reward: str = "clip"
     prompts: str = ""
     strength: float | None = None
+    also: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, Any]:
         """What results depend on: of the file of prompts its content, not its name."""
         found = dict(vars(self))
+        if not self.also:  # as before there were any
+            del found["also"]
         if self.prompts:
             try:
                 content = Path(self.prompts).read_bytes()
@@ -152,8 +158,8 @@ class Experiment:
     columns : tuple of Column
     draw : (results, figure) -> None
         The plot, into a matplotlib figure.
-    pool : str or None
-        A setting over whose values results are averaged in the printed table and the plot (the
+    pool : tuple of str
+        Settings over whose values results are averaged in the printed table and the plot (the
         file of numbers keeps them apart).
     models : tuple of str
         "digits", and "pipeline" where it can be run on one.
@@ -169,7 +175,7 @@ class Experiment:
     columns: tuple[Column, ...]
     draw: Callable[[list[Result], Any], None]
     across: str | None = None
-    pool: str | None = None
+    pool: tuple[str, ...] = ()
     models: tuple[str, ...] = ("digits",)
 
     def printed(self, results: list[Result]) -> str:
@@ -209,13 +215,16 @@ def _entry(result: Result, column: Column) -> str:
     return text
 
 
-def average(results: list[Result], over: str | None) -> list[Result]:
-    """Results averaged over a setting, their errors as of independent ones; text is left out."""
-    if over is None:
+def average(results: list[Result], over: Sequence[str]) -> list[Result]:
+    """Results averaged over settings; text is left out.
+
+    Errors are those of independent results, or where results have none, of their spread.
+    """
+    if not over:
         return results
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for one in results:
-        key = tuple((name, value) for name, value in one.settings.items() if name != over)
+        key = tuple((name, value) for name, value in one.settings.items() if name not in over)
         groups.setdefault(key, []).append(one)
     pooled = []
     for key, group in groups.items():
@@ -225,7 +234,10 @@ def average(results: list[Result], over: str | None) -> list[Result]:
             if name.endswith(_ERROR):
                 values[name] = math.sqrt(sum(float(v) ** 2 for v in found)) / len(group)
             elif not any(isinstance(v, str) for v in found):
-                values[name] = sum(float(v) for v in found) / len(group)
+                numbers = [float(v) for v in found]
+                values[name] = fmean(numbers)
+                if name + _ERROR not in group[0].values and len(group) > 1:
+                    values[name + _ERROR] = stdev(numbers) / math.sqrt(len(group))
         pooled.append(Result(dict(key), values))
     return pooled
 

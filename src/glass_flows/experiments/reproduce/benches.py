@@ -1,4 +1,4 @@
-"""What is steered and how it is judged: the digits, or a diffusers pipeline."""
+"""What is steered and how it is judged: the digits, a diffusers pipeline, or a SiT."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, Protocol, Union
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ...errors import InvalidArgument
 from ...models.digits import (
@@ -18,16 +19,17 @@ from ...models.digits import (
 )
 from ...models.shapes import Prompt, accepts, prompts
 from ...models.shapes.pipeline import CALL
-from ...rewards import ClassReward, evaluate
-from ...steering import best_of, steer
+from ...rewards import ClassReward, Decoded, evaluate
+from ...steering import SearchResult, best_of, steer
 from ..align import DIGITS_STD, digits_denoiser
 from ..align_pipeline import load_pipeline, load_reward, of_shapes
 from ..judging import Estimate, diversity, frechet_distance, half_samples, mean, share
 from ..prompt_sets import PromptEntry, read_prompts, write_geneval
 from .base import Scale
 
-__all__ = ["Bench", "Digits", "Pipeline", "bench_of"]
+__all__ = ["Bench", "Digits", "LabelledSiT", "Pipeline", "bench_of"]
 
+Images = list[Image.Image]
 Found = dict[str, Union[Estimate, float]]
 
 
@@ -36,7 +38,8 @@ class Bench(Protocol):
 
     Attributes
     ----------
-    targets : list of str
+    targets : list of dict
+        What is steered towards, one at a time, under "target"; other entries sort them.
     particles : int
         N.
     scale, guidance : float
@@ -45,7 +48,7 @@ class Bench(Protocol):
         Standard deviation of the data.
     """
 
-    targets: list[str]
+    targets: list[dict[str, str]]
     particles: int
     scale: float
     guidance: float
@@ -66,7 +69,7 @@ class Digits:
 
     def __init__(self, scale: Scale) -> None:
         self.runs, self.seed = scale.of(96, 16), scale.seed
-        self.targets = [str(n) for n in range(scale.of(10, 2))]
+        self.targets = [{"target": str(n)} for n in range(scale.of(10, 2))]
         self.denoiser = digits_denoiser()
         self.reward, self.judge = (
             load_digits_classifier("reward"),
@@ -105,7 +108,7 @@ class Digits:
 
 
 class Pipeline:
-    """A diffusers pipeline and a pre-trained reward; the targets are the prompts' categories.
+    """A diffusers pipeline and a pre-trained reward; the targets are the prompts.
 
     The best images are written where GenEval's evaluator looks for them. The Shapes pipeline has
     prompts of its own and a judge.
@@ -117,59 +120,130 @@ class Pipeline:
         self.seed = scale.seed
         self.scale = 0.5 if scale.strength is None else scale.strength
         self.shapes = of_shapes(scale.model)
-        self.prompts: dict[str, list[PromptEntry]] = {}
         if scale.prompts:
             entries = read_prompts(scale.prompts, count=scale.of(10**9, 2))
         elif self.shapes:
-            listed = prompts("test", scale.of(72, 12), scale.seed)
+            listed = prompts("test", scale.of(120, 6), scale.seed)
             entries = [PromptEntry(i, str(p), p.category) for i, p in enumerate(listed)]
         else:
             raise InvalidArgument(
                 f"the model {scale.model!r} needs --prompts FILE (.txt, .jsonl, .tsv, .csv)"
             )
-        for entry in entries:
-            self.prompts.setdefault(entry.category or "all", []).append(entry)
-        self.targets = list(self.prompts)
-        self.pipe = load_pipeline(scale.model)
-        self.reward = load_reward(scale.reward, model=scale.model)
+        self.prompts = {f"{entry.number:05}": entry for entry in entries}
+        self.targets = [
+            {"category": entry.category or "all", "target": name}
+            for name, entry in self.prompts.items()
+        ]
+        self.reward, *self.others = (
+            load_reward(name, model=scale.model) for name in (scale.reward, *scale.also)
+        )
+        self.load(scale)
 
-    def run(self, settings: dict[str, Any], target: str, images: Path) -> Found:
+    def load(self, scale: Scale) -> None:
+        """The model."""
+        self.pipe = load_pipeline(scale.model)
+
+    def draw(self, settings: dict[str, Any], entry: PromptEntry) -> tuple[Images, SearchResult]:
+        """The particles of one prompt."""
         from ...integrations.diffusers import steer_pipeline
 
-        asked = self.prompts[target]
-        texts = [entry.text for entry in asked]
         call = {**CALL, "decode_batch": None} if self.shapes else {}
-        labels: list[Any] = texts
+        label: Any = entry.text
         if type(self.pipe).__name__ == "DiTPipeline":
-            labels = [int(t) if t.isdigit() else self.pipe.get_label_ids(t)[0] for t in texts]
-        result = steer_pipeline(
-            self.pipe,
-            labels,
-            self.reward,
-            seed=self.seed,
-            progress=False,
-            **call,
-            **settings,
-        )
-        for entry, image in zip(asked, result.best):
-            write_geneval(images, entry, [image])
-        costs = result.result.costs
-        rewards = result.rewards.amax(1).double().numpy()
+            label = int(label) if label.isdigit() else self.pipe.get_label_ids(label)[0]
+        found = steer_pipeline(
+            self.pipe, label, self.reward, seed=self.seed + 1009 * entry.number, progress=False,
+            **call, **settings,
+        )  # fmt: skip
+        return found.images[0], found.result
+
+    def run(self, settings: dict[str, Any], target: str, images: Path) -> Found:
+        entry = self.prompts[target]
+        drawn, result = self.draw(settings, entry)
+        best = drawn[int(result.rewards[0].argmax())]
+        write_geneval(images, entry, [best])
+        costs = result.costs
         found: Found = {
-            "reward": mean(rewards) if len(asked) > 1 else float(rewards[0]),
-            "prompts": len(asked),
-            "evaluations": (costs.network_evaluations + costs.network_gradients) / len(asked),
+            "reward": float(result.rewards.max()),
+            "evaluations": costs.network_evaluations + costs.network_gradients,
         }
+        for reward in self.others:
+            score = float(evaluate(reward, _pixels([best]), "the best image", [entry.text]))
+            found |= {reward.name: score, "other reward": found.get("other reward", score)}
+        if len(drawn) > 1 and hasattr(self.reward, "features"):
+            features = self.reward.features(_pixels(drawn))
+            found["diversity"] = diversity(features.double().cpu().numpy())
         if self.shapes:
-            verdicts = accepts(
-                [np.asarray(image) for image in result.best], [Prompt.parse(t) for t in texts]
-            )
-            accepted = np.array(verdicts, float)
-            found["judge"] = share(accepted) if len(asked) > 1 else float(accepted[0])
+            (accepted,) = accepts([np.asarray(best)], [Prompt.parse(entry.text)])
+            found["judge"] = float(accepted)
         return found
+
+
+class LabelledSiT(Pipeline):
+    """A converted SiT in a folder, with Stable Diffusion's autoencoder in its folder "vae".
+
+    The prompts are numbers of classes.
+    """
+
+    guidance_scale = 4.0  # of the published samples
+
+    def load(self, scale: Scale) -> None:
+        import diffusers
+
+        self.folder = Path(scale.model.partition(":")[2])
+        if not (self.folder / "vae").is_dir():
+            raise InvalidArgument(
+                f"{str(self.folder)!r} has no folder 'vae': save Stable Diffusion's autoencoder "
+                "there, AutoencoderKL.from_pretrained('stabilityai/sd-vae-ft-ema')."
+                "save_pretrained(...)"
+            )
+        for entry in self.prompts.values():
+            if not entry.text.isdigit():
+                raise InvalidArgument(f"a SiT is asked for classes by number, got {entry.text!r}")
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.vae = diffusers.AutoencoderKL.from_pretrained(
+            self.folder / "vae", local_files_only=True, use_safetensors=True
+        ).to(self.device)
+
+    def draw(self, settings: dict[str, Any], entry: PromptEntry) -> tuple[Images, SearchResult]:
+        from ...integrations import sit
+
+        given, scaling = dict(settings), self.vae.config.scaling_factor
+        denoiser = sit.load(
+            self.folder, int(entry.text), guidance_scale=self.guidance_scale, device=self.device
+        )
+        sizes: Any = denoiser.network
+        sizes = sizes.config
+
+        def decode(z: torch.Tensor) -> torch.Tensor:
+            return (self.vae.decode(z / scaling).sample / 2 + 0.5).clamp(0, 1)
+
+        sampler = best_of if given.pop("method", "steering") == "best-of-n" else steer
+        result = sampler(
+            denoiser,
+            Decoded(self.reward, decode, max_batch=1),
+            shape=(sizes.channels, sizes.input_size, sizes.input_size),
+            seed=self.seed + 1009 * entry.number,
+            prompts=[entry.text],
+            device=self.device,
+            progress=False,
+            **given,
+        )
+        with torch.no_grad():
+            pictures = torch.cat([decode(z[None]) for z in result.samples[0]])
+        arrays = (pictures * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        return [Image.fromarray(array) for array in arrays], result
+
+
+def _pixels(images: Images) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1]."""
+    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
 
 
 @lru_cache(maxsize=1)
 def bench_of(scale: Scale) -> Bench:
     """The bench of a model, which is loaded once for all experiments."""
-    return Digits(scale) if scale.model == "digits" else Pipeline(scale)
+    if scale.model == "digits":
+        return Digits(scale)
+    return (LabelledSiT if scale.model.startswith("sit:") else Pipeline)(scale)

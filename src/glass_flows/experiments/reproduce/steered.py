@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from .base import Cell, Column, Experiment, Result, Scale
 from .benches import Bench, bench_of
 from .plots import lines, points
 
-__all__ = ["ALIGNMENT", "GUIDANCE", "RHO", "SETTINGS", "methods"]
+__all__ = ["ALIGNMENT", "GUIDANCE", "PROMPTS", "RHO", "SETTINGS", "methods"]
 
 Settings = dict[str, Any]
 _EVALUATIONS = 24
@@ -61,8 +62,8 @@ def _alignment_cells(scale: Scale, folder: Path) -> list[Cell]:
     listed = list(methods(bench).items())
     return [
         Cell(
-            {"method": name, "target": target},
-            partial(bench.run, settings, target, _images(folder, name)),
+            {"method": name, **target},
+            partial(bench.run, settings, target["target"], _images(folder, name)),
         )
         for name, settings in scale.over(listed, [listed[i] for i in (1, 5, 7)])
         for target in bench.targets
@@ -106,8 +107,7 @@ ALIGNMENT = Experiment(
         "each of its particles and returns the best of them by the reward. On the digits: four "
         "particles, the log-probability of each of the ten digits as reward, an independent "
         "classifier as judge and as another reward; λ, scales and splits as tuned in "
-        "[comparison](comparison.md). The Shapes pipeline has a comparison of its own, tuned and "
-        "by category, in [shapes](shapes.md); `--model` runs this one on any pipeline."
+        "[comparison](comparison.md). `--model` runs it on any pipeline."
     ),
     paper=(
         "On FLUX, Feynman-Kac steering with SDE transitions does not reach best-of-N with the ODE, "
@@ -128,8 +128,31 @@ ALIGNMENT = Experiment(
     rows=("method",),
     columns=_COLUMNS,
     draw=_draw_alignment,
-    pool="target",
+    pool=("category", "target"),
     models=("digits", "pipeline"),
+)
+
+
+def _prompts_cells(scale: Scale, folder: Path) -> list[Cell]:
+    return _alignment_cells(replace(scale, model="shapes"), folder)
+
+
+PROMPTS = replace(
+    ALIGNMENT,
+    name="prompts",
+    title="Reward alignment over prompts",
+    asks=(
+        "The same with text: the bundled Shapes pipeline (a small FLUX) on 120 held-out prompts "
+        "of GenEval's categories, four particles of 24 evaluations each (of two passes, for "
+        "classifier-free guidance), the CLIP of that world as reward with λ = 0.5, image analysis "
+        "as judge. Diversity is that of the four particles of a prompt in the CLIP's features. "
+        "A comparison with every method tuned, eight particles, by category, is in "
+        "[shapes](shapes.md)."
+    ),
+    found="",
+    cells=_prompts_cells,
+    columns=tuple(c for c in _COLUMNS if c.name in ("judge", "reward", "diversity", "evaluations")),
+    models=("digits",),
 )
 
 
@@ -161,9 +184,12 @@ def _rho_cells(scale: Scale, folder: Path) -> list[Cell]:
             runs.append(({"rho": "0.4", "K": k, "M": m}, _glass(bench, k, m)))
     return [
         Cell(
-            {**names, "target": target},
+            {**names, **target},
             partial(
-                bench.run, settings, target, _images(folder, " ".join(map(str, names.values())))
+                bench.run,
+                settings,
+                target["target"],
+                _images(folder, " ".join(map(str, names.values()))),
             ),
         )
         for names, settings in runs
@@ -205,7 +231,7 @@ RHO = Experiment(
     rows=("rho", "K", "M"),
     columns=_COLUMNS[:5],
     draw=_draw_rho,
-    pool="target",
+    pool=("category", "target"),
     models=("digits", "pipeline"),
 )
 
@@ -233,8 +259,8 @@ def _settings_cells(scale: Scale, folder: Path) -> list[Cell]:
     ]
     return [
         Cell(
-            {"varied": varied, "value": value, "target": target},
-            partial(bench.run, settings, target, _images(folder, f"{varied} {value}")),
+            {"varied": varied, "value": value, **target},
+            partial(bench.run, settings, target["target"], _images(folder, f"{varied} {value}")),
         )
         for varied, value, settings in runs
         for target in bench.targets
@@ -275,7 +301,7 @@ SETTINGS = Experiment(
     rows=("varied", "value"),
     columns=_COLUMNS[:5],
     draw=_draw_settings,
-    pool="target",
+    pool=("category", "target"),
     models=("digits", "pipeline"),
 )
 
@@ -299,11 +325,11 @@ def _guidance_cells(scale: Scale, folder: Path) -> list[Cell]:
                 more = {"twist": Twist(factor, cap=3.0, sigma_data=bench.sigma_data)}
             found += [
                 Cell(
-                    {"kind": kind, "strength": strength, "target": target},
+                    {"kind": kind, "strength": strength, **target},
                     partial(
                         bench.run,
                         _glass(bench, **more),
-                        target,
+                        target["target"],
                         _images(folder, f"{kind} {strength:g}"),
                     ),
                 )
@@ -356,6 +382,6 @@ GUIDANCE = Experiment(
     rows=("kind", "strength"),
     columns=_COLUMNS[:5],
     draw=_draw_guidance,
-    pool="target",
+    pool=("category", "target"),
     models=("digits", "pipeline"),
 )
