@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -127,7 +128,7 @@ class Query:
 
 
 def interpret(
-    table: Table, x: Tensor, noise: Noise, patient: bool = False
+    table: Table, x: Tensor, noise: Noise, patient: bool = False, first: int = 0
 ) -> Generator[Query | Boundary, Estimate | None, None]:
     """Run `table` from x, for those who own the loop: send every :class:`Query` its answer.
 
@@ -139,9 +140,11 @@ def interpret(
     ----------
     patient : bool
         Look for NaN at the end only, so that the host never waits for the device on the way.
+    first : int
+        Number of the transition to begin with; x is the state at its start.
     """
     watch = _Watch()
-    for index, transition in enumerate(table):
+    for index, transition in islice(enumerate(table), first, None):
         registers = {"x": x}
         if transition.input.eps:  # such a start is no boundary: its first query needs the noise
             registers["eps"] = noise(index, x)
@@ -177,7 +180,9 @@ def interpret(
     yield Boundary(len(table), table.times[-1], x, Estimate(x, x), None)
 
 
-def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Iterator[Boundary]:
+def iterate(
+    table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise, first: int = 0
+) -> Iterator[Boundary]:
     """Run `table` from x at its first time, yielding a :class:`Boundary` at every transition.
 
     The yielded boundary may be changed (`select`, `shift`, or new tensors in `x` and `D`); the run
@@ -191,6 +196,8 @@ def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> It
         (B, *shape), float32 or float64: the state at ``table.times[0]``.
     noise : Noise
         Source of each transition's ε, see :mod:`glass_flows.noise`.
+    first : int
+        Number of the transition to begin with, 0 to K; x is the state at its start.
 
     Raises
     ------
@@ -205,7 +212,7 @@ def iterate(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> It
         raise InvalidArgument(
             f"the table was planned for {table.path!r}, the denoiser's path is {denoiser.path!r}"
         )
-    steps = interpret(table, x, noise)
+    steps = interpret(table, x, noise, first=first)
     step: Query | Boundary | None = next(steps)
     while step is not None:
         if isinstance(step, Boundary):

@@ -199,6 +199,18 @@ class GuidedDenoiser:
             prompts=prompts,
         )
 
+    def rows(self, part: slice, batch: int) -> GuidedDenoiser:
+        """See :meth:`Denoiser.rows`."""
+        cut = getattr(self.denoiser, "rows", None)
+        return GuidedDenoiser(
+            self.denoiser if cut is None else cut(part, batch),
+            self.reward,
+            self.guidance,
+            scale=self.scale,
+            value=self.value,
+            prompts=None if self.prompts is None else self.prompts[part],
+        )
+
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """The tilted D, shaped like x."""
         return self.estimate(x, t).D

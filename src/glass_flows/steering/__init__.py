@@ -5,8 +5,10 @@ from __future__ import annotations
 from .potentials import POTENTIALS
 from .resampling import RESAMPLERS
 from .run import Costs, SearchResult
+from .saved import Recorder, Saved
 from .schedules import Adaptive
 from .search import beam, best_of, greedy
+from .shards import Shards
 from .smc import (
     Steering,
     SteeringResult,
@@ -27,7 +29,10 @@ __all__ = [
     "LogWeights",
     "Look",
     "PosteriorValue",
+    "Recorder",
+    "Saved",
     "SearchResult",
+    "Shards",
     "Steering",
     "SteeringResult",
     "SteeringStep",

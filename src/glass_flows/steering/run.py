@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from ..noise import KeyedNoise
 from ..plans import Table
 from ..rewards import RewardLike, as_reward
 from ..sampling import Tally, check_whole, starting_noise
+from .shards import Pieces, Shards
 from .values import Look, Scorer
 
 __all__ = ["Boundaries", "Costs", "Population", "Run", "SearchResult", "steered_boundaries"]
@@ -49,6 +50,12 @@ class Costs:
     network_gradients: int = 0
     reward_evaluations: int = 0
     decodes: int = 0
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(*(a + b for a, b in zip(astuple(self), astuple(other))))
+
+    def __sub__(self, other: Costs) -> Costs:
+        return Costs(*(a - b for a, b in zip(astuple(self), astuple(other))))
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,8 @@ class Run:
         device: torch.device | str | None = None,
         advance: Callable[[], None] = lambda: None,
         x: Tensor | None = None,
+        first: int = 0,
+        shards: Shards | None = None,
     ) -> None:
         check_denoiser(denoiser)
         if x is None:
@@ -177,8 +186,13 @@ class Run:
         if scored.takes_prompts and population.prompts is None:
             raise InvalidArgument(f"the reward {scored.name!r} takes prompts: pass prompts=[...]")
         self.table, self.scale, self.population = table, scale, population
-        self.noise = KeyedNoise(seed)
-        self.scorer = Scorer(scored, population.prompts)
+        self.shards, self.first, self.before = shards or Shards.alone(), first, Costs()
+        rows = population.count * population.particles
+        self.shards.cut(rows)
+        own = self.shards.own
+        prompts = None if population.prompts is None else population.prompts[own]
+        self.noise = KeyedNoise(seed, first_particle=own.start)
+        self.scorer = Scorer(scored, prompts, self.shards.pieces)
         model = spread(denoiser, population.count, population.particles)
         self.guides = guidance is not None and guidance.scale > 0.0
         if isinstance(model, GuidedDenoiser):  # of the user's: values see the model behind it
@@ -186,26 +200,34 @@ class Run:
                 raise InvalidArgument(
                     "the denoiser is guided already: pass guidance=None, or the model itself"
                 )
-            self.moving, self.model = Tally(model, advance), Tally(model.denoiser, advance)
+            self.moving = self._tally(model, rows, advance)
+            self.model = self._tally(model.denoiser, rows, advance)
         elif self.guides:
-            prompts = population.prompts
-            guided = GuidedDenoiser(model, scored, guidance, scale=scale, prompts=prompts)
-            self.moving, self.model = Tally(guided, advance), Tally(model, advance)
+            all_prompts = population.prompts
+            guided = GuidedDenoiser(model, scored, guidance, scale=scale, prompts=all_prompts)
+            self.moving = self._tally(guided, rows, advance)
+            self.model = self._tally(model, rows, advance)
         else:
-            self.moving = self.model = Tally(model, advance)
+            self.moving = self.model = self._tally(model, rows, advance)
         home = device if device is not None else getattr(denoiser, "device", None)
-        sizes = (population.count * population.particles, *shape)
+        sizes = (rows, *shape)
         if x is None:
-            x = starting_noise(table, sizes, self.noise, dtype, home)
-        if check_state(x).shape != sizes:
+            mine = (own.stop - own.start, *shape)
+            self.x = starting_noise(table, mine, self.noise, dtype, home)
+        elif check_state(x).shape != sizes:
             raise ShapeError(f"x must be {sizes}, one for each particle, got {tuple(x.shape)}")
-        self.x = x
+        else:
+            self.x = x[own]
+
+    def _tally(self, model: DenoiserLike, rows: int, advance: Callable[[], None]) -> Tally:
+        cut = len(self.shards.pieces) > 1 or self.shards.count > 1
+        return Tally(Pieces(model, self.shards, rows) if cut else model, advance)
 
     def boundaries(self) -> Iterator[Boundary]:
         """The executor's pauses, the last with the samples."""
         last = None
         try:
-            for boundary in iterate(self.table, self.moving, self.x, self.noise):
+            for boundary in iterate(self.table, self.moving, self.x, self.noise, self.first):
                 last = boundary
                 yield boundary
         except GlassError as error:  # raised between boundaries: the last one has the particles
@@ -226,18 +248,24 @@ class Run:
         )
 
     def split(self, values: Tensor) -> Tensor:
-        """(P N,) to (P, N)."""
-        return values.view(self.population.count, self.population.particles)
+        """This process's (n,) of all P N to those of all, (P, N)."""
+        whole = self.shards.gather(values)
+        return whole.view(self.population.count, self.population.particles)
+
+    def resume(self, costs: Costs) -> None:
+        """Count as if this run, which begins on the way, had cost this much so far."""
+        self.before = costs - self.costs
 
     @property
     def costs(self) -> Costs:
         tallies = {self.model, self.moving}
-        return Costs(
+        own = (
             sum(tally.network_evaluations for tally in tallies),
             sum(tally.network_gradients for tally in tallies),
             sum(tally.reward_evaluations for tally in tallies) + self.scorer.evaluations,
             sum(tally.decodes for tally in tallies) + self.scorer.decodes,
         )
+        return self.before + Costs(*self.shards.total(*own))
 
 
 def place(boundary: Boundary) -> str:

@@ -10,7 +10,8 @@ target p(z) exp(λ r(z)), whatever values, potentials, schedules and thresholds 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,7 +39,9 @@ from .run import (
     place,
     steered_boundaries,
 )
+from .saved import History, Recorder, Saved
 from .schedules import Adaptive, Schedule, check_schedule, share_at
+from .shards import Shards
 from .twist import Twist, Twister, informative
 from .values import AnyValue, planned_calls, resolve_value, scaled
 from .weights import LogWeights
@@ -164,6 +167,8 @@ class SteeringStep:
     twist_share : Tensor
         (P,), the share of the twist that past transitions have earned; 0 without.
     costs : Costs
+    history : History
+        This boundary and those before.
     """
 
     boundary: Boundary
@@ -176,6 +181,7 @@ class SteeringStep:
     share: Tensor
     twist_share: Tensor
     costs: Costs
+    history: History
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,8 @@ def steer(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    shards: Shards | None = None,
+    record: Recorder | None = None,
     progress: bool | None = None,
 ) -> SteeringResult:
     """Samples of p(z) exp(λ r(z)) by sequential Monte Carlo at transition boundaries.
@@ -295,6 +303,12 @@ def steer(
     x : Tensor, optional
         (P N, *shape), the particles at the first of `times`, instead of noise drawn from the seed;
         that time need not be 0 then.
+    shards : Shards, optional
+        Deal the particles out to the processes of torch.distributed, all of which make this call
+        and get the whole result.
+    record : Recorder, optional
+        Keeps the run, and if it has kept a part of it already, this call goes on from there; see
+        :class:`glass_flows.runs.RunFolder`. Needs a seed.
 
     Returns
     -------
@@ -308,6 +322,8 @@ def steer(
         On the way; their `boundary` holds the particles as they were, at the end the samples.
     """
     check_denoiser(denoiser)
+    if record is not None and seed is None:
+        raise InvalidArgument("a recorded run needs a seed=, so that it can go on where it was")
     settings = Steering(
         particles=particles,
         scale=scale,
@@ -330,7 +346,9 @@ def steer(
         solver=solver,
         start=start,
     )
-    calls = planned_calls(table, settings.steered(table), settings.value)
+    saved = None if record is None else record.saved()
+    first = 0 if saved is None else saved.index
+    calls = planned_calls(table, settings.steered(table), settings.value, first)
     with progress_bar(calls, progress, "steering") as advance:
         run = iterate_steering(
             table,
@@ -344,6 +362,9 @@ def steer(
             dtype=dtype,
             device=device,
             x=x,
+            shards=shards,
+            record=record,
+            saved=saved,
             advance=advance,
         )
         return collect(run, settings.biases(denoiser))
@@ -351,23 +372,18 @@ def steer(
 
 def collect(steps: Iterable[SteeringStep], biases: tuple[str, ...]) -> SteeringResult:
     """The result of all the steps of a run."""
-    ancestry, ess, shares, twists = [], [], [], []
-    for step in steps:
-        ancestry.append(step.ancestors)
-        ess.append(step.ess)
-        shares.append(step.share)
-        twists.append(step.twist_share)
-    samples = step.boundary.x
+    (step,) = deque(steps, maxlen=1)
+    samples, history = step.boundary.x, step.history.stacked()
     return SteeringResult(
         samples=samples.view(*step.ancestors.shape, *samples.shape[1:]),
         rewards=step.rewards,
-        ancestry=torch.stack(ancestry[:-1]),
+        ancestry=history["ancestors"][:-1],
         costs=step.costs,
         log_weights=step.log_weights.values,
-        ess=torch.stack(ess),
+        ess=history["ess"],
         log_evidence=step.log_evidence,
-        shares=torch.stack(shares),
-        twist_shares=torch.stack(twists[:-1]),
+        shares=history["share"],
+        twist_shares=history["twist_share"][:-1],
         biases=biases,
     )
 
@@ -385,15 +401,21 @@ def iterate_steering(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    shards: Shards | None = None,
+    record: Recorder | None = None,
+    saved: Saved | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Iterator[SteeringStep]:
     """:func:`steer` as an iterator over boundaries, for those who want to look or intervene.
 
     Takes the sampler as a :class:`~glass_flows.Table` and the method as :class:`Steering`; what a
     step's boundary holds may be changed before the next step. `advance()` is called after every
-    denoiser call.
+    denoiser call. With `saved` the run goes on from there.
     """
     settings.check(table)
+    home = device if device is not None else getattr(denoiser, "device", None)
+    if saved is not None:
+        x = saved.x.to(home)
     run = Run(
         table,
         denoiser,
@@ -407,23 +429,44 @@ def iterate_steering(
         dtype=dtype,
         device=device,
         x=x,
+        first=0 if saved is None else saved.index,
+        shards=shards,
         advance=advance,
     )
-    return steer_boundaries(run, run.boundaries(), settings)
+    if record is not None:
+        record.begin(run, settings)
+    return steer_boundaries(run, run.boundaries(), settings, saved, record)
 
 
 @torch.no_grad()
 def steer_boundaries(
-    run: Run, source: Iterable[Boundary], settings: Steering
+    run: Run,
+    source: Iterable[Boundary],
+    settings: Steering,
+    saved: Saved | None = None,
+    record: Recorder | None = None,
 ) -> Iterator[SteeringStep]:
     """The algorithm: at every boundary that `source` stops at look, weigh, resample and twist."""
     P, N, table = run.population.count, settings.particles, run.table
     steered = settings.steered(table)
     paths = _Paths.start(P, N, POTENTIALS[settings.potential])
-    twister = Twister(settings.twist, table, P)
+    twister = Twister(settings.twist, table, P, run.split)
     share = torch.zeros(P, 1, dtype=torch.float64)
     log_evidence = torch.zeros(P, dtype=torch.float64)
+    history = History()
+    if saved is not None:
+        paths = paths.restored(saved.carried)
+        share, log_evidence = saved.carried["share"], saved.carried["log_evidence"]
+        twister.restore(_under("twist.", saved.carried))
+        history = History.of(saved.history)
     for boundary in source:
+        if saved is not None and boundary.index == saved.index:
+            run.resume(saved.costs)
+        if record is not None:
+            carried = {**paths.state(), "share": share, "log_evidence": log_evidence}
+            carried |= {f"twist.{name}": found for name, found in twister.state().items()}
+            whole = run.shards.gather(boundary.x)
+            record.save(Saved(boundary.index, whole, carried, history.stacked(), run.costs))
         steerable = boundary.index in steered and boundary.stochastic
         twistable = steerable and settings.twisted
         may_resample = steerable and settings.ess_threshold > 0
@@ -447,9 +490,9 @@ def steer_boundaries(
         ess = weights.ess()
         tired = (ess <= settings.ess_threshold * N) & (ess > 0.0) & may_resample
         ancestors = _ancestors(weights, tired, settings.resampling, run.noise, boundary.index)
-        rows = run.population.rows(ancestors).to(boundary.x.device)
+        rows = run.population.rows(ancestors)
         if tired.any():
-            boundary.select(rows)
+            boundary.x, boundary.D = run.shards.select(rows, boundary.x, boundary.D)
             log_evidence = log_evidence + torch.where(tired, weights.log_mean(), 0.0)
         if not boundary.final:
             paths = paths.chosen(ancestors, tired, before)
@@ -458,10 +501,15 @@ def steer_boundaries(
                 gradient = settings.scale * look.gradient()
             ahead = settings.share_ahead(boundary.index, table, share)
             at_D = scaled(settings.scale, run.split(look.rewards()))
-            prior = informative(gradient, look.estimate.untilted, at_D)
-            twister.shift(boundary, gradient[rows], value.gather(1, ancestors), ahead, prior)
+            whole, D = map(run.shards.gather, (gradient, look.estimate.untilted))
+            prior = informative(whole, D, at_D)
+            (gradient,) = run.shards.select(rows, gradient)
+            survivors = value.gather(1, ancestors)
+            twister.shift(boundary, gradient, survivors, ahead, prior, run.shards.own)
+        if boundary.final:
+            boundary.x = run.shards.gather(boundary.x)
         weights = paths.weights(place(boundary), all_may_vanish=True)
-        yield SteeringStep(
+        step = SteeringStep(
             boundary=boundary,
             rewards=rewards,
             log_weights=weights,
@@ -472,7 +520,16 @@ def steer_boundaries(
             share=torch.full_like(ess, math.nan) if value is None else share[:, 0],
             twist_share=twister.used,
             costs=run.costs,
+            history=history,
         )
+        history.add(step)
+        if record is not None:
+            record.step(step)
+        yield step
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 @dataclass(frozen=True)
@@ -497,6 +554,14 @@ class _Paths:
     def start(cls, populations: int, particles: int, potential: Potential) -> _Paths:
         zero = torch.zeros(populations, particles, dtype=torch.float64)
         return cls(potential, zero, zero, torch.full_like(zero, potential.start), zero)
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors."""
+        return {name: found for name, found in vars(self).items() if name != "potential"}
+
+    def restored(self, tensors: Mapping[str, Tensor]) -> _Paths:
+        """With the tensors of :meth:`state`, among others, in the place of its own."""
+        return _Paths(self.potential, **{name: tensors[name] for name in self.state()})
 
     def drawn(self, log_ratio: Tensor | float) -> _Paths:
         return replace(self, log_ratio=self.log_ratio + log_ratio)

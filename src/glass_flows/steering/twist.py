@@ -12,6 +12,7 @@ linear and s is read off the table: s = √(σ̄² + ᾱ² v) for exact transiti
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +69,8 @@ class Twist:
             amplitude = transition.alpha_next / transition.sigma_next
             follow = amplitude / transition.sigma_next / (data + amplitude**2)
         delta = self.scale * noise_gain(transition, path, self.sigma_data) * follow * gradient
-        length = delta.reshape(len(delta), -1).norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
+        # Row by row: how a sum is split up must not depend on how many rows there are.
+        length = torch.stack([row.norm() for row in delta]).clamp(min=torch.finfo(delta.dtype).tiny)
         within: Tensor = delta * (self.cap / length).clamp(max=1.0).view(
             -1, *(1,) * (delta.ndim - 1)
         )
@@ -108,13 +110,15 @@ class Twister:
         (P,), the share of the last shift; 0 where the last boundary shifted nothing.
     """
 
-    def __init__(self, twist: Twist, table: Table, populations: int) -> None:
-        self.twist, self.table = twist, table
+    def __init__(
+        self, twist: Twist, table: Table, populations: int, split: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.twist, self.table, self.split = twist, table, split
         self.used = torch.zeros(populations, dtype=torch.float64)
         self._products = torch.zeros(populations, 1, dtype=torch.float64)
         self._squares = torch.zeros(populations, 1, dtype=torch.float64)
-        self._pending: _Pending | None = None
-        self._promised: tuple[Tensor, _Pending] | None = None
+        self._pending: _Pending | _Drawn | None = None
+        self._promised: _Drawn | None = None
 
     def shift(
         self,
@@ -123,42 +127,69 @@ class Twister:
         value: Tensor,
         share: Tensor,
         prior: Tensor,
+        mine: slice = slice(None),
     ) -> None:
         """Shift the noise of the transition about to run.
 
-        `gradient` (P N, *shape) is λ ∇r at D and `value` (P, N) is V, both of the particles as they
-        now are; `share` (P, 1) is λ_k/λ of the next boundary, `prior` (P, 1) what
-        :func:`informative` says of the gradient.
+        `gradient`, shaped like the boundary's x, is λ ∇r at D and `value` (P, N) is V, both of the
+        particles as they now are, and `mine` this process's rows of all; `share` (P, 1) is λ_k/λ of
+        the next boundary, `prior` (P, 1) what :func:`informative` says of the gradient.
         """
         if boundary.transition is None:
             raise InvalidArgument("the end draws no noise that could be shifted")
-        each = share.expand_as(value).reshape(-1, *(1,) * (gradient.ndim - 1))
-        delta = self.twist.shift(boundary.transition, self.table.path, each.to(gradient) * gradient)
+
+        def each(of_population: Tensor) -> Tensor:
+            rows = of_population.expand_as(value).flatten()[mine]
+            return rows.view(-1, *(1,) * (gradient.ndim - 1)).to(gradient)
+
+        delta = self.twist.shift(boundary.transition, self.table.path, each(share) * gradient)
         trusted = self._share(prior) if self.twist.adaptive else torch.ones_like(share)
-        boundary.shift(trusted.expand_as(value).reshape(each.shape).to(delta) * delta)
+        boundary.shift(each(trusted) * delta)
         self._pending = _Pending(boundary, delta, trusted, value, share)
         self.used = trusted[:, 0]
 
     def log_ratio(self) -> Tensor | float:
         """log N(ε; 0, I)/N(ε; βδ, I), (P, N), of the transition that has just run."""
-        pending, self._pending = self._pending, None
+        self._promised, self._pending = self._drawn(), None
         self.used = torch.zeros_like(self.used)
-        if pending is None or pending.boundary.noise is None:
+        if self._promised is None:
             return 0.0
-        size = pending.value.shape
-        delta = pending.delta.reshape(len(pending.delta), -1).double()
-        drawn = pending.boundary.noise.reshape(delta.shape).double()
-        along = (delta * drawn).sum(1).cpu().view(size)
-        square, share = delta.square().sum(1).cpu().view(size), pending.trusted
-        self._promised = (along + share * square, pending)
+        along, square, share = self._promised.along, self._promised.square, self._promised.trusted
         return -share * along - 0.5 * share.square() * square
+
+    def _drawn(self) -> _Drawn | None:
+        """What the last shift came to, once its transition has run."""
+        pending = self._pending
+        if pending is None or isinstance(pending, _Drawn):
+            return pending
+        noise = pending.boundary.noise
+        if noise is None:
+            return None
+        rows = [(d.double(), e.double()) for d, e in zip(pending.delta, noise)]
+        along = torch.stack([(d * e).sum() for d, e in rows]).cpu()
+        square = torch.stack([d.square().sum() for d, _ in rows]).cpu()
+        return _Drawn(
+            self.split(along), self.split(square), pending.trusted, pending.value, pending.share
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the next boundary needs, when its transition has run."""
+        found = {"products": self._products, "squares": self._squares}
+        self._pending = self._drawn()
+        return found if self._pending is None else {**found, **vars(self._pending)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`state`."""
+        left = dict(state)
+        self._products, self._squares = left.pop("products"), left.pop("squares")
+        self._pending = _Drawn(**left) if left else None
 
     def learn(self, value: Tensor | None) -> None:
         """What the promised rises came to; `value` (P, N) is V now, None where none was taken."""
         if value is None or self._promised is None:
             return
-        (promised, pending), self._promised = self._promised, None
-        rise = scaled(pending.share, value) - scaled(pending.share, pending.value)
+        drawn, self._promised = self._promised, None
+        rise = scaled(drawn.share, value) - scaled(drawn.share, drawn.value)
         known = torch.isfinite(rise)  # a particle whose value is -inf says nothing
         count = known.sum(1, keepdim=True).clamp(min=1)
 
@@ -166,7 +197,7 @@ class Twister:
             numbers = torch.where(known, numbers, 0.0)
             return torch.where(known, numbers - numbers.sum(1, keepdim=True) / count, 0.0)
 
-        x, y = centred(promised), centred(rise)
+        x, y = centred(drawn.along + drawn.trusted * drawn.square), centred(rise)
         self._products = self._products + (x * y).sum(1, keepdim=True)
         self._squares = self._squares + x.square().sum(1, keepdim=True)
 
@@ -202,6 +233,17 @@ class _Pending:
 
     boundary: Boundary
     delta: Tensor
+    trusted: Tensor
+    value: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A shift whose noise was drawn: δ·ε and |δ|² of every particle, (P, N)."""
+
+    along: Tensor
+    square: Tensor
     trusted: Tensor
     value: Tensor
     share: Tensor

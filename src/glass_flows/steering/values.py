@@ -22,6 +22,7 @@ from ..paths import Path
 from ..plans import Solver, Table, plan_transition
 from ..plans.solvers import resolve_solver
 from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
+from .shards import in_pieces
 
 __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
 
@@ -29,25 +30,45 @@ __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "res
 class Scorer:
     """A reward with the prompts of the batch, counting what it is asked.
 
+    It is asked about one of `pieces` of the batch at a time.
+
     Attributes
     ----------
     evaluations, decodes : int
         Samples scored and decoded so far.
     """
 
-    def __init__(self, reward: Reward, prompts: Sequence[object] | None) -> None:
-        self.reward, self.prompts = reward, prompts
+    def __init__(
+        self, reward: Reward, prompts: Sequence[object] | None, pieces: Sequence[slice]
+    ) -> None:
+        self.reward, self.prompts, self.pieces = reward, prompts, pieces
         self.evaluations = self.decodes = 0
 
     def rewards(self, z: Tensor, where: str) -> Tensor:
         """r(z), (B,) float64 on the CPU."""
         self._count(z)
-        return evaluate(self.reward, z, where, self.prompts)
+        return torch.cat(
+            in_pieces(
+                lambda part, prompts, place: evaluate(self.reward, part, place, prompts),
+                self.pieces,
+                z,
+                self.prompts,
+                where,
+            )
+        )
 
     def with_gradient(self, z: Tensor, where: str) -> tuple[Tensor, Tensor]:
         """r(z) and ∇r(z), the latter shaped like z."""
         self._count(z)
-        return evaluate_with_gradient(self.reward, z, where, self.prompts)
+        found = in_pieces(
+            lambda part, prompts, place: evaluate_with_gradient(self.reward, part, place, prompts),
+            self.pieces,
+            z,
+            self.prompts,
+            where,
+        )
+        rewards, gradients = zip(*found)
+        return torch.cat(rewards), torch.cat(gradients)
 
     def _count(self, z: Tensor) -> None:
         self.evaluations += z.shape[0]
@@ -222,10 +243,11 @@ def resolve_value(value: str | Value | Callable[[Tensor, float, Tensor], Tensor]
     return ValueFunction(value)
 
 
-def planned_calls(table: Table, steered: Collection[int], value: Value) -> int:
-    """Denoiser calls of a whole run, for progress bars."""
-    extra = (value.extra_calls(table.path, table.times[k]) for k in steered)
-    return table.evaluations + sum(extra)
+def planned_calls(table: Table, steered: Collection[int], value: Value, first: int = 0) -> int:
+    """Denoiser calls of a run from transition `first` on, for progress bars."""
+    own = sum(len(transition.rows) for transition in table.transitions[first:])
+    extra = (value.extra_calls(table.path, table.times[k]) for k in steered if k >= first)
+    return own + sum(extra)
 
 
 AnyValue = Union[str, Value, Callable[[Tensor, float, Tensor], Tensor]]

@@ -149,7 +149,15 @@ PROMPTS = replace(
         "A comparison with every method tuned, eight particles, by category, is in "
         "[shapes](shapes.md)."
     ),
-    found="",
+    found=(
+        "The order is the paper's, the differences are within error: of 120 prompts the judge "
+        "accepts 7.5 ± 4.8 points more with GLASS steering than with best-of-N (pair by pair), "
+        "with Euler-Maruyama 4.2 ± 5.2 and with Algorithm 1 2.5 ± 4.9 more. DDPM's transitions "
+        "gain as much as ours, which the paper does not find for FLUX. "
+        "Guidance raises the reward and not the judge; the twist changes nothing. All steered "
+        "populations are less than half as diverse as independent samples, since most particles "
+        "descend from one or two."
+    ),
     cells=_prompts_cells,
     columns=tuple(c for c in _COLUMNS if c.name in ("judge", "reward", "diversity", "evaluations")),
     models=("digits",),
