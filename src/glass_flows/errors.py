@@ -21,6 +21,7 @@ __all__ = [
     "NonFinite",
     "PlanError",
     "RewardError",
+    "RunFolderError",
     "ShapeError",
     "TimeError",
     "UnknownName",
@@ -98,6 +99,10 @@ class MissingExtra(GlassError, ImportError):
             f"Install it with: pip install 'glass-flows[{extra}]'"
         )
         self.package, self.extra = package, extra
+
+
+class RunFolderError(GlassError):
+    """A run's folder cannot be written or read, or belongs to another job."""
 
 
 class WeightsFileError(GlassError):

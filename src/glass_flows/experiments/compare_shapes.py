@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import InvalidArgument, check_count
+from ..files import replace
 from ..guidance import Guidance
 from ..models.shapes import CATEGORIES, SINGLE, TWO, Prompt, accepts, prompts
 from ..models.shapes.pipeline import CALL
@@ -30,7 +31,6 @@ from ..progress import progress_bar
 from ..steering import Twist
 from .judging import Estimate, mean, share
 from .pictures import Row, image_grid, make_folder, save_png
-from .training import replace
 
 __all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods", "plain_acceptance"]
 

@@ -19,13 +19,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import InvalidArgument, MissingExtra, NonFinite, check_name
+from ..files import replace
 from ..integrations.rewards.base import Preprocessing
 from ..progress import progress_bar
 from ..rewards import evaluate as reward_of
 from .align_pipeline import load_reward
 from .judging import bootstrap, diversity, frechet_distance, precision_recall
 from .pictures import make_folder
-from .training import replace
 
 __all__ = ["FolderFigures", "Interval", "evaluate_folders", "load_features", "read_images"]
 

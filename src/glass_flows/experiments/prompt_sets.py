@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InvalidArgument, check_count, check_name
-from .training import replace
+from ..files import replace
 
 __all__ = ["PromptEntry", "read_prompts", "write_geneval"]
 

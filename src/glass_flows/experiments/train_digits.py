@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..files import replace
 from ..models.digits import (
     CLASSES,
     FILES,
@@ -28,7 +29,7 @@ from ..models.digits import (
     digits_labels,
     digits_split,
 )
-from .training import Job, Loss, begin, fit, replace, save_tensors
+from .training import Job, Loss, begin, fit, save_tensors
 
 __all__ = ["train_digits"]
 

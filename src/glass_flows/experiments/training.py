@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import shutil
 import tempfile
 import zlib
@@ -19,9 +18,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument, NonFinite, WeightsFileError
+from ..files import replace
 from ..progress import track
 
-__all__ = ["Job", "Loss", "begin", "fingerprint", "fit", "replace", "save_tensors"]
+__all__ = ["Job", "Loss", "begin", "fingerprint", "fit", "save_tensors"]
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -168,13 +168,6 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     """Write tensors; copies, since weights that two names share are no matter for the format."""
     apart = {k: v.detach().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     replace(path, save(apart, metadata))
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def fingerprint(folder: str | Path | None) -> int:

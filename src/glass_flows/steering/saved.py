@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -72,7 +72,7 @@ class Recorder(Protocol):
         Images of clean estimates (P N, *shape) where they are at hand, else None.
     """
 
-    pictures: Callable[[Tensor], list[object] | None] | None
+    pictures: Callable[[Tensor], list[Any] | None] | None
 
     def saved(self) -> Saved | None:
         """Where an earlier run stopped, if there was one."""

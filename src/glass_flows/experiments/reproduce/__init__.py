@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import check_name
+from ...files import replace
 from ..pictures import make_folder
-from ..training import replace
 from .base import Experiment, Result, Scale, run_experiment
 from .exact import KERNEL, STABILITY, VALUES
 from .networks import DISCRETE, POSTERIOR, SAMPLING

@@ -24,10 +24,10 @@ import torch
 
 from ... import __version__
 from ...errors import InvalidArgument, NonFinite, WeightsFileError
+from ...files import replace
 from ...progress import progress_bar
 from ..judging import Estimate
 from ..pictures import make_folder
-from ..training import replace
 
 __all__ = ["Cell", "Column", "Experiment", "Result", "Scale", "run_experiment"]
 

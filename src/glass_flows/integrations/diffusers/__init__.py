@@ -9,7 +9,7 @@ from ...errors import MissingExtra
 if importlib.util.find_spec("diffusers") is None:
     raise MissingExtra("diffusers", "diffusers", "GLASS on diffusers pipelines")
 
-from .pipeline import PipelineResult, steer_pipeline
+from .pipeline import PipelineResult, can_record, steer_pipeline
 from .scheduler import GlassScheduler, GlassSchedulerOutput, LatentNoise, compile_table
 from .schedules import Schedule
 
@@ -19,6 +19,7 @@ __all__ = [
     "LatentNoise",
     "PipelineResult",
     "Schedule",
+    "can_record",
     "compile_table",
     "steer_pipeline",
 ]

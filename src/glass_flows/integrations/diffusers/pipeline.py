@@ -27,7 +27,7 @@ from ...noise import START, KeyedNoise, check_seed
 from ...paths import Path
 from ...plans import Rho, Solver
 from ...rewards import Decoded, RewardLike
-from ...steering import SearchResult, Steering, beam, best_of, greedy, steer
+from ...steering import Recorder, SearchResult, Shards, Steering, beam, best_of, greedy, steer
 from ...steering.run import Population, Run
 from ...steering.smc import SteeringStep, collect, steer_boundaries
 from .families import Family, family_of
@@ -35,7 +35,7 @@ from .refusals import check_pipeline, rounds_its_clock
 from .scheduler import GlassScheduler, config_of
 from .schedules import Schedule
 
-__all__ = ["PipelineResult", "steer_pipeline"]
+__all__ = ["PipelineResult", "can_record", "steer_pipeline"]
 
 _STEERING = {f.name for f in fields(Steering)} - {"particles"}
 _METHODS = ("steering", "best-of-n", "beam", "greedy", "svdd")
@@ -108,6 +108,8 @@ def steer_pipeline(
     decode_batch: int | None = 1,
     checkpoint: bool = False,
     decode: Callable[[Tensor], Tensor] | None = None,
+    shards: Shards | None = None,
+    record: Recorder | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> PipelineResult:
@@ -145,6 +147,10 @@ def steer_pipeline(
     decode : callable, optional
         Clean latents to images in [0, 1], for pipelines without an adapter whose latents are not
         simply those of their autoencoder.
+    shards, record
+        As in :func:`glass_flows.steer`: the particles dealt out to several processes, and a run
+        that is kept and can be gone on with. For "steering" and "best-of-n" on pipelines with an
+        adapter, see :func:`can_record`.
     options
         Settings of :func:`glass_flows.steer` (`scale`, `potential`, `schedule`, `boundaries`,
         `resampling`, `ess_threshold`, `value`, `guidance`, `twist`, `degenerate`), and the
@@ -168,6 +174,13 @@ def steer_pipeline(
     call = {name: value for name, value in options.items() if name not in _STEERING}
     population = Population.of(particles, None, prompts)
     family = family_of(pipe)
+    kept = {"shards": shards, "record": record}
+    kept = {name: given for name, given in kept.items() if given is not None}
+    if kept and (decode is not None or not can_record(pipe, method)):
+        raise InvalidArgument(
+            f"{', '.join(kept)}: only for method='steering' and 'best-of-n' on pipelines with an "
+            f"adapter, not for {method!r} on {type(pipe).__name__}; leave it out"
+        )
     if family is None or decode is not None:
         takes = inspect.signature(pipe.__call__).parameters
         check_name(f"argument of {type(pipe).__name__}", "generator", takes)
@@ -194,6 +207,8 @@ def steer_pipeline(
         recorded = _Recorder(adapter, len(prompts) * particles)
         scored = Decoded(reward, recorded, max_batch=decode_batch)
         denoiser = adapter.denoiser(prompts, schedule, max_batch=max_batch, checkpoint=checkpoint)
+        if record is not None:
+            record.pictures = recorded.known
         runner = _runner(method, particles, children)
         result = runner(
             denoiser,
@@ -209,6 +224,7 @@ def steer_pipeline(
             prompts=prompts,
             x=_starting(adapter, population, latents, seed),
             progress=progress,
+            **kept,
             **steering,
         )
         images = recorded.images(result.samples)
@@ -221,6 +237,11 @@ def steer_pipeline(
     P, N = result.rewards.shape
     grouped = [images[p * N : (p + 1) * N] for p in range(P)]
     return PipelineResult(grouped, result.rewards, tuple(prompts), result, readable)
+
+
+def can_record(pipe: Any, method: str) -> bool:
+    """Whether :func:`steer_pipeline` can keep such a run, and deal it out to processes."""
+    return method in ("steering", "best-of-n") and family_of(pipe) is not None
 
 
 def _runner(method: str, particles: int, children: int) -> Callable[..., SearchResult]:
@@ -264,6 +285,16 @@ class _Recorder:
         kept = zip(z.detach().cpu(), _bytes(pictures))
         self.kept = [*self.kept, *kept][-self.keep :]
         return pictures
+
+    def known(self, z: Tensor) -> list[Image.Image] | None:
+        """Images of (B, *shape) states if all have been decoded already."""
+        found = []
+        for one in z.cpu():
+            bytes_ = next((b for state, b in self.kept if torch.equal(state, one)), None)
+            if bytes_ is None:
+                return None
+            found.append(Image.fromarray(bytes_.numpy()))
+        return found
 
     def images(self, samples: Tensor) -> list[Image.Image]:
         """PIL images of (P, N, *shape) samples."""

@@ -1,0 +1,447 @@
+"""The folder of a run.
+
+``run.json``
+    What it is: the job (all that results depend on), the sampler's table, sizes, versions.
+``events.jsonl``
+    A line for each boundary that was passed: values, weights, ESS, ancestors, costs, seconds.
+``estimates/003.png``
+    The clean estimates at a boundary, a row of tiles for each population.
+``state.safetensors``
+    The particles as they came to the last boundary, with what steering knew; goes when it is over.
+``result.json``, ``result.safetensors``, images
+    What came out. A run with a ``result.json`` is finished.
+``error.json``
+    Why it stopped, if it did.
+
+Every file is written whole or not at all, a line of events in one piece, and the state of a
+boundary before its event. So whatever kills a run, the same call goes on from the last boundary
+that it came to, and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from ..errors import RunFolderError
+from ..files import replace
+from ..steering import Costs, Saved, SearchResult, SteeringResult, SteeringStep
+from ..steering.run import Run
+from ..steering.smc import Steering
+
+__all__ = ["RunFolder", "RunRecord", "find_runs", "read_run"]
+
+_FORMAT = 1
+_TILE = 96  # longest side of a clean estimate on a sheet, in pixels
+_PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
+_EMPTY: Mapping[str, Any] = {}
+
+
+class RunFolder:
+    """A run that is written as it goes: the `record` of :func:`glass_flows.steer`.
+
+    Parameters
+    ----------
+    folder : path
+        Made if it is missing. If it holds a part of the same job already, the run goes on there.
+    job : dict
+        All that results depend on, as JSON: "model", "prompts", "reward", "method", "seed" and
+        "settings", where they apply. A folder of another job is refused.
+    title : str
+        For people.
+    writes : bool
+        False in all processes but one, where several share a run.
+
+    Raises
+    ------
+    RunFolderError
+        It cannot be written, is damaged, or belongs to another job.
+    """
+
+    pictures: Callable[[Tensor], list[Any] | None] | None = None
+
+    def __init__(
+        self,
+        folder: str | Path,
+        job: Mapping[str, Any] = _EMPTY,
+        *,
+        title: str = "",
+        writes: bool = True,
+    ) -> None:
+        self.folder, self.writes = Path(folder), writes
+        self.job = json.loads(json.dumps(job, default=repr))
+        self.about: dict[str, Any] = {"format": _FORMAT, "title": title, "job": self.job}
+        if (self.folder / "run.json").exists():
+            self._match(read_run(self.folder).job)
+            self.about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        else:
+            self.about["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            self.about["versions"] = _versions()
+            self._put("run.json", self.about)
+        self._run: Run | None = None
+        self._since, self._seconds = time.monotonic(), 0.0
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "result.json").exists()
+
+    # --- the recorder of a run ------------------------------------------------------------------
+
+    def saved(self) -> Saved | None:
+        """The boundary that the run had come to; what was written after it is taken back."""
+        file = self.folder / "state.safetensors"
+        if not file.exists():
+            self._keep_events(0)
+            return None
+        try:
+            with safe_open(file, framework="pt") as opened:
+                about = opened.metadata()
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            saved = Saved(
+                index=int(about["index"]),
+                x=tensors.pop("x"),
+                carried=_part("carried.", tensors),
+                history=_part("history.", tensors),
+                costs=Costs(**json.loads(about["costs"])),
+            )
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"{str(file)!r} is damaged ({error}); delete it, and the run starts afresh"
+            ) from error
+        self._keep_events(saved.index)
+        return saved
+
+    def begin(self, run: Run, settings: Steering) -> None:
+        self._run, table = run, run.table
+        prompts = run.population.prompts
+        now = {
+            "table": json.loads(table.to_json()),
+            "table_text": str(table),
+            "populations": run.population.count,
+            "particles": run.population.particles,
+            "transitions": len(table),
+            "shape": list(run.x.shape[1:]),
+            "prompts": [] if prompts is None else list(prompts[:: run.population.particles]),
+            "processes": run.shards.count,
+            "micro_batch": run.shards.micro_batch,
+        }
+        if not now.items() <= self.about.items():
+            self.about |= now
+            self._put("run.json", self.about)
+        self._clear("error.json")
+        self._since = time.monotonic()
+
+    def save(self, saved: Saved) -> None:
+        tensors = {"x": saved.x.detach()}
+        tensors |= {f"carried.{name}": found for name, found in saved.carried.items()}
+        tensors |= {f"history.{name}": found for name, found in saved.history.items()}
+        about = {"index": str(saved.index), "costs": json.dumps(asdict(saved.costs))}
+        self._put_bytes("state.safetensors", _tensors(tensors, about))
+
+    def step(self, step: SteeringStep) -> None:
+        run, boundary = self._run, step.boundary
+        shown = None
+        if self.pictures is not None and run is not None:
+            # At the end the samples are whole already.
+            D = boundary.x if boundary.final else run.shards.gather(boundary.estimate.untilted)
+            shown = self.pictures(D)
+        if shown:
+            self._put_bytes(f"estimates/{boundary.index:03}.png", _sheet(shown, step.ancestors))
+        self._seconds += time.monotonic() - self._since
+        self._since = time.monotonic()
+        event = {
+            "boundary": boundary.index,
+            "t": boundary.t,
+            "final": boundary.final,
+            "rewards": step.rewards,
+            "log_weights": step.log_weights.values,
+            "ess": step.ess,
+            "ancestors": step.ancestors,
+            "resampled": step.resampled,
+            "log_evidence": step.log_evidence,
+            "share": step.share,
+            "twist_share": step.twist_share,
+            "costs": asdict(step.costs),
+            "seconds": round(self._seconds, 4),
+        }
+        line = json.dumps({name: _plain(value) for name, value in event.items()})
+        with self._writing():
+            if self.writes:
+                with open(self.folder / "events.jsonl", "ab", buffering=0) as file:
+                    file.write(line.encode() + b"\n")
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def finish(self, result: SearchResult, images: Sequence[Sequence[str]] = ()) -> None:
+        """Write what came out; `images` are names of files in the folder, best first."""
+        values = {field.name: getattr(result, field.name) for field in fields(result)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        self._put_bytes("result.safetensors", _tensors(tensors, {"format": "pt"}))
+        told = ("rewards", "log_weights", "log_evidence")
+        found = {name: _plain(values[name]) if name in values else None for name in told}
+        found["costs"] = asdict(result.costs)
+        found["biases"] = list(values.get("biases", ()))
+        found["images"] = [list(row) for row in images]
+        self._put("result.json", found)
+        self._clear("state.safetensors")
+        self._clear("error.json")
+
+    def result(self) -> SearchResult:
+        """What :meth:`finish` was given.
+
+        Raises
+        ------
+        RunFolderError
+            The run is not finished, or its files are damaged.
+        """
+        try:
+            found = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+            with safe_open(self.folder / "result.safetensors", framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            costs = Costs(**found["costs"])
+            if found["log_weights"] is None:
+                return SearchResult(costs=costs, **tensors)
+            return SteeringResult(costs=costs, biases=tuple(found["biases"]), **tensors)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise RunFolderError(
+                f"the run in {str(self.folder)!r} is not finished or damaged: {error}"
+            ) from error
+
+    def fail(self, error: BaseException) -> None:
+        """Write why the run stopped; the next one goes on from where it was."""
+        boundary = getattr(getattr(error, "boundary", None), "index", None)
+        found = {"type": type(error).__name__, "message": str(error), "boundary": boundary}
+        self._put("error.json", found)
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def _match(self, job: Mapping[str, Any]) -> None:
+        if job == self.job:
+            return
+        names = sorted(n for n in {*job, *self.job} if job.get(n) != self.job.get(n))
+        there = ", ".join(f"{name} = {job.get(name)!r}" for name in names)
+        raise RunFolderError(
+            f"{str(self.folder)!r} holds a run of another job, with {there}; give another folder, "
+            "or the same settings to go on with that run"
+        )
+
+    def _keep_events(self, count: int) -> None:
+        """Events of the boundaries before `count` only."""
+        lines, seconds = [], 0.0
+        for event in _events(self.folder)[:count]:
+            lines.append(json.dumps(event))
+            seconds = event["seconds"]
+        self._seconds = seconds
+        if (self.folder / "events.jsonl").exists():
+            self._put_bytes("events.jsonl", "".join(line + "\n" for line in lines).encode())
+
+    def _put(self, name: str, content: Mapping[str, Any]) -> None:
+        self._put_bytes(name, (json.dumps(content, indent=1) + "\n").encode())
+
+    def _put_bytes(self, name: str, content: bytes) -> None:
+        if self.writes:
+            with self._writing():
+                file = self.folder / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                replace(file, content)
+
+    def _clear(self, name: str) -> None:
+        if self.writes:
+            with self._writing():
+                (self.folder / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _writing(self) -> Any:
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write the run in {str(self.folder)!r}: {error}. What was written is "
+                "whole: free some space, or give back the right to write, and start the same "
+                "again; it goes on where it was"
+            ) from error
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it was found on disk.
+
+    Attributes
+    ----------
+    job : dict
+        All that results depend on.
+    table, table_text : dict or None, str
+        The sampler.
+    populations, particles, transitions : int
+        P, N and K; 0 where the run had not begun.
+    prompts : list of str
+        One for each population, or none.
+    events : list of dict
+        In order of the boundaries.
+    result, error : dict or None
+    """
+
+    folder: Path
+    title: str
+    created: str
+    job: dict[str, Any]
+    table: dict[str, Any] | None
+    table_text: str
+    populations: int
+    particles: int
+    transitions: int
+    prompts: list[str]
+    versions: dict[str, Any]
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+    @cached_property
+    def events(self) -> list[dict[str, Any]]:
+        return _events(self.folder)
+
+    @property
+    def status(self) -> str:
+        """ "finished", "failed" or "unfinished"."""
+        if self.result is not None:
+            return "finished"
+        return "unfinished" if self.error is None else "failed"
+
+    def sheet(self, boundary: int) -> Path | None:
+        """The picture of the clean estimates at a boundary, if there is one."""
+        file = self.folder / "estimates" / f"{boundary:03}.png"
+        return file if file.exists() else None
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """A run's folder, also while the run goes on.
+
+    Raises
+    ------
+    RunFolderError
+        There is no run, or its files are damaged or of another version.
+    """
+    home = Path(folder)
+    if not (home / "run.json").exists():
+        raise RunFolderError(
+            f"{str(home)!r} is no run: it has no run.json. Runs are written by `glass-flows align` "
+            "and `glass-flows batch`, and listed by `glass-flows runs list FOLDER`"
+        )
+    try:
+        about = json.loads((home / "run.json").read_text(encoding="utf-8"))
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format {about['format']!r}, this version reads {_FORMAT}")
+        return RunRecord(
+            folder=home,
+            title=about["title"],
+            created=about["created"],
+            job=about["job"],
+            table=about.get("table"),
+            table_text=about.get("table_text", ""),
+            populations=about.get("populations", 0),
+            particles=about.get("particles", 0),
+            transitions=about.get("transitions", 0),
+            prompts=[str(p) for p in about.get("prompts") or about["job"].get("prompts") or ()],
+            versions=about["versions"],
+            result=_optional(home / "result.json"),
+            error=_optional(home / "error.json"),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"the run in {str(home)!r} is damaged: {error}") from error
+
+
+def find_runs(folder: str | Path) -> list[Path]:
+    """Every run at or under a folder, by name."""
+    return sorted(file.parent for file in Path(folder).rglob("run.json"))
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines, in order, up to the first that is missing or cut off."""
+    try:
+        text = (folder / "events.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    found: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+            in_order = event["boundary"] == len(found)
+        except (ValueError, KeyError, TypeError):
+            break
+        if not in_order:
+            break
+        found.append(event)
+    return found
+
+
+def _optional(file: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
+    except FileNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as lists, what JSON cannot hold as null (NaN) or text (infinity)."""
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _tensors(tensors: Mapping[str, Tensor], about: dict[str, str]) -> bytes:
+    # Copies: the format has no tensors that share memory.
+    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content: bytes = to_bytes(apart, about)
+    return content
+
+
+def _sheet(images: Sequence[Image.Image], like: Tensor) -> bytes:
+    """Tiles in P rows of N without gaps, as PNG."""
+    P, N = like.shape
+    first = images[0]
+    scale = min(1.0, _TILE / max(first.size))
+    width, height = (max(1, round(side * scale)) for side in first.size)
+    sheet = Image.new("RGB", (N * width, P * height))
+    for i, image in enumerate(images):
+        tile = image.convert("RGB")
+        if scale < 1.0:
+            tile = tile.resize((width, height), Image.Resampling.BILINEAR)
+        sheet.paste(tile, (i % N * width, i // N * height))
+    content = io.BytesIO()
+    sheet.save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {**found, "machine": platform.machine(), "threads": torch.get_num_threads()}

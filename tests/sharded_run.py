@@ -1,0 +1,53 @@
+"""One process of a run that is dealt out: python sharded_run.py OUT RANK COUNT OPTIONS(json)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from glass_flows import Guidance, Twist, steer
+from glass_flows.experiments.align import digits_denoiser
+from glass_flows.models.digits import IMAGE, load_digits_classifier
+from glass_flows.rewards import ClassReward
+from glass_flows.runs import RunFolder
+from glass_flows.steering import Shards
+
+
+def main(out: Path, rank: int, count: int, options: dict) -> None:
+    torch.set_num_threads(1)
+    if count > 1:
+        store = dist.FileStore(str(out / "store"), count)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=count)
+    shards = Shards(options.pop("micro_batch", 2))
+    if "twist" in options:
+        options["twist"] = Twist(**options["twist"])
+    if "guidance" in options:
+        options["guidance"] = Guidance(**options["guidance"])
+    folder = RunFolder(out / "run", {"seed": 5}, writes=rank == 0)
+    result = steer(
+        digits_denoiser(),
+        ClassReward(load_digits_classifier("reward"), 8),
+        shape=IMAGE,
+        seed=5,
+        shards=shards,
+        record=folder,
+        progress=False,
+        **{"particles": 8, "transitions": 4, "steps": 2, "rho": 0.4, "scale": 4.0, **options},
+    )
+    folder.finish(result)
+    tensors = {k: v.contiguous() for k, v in vars(result).items() if isinstance(v, torch.Tensor)}
+    save_file(tensors, out / f"{rank}.safetensors")
+    about = {"exchanged": shards.exchanged, "gathered": shards.gathered, **asdict(result.costs)}
+    (out / f"{rank}.json").write_text(json.dumps(about))
+    if count > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))

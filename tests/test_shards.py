@@ -1,0 +1,105 @@
+"""One population over several processes: the same bits, and only what must be exchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from glass_flows.errors import InvalidArgument
+from glass_flows.runs import read_run
+from glass_flows.steering import Shards
+
+SCRIPT = Path(__file__).with_name("sharded_run.py")
+
+
+def run(out: Path, count: int, **options):
+    """What every process of a dealt-out run ends with: (tensors, counts) by rank."""
+    out.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, str(SCRIPT), str(out)]
+    given = json.dumps(options)
+    jobs = [
+        subprocess.Popen([*command, str(r), str(count), given], env=environment)
+        for r in range(count)
+    ]
+    assert [job.wait(timeout=120) for job in jobs] == [0] * count
+    return [
+        (load_file(out / f"{r}.safetensors"), json.loads((out / f"{r}.json").read_text()))
+        for r in range(count)
+    ]
+
+
+CASES = {
+    "plain": {},
+    "twisted": {"twist": {"scale": 1.0, "cap": 0.75, "sigma_data": 0.7}, "populations": 2},
+    "guided": {"guidance": {"scale": 1.0, "through": "network", "clip": 1.0}, "value": "posterior"},
+    "uneven": {"particles": 7, "micro_batch": 1, "ess_threshold": 1.0},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_same_bits_for_any_number_of_processes(case, tmp_path):
+    [(alone, costs)] = run(tmp_path / "1", 1, **CASES[case])
+    assert torch.unique(alone["ancestry"]).numel() > 1
+    assert (alone["ancestry"] != torch.arange(alone["ancestry"].shape[-1])).any()
+    events = [{**e, "seconds": 0} for e in read_run(tmp_path / "1" / "run").events]
+    for count in (2, 4) if case == "plain" else (2,):
+        for tensors, counts in run(tmp_path / f"{count}", count, **CASES[case]):
+            assert tensors.keys() == alone.keys()
+            for name, found in tensors.items():
+                assert torch.equal(found.nan_to_num(), alone[name].nan_to_num()), name
+            skipped = ("exchanged", "gathered")
+            assert {k: v for k, v in counts.items() if k not in skipped} == {
+                k: v for k, v in costs.items() if k not in skipped
+            }
+        kept = read_run(tmp_path / f"{count}" / "run")
+        assert [{**e, "seconds": 0} for e in kept.events] == events
+        about = json.loads((tmp_path / f"{count}" / "run" / "run.json").read_text())
+        assert (about["processes"], about["micro_batch"]) == (
+            count,
+            CASES[case].get("micro_batch", 2),
+        )
+
+
+def test_what_resampling_exchanges_is_each_foreign_survivor_once(tmp_path):
+    """x and D in float32 of every particle that another process copies."""
+    found = run(tmp_path / "2", 2)
+    ancestry = found[0][0]["ancestry"][:, 0]
+    size = 2 * 64 * 4
+    for rank, (_, counts) in enumerate(found):
+        own = range(4 * rank, 4 * rank + 4)
+        other = slice(4, 8) if rank == 0 else slice(0, 4)
+        moved = sum(len({i for i in row[other].tolist() if i in own}) for row in ancestry)
+        assert counts["exchanged"] == size * moved
+
+
+def test_more_processes_than_micro_batches_are_refused():
+    shards = Shards(4)
+    shards.count = 3
+    with pytest.raises(InvalidArgument, match=r"8 particles in micro-batches of 4 are 2.*<= 2"):
+        shards.cut(8)
+    shards.cut(9)
+    assert shards.pieces == [slice(0, 4)]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 13])
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("micro", [1, 2, 3])
+def test_micro_batches_lie_at_the_same_places_for_any_number_of_processes(rows, count, micro):
+    if -(-rows // micro) < count:
+        return
+    found = []
+    for rank in range(count):
+        shards = Shards(micro)
+        shards.rank, shards.count = rank, count
+        shards.cut(rows)
+        start = shards.own.start
+        found += [(start + p.start, start + p.stop) for p in shards.pieces]
+    assert found == [(i, min(i + micro, rows)) for i in range(0, rows, micro)]
