@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from . import __version__
+from .cli_batch import batch
 from .errors import GlassError, InvalidArgument
 from .plans import DDIM, Rho
 
@@ -31,6 +32,7 @@ convert_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(convert_app, name="convert")
+app.command()(batch)
 console = Console()
 
 Transitions = Annotated[int, typer.Option(help="K, the number of outer transitions.")]

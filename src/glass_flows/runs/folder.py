@@ -1,7 +1,8 @@
 """The folder of a run.
 
 ``run.json``
-    What it is: the job (all that results depend on), the sampler's table, sizes, versions.
+    What it is: the job (all that results depend on), the sampler's table, sizes, versions; and
+    the boundaries at which it was taken up again.
 ``events.jsonl``
     A line for each boundary that was passed: values, weights, ESS, ancestors, costs, seconds.
 ``estimates/003.png``
@@ -91,7 +92,9 @@ class RunFolder:
         if (self.folder / "run.json").exists():
             self._match(read_run(self.folder).job)
             self.about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            self._again = not self.finished
         else:
+            self._again = False
             self.about["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
             self.about["versions"] = _versions()
             self._put("run.json", self.about)
@@ -108,7 +111,7 @@ class RunFolder:
         """The boundary that the run had come to; what was written after it is taken back."""
         file = self.folder / "state.safetensors"
         if not file.exists():
-            self._keep_events(0)
+            self._resumed(0)
             return None
         try:
             with safe_open(file, framework="pt") as opened:
@@ -125,7 +128,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{str(file)!r} is damaged ({error}); delete it, and the run starts afresh"
             ) from error
-        self._keep_events(saved.index)
+        self._resumed(saved.index)
         return saved
 
     def begin(self, run: Run, settings: Steering) -> None:
@@ -189,7 +192,12 @@ class RunFolder:
 
     # --- the end --------------------------------------------------------------------------------
 
-    def finish(self, result: SearchResult, images: Sequence[Sequence[str]] = ()) -> None:
+    def finish(
+        self,
+        result: SearchResult,
+        images: Sequence[Sequence[str]] = (),
+        more: Mapping[str, Any] = _EMPTY,
+    ) -> None:
         """Write what came out; `images` are names of files in the folder, best first."""
         values = {field.name: getattr(result, field.name) for field in fields(result)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -199,6 +207,7 @@ class RunFolder:
         found["costs"] = asdict(result.costs)
         found["biases"] = list(values.get("biases", ()))
         found["images"] = [list(row) for row in images]
+        found |= more
         self._put("result.json", found)
         self._clear("state.safetensors")
         self._clear("error.json")
@@ -242,10 +251,13 @@ class RunFolder:
             "or the same settings to go on with that run"
         )
 
-    def _keep_events(self, count: int) -> None:
-        """Events of the boundaries before `count` only."""
+    def _resumed(self, index: int) -> None:
+        """Keep the events of the boundaries before `index` only, and note that it was taken up."""
+        if self._again:
+            self.about["resumed"] = [*self.about.get("resumed", ()), index]
+            self._put("run.json", self.about)
         lines, seconds = [], 0.0
-        for event in _events(self.folder)[:count]:
+        for event in _events(self.folder)[:index]:
             lines.append(json.dumps(event))
             seconds = event["seconds"]
         self._seconds = seconds

@@ -1,0 +1,469 @@
+"""`glass-flows batch`: prompts × seeds × methods, each a run of its own, on one machine.
+
+Every item has its folder and is worth nothing until it is finished there; so the same command goes
+on where it was, whatever stopped it. What an item raises is written into its folder and does not
+stop the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+
+from ..errors import InvalidArgument, RunFolderError, check_name
+from ..files import replace
+from ..models.digits import IMAGE, load_digits_classifier
+from ..models.shapes import Prompt, accepts
+from ..models.shapes.pipeline import CALL
+from ..progress import progress_bar
+from ..rewards import ClassReward
+from ..runs import RunFolder, read_run
+from ..steering import SearchResult, Steering, Twist, beam, best_of, greedy, steer
+from .align import digits_denoiser
+from .align_pipeline import load_pipeline, load_reward, of_shapes
+from .pictures import make_folder, save_png
+from .prompt_sets import PromptEntry
+
+__all__ = ["METHODS", "BatchReport", "Item", "Work", "items_of", "run_batch", "run_item"]
+
+METHODS = ("plain", "best-of-n", "steering", "twist", "beam", "greedy", "svdd")
+_OF_STEERING = {f.name for f in fields(Steering)} - {"particles"}
+_OF_SEARCH = {"scale", "value", "boundaries", "guidance"}
+_SHOWN = 20  # failures in the table for people
+_FRUITLESS = 3  # how often workers may die in a row without finishing anything
+
+
+@dataclass(frozen=True)
+class Item:
+    """One run of a batch."""
+
+    number: int
+    prompt: str
+    category: str
+    seed: int
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:40].strip("-")
+        return "-".join(filter(None, (f"{self.number:05}", words, f"s{self.seed}", self.method)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all items have in common.
+
+    Attributes
+    ----------
+    model : str
+        "digits", "shapes", "shapes:FOLDER", or a diffusers pipeline by folder or hub id.
+    reward : str
+        As for `glass-flows align`; for the digits "class", log p(prompt | image).
+    settings : dict
+        particles, transitions, steps, rho, solver, and more of :func:`glass_flows.steer`; for
+        pipelines also their call arguments.
+    children : int
+        w of the searches.
+    twist : Twist
+        Of the method "twist".
+    loading : dict
+        How the pipeline is loaded: device, dtype, offload, revision, lora.
+    threads : int, optional
+        Of torch in every worker.
+    """
+
+    model: str
+    reward: str
+    settings: dict[str, Any]
+    children: int = 2
+    twist: Twist = field(default_factory=Twist)
+    loading: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+
+    def settings_of(self, method: str) -> dict[str, Any]:
+        """Those of a method: what is plain or best of N spends its evaluations on the ODE."""
+        given = dict(self.settings)
+        if method in ("plain", "best-of-n"):
+            steps = given["transitions"] * given["steps"]
+            given = {name: v for name, v in given.items() if name not in _OF_STEERING}
+            given |= {"transitions": 1, "steps": steps, "rho": 0.0}
+            if method == "plain":
+                given["particles"] = 1
+        elif method == "twist":
+            given["twist"] = self.twist
+        elif method != "steering":
+            given = {k: v for k, v in given.items() if k not in _OF_STEERING or k in _OF_SEARCH}
+            given["children"] = self.children
+        return given
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """How a batch stands.
+
+    Attributes
+    ----------
+    finished, failed, left : int
+        Items.
+    table : Path
+        summary.md; summary.csv (and .parquet) lie beside it.
+    """
+
+    finished: int
+    failed: int
+    left: int
+    table: Path
+
+
+class Runner(Protocol):
+    """A model, loaded, that runs items."""
+
+    def run(self, item: Item, settings: dict[str, Any], folder: RunFolder) -> None:
+        """Run it to its end, from where it was, and finish the folder."""
+        ...
+
+
+def items_of(
+    prompts: Sequence[PromptEntry], seeds: Sequence[int], methods: Sequence[str]
+) -> list[Item]:
+    """All of them: prompt by prompt, seed by seed, method by method."""
+    for method in methods:
+        check_name("method", method, METHODS)
+    return [
+        Item(entry.number, entry.text, entry.category, seed, method)
+        for entry in prompts
+        for seed in seeds
+        for method in dict.fromkeys(methods)
+    ]
+
+
+def run_batch(
+    work: Work,
+    items: Sequence[Item],
+    out: str | Path,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    progress: bool | None = None,
+    announce: Callable[[str], None] = lambda text: None,
+) -> BatchReport:
+    """Run what is missing, and write a summary of everything.
+
+    Parameters
+    ----------
+    workers : int
+        Processes; 1 runs in this one. With Ray actors.
+    ray : str, optional
+        Address of a Ray cluster that sees `out`, or "local" to start one.
+
+    Raises
+    ------
+    RunFolderError
+        The disk is full, or another batch runs in this folder.
+    """
+    home = make_folder(out)
+    with _alone(home), progress_bar(len(items), progress, "batch") as advance:
+        done = [item for item in items if (home / item.name / "result.json").exists()]
+        for _ in done:
+            advance()
+        if done:
+            announce(f"{len(done)} of {len(items)} are finished already")
+        missing = [item for item in items if item not in set(done)]
+        if missing and ray is not None:
+            from .batch_ray import run_with_ray
+
+            finished: Iterable[None] = run_with_ray(work, missing, home, workers, ray)
+        elif workers == 1 or not missing:
+            finished = _here(work, missing, home)
+        else:
+            finished = _in_processes(work, missing, home, workers)
+        for _ in finished:
+            advance()
+        return summarise(items, home)
+
+
+def run_item(runner: Runner, work: Work, item: Item, out: Path) -> None:
+    """Run one item in its folder; what it raises is written there.
+
+    Raises
+    ------
+    RunFolderError
+        The folder cannot be written: that is no matter of this item alone.
+    """
+    settings = work.settings_of(item.method)
+    job = {
+        "model": work.model,
+        "prompts": [item.prompt],
+        "reward": work.reward,
+        "method": item.method,
+        "seed": item.seed,
+        "settings": settings,
+    }
+    folder = RunFolder(out / item.name, job, title=item.prompt)
+    if folder.finished:
+        return
+    try:
+        runner.run(item, settings, folder)
+    except RunFolderError:
+        raise
+    except Exception as error:
+        folder.fail(error)
+
+
+def runner_of(work: Work) -> Runner:
+    """The model of a batch, loaded."""
+    return _Digits(work) if work.model == "digits" else _Pipeline(work)
+
+
+# --- the models -----------------------------------------------------------------------------------
+
+
+class _Digits:
+    """The bundled digits: a prompt is a digit, the reward its log-probability."""
+
+    def __init__(self, work: Work) -> None:
+        check_name("reward", work.reward, ("class",))
+        self.denoiser = digits_denoiser()
+        self.classifier = load_digits_classifier("reward")
+        self.judge = load_digits_classifier("judge")
+
+    def run(self, item: Item, settings: dict[str, Any], folder: RunFolder) -> None:
+        if not item.prompt.isdigit() or int(item.prompt) > 9:
+            raise InvalidArgument(f"for the digits a prompt is 0 to 9, got {item.prompt!r}")
+        label, given = int(item.prompt), dict(settings)
+        sampler: Callable[..., SearchResult] = steer
+        if item.method in ("plain", "best-of-n"):
+            sampler = best_of
+        elif item.method not in ("steering", "twist"):
+            kept = given.pop("particles") // given["children"]
+            size = "beams" if item.method == "beam" else "particles"
+            given[size] = kept
+            sampler = beam if item.method == "beam" else partial(greedy, pick=_PICKS[item.method])
+        if sampler in (steer, best_of):
+            given["record"] = folder
+            folder.pictures = lambda z: [_digit(image) for image in z]
+        reward = ClassReward(self.classifier, label)
+        result = sampler(
+            self.denoiser, reward, shape=IMAGE, seed=item.seed, progress=False, **given
+        )
+        order = result.rewards[0].argsort(descending=True).tolist()
+        names = []
+        for rank, i in enumerate(order):
+            names.append(f"000-{rank:02}.png")
+            about = {"prompt": item.prompt, "reward": result.rewards[0, i].item()}
+            picture = _digit(result.samples[0, i]).resize((64, 64), Image.Resampling.NEAREST)
+            save_png(picture, folder.folder / names[-1], **about)
+        with torch.no_grad():
+            verdict = bool(self.judge(result.best).argmax(1) == label)
+        folder.finish(result, [names], {"judge": verdict})
+
+
+_PICKS = {"greedy": "best", "svdd": "sample"}
+
+
+def _digit(image: torch.Tensor) -> Image.Image:
+    """Ink on paper: 1 is black."""
+    grey = (127.5 * (1 - image[0].clamp(-1, 1))).round().byte()
+    return Image.fromarray(grey.cpu().numpy())
+
+
+class _Pipeline:
+    """A diffusers pipeline, loaded once."""
+
+    def __init__(self, work: Work) -> None:
+        self.pipe = load_pipeline(work.model, **work.loading)
+        self.reward = load_reward(work.reward, model=work.model, device=work.loading.get("device"))
+        self.shapes = of_shapes(work.model)
+
+    def run(self, item: Item, settings: dict[str, Any], folder: RunFolder) -> None:
+        from ..integrations.diffusers import can_record, steer_pipeline
+
+        method = {"plain": "best-of-n", "twist": "steering"}.get(item.method, item.method)
+        given = dict(settings)
+        prompt: Any = item.prompt
+        if self.shapes:
+            demand = Prompt.parse(item.prompt)
+            prompt, given = str(demand), {**CALL, "decode_batch": None, **given}
+        if type(self.pipe).__name__ == "DiTPipeline":
+            prompt = int(prompt) if prompt.isdigit() else self.pipe.get_label_ids(prompt)[0]
+        record = folder if can_record(self.pipe, method) else None
+        result = steer_pipeline(
+            self.pipe, prompt, self.reward, method=method, seed=item.seed, record=record,
+            progress=False, **given,
+        )  # fmt: skip
+        names = [file.name for file in result.save(folder.folder)]
+        more = {}
+        if self.shapes:
+            (more["judge"],) = accepts([np.asarray(result.best[0].convert("RGB"))], [demand])
+        folder.finish(result.result, [names], more)
+
+
+# --- where the items run --------------------------------------------------------------------------
+
+
+def _here(work: Work, items: Sequence[Item], out: Path) -> Iterator[None]:
+    runner = runner_of(work) if items else None
+    for item in items:
+        if runner is not None:
+            run_item(runner, work, item, out)
+        yield
+
+
+def _in_processes(work: Work, items: Sequence[Item], out: Path, workers: int) -> Iterator[None]:
+    """Workers of one machine. One that dies takes the others along; the rest is begun again."""
+    left, fruitless = list(items), 0
+    while left:
+        finished: set[Item] = set()
+        with ProcessPoolExecutor(
+            min(workers, len(left)), get_context("spawn"), _load, (work,)
+        ) as pool:
+            futures = {pool.submit(_do, item, out): item for item in left}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    finished.add(futures[future])
+                    yield
+            except BrokenProcessPool:
+                fruitless = 0 if finished else fruitless + 1
+                if fruitless == _FRUITLESS:
+                    raise RunFolderError(
+                        f"the workers died {_FRUITLESS} times without finishing anything (out of "
+                        "memory?): take fewer workers, or --max-batch 1. What is finished is kept"
+                    ) from None
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        left = [item for item in left if item not in finished]
+
+
+_loaded: tuple[Runner, Work] | None = None  # of a worker process
+
+
+def _load(work: Work) -> None:
+    global _loaded
+    if work.threads is not None:
+        torch.set_num_threads(work.threads)
+    _loaded = runner_of(work), work
+
+
+def _do(item: Item, out: Path) -> None:
+    if _loaded is None:
+        raise RuntimeError("a worker was not started as one")
+    run_item(*_loaded, item, out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """No two batches in one folder at the same time; a batch that was killed holds nothing."""
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(
+            f"another batch runs in {str(out)!r}: wait for it, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- the summary ----------------------------------------------------------------------------------
+
+
+def summarise(items: Sequence[Item], out: Path) -> BatchReport:
+    """Write summary.csv, summary.md and, with pyarrow, summary.parquet."""
+    rows = [_row(item, out) for item in items]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        replace(out / "summary.csv", text.getvalue().encode())
+        replace(out / "summary.md", _table(rows).encode())
+        _parquet(rows, out / "summary.parquet")
+    except OSError as error:
+        raise RunFolderError(f"cannot write the summary in {str(out)!r}: {error}") from error
+    count = {s: sum(row["status"] == s for row in rows) for s in ("finished", "failed")}
+    left = len(rows) - sum(count.values())
+    return BatchReport(count["finished"], count["failed"], left, out / "summary.md")
+
+
+def _row(item: Item, out: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {**vars(item), "status": "left"}
+    names = ("reward", "mean reward", "log_evidence", "network_evaluations", "network_gradients")
+    row |= dict.fromkeys((*names, "reward_evaluations", "judge", "image", "error"))
+    folder = out / item.name
+    if not (folder / "run.json").exists():
+        return row
+    run = read_run(folder)
+    if run.error is not None:
+        row |= {"status": "failed", "error": f"{run.error['type']}: {run.error['message']}"}
+    if (found := run.result) is None:
+        return row
+    rewards = [float(r) for r in found["rewards"][0]]
+    row |= {"status": "finished", "reward": max(rewards), "error": None}
+    row["mean reward"] = sum(rewards) / len(rewards)
+    row |= {name: found["costs"][name] for name in found["costs"] if name in row}
+    if found["log_evidence"] is not None:
+        row["log_evidence"] = float(found["log_evidence"][0])
+    row["judge"] = found.get("judge")
+    row["image"] = f"{item.name}/{found['images'][0][0]}"
+    return row
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """Means by method, and what failed."""
+    lines = ["| method | finished | failed | left | reward | judge, % | evaluations |"]
+    lines.append("|" + " --- |" * 7)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        ended = [row for row in own if row["status"] == "finished"]
+        failed = sum(row["status"] == "failed" for row in own)
+        judged = [row["judge"] for row in ended if row["judge"] is not None]
+        figures = [
+            f"{np.mean([row['reward'] for row in ended]):.4g}" if ended else "",
+            f"{100 * np.mean(judged):.0f}" if judged else "",
+            f"{np.mean([row['network_evaluations'] for row in ended]):g}" if ended else "",
+        ]
+        counts = [len(ended), failed, len(own) - len(ended) - failed]
+        lines.append(f"| {' | '.join(map(str, (method, *counts, *figures)))} |")
+    failures = [row for row in rows if row["status"] == "failed"]
+    if failures:
+        lines += ["", "Failed:", ""]
+    for row in failures[:_SHOWN]:
+        words = json.dumps(row["prompt"], ensure_ascii=False)
+        lines.append(
+            f"- {row['number']}, {words}, {row['method']}, seed {row['seed']}: {row['error']}"
+        )
+    if len(failures) > _SHOWN:
+        lines.append(f"- and {len(failures) - _SHOWN} more, in summary.csv")
+    return "\n".join(lines) + "\n"
+
+
+def _parquet(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), sink)
+    replace(file, sink.getvalue())

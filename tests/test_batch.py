@@ -1,0 +1,286 @@
+"""`glass-flows batch`: whatever stops it, the results are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from glass_flows.cli import app
+from glass_flows.errors import InvalidArgument, RunFolderError, UnknownName
+from glass_flows.experiments import batch
+from glass_flows.experiments.batch import Work, items_of, run_batch
+from glass_flows.experiments.prompt_sets import PromptEntry
+from glass_flows.runs import folder as folder_module
+
+SETTINGS = {"particles": 6, "transitions": 5, "steps": 2, "rho": 0.4, "scale": 4.0}
+WORK = Work(model="digits", reward="class", settings=SETTINGS)
+PROMPTS = [PromptEntry(i, str(digit)) for i, digit in enumerate((8, 3, 5))]
+ITEMS = items_of(PROMPTS, [0, 1], ["best-of-n", "steering", "twist"])
+FORK = multiprocessing.get_context("fork")  # the models are imported already
+
+
+def content(out: Path) -> dict[str, object]:
+    """Every file of a batch, without times and what tells how often it was taken up."""
+    found: dict[str, object] = {}
+    for file in sorted(p for p in out.rglob("*") if p.is_file() and p.name != ".lock"):
+        name = str(file.relative_to(out))
+        if file.name == "events.jsonl":
+            events = [json.loads(line) for line in file.read_text().splitlines()]
+            found[name] = [{**event, "seconds": 0} for event in events]
+        elif file.name == "run.json":
+            about = json.loads(file.read_text())
+            found[name] = {k: v for k, v in about.items() if k not in ("created", "resumed")}
+        else:
+            found[name] = file.read_bytes()
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    out = tmp_path_factory.mktemp("undisturbed")
+    started = time.monotonic()
+    report = run_batch(WORK, ITEMS, out, progress=False)
+    assert (report.finished, report.failed, report.left) == (len(ITEMS), 0, 0)
+    return content(out), time.monotonic() - started
+
+
+def in_child(work, *given) -> multiprocessing.Process:
+    child = FORK.Process(target=work, args=given)
+    child.start()
+    return child
+
+
+def go(out):
+    run_batch(WORK, ITEMS, out, progress=False)
+
+
+def go_into_write(out, number, pipe):
+    """Stop in the middle of write `number`, with half of it in the file that is written first."""
+    real, count = folder_module.replace, 0
+
+    def half(path, data):
+        nonlocal count
+        count += 1
+        if count == number:
+            path.with_name(f".{path.name}.tmp").write_bytes(data[: len(data) // 2])
+            pipe.send(path.name)
+            time.sleep(60)
+        real(path, data)
+
+    folder_module.replace = half
+    go(out)
+    pipe.send("finished")
+
+
+def test_killed_at_twenty_moments_it_ends_with_the_same_bits(undisturbed, tmp_path):
+    """SIGKILL, ten times at a time and ten times inside a write, at moments drawn by a seed."""
+    wanted, seconds = undisturbed
+    draw = random.Random(0)
+    kinds = ["write"] * 10 + ["time"] * 10
+    draw.shuffle(kinds)
+    inside = []
+    for kind in kinds:
+        if kind == "time":
+            child = in_child(go, tmp_path)
+            child.join(draw.uniform(0.0, 0.08) * seconds)
+        else:
+            here, there = FORK.Pipe()
+            child = in_child(go_into_write, tmp_path, draw.randint(1, 12), there)
+            assert here.poll(60)
+            inside.append(here.recv())
+        child.kill()
+        child.join()
+        assert child.exitcode in (-signal.SIGKILL, 0)
+    assert sum(name != "finished" for name in inside) >= 5
+    resumed = [
+        json.loads(file.read_text()).get("resumed", []) for file in tmp_path.rglob("run.json")
+    ]
+    assert max((k for found in resumed for k in found), default=0) > 0  # some on their way
+    assert not (tmp_path / "summary.csv").exists() or content(tmp_path) == wanted
+    go(tmp_path)
+    leftovers = {name for name in content(tmp_path) if Path(name).name.endswith(".tmp")}
+    found = content(tmp_path)
+    assert {name: found[name] for name in found if name not in leftovers} == wanted
+
+
+def test_a_line_of_events_that_was_cut_off_is_written_again(undisturbed, tmp_path):
+    steps = []
+
+    class Stopped(BaseException):
+        pass
+
+    def stop_after(k):
+        real = folder_module.RunFolder.step
+
+        def step(self, found):
+            real(self, found)
+            steps.append(found.boundary.index)
+            if len(steps) == k:
+                raise Stopped
+
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folder_module.RunFolder, "step", stop_after(5))
+        with pytest.raises(Stopped):
+            go(tmp_path)
+    events = tmp_path / ITEMS[1].name / "events.jsonl"
+    events.write_bytes(events.read_bytes()[:-40])
+    go(tmp_path)
+    assert content(tmp_path) == undisturbed[0]
+
+
+def go_on_a_small_disk(out, limit, pipe):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        go(out)
+        pipe.send("finished")
+    except RunFolderError as error:
+        pipe.send(str(error))
+
+
+@pytest.mark.parametrize("limit", [50, 2_500, 5_000])
+def test_a_full_disk_stops_it_with_a_reason_and_it_recovers(limit, undisturbed, tmp_path):
+    here, there = FORK.Pipe()
+    child = in_child(go_on_a_small_disk, tmp_path, limit, there)
+    message = here.recv()
+    child.join()
+    assert "cannot write" in message
+    assert "too large" in message  # the system's own words
+    assert "goes on where it was" in message
+    go(tmp_path)
+    assert content(tmp_path) == undisturbed[0]
+
+
+def test_workers_are_one_as_many(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    report = run_batch(WORK, ITEMS, tmp_path, workers=2, progress=False)
+    assert report.finished == len(ITEMS)
+    assert content(tmp_path) == undisturbed[0]
+
+
+def test_what_is_finished_is_not_done_again_and_more_can_be_added(tmp_path, monkeypatch):
+    run_batch(WORK, ITEMS[:3], tmp_path, progress=False)
+    ran = []
+    real = batch.run_item
+    monkeypatch.setattr(batch, "run_item", lambda *given: ran.append(given[2]) or real(*given))
+    said = []
+    report = run_batch(WORK, ITEMS[:5], tmp_path, progress=False, announce=said.append)
+    assert ran == ITEMS[3:5]
+    assert said == ["3 of 5 are finished already"]
+    assert report.finished == 5
+
+
+def test_an_item_that_fails_says_why_and_stops_no_other(tmp_path, monkeypatch):
+    prompts = [PromptEntry(0, "seven"), PromptEntry(1, "7")]
+    items = items_of(prompts, [0], ["steering"])
+    report = run_batch(WORK, items, tmp_path, progress=False)
+    assert (report.finished, report.failed) == (1, 1)
+    error = json.loads((tmp_path / items[0].name / "error.json").read_text())
+    assert error["type"] == "InvalidArgument"
+    assert "0 to 9, got 'seven'" in error["message"]
+    with open(tmp_path / "summary.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["failed", "finished"]
+    assert '"seven", steering, seed 0: InvalidArgument' in report.table.read_text()
+    # It is tried again, and when it succeeds there is no error any more.
+    monkeypatch.setattr(batch, "_Digits", Lenient)
+    report = run_batch(WORK, items, tmp_path, progress=False)
+    assert (report.finished, report.failed) == (2, 0)
+    assert not (tmp_path / items[0].name / "error.json").exists()
+
+
+class Lenient(batch._Digits):
+    def run(self, item, settings, folder):
+        super().run(dataclasses.replace(item, prompt="7"), settings, folder)
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path):
+    run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
+    (tmp_path / ITEMS[0].name / "result.json").unlink()
+    other = Work(model="digits", reward="class", settings={**SETTINGS, "particles": 7})
+    with pytest.raises(RunFolderError, match=r"another job.*settings.*'particles': 6"):
+        run_batch(other, ITEMS[:1], tmp_path, progress=False)
+
+
+def test_two_batches_do_not_share_a_folder(tmp_path):
+    with batch._alone(tmp_path), pytest.raises(RunFolderError, match="another batch runs"):
+        run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
+    run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
+
+
+def test_unknown_methods_are_refused():
+    with pytest.raises(UnknownName, match=r"'steer'.*steering"):
+        items_of(PROMPTS, [0], ["steer"])
+
+
+def test_the_command(tmp_path):
+    (tmp_path / "prompts.txt").write_text("8\n../../x <script>\n")
+    command = ["batch", str(tmp_path / "prompts.txt"), "--model", "digits", "--out"]
+    command += [str(tmp_path / "out"), "--seeds", "0,2-3", "--method", "svdd", "--method", "plain"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1  # the second prompt is no digit
+    assert "finished 6, failed 6, left 0" in result.output
+    with open(tmp_path / "out" / "summary.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["seed"] for row in rows} == {"0", "2", "3"}
+    for row in rows[:6]:
+        assert (tmp_path / "out" / row["image"]).exists()
+    # A prompt never leaves the folder of the batch.
+    assert {p.parent for p in tmp_path.rglob("run.json")} == {
+        tmp_path / "out" / name for name in os.listdir(tmp_path / "out") if name[0] == "0"
+    }
+    bad = CliRunner().invoke(app, [*command, "--seeds", "3-1"])
+    assert isinstance(bad.exception, InvalidArgument)
+
+
+def test_the_table_can_be_read_as_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run_batch(WORK, ITEMS[:2], tmp_path, progress=False)
+    rows = parquet.read_table(tmp_path / "summary.parquet").to_pylist()
+    assert [row["method"] for row in rows] == ["best-of-n", "steering"]
+    assert rows[0]["reward"] < 0
+
+
+@pytest.mark.slow
+def test_a_ray_actor_that_is_killed_loses_and_repeats_nothing(undisturbed, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    killed = []
+
+    def kill_one():
+        """An actor, once two items are finished."""
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if len(list(tmp_path.glob("*/result.json"))) >= 2:
+                found = subprocess.run(
+                    ["pgrep", "-f", "^ray::_Actor"], capture_output=True, text=True, check=False
+                )
+                for process in map(int, found.stdout.split()):
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+                    return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    report = run_batch(WORK, ITEMS, tmp_path, workers=2, ray="local", progress=False)
+    killer.join()
+    assert len(killed) == 1
+    assert report.finished == len(ITEMS)
+    assert content(tmp_path) == undisturbed[0]
+    taken_up = [json.loads(f.read_text()).get("resumed", []) for f in tmp_path.rglob("run.json")]
+    assert sum(map(len, taken_up)) <= 1  # the one that the actor was at
