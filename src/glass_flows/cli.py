@@ -204,13 +204,25 @@ def align(
             help="Samples through its decoder and the reward at a time; 1, for shapes all."
         ),
     ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples through the pipeline's network at a time, cut at the same places for "
+            "any number of processes under torchrun: the bits of the result stay the same."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away another run in the folder.")
+    ] = False,
     seed: Seed = 0,
 ) -> None:
     """Steer samples towards a reward.
 
     The digits are drawn beside plain samples and best-of-N at equal cost. A pipeline's images are
     written with prompt, reward and settings inside, beside a sheet with the best first; those of
-    the bundled pipeline 'shapes' are judged by image analysis, too.
+    the bundled pipeline 'shapes' are judged by image analysis, too. The folder is that of a run:
+    stopped and started again, a pipeline goes on where it was, and `glass-flows report` draws it.
+    Under torchrun the particles of a pipeline are dealt out to all processes.
 
     Example: glass-flows align --model digits --reward class:8 --out out/eights
 
@@ -221,6 +233,7 @@ def align(
     from .experiments.align import DIGITS_STD
     from .experiments.align import align as run_align
     from .experiments.align_pipeline import of_shapes
+    from .runs import process_group
     from .steering import Twist
 
     own = _given(
@@ -236,6 +249,7 @@ def align(
         revision=(revision, None),
         lora=(lora, None),
         max_batch=(max_batch, None),
+        micro_batch=(micro_batch, None),
     )
     if of_shapes(model) or "/" in model or Path(model).is_dir():
         searching = method in ("beam", "greedy", "svdd")
@@ -253,32 +267,36 @@ def align(
             common["twist"] = Twist(twist or 0.0, twist_cap)
         call = {"guidance_scale": cfg_scale, "negative_prompt": negative_prompt}
         call |= {"height": height, "width": width, "decode_batch": decode_batch}
-        found = _align_pipeline(
-            out,
-            model=model,
-            prompts=prompt,
-            reward=reward or "clip",
-            loading={
-                "device": device,
-                "dtype": dtype,
-                "offload": offload,
-                "revision": revision,
-                "lora": lora,
-            },
-            method=method,
-            particles=particles,
-            children=children,
-            transitions=transitions,
-            steps=steps,
-            rho=_rho(rho, solver),
-            solver=solver,
-            seed=seed,
-            max_batch=max_batch or "auto",
-            **{name: given for name, given in call.items() if given is not None},
-            **_arguments(argument),
-            **common,
-        )
-        typer.echo(found)
+        with process_group() as rank:
+            found = _align_pipeline(
+                out,
+                model=model,
+                micro_batch=micro_batch,
+                overwrite=overwrite,
+                prompts=prompt,
+                reward=reward or "clip",
+                loading={
+                    "device": device,
+                    "dtype": dtype,
+                    "offload": offload,
+                    "revision": revision,
+                    "lora": lora,
+                },
+                method=method,
+                particles=particles,
+                children=children,
+                transitions=transitions,
+                steps=steps,
+                rho=_rho(rho, solver),
+                solver=solver,
+                seed=seed,
+                max_batch=max_batch or "auto",
+                **{name: given for name, given in call.items() if given is not None},
+                **_arguments(argument),
+                **common,
+            )
+        if rank == 0:
+            typer.echo(found)
         return
     if own:
         flags = ", ".join("--" + name.replace("_", "-") for name in own)
@@ -788,6 +806,8 @@ def _align_pipeline(out: Path, **options: Any) -> str:
     from .experiments.align_pipeline import align_pipeline
 
     report = align_pipeline(out, announce=lambda text: console.print(text, style="dim"), **options)
+    if not report.images:  # of a process that writes nothing
+        return ""
     lines = [
         f"{prompt}: rewards {', '.join(f'{r:.4g}' for r in sorted(values, reverse=True))}"
         for prompt, values in zip(options["prompts"], report.rewards)

@@ -21,6 +21,8 @@ from ..models.shapes.clip import BUNDLED as SHAPES_CLIP
 from ..models.shapes.pipeline import BUNDLED as SHAPES_PIPELINE
 from ..models.shapes.pipeline import CALL
 from ..rewards import Reward, as_reward
+from ..runs import RunFolder, clear_run, started_by_torchrun
+from ..steering import Shards
 from .pictures import Row, image_grid, make_folder
 
 __all__ = [
@@ -238,16 +240,29 @@ def align_pipeline(
     prompts: Sequence[str],
     reward: str,
     loading: dict[str, Any],
+    micro_batch: int | None = None,
+    overwrite: bool = False,
     progress: bool | None = None,
     announce: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> PipelineReport:
     """Steer a pipeline and write every image, a sheet of them and the figures into `out`.
 
-    `options` are those of :func:`glass_flows.steer_pipeline`. For "shapes" the sheet also
-    holds as many plain samples, and a judge by image analysis says which images meet their prompt.
+    `out` is the folder of the run (:mod:`glass_flows.runs`): one that was stopped goes on where it
+    was. Under torchrun the particles are dealt out to all processes, of which the first writes.
+    `options` are those of
+    :func:`glass_flows.steer_pipeline`. For "shapes" the sheet also holds as many plain samples,
+    and a judge by image analysis says which images meet their prompt.
+
+    Parameters
+    ----------
+    micro_batch : int, optional
+        Rows that the network and the reward see at a time; with the same number the results have
+        the same bits for any number of processes.
+    overwrite : bool
+        Throw away another run that is in `out`.
     """
-    from ..integrations.diffusers import steer_pipeline
+    from ..integrations.diffusers import can_record, steer_pipeline
 
     if not prompts:
         raise InvalidArgument("give at least one --prompt")
@@ -258,15 +273,43 @@ def align_pipeline(
         options = {**CALL, "decode_batch": None, **options}
     scored = load_reward(reward, model=model, device=loading.get("device"))
     folder = make_folder(out)
+    dealt_out = micro_batch is not None or started_by_torchrun()
+    shards = Shards(micro_batch) if dealt_out else None
+    first = shards is None or shards.rank == 0
+    if overwrite and first:
+        clear_run(folder)
+    options = {"method": "steering", "seed": 0, **options}
+    job = {
+        "model": model,
+        "prompts": list(prompts),
+        "reward": reward,
+        "method": options["method"],
+        "seed": options["seed"],
+        "settings": {**options, **loading, "micro_batch": micro_batch},
+    }
+    record = RunFolder(folder, job, title="; ".join(prompts), writes=first)
     pipe = load_pipeline(model, announce=announce, **loading)
     asked: list[Any] = list(prompts)
     if type(pipe).__name__ == "DiTPipeline":
         asked = [int(p) if p.isdigit() else pipe.get_label_ids(p)[0] for p in prompts]
-    result = steer_pipeline(pipe, asked, scored, progress=progress, **options)
-    files = result.save(folder)
+    keeps = can_record(pipe, options["method"])
+    with record.failures():
+        result = steer_pipeline(
+            pipe,
+            asked,
+            scored,
+            progress=progress if first else False,
+            record=record if keeps else None,
+            shards=shards,
+            **options,
+        )
+    N = result.rewards.shape[1]
+    files = result.save(folder) if first else []
+    names = [file.name for file in files]
+    record.finish(result.result, [names[i : i + N] for i in range(0, len(names), N)])
     picture = folder / "best-first.png"
     judged = None
-    if demands:
+    if demands and first:
         plain = _plain(pipe, asked, scored, progress, options)
         judged = Judged(_verdicts(plain, demands), _verdicts(result, demands))
         sheet = image_grid(
@@ -281,7 +324,6 @@ def align_pipeline(
         )
     else:
         sheet = _sheet(result.images, result.rewards)
-    sheet.save(picture)
     costs = result.result.costs
     found = PipelineReport(
         images=tuple(files),
@@ -311,7 +353,9 @@ def align_pipeline(
     }
     if judged is not None:
         data["judge_accepts"] = asdict(judged)
-    found.results.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    if first:
+        sheet.save(picture)
+        found.results.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     return found
 
 

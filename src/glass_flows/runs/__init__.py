@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from .folder import RunFolder, RunRecord, find_runs, read_run
+from .folder import RunFolder, RunRecord, clear_run, find_runs, read_run
+from .processes import process_group, started_by_torchrun
 
-__all__ = ["RunFolder", "RunRecord", "find_runs", "read_run"]
+__all__ = [
+    "RunFolder",
+    "RunRecord",
+    "clear_run",
+    "find_runs",
+    "process_group",
+    "read_run",
+    "started_by_torchrun",
+]

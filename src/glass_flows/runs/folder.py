@@ -26,7 +26,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
@@ -35,6 +35,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
@@ -47,11 +48,12 @@ from ..steering import Costs, Saved, SearchResult, SteeringResult, SteeringStep
 from ..steering.run import Run
 from ..steering.smc import Steering
 
-__all__ = ["RunFolder", "RunRecord", "find_runs", "read_run"]
+__all__ = ["RunFolder", "RunRecord", "clear_run", "find_runs", "read_run"]
 
 _FORMAT = 1
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
+_KEPT = ("events.jsonl", "state.safetensors", "result.json")
 _EMPTY: Mapping[str, Any] = {}
 
 
@@ -89,7 +91,7 @@ class RunFolder:
         self.folder, self.writes = Path(folder), writes
         self.job = json.loads(json.dumps(job, default=repr))
         self.about: dict[str, Any] = {"format": _FORMAT, "title": title, "job": self.job}
-        if (self.folder / "run.json").exists():
+        if self._begun():
             self._match(read_run(self.folder).job)
             self.about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             self._again = not self.finished
@@ -149,6 +151,7 @@ class RunFolder:
             self.about |= now
             self._put("run.json", self.about)
         self._clear("error.json")
+        self._clear("result.json")  # it is run again
         self._since = time.monotonic()
 
     def save(self, saved: Saved) -> None:
@@ -163,8 +166,11 @@ class RunFolder:
         shown = None
         if self.pictures is not None and run is not None:
             # At the end the samples are whole already.
-            D = boundary.x if boundary.final else run.shards.gather(boundary.estimate.untilted)
-            shown = self.pictures(D)
+            own = boundary.x[run.shards.own] if boundary.final else boundary.estimate.untilted
+            if shown := self.pictures(own):
+                pixels = np.stack([np.asarray(image.convert("RGB")) for image in shown])
+                whole = run.shards.gather(torch.from_numpy(pixels))
+                shown = [Image.fromarray(array) for array in whole.numpy()]
         if shown:
             self._put_bytes(f"estimates/{boundary.index:03}.png", _sheet(shown, step.ancestors))
         self._seconds += time.monotonic() - self._since
@@ -233,6 +239,17 @@ class RunFolder:
                 f"the run in {str(self.folder)!r} is not finished or damaged: {error}"
             ) from error
 
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """What is raised inside is written, with :meth:`fail`, on its way."""
+        try:
+            yield
+        except RunFolderError:
+            raise
+        except Exception as error:
+            self.fail(error)
+            raise
+
     def fail(self, error: BaseException) -> None:
         """Write why the run stopped; the next one goes on from where it was."""
         boundary = getattr(getattr(error, "boundary", None), "index", None)
@@ -241,6 +258,12 @@ class RunFolder:
 
     # --- files ----------------------------------------------------------------------------------
 
+    def _begun(self) -> bool:
+        """Whether there is anything of a run to be lost."""
+        if not (self.folder / "run.json").exists():
+            return False
+        return any((self.folder / name).exists() for name in _KEPT)
+
     def _match(self, job: Mapping[str, Any]) -> None:
         if job == self.job:
             return
@@ -248,7 +271,7 @@ class RunFolder:
         there = ", ".join(f"{name} = {job.get(name)!r}" for name in names)
         raise RunFolderError(
             f"{str(self.folder)!r} holds a run of another job, with {there}; give another folder, "
-            "or the same settings to go on with that run"
+            "the same settings to go on with that run, or throw it away (--overwrite, clear_run)"
         )
 
     def _resumed(self, index: int) -> None:
@@ -280,7 +303,7 @@ class RunFolder:
                 (self.folder / name).unlink(missing_ok=True)
 
     @contextmanager
-    def _writing(self) -> Any:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -376,6 +399,16 @@ def read_run(folder: str | Path) -> RunRecord:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"the run in {str(home)!r} is damaged: {error}") from error
+
+
+def clear_run(folder: str | Path) -> None:
+    """Throw away what :class:`RunFolder` has written into a folder; images stay, nothing else."""
+    home = Path(folder)
+    for name in (*_KEPT, "result.safetensors", "error.json"):
+        (home / name).unlink(missing_ok=True)
+    for sheet in (home / "estimates").glob("*.png"):
+        sheet.unlink()
+    (home / "run.json").unlink(missing_ok=True)
 
 
 def find_runs(folder: str | Path) -> list[Path]:

@@ -1,10 +1,11 @@
-"""Runs as figures: what they came to, boundary by boundary, and in what two of them differ."""
+"""Runs as figures: what they came to, boundary by boundary, and in what they differ."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,19 +17,16 @@ __all__ = [
     "COSTS",
     "Figures",
     "Passed",
+    "Seen",
     "as_json",
     "clean",
     "differences",
     "expand",
     "figure",
-    "figures",
     "flat",
-    "heading",
-    "method_of",
+    "look",
     "names",
-    "number",
     "overview",
-    "passed",
     "position",
     "rows",
 ]
@@ -41,6 +39,7 @@ COSTS = {
 }
 """What a run counts, and its name for people."""
 
+Rewards = list[list[float]]
 _T = TypeVar("_T")
 
 
@@ -63,7 +62,7 @@ class Passed:
     boundary: int
     t: float
     final: bool
-    rewards: list[list[float]]
+    rewards: Rewards
     ancestors: list[list[int]]
     ess: list[float]
     resampled: list[bool]
@@ -79,12 +78,13 @@ class Figures:
     Attributes
     ----------
     best, mean : float
-        Of the particles' rewards, the best of each population; where there are several, the means
-        over them. Of a run that is not finished those of its last clean estimates.
+        Of the particles' rewards; `best` is the mean of the populations' best. Of a run that is
+        not finished those of its last clean estimates.
     ess, log_evidence : float
         At the last boundary, the means over the populations.
     costs : dict
         By the names of :data:`COSTS`, of all particles together; empty if nothing is known.
+    seconds : float
     """
 
     best: float
@@ -95,8 +95,76 @@ class Figures:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Seen:
+    """A run's folder, read and checked.
+
+    Attributes
+    ----------
+    rewards : list of list of float
+        (P, N), those of the result, or the last that were taken; empty if there are none yet.
+    images : list of list of str
+        For each population its final images, best first; may be empty.
+    """
+
+    record: RunRecord
+    boundaries: list[Passed]
+    rewards: Rewards
+    images: list[list[str]]
+
+    @property
+    def heading(self) -> str:
+        """Its title, else its first prompt, else the name of its folder."""
+        first = next(iter(self.record.prompts), "")
+        return self.record.title or first or self.record.folder.resolve().name
+
+    @property
+    def method(self) -> str:
+        return str(self.record.job.get("method", ""))
+
+    @property
+    def boundary(self) -> int | None:
+        """The last that it has passed."""
+        return self.boundaries[-1].boundary if self.boundaries else None
+
+    @property
+    def figures(self) -> Figures:
+        last = self.boundaries[-1] if self.boundaries else None
+        counted = _counted(self.record.result or {}) or (last.costs if last else {})
+        return Figures(
+            best=_mean([max(row) for row in _taken(self.rewards)]),
+            mean=_mean([r for row in _taken(self.rewards) for r in row]),
+            ess=_mean(last.ess) if last else math.nan,
+            log_evidence=_mean(last.log_evidence) if last else math.nan,
+            costs=counted,
+            seconds=last.seconds if last else math.nan,
+        )
+
+
+def look(folder: str | Path) -> Seen:
+    """Read a run, also while it goes on.
+
+    Raises
+    ------
+    RunFolderError
+        There is no run, or a file in it is not what a run of its size writes.
+    """
+    record = read_run(folder)
+    P, N, result = record.populations, record.particles, record.result
+    with _undamaged(record, "events.jsonl"):
+        boundaries = [_passed(event, P, N) for event in record.events]
+    rewards = next((b.rewards for b in reversed(boundaries) if _taken(b.rewards)), [])
+    images: list[list[str]] = []
+    if result is not None:
+        with _undamaged(record, "result.json"):
+            rewards = [[_number(r) for r in row] for row in result["rewards"]]
+            images = [[str(name) for name in row] for row in result["images"]]
+            _counted(result)
+    return Seen(record, boundaries, rewards, images)
+
+
 def expand(folders: Sequence[str | Path], most: int | None = None) -> list[Path]:
-    """The runs at or under folders, each once; under a folder by name.
+    """The runs at or under folders, each once; those under a folder by name.
 
     Raises
     ------
@@ -109,89 +177,57 @@ def expand(folders: Sequence[str | Path], most: int | None = None) -> list[Path]
     for folder in map(Path, folders):
         inside = [folder] if (folder / "run.json").exists() else find_runs(folder)
         if not inside:
-            read_run(folder)  # says what is wrong
+            raise RunFolderError(
+                f"{str(folder)!r} {'holds no run' if folder.is_dir() else 'is no folder'}: give "
+                "the folder of a run, with its run.json, or one that holds such folders"
+            )
         for run in inside:
             found.setdefault(run.resolve(), run)
     if most is not None and len(found) > most:
         raise InvalidArgument(
-            f"{len(found)} runs were found, at most {most} can be shown at a time: name some of "
-            "them, or a folder that holds fewer"
+            f"{len(found)} runs were found, at most {most} are shown together: name some of them, "
+            "or a folder that holds fewer"
         )
     return list(found.values())
 
 
-def passed(record: RunRecord) -> list[Passed]:
-    """The boundaries of a run, checked.
-
-    Raises
-    ------
-    RunFolderError
-        An event is not what a run of this size writes.
-    """
-    try:
-        return [_passed(event, record.populations, record.particles) for event in record.events]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RunFolderError(
-            f"{str(record.folder / 'events.jsonl')!r} is damaged ({error!r}); delete it to look at "
-            "the rest of the run"
-        ) from error
-
-
-def figures(record: RunRecord, boundaries: Sequence[Passed]) -> Figures:
-    """The figures of a run with these boundaries."""
-    rewards = _rewards(record, boundaries)
-    valued = [[r for r in row if not math.isnan(r)] for row in rewards]
-    last = boundaries[-1] if boundaries else None
-    return Figures(
-        best=_mean([max(row) for row in valued if row]),
-        mean=_mean([r for row in valued for r in row]),
-        ess=_mean(last.ess) if last else math.nan,
-        log_evidence=_mean(last.log_evidence) if last else math.nan,
-        costs=last.costs if record.result is None and last else _counted(record.result or {}),
-        seconds=last.seconds if last else math.nan,
-    )
-
-
 def rows(boundaries: Sequence[Passed], population: int | None = None) -> list[dict[str, str]]:
-    """What happened at each boundary, as text by column; means over the populations without one."""
-    return [_row(passed, population) for passed in boundaries]
+    """What happened at each boundary, as text by column.
+
+    Without a population those are means over all of them, and costs, which have no share, are told.
+    """
+    return [_row(boundary, population) for boundary in boundaries]
 
 
 def overview(folder: Path) -> dict[str, Any]:
     """A run's line in a list; one that cannot be read has the status "damaged" and an "error"."""
-    line: dict[str, Any] = {"folder": str(folder)}
     try:
-        record = read_run(folder)
-        boundaries = passed(record)
-        found = asdict(figures(record, boundaries))
+        seen = look(folder)
     except RunFolderError as error:
-        return {**line, "status": "damaged", "error": str(error)}
+        return {"folder": str(folder), "status": "damaged", "error": str(error)}
     return {
-        **line,
-        "status": record.status,
-        "title": heading(record),
-        "method": method_of(record),
-        "created": record.created,
-        "boundary": boundaries[-1].boundary if boundaries else None,
-        "transitions": record.transitions,
-        **found,
-        "error": record.error,
+        "folder": str(folder),
+        "status": seen.record.status,
+        "title": seen.heading,
+        "method": seen.method,
+        "created": seen.record.created,
+        "boundary": seen.boundary,
+        "transitions": seen.record.transitions,
+        **asdict(seen.figures),
+        "error": seen.record.error,
     }
 
 
 def differences(jobs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The settings in which jobs differ, in the order of their names: the text of each, "-" if none.
-
-    Nested settings are called "settings.scale".
-    """
+    """The settings in which jobs differ, by dotted name: the text of each job, "-" where none."""
     told = [flat(job) for job in jobs]
-    every = sorted({name for job in told for name in job})
+    every = dict.fromkeys(name for job in told for name in job)
     found = {name: [job.get(name, "-") for job in told] for name in every}
     return {name: texts for name, texts in found.items() if len(set(texts)) > 1}
 
 
 def flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings as text, nested ones by their dotted names."""
+    """Settings as text, nested ones by their dotted names: "settings.scale"."""
     found: dict[str, str] = {}
     for name, value in job.items():
         if isinstance(value, dict) and value:
@@ -203,23 +239,13 @@ def flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def names(folders: Sequence[Path]) -> list[str]:
-    """Short names: the folder's own, the whole path where two would be called the same."""
+    """Short names: the folder's own, or its path where two would be called the same."""
     short = [folder.resolve().name for folder in folders]
     return [n if short.count(n) == 1 else str(f) for n, f in zip(short, folders)]
 
 
-def heading(record: RunRecord) -> str:
-    """What a run is called: its title, its first prompt, or its folder."""
-    first = record.prompts[0] if record.prompts else ""
-    return str(record.title or first or record.folder.resolve().name)
-
-
-def method_of(record: RunRecord) -> str:
-    return str(record.job.get("method", ""))
-
-
 def position(boundary: int | None, transitions: int) -> str:
-    """ "3/6": the boundary that was passed last, of K."""
+    """The last boundary passed, of K: "3/6"."""
     return "-" if boundary is None else f"{boundary}/{transitions}"
 
 
@@ -227,11 +253,11 @@ def figure(value: float, digits: int = 4) -> str:
     """A figure for people; "-" where there is none."""
     if math.isnan(value):
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 10**digits < math.inf else f"{value:.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
 
 
 def clean(text: str) -> str:
-    """Text that is safe to show: what does not print (a terminal's commands, say) as its escape."""
+    """Text with what does not print, such as a terminal's commands, shown as its escape."""
     if text.isprintable():
         return text
     return "".join(
@@ -244,9 +270,15 @@ def as_json(value: Any) -> str:
     return json.dumps(_plain(value), indent=1, allow_nan=False)
 
 
-def number(value: Any) -> float:
-    """A figure as it is written in a run's folder: null is NaN, infinity is text."""
-    return math.nan if value is None else float(value)
+@contextmanager
+def _undamaged(record: RunRecord, name: str) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise RunFolderError(
+            f"{str(record.folder / name)!r} is damaged ({error!r}); start the same run again, or "
+            "move the file away to look at the rest of the run"
+        ) from error
 
 
 def _passed(event: Mapping[str, Any], P: int, N: int) -> Passed:
@@ -259,13 +291,13 @@ def _passed(event: Mapping[str, Any], P: int, N: int) -> Passed:
         boundary=int(event["boundary"]),
         t=float(event["t"]),
         final=bool(event["final"]),
-        rewards=[_list(row, N, number) for row in _list(event["rewards"], P, list)],
+        rewards=[_list(row, N, _number) for row in _list(event["rewards"], P, list)],
         ancestors=[_list(row, N, slot) for row in _list(event["ancestors"], P, list)],
-        ess=_list(event["ess"], P, number),
+        ess=_list(event["ess"], P, _number),
         resampled=_list(event["resampled"], P, bool),
-        log_evidence=_list(event["log_evidence"], P, number),
+        log_evidence=_list(event["log_evidence"], P, _number),
         costs=_counted(event),
-        seconds=number(event["seconds"]),
+        seconds=_number(event["seconds"]),
     )
 
 
@@ -275,34 +307,40 @@ def _list(values: Sequence[Any], length: int, read: Callable[[Any], _T]) -> list
     return [read(value) for value in values]
 
 
+def _number(value: Any) -> float:
+    """As it is written in a run's folder: null is NaN, infinity is text."""
+    return math.nan if value is None else float(value)
+
+
 def _counted(event: Mapping[str, Any]) -> dict[str, int]:
-    return {name: int(event["costs"][name]) for name in COSTS if "costs" in event}
-
-
-def _rewards(record: RunRecord, boundaries: Sequence[Passed]) -> list[list[float]]:
-    """(P, N), those of the result, or the last that were taken."""
-    if record.result is not None:
-        return [[number(r) for r in row] for row in record.result["rewards"]]
-    taken = (b.rewards for b in reversed(boundaries))
-    return next((rows for rows in taken if any(r == r for row in rows for r in row)), [])
+    costs = event.get("costs", {})
+    return {name: int(costs[name]) for name in COSTS if costs}
 
 
 def _row(passed: Passed, population: int | None) -> dict[str, str]:
     chosen = range(len(passed.ess)) if population is None else [population]
-    valued = [[r for r in passed.rewards[p] if not math.isnan(r)] for p in chosen]
+    rewards = _taken([passed.rewards[p] for p in chosen])
     again = sum(passed.resampled[p] for p in chosen)
-    yes = "yes" if len(chosen) == 1 else f"{again} of {len(chosen)}"
-    return {
+    every = "yes" if len(chosen) == 1 else f"{again} of {len(chosen)}"
+    row = {
         "boundary": str(passed.boundary),
         "t": figure(passed.t, 3),
-        "best": figure(_mean([max(row) for row in valued if row])),
-        "mean": figure(_mean([r for row in valued for r in row])),
+        "best": figure(_mean([max(row) for row in rewards])),
+        "mean": figure(_mean([r for row in rewards for r in row])),
         "ESS": figure(_mean([passed.ess[p] for p in chosen]), 3),
-        "resampled": yes if again else "",
+        "resampled": every if again else "",
         "log-evidence": figure(_mean([passed.log_evidence[p] for p in chosen])),
-        "evaluations": figure(passed.costs.get("network_evaluations", math.nan)),
-        "seconds": figure(passed.seconds),
     }
+    if population is None:
+        row["evaluations"] = figure(passed.costs.get("network_evaluations", math.nan))
+        row["seconds"] = figure(passed.seconds)
+    return row
+
+
+def _taken(rewards: Rewards) -> Rewards:
+    """Without NaN, and without populations that have no other."""
+    rows = [[r for r in row if not math.isnan(r)] for row in rewards]
+    return [row for row in rows if row]
 
 
 def _mean(values: Sequence[float]) -> float:

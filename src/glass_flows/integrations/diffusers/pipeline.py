@@ -227,7 +227,7 @@ def steer_pipeline(
             **kept,
             **steering,
         )
-        images = recorded.images(result.samples)
+        images = recorded.images(result.samples, shards)
         if hasattr(pipe, "maybe_free_model_hooks"):
             pipe.maybe_free_model_hooks()
     shown = {"pipeline": type(pipe).__name__, "method": method, "particles": particles}
@@ -288,25 +288,31 @@ class _Recorder:
 
     def known(self, z: Tensor) -> list[Image.Image] | None:
         """Images of (B, *shape) states if all have been decoded already."""
-        found = []
-        for one in z.cpu():
-            bytes_ = next((b for state, b in self.kept if torch.equal(state, one)), None)
-            if bytes_ is None:
-                return None
-            found.append(Image.fromarray(bytes_.numpy()))
-        return found
+        found = [self._find(one) for one in z.cpu()]
+        known = [pixels for pixels in found if pixels is not None]
+        return _images(known) if len(known) == len(found) else None
 
-    def images(self, samples: Tensor) -> list[Image.Image]:
-        """PIL images of (P, N, *shape) samples."""
-        return [self._image(z) for z in samples.flatten(0, 1).cpu()]
+    def images(self, samples: Tensor, shards: Shards | None = None) -> list[Image.Image]:
+        """PIL images of (P, N, *shape) samples, each from the process that decoded it."""
+        states = samples.flatten(0, 1).cpu()
+        if shards is None:
+            return _images([self._pixels(z) for z in states])
+        own = torch.stack([self._pixels(z) for z in states[shards.own]])
+        return _images(list(shards.gather(own)))
 
-    def _image(self, z: Tensor) -> Image.Image:
-        for known, picture in self.kept:
-            if torch.equal(known, z):
-                return Image.fromarray(picture.numpy())
-        with torch.no_grad():
-            decoded = self.adapter.decode(z[None].to(self.adapter.device))
-        return Image.fromarray(_bytes(decoded)[0].numpy())
+    def _find(self, z: Tensor) -> Tensor | None:
+        return next((pixels for state, pixels in self.kept if torch.equal(state, z)), None)
+
+    def _pixels(self, z: Tensor) -> Tensor:
+        known = self._find(z)
+        if known is None:
+            with torch.no_grad():
+                (known,) = _bytes(self.adapter.decode(z[None].to(self.adapter.device)))
+        return known
+
+
+def _images(pixels: list[Tensor]) -> list[Image.Image]:
+    return [Image.fromarray(one.numpy()) for one in pixels]
 
 
 def _bytes(pictures: Tensor) -> Tensor:

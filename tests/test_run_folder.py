@@ -1,0 +1,285 @@
+"""A run's folder: what is in it, and that a run goes on from any boundary to the same bits."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import tiny_pipelines
+from glass_flows import Twist, best_of, steer
+from glass_flows.cli import app
+from glass_flows.errors import InvalidArgument, RewardError, RunFolderError
+from glass_flows.experiments.align import digits_denoiser
+from glass_flows.integrations.diffusers import steer_pipeline
+from glass_flows.models.digits import IMAGE, load_digits_classifier
+from glass_flows.rewards import ClassReward
+from glass_flows.runs import RunFolder, clear_run, find_runs, read_run
+
+K, N = 5, 6
+
+
+class Patient(ClassReward):
+    """The reward of the digits, which stops the run after so many questions."""
+
+    def __init__(self, stop: int | None, error: type[BaseException] = KeyboardInterrupt) -> None:
+        super().__init__(load_digits_classifier("reward"), 8)
+        self.left, self.error = stop, error
+
+    def score(self, z, prompts):
+        if self.left is not None:
+            if self.left == 0:
+                raise self.error("stopped")
+            self.left -= 1
+        return super().score(z, prompts)
+
+
+def run(folder, stop=None, error=KeyboardInterrupt, **options):
+    record = RunFolder(folder, {"seed": 3}, title="eights")
+    with record.failures():
+        result = steer(
+            digits_denoiser(),
+            Patient(stop, error),
+            shape=IMAGE,
+            record=record,
+            progress=False,
+            **{"particles": N, "transitions": K, "steps": 3, "rho": 0.4, "scale": 4.0, "seed": 3}
+            | options,
+        )
+    record.finish(result)
+    return result
+
+
+def same(one, two):
+    for name, found in vars(one).items():
+        other = getattr(two, name)
+        if isinstance(found, torch.Tensor):
+            assert torch.equal(found.nan_to_num(), other.nan_to_num()), name
+        else:
+            assert found == other, name
+
+
+def timeless(events):
+    return [{**event, "seconds": 0} for event in events]
+
+
+OPTIONS = {
+    "plain": {"populations": 2},
+    "twist": {"twist": Twist(1.0, 0.75, 0.7), "populations": 2, "ess_threshold": 0.9},
+    "adaptive": {"potential": "max", "schedule": "adaptive"},
+    "forgetful": {"potential": "immediate", "schedule": "linear", "ess_threshold": 1.0},
+    "posterior": {"value": "posterior"},
+    "paper": {"solver": "paper"},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_stopped_anywhere_it_goes_on_to_the_same_bits(name, tmp_path):
+    whole = run(tmp_path / "whole", **OPTIONS[name])
+    stops = 0
+    for stop in [0, 1, 2, 1, 0, 3, 5, 5, 5, 5, 5, None]:
+        try:
+            parts = run(tmp_path / "parts", stop, **OPTIONS[name])
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops >= 4
+    same(parts, whole)
+    one, two = (read_run(tmp_path / part) for part in ("whole", "parts"))
+    assert timeless(one.events) == timeless(two.events)
+    assert one.result == two.result
+    for file in ("result.safetensors", "result.json"):
+        assert (one.folder / file).read_bytes() == (two.folder / file).read_bytes()
+    resumed = json.loads((two.folder / "run.json").read_text())["resumed"]
+    assert resumed == sorted(resumed)
+    assert max(resumed) > 0
+    assert "resumed" not in json.loads((one.folder / "run.json").read_text())
+
+
+def test_the_events_are_what_happened(tmp_path):
+    result = run(tmp_path, populations=2)
+    found = read_run(tmp_path)
+    assert (found.status, found.title) == ("finished", "eights")
+    assert (found.populations, found.particles, found.transitions) == (2, N, K)
+    assert found.table_text.startswith(f"{K} transitions")
+    assert [event["boundary"] for event in found.events] == list(range(K + 1))
+    assert [event["ancestors"] for event in found.events[:-1]] == result.ancestry.tolist()
+    assert [event["ess"] for event in found.events] == result.ess.tolist()
+    last = found.events[-1]
+    assert last["final"] is True
+    assert last["rewards"] == result.rewards.tolist() == found.result["rewards"]
+    assert last["log_weights"] == result.log_weights.tolist()
+    assert last["log_evidence"] == result.log_evidence.tolist()
+    assert last["costs"]["network_evaluations"] == 2 * N * K * 3
+    assert found.events[0]["rewards"] != last["rewards"]
+    assert not (tmp_path / "state.safetensors").exists()
+    same(RunFolder(tmp_path, {"seed": 3}).result(), result)
+
+
+def test_what_json_does_not_have_is_null_or_text(tmp_path):
+    """Best-of-N takes no values on the way; an excluded sample has the weight exp(-inf)."""
+    record = RunFolder(tmp_path)
+
+    def half(z):
+        ink = z[:, 0, 4, 4]
+        return torch.where(ink > ink.mean(), 0.0, -math.inf)
+
+    best_of(
+        digits_denoiser(), half,
+        shape=IMAGE, particles=N, transitions=2, steps=3, seed=0, record=record, progress=False,
+    )  # fmt: skip
+    for line in (tmp_path / "events.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    first, *_, last = read_run(tmp_path).events
+    assert first["rewards"] == [[None] * N]
+    assert "-inf" in last["log_weights"][0]
+
+
+def test_a_run_is_read_while_it_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 3)
+    found = read_run(tmp_path)
+    assert found.status == "unfinished"
+    assert [event["boundary"] for event in found.events] == [0, 1, 2, 3]
+    with open(tmp_path / "events.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"boundary": 4, "t"')  # a line that is being written
+    assert len(read_run(tmp_path).events) == 4
+
+
+def test_a_failure_is_written_with_its_reason_and_forgotten_when_it_is_over(tmp_path):
+    with pytest.raises(RewardError):
+        run(tmp_path, 2, ValueError)
+    found = read_run(tmp_path)
+    assert found.status == "failed"
+    assert found.error["type"] == "RewardError"
+    assert "stopped" in found.error["message"]
+    assert found.error["boundary"] == 3  # noise has no value; two more are passed
+    run(tmp_path)
+    assert read_run(tmp_path).status == "finished"
+
+
+def test_another_job_is_refused_until_the_run_is_thrown_away(tmp_path):
+    run(tmp_path)
+    with pytest.raises(RunFolderError, match=r"another job, with seed = 3; give another folder"):
+        RunFolder(tmp_path, {"seed": 4})
+    clear_run(tmp_path)
+    assert not RunFolder(tmp_path, {"seed": 4}).finished
+
+
+def test_a_job_that_never_began_is_in_nobodys_way(tmp_path):
+    RunFolder(tmp_path, {"seed": 3}).fail(ValueError("no such model"))
+    RunFolder(tmp_path, {"seed": 4})
+    assert read_run(tmp_path).job == {"seed": 4}
+
+
+def test_damage_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match="is no run"):
+        read_run(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 2)
+    (tmp_path / "state.safetensors").write_bytes(b"nothing")
+    with pytest.raises(RunFolderError, match=r"state.safetensors.*damaged.*delete it"):
+        run(tmp_path)
+    (tmp_path / "run.json").write_text('{"format": 99}')
+    with pytest.raises(RunFolderError, match="format 99"):
+        read_run(tmp_path)
+    with pytest.raises(RunFolderError, match="not finished or damaged"):
+        RunFolder(tmp_path / "other").result()
+    assert find_runs(tmp_path) == [tmp_path, tmp_path / "other"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_early(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFolderError, match="cannot write the run in"):
+        RunFolder(tmp_path / "file" / "run")
+
+
+def test_a_recorded_run_needs_a_seed(tmp_path):
+    with pytest.raises(InvalidArgument, match="seed="):
+        run(tmp_path, seed=None)
+
+
+# --- pipelines ------------------------------------------------------------------------------------
+
+SMALL = {"height": 16, "width": 16, "particles": 3, "transitions": 3, "steps": 2, "seed": 1}
+
+
+def redness(images):
+    return images[:, 0].mean((1, 2))
+
+
+def test_a_pipeline_keeps_what_it_decoded_and_goes_on(tmp_path):
+    pipe = tiny_pipelines.build("sd3")
+    whole = steer_pipeline(
+        pipe, "a cat", redness, record=RunFolder(tmp_path / "whole"), progress=False, **SMALL
+    )
+    calls = []
+
+    def stops(images):
+        calls.append(len(images))
+        if len(calls) == 5:  # one image at a time: in the middle of the second boundary
+            raise KeyboardInterrupt
+        return redness(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        steer_pipeline(
+            pipe, "a cat", stops, record=RunFolder(tmp_path / "parts"), progress=False, **SMALL
+        )
+    parts = steer_pipeline(
+        pipe, "a cat", redness, record=RunFolder(tmp_path / "parts"), progress=False, **SMALL
+    )
+    same(parts.result, whole.result)
+    sheets = [(tmp_path / part / "estimates" / "003.png") for part in ("whole", "parts")]
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
+    with Image.open(sheets[0]) as sheet:
+        assert sheet.size == (3 * 16, 16)
+        for i, image in enumerate(whole.images[0]):  # the last sheet holds the samples
+            assert sheet.crop((16 * i, 0, 16 * i + 16, 16)).tobytes() == image.tobytes()
+
+
+def test_only_what_can_be_kept_is_recorded(tmp_path):
+    pipe = tiny_pipelines.build("sd3")
+    with pytest.raises(InvalidArgument, match=r"record: only for.*'beam'"):
+        steer_pipeline(pipe, "a cat", redness, method="beam", record=RunFolder(tmp_path), **SMALL)
+
+
+def test_align_writes_a_run_and_does_not_overwrite_another(tmp_path, monkeypatch):
+    tiny_pipelines.save("sd3", tmp_path / "sd3")
+    (tmp_path / "rewards_of_ours.py").write_text("def red(x):\n    return x[:, 0].mean((1, 2))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["align", "--model", str(tmp_path / "sd3"), "--prompt", "a cat", "--height", "16",
+               "--width", "16", "--particles", "2", "--transitions", "2", "--steps", "2",
+               "--reward", "rewards_of_ours:red", "--out", str(tmp_path / "out")]  # fmt: skip
+    assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
+    found = read_run(tmp_path / "out")
+    assert found.status == "finished"
+    assert found.job["settings"]["transitions"] == 2
+    assert [(found.folder / name).exists() for name in found.result["images"][0]] == [True, True]
+    other = CliRunner().invoke(app, [*command, "--seed", "1"])
+    assert isinstance(other.exception, RunFolderError)
+    again = CliRunner().invoke(app, [*command, "--seed", "1", "--overwrite"])
+    assert again.exit_code == 0
+    assert read_run(tmp_path / "out").job["seed"] == 1
+
+
+@pytest.mark.slow
+def test_a_pipeline_under_torchrun_has_the_bits_of_one_process(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    given = ["-m", "glass_flows", "align", "--model", "shapes", "--prompt", "two blue squares",
+             "--particles", "4", "--transitions", "3", "--steps", "2", "--micro-batch", "2",
+             "--scale", "0.5"]  # fmt: skip
+    for count in ("1", "2"):
+        out = ["--out", str(tmp_path / count)]
+        subprocess.run([*command, count, *given, *out], env=environment, check=True, timeout=200)
+    names = ["result.safetensors", "000-00.png", "best-first.png", "estimates/002.png"]
+    for name in names:
+        one, two = ((tmp_path / count / name).read_bytes() for count in ("1", "2"))
+        assert one == two, name
