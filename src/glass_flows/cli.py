@@ -13,8 +13,8 @@ from rich.table import Table as RichTable
 
 from . import __version__
 from .cli_batch import batch
+from .cli_options import arguments_of, number_of, rho_of
 from .errors import GlassError, InvalidArgument
-from .plans import DDIM, Rho
 
 __all__ = ["app", "main"]
 
@@ -211,6 +211,13 @@ def align(
             "any number of processes under torchrun: the bits of the result stay the same."
         ),
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="For pipelines: a time (90s, 2min) or a number of network evaluations (2000); "
+            "particles, transitions and steps are chosen for it after a short measurement."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away another run in the folder.")
     ] = False,
@@ -250,6 +257,7 @@ def align(
         lora=(lora, None),
         max_batch=(max_batch, None),
         micro_batch=(micro_batch, None),
+        budget=(budget, None),
     )
     if of_shapes(model) or "/" in model or Path(model).is_dir():
         searching = method in ("beam", "greedy", "svdd")
@@ -272,6 +280,7 @@ def align(
                 out,
                 model=model,
                 micro_batch=micro_batch,
+                budget=budget,
                 overwrite=overwrite,
                 prompts=prompt,
                 reward=reward or "clip",
@@ -287,12 +296,12 @@ def align(
                 children=children,
                 transitions=transitions,
                 steps=steps,
-                rho=_rho(rho, solver),
+                rho=rho_of(rho, solver),
                 solver=solver,
                 seed=seed,
                 max_batch=max_batch or "auto",
                 **{name: given for name, given in call.items() if given is not None},
-                **_arguments(argument),
+                **arguments_of(argument),
                 **common,
             )
         if rank == 0:
@@ -323,7 +332,7 @@ def align(
         children=children,
         transitions=transitions,
         steps=steps,
-        rho=_rho(rho, solver),
+        rho=rho_of(rho, solver),
         solver=solver,
         runs=runs,
         seed=seed,
@@ -612,7 +621,7 @@ def sample(
         (count, *IMAGE),
         transitions=transitions,
         steps=steps,
-        rho=_rho(rho, solver),
+        rho=rho_of(rho, solver),
         solver=solver,
         seed=seed,
     )
@@ -650,8 +659,8 @@ def plan(
         from_config({"name": path}),
         transitions=transitions,
         steps=steps,
-        rho=_rho(rho, solver),
-        times=[_number(t, "--times") for t in times.split(",")] if "," in times else times,
+        rho=rho_of(rho, solver),
+        times=[number_of(t, "--times") for t in times.split(",")] if "," in times else times,
         solver=solver,
         start=start,
     )
@@ -863,33 +872,6 @@ def _compare_shapes(
     )
 
 
-def _arguments(given: list[str]) -> dict[str, Any]:
-    """--argument NAME=VALUE, the value as JSON where it is, else as text."""
-    import json
-
-    found: dict[str, Any] = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InvalidArgument(f"--argument must be NAME=VALUE, got {text!r}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
-
-
-def _rho(text: str, solver: str) -> Rho:
-    """--rho: a number, 'ddpm', 'ode' or 'ddim:ETA'; Euler-Maruyama has none."""
-    if solver == "euler-maruyama":
-        return None
-    if text in ("ddpm", "ode"):
-        return text
-    if text.startswith("ddim:"):
-        return DDIM(_number(text.removeprefix("ddim:"), "--rho ddim:"))
-    return _number(text, "--rho")
-
-
 def _given(**options: tuple[Any, Any]) -> dict[str, Any]:
     """Those options that differ from their defaults."""
     return {name: value for name, (value, default) in options.items() if value != default}
@@ -900,8 +882,8 @@ def _schedule(text: str) -> Any:
     from .steering import Adaptive
 
     if text.startswith("adaptive:"):
-        return Adaptive(_number(text.removeprefix("adaptive:"), "--schedule adaptive:"))
-    return [_number(part, "--schedule") for part in text.split(",")] if "," in text else text
+        return Adaptive(number_of(text.removeprefix("adaptive:"), "--schedule adaptive:"))
+    return [number_of(part, "--schedule") for part in text.split(",")] if "," in text else text
 
 
 def _value(text: str) -> Any:
@@ -927,11 +909,3 @@ def _guidance(through: str, scale: float, clip: float | None, sigma_data: float)
     if check_name("guidance", through, ("none", "reward", "network")) == "none":
         return None
     return Guidance(scale, through, clip=clip, sigma_data=sigma_data)
-
-
-def _number(text: str, option: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        allowed = ", 'ddpm', 'ode' or 'ddim:ETA'" if option == "--rho" else ""
-        raise InvalidArgument(f"{option} must be a number{allowed}, got {text!r}") from None

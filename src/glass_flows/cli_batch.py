@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .cli_options import arguments_of, rho_of
 from .errors import InvalidArgument
 
 __all__ = ["batch"]
@@ -58,6 +59,13 @@ def batch(
     ] = "0.4",
     scale: Annotated[float, typer.Option(help="λ of the target p(z) exp(λ r(z)).")] = 1.0,
     potential: Annotated[str, typer.Option(help="As in `glass-flows align`.")] = "difference",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="For each item a time (90s, 2min) or a number of network evaluations (2000): "
+            "particles, transitions and steps are chosen for it after a short measurement."
+        ),
+    ] = None,
     argument: Annotated[
         list[str],
         typer.Option(help="A call argument of the pipeline, NAME=VALUE (JSON or text)."),
@@ -95,10 +103,9 @@ def batch(
     Example: glass-flows batch evaluation_metadata.jsonl --model FOLDER --reward pickscore
     --seeds 0-3 --out out/geneval
     """
-    from .cli import _arguments, _rho
     from .errors import check_count
     from .experiments.align import DIGITS_STD
-    from .experiments.batch import Work, items_of, run_batch
+    from .experiments.batch import Work, items_of, run_batch, within_budget
     from .experiments.prompt_sets import read_prompts
     from .steering import Twist
 
@@ -108,7 +115,7 @@ def batch(
         "particles": particles,
         "transitions": transitions,
         "steps": steps,
-        "rho": _rho(rho, "default"),
+        "rho": rho_of(rho, "default"),
         "scale": scale,
         "potential": potential,
     }
@@ -119,7 +126,7 @@ def batch(
                 "--argument, --max-batch, --device, --dtype, --offload: not for the digits"
             )
     else:
-        settings |= _arguments(argument)
+        settings |= arguments_of(argument)
         settings |= {"max_batch": max_batch} if max_batch else {}
     work = Work(
         model=model,
@@ -133,13 +140,19 @@ def batch(
     entries = read_prompts(prompts, categories=category, count=count)
     items = items_of(entries, _seeds(seeds), method or ["steering"])
     console = Console(stderr=True)
+
+    def announce(text: str) -> None:
+        console.print(text, style="dim", markup=False)
+
+    if budget is not None:
+        work = within_budget(work, entries[0].text, budget, out, announce)
     report = run_batch(
         work,
         items,
         out,
         workers=workers,
         ray=ray,
-        announce=lambda text: console.print(text, style="dim"),
+        announce=announce,
     )
     typer.echo(report.table.read_text(encoding="utf-8"))
     typer.echo(f"finished {report.finished}, failed {report.failed}, left {report.left}")

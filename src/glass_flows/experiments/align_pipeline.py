@@ -23,6 +23,7 @@ from ..models.shapes.pipeline import CALL
 from ..rewards import Reward, as_reward
 from ..runs import RunFolder, clear_run, started_by_torchrun
 from ..steering import Shards
+from .budget import chosen_for
 from .pictures import Row, image_grid, make_folder
 
 __all__ = [
@@ -241,6 +242,7 @@ def align_pipeline(
     reward: str,
     loading: dict[str, Any],
     micro_batch: int | None = None,
+    budget: str | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
     announce: Callable[[str], None] = lambda text: None,
@@ -259,6 +261,9 @@ def align_pipeline(
     micro_batch : int, optional
         Rows that the network and the reward see at a time; with the same number the results have
         the same bits for any number of processes.
+    budget : str, optional
+        A time ("2min") or a number of network evaluations ("2000") for the run, instead of
+        `particles`, `transitions` and `steps`; see :mod:`.budget`.
     overwrite : bool
         Throw away another run that is in `out`.
     """
@@ -279,6 +284,21 @@ def align_pipeline(
     if overwrite and first:
         clear_run(folder)
     options = {"method": "steering", "seed": 0, **options}
+    if budget is not None and dealt_out:
+        raise InvalidArgument("--budget measures one process: not under torchrun, no --micro-batch")
+    pipe = load_pipeline(model, announce=announce, **loading)
+    asked: list[Any] = list(prompts)
+    if type(pipe).__name__ == "DiTPipeline":
+        asked = [int(p) if p.isdigit() else pipe.get_label_ids(p)[0] for p in prompts]
+    if budget is not None:
+
+        def trial(particles: int, transitions: int, steps: int) -> int:
+            sizes = {"particles": particles, "transitions": transitions, "steps": steps}
+            found = steer_pipeline(pipe, asked, scored, progress=False, **{**options, **sizes})
+            return found.result.costs.network_evaluations
+
+        choice = chosen_for(budget, folder, trial, announce)
+        options |= {name: getattr(choice, name) for name in ("particles", "transitions", "steps")}
     job = {
         "model": model,
         "prompts": list(prompts),
@@ -288,10 +308,6 @@ def align_pipeline(
         "settings": {**options, **loading, "micro_batch": micro_batch},
     }
     record = RunFolder(folder, job, title="; ".join(prompts), writes=first)
-    pipe = load_pipeline(model, announce=announce, **loading)
-    asked: list[Any] = list(prompts)
-    if type(pipe).__name__ == "DiTPipeline":
-        asked = [int(p) if p.isdigit() else pipe.get_label_ids(p)[0] for p in prompts]
     keeps = can_record(pipe, options["method"])
     with record.failures():
         result = steer_pipeline(

@@ -8,6 +8,7 @@ stop the others.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -37,10 +38,20 @@ from ..runs import RunFolder, read_run
 from ..steering import SearchResult, Steering, Twist, beam, best_of, greedy, steer
 from .align import digits_denoiser
 from .align_pipeline import load_pipeline, load_reward, of_shapes
+from .budget import chosen_for
 from .pictures import make_folder, save_png
 from .prompt_sets import PromptEntry
 
-__all__ = ["METHODS", "BatchReport", "Item", "Work", "items_of", "run_batch", "run_item"]
+__all__ = [
+    "METHODS",
+    "BatchReport",
+    "Item",
+    "Work",
+    "items_of",
+    "run_batch",
+    "run_item",
+    "within_budget",
+]
 
 METHODS = ("plain", "best-of-n", "steering", "twist", "beam", "greedy", "svdd")
 _OF_STEERING = {f.name for f in fields(Steering)} - {"particles"}
@@ -135,6 +146,10 @@ class BatchReport:
 class Runner(Protocol):
     """A model, loaded, that runs items."""
 
+    def trial(self, prompt: str, settings: dict[str, Any]) -> int:
+        """Steer once without keeping anything; the network evaluations that it took."""
+        ...
+
     def run(self, item: Item, settings: dict[str, Any], folder: RunFolder) -> None:
         """Run it to its end, from where it was, and finish the folder."""
         ...
@@ -227,6 +242,23 @@ def run_item(runner: Runner, work: Work, item: Item, out: Path) -> None:
         folder.fail(error)
 
 
+def within_budget(
+    work: Work, prompt: str, budget: str, out: Path, announce: Callable[[str], None]
+) -> Work:
+    """The same work with particles, transitions and steps such that each item takes `budget`."""
+    runner = runner_of(work)
+
+    def trial(particles: int, transitions: int, steps: int) -> int:
+        sizes = {"particles": particles, "transitions": transitions, "steps": steps}
+        return runner.trial(prompt, {**work.settings, **sizes})
+
+    choice = chosen_for(budget, make_folder(out), trial, announce)
+    names = ("particles", "transitions", "steps")
+    return dataclasses.replace(
+        work, settings={**work.settings, **{name: getattr(choice, name) for name in names}}
+    )
+
+
 def runner_of(work: Work) -> Runner:
     """The model of a batch, loaded."""
     return _Digits(work) if work.model == "digits" else _Pipeline(work)
@@ -243,6 +275,11 @@ class _Digits:
         self.denoiser = digits_denoiser()
         self.classifier = load_digits_classifier("reward")
         self.judge = load_digits_classifier("judge")
+
+    def trial(self, prompt: str, settings: dict[str, Any]) -> int:
+        reward = ClassReward(self.classifier, int(prompt))
+        result = steer(self.denoiser, reward, shape=IMAGE, seed=0, progress=False, **settings)
+        return result.network_evaluations
 
     def run(self, item: Item, settings: dict[str, Any], folder: RunFolder) -> None:
         if not item.prompt.isdigit() or int(item.prompt) > 9:
@@ -292,17 +329,27 @@ class _Pipeline:
         self.reward = load_reward(work.reward, model=work.model, device=work.loading.get("device"))
         self.shapes = of_shapes(work.model)
 
+    def trial(self, prompt: str, settings: dict[str, Any]) -> int:
+        from ..integrations.diffusers import steer_pipeline
+
+        asked, given = self._asked(prompt, settings)
+        found = steer_pipeline(self.pipe, asked, self.reward, seed=0, progress=False, **given)
+        return found.result.costs.network_evaluations
+
+    def _asked(self, prompt: str, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """The prompt as the pipeline takes it, and its call arguments with the settings."""
+        if self.shapes:
+            return str(Prompt.parse(prompt)), {**CALL, "decode_batch": None, **settings}
+        if type(self.pipe).__name__ == "DiTPipeline":
+            label = int(prompt) if prompt.isdigit() else self.pipe.get_label_ids(prompt)[0]
+            return label, settings
+        return prompt, settings
+
     def run(self, item: Item, settings: dict[str, Any], folder: RunFolder) -> None:
         from ..integrations.diffusers import can_record, steer_pipeline
 
         method = {"plain": "best-of-n", "twist": "steering"}.get(item.method, item.method)
-        given = dict(settings)
-        prompt: Any = item.prompt
-        if self.shapes:
-            demand = Prompt.parse(item.prompt)
-            prompt, given = str(demand), {**CALL, "decode_batch": None, **given}
-        if type(self.pipe).__name__ == "DiTPipeline":
-            prompt = int(prompt) if prompt.isdigit() else self.pipe.get_label_ids(prompt)[0]
+        prompt, given = self._asked(item.prompt, settings)
         record = folder if can_record(self.pipe, method) else None
         result = steer_pipeline(
             self.pipe, prompt, self.reward, method=method, seed=item.seed, record=record,
@@ -311,6 +358,7 @@ class _Pipeline:
         names = [file.name for file in result.save(folder.folder)]
         more = {}
         if self.shapes:
+            demand = Prompt.parse(item.prompt)
             (more["judge"],) = accepts([np.asarray(result.best[0].convert("RGB"))], [demand])
         folder.finish(result.result, [names], more)
 
