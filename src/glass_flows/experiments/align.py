@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Denoiser
-from ..errors import InvalidArgument, check_count, check_name
+from ..errors import InvalidArgument, RunFolderError, check_count, check_name
 from ..models.digits import IMAGE, NULL_CLASS, load_digits_classifier, load_digits_network
 from ..paths import Linear
 from ..plans import Rho, plan
 from ..rewards import ClassReward
+from ..runs import RunFolder, clear_run
 from ..steering import (
     SearchResult,
     Steering,
@@ -30,7 +32,7 @@ from ..steering import (
     greedy,
     steer,
 )
-from .pictures import Row, image_grid, make_folder, save_png
+from .pictures import Row, digit_image, image_grid, make_folder, save_png
 
 __all__ = [
     "DIGITS_STD",
@@ -142,7 +144,8 @@ def align(
     """Plain samples, best-of-N and steering or search, at equal network passes per image.
 
     Writes `alignment.png` (images before and after, bordered by the judge's verdict) and
-    `results.json` into `out`. `runs` independent populations give the standard errors.
+    `results.json` into `out`, and a run's folder for each method (:mod:`glass_flows.runs`). `runs`
+    independent populations give the standard errors.
 
     Parameters
     ----------
@@ -178,16 +181,26 @@ def align(
     shared: dict[str, Any] = {"shape": IMAGE, "populations": runs, "seed": seed}
     shared |= {"progress": progress}
     sampler = {"transitions": transitions, "steps": steps, "rho": rho, "solver": solver}
+    told = {"model": model, "reward": reward, "seed": seed, "runs": runs}
     aligned = []
     for name, job in jobs.items():
         announce(f"{name}: {particles} particles, {runs} runs")
-        aligned.append(_timed(name, partial(job, denoiser, score, **sampler, **shared)))
+        settings = {**sampler, **options, "particles": particles, **getattr(job, "keywords", {})}
+        keep = None
+        if method == "steering":
+            keep = _folder(folder, name, {**told, "method": name, "settings": settings})
+        aligned.append(_timed(name, partial(job, denoiser, score, **sampler, **shared), keep))
     passes = max(one.evaluations + one.gradients for one, _ in aligned) // particles
     announce(f"plain and best of {particles}: ODE samples of {passes} evaluations, {runs} runs")
     best, many = _timed(
         f"best of {particles}",
         partial(
             best_of, denoiser, score, particles=particles, transitions=1, steps=passes, **shared
+        ),
+        _folder(
+            folder,
+            f"best of {particles}",
+            {**told, "method": "best-of-n", "settings": {"particles": particles, "steps": passes}},
         ),
     )
     plain = _Returned(
@@ -265,9 +278,26 @@ def _report(returned: _Returned, verdicts: Tensor) -> MethodReport:
     )
 
 
-def _timed(name: str, work: Callable[[], Result]) -> tuple[_Returned, Result]:
+def _folder(out: Path, name: str, job: dict[str, Any]) -> RunFolder:
+    """Where a method's run is kept; a run of other settings, which took seconds, is replaced."""
+    home = out / "runs" / re.sub(r"[^a-z0-9]+", "-", name)
+    title = f"{job['reward']}: {name}"
+    try:
+        folder = RunFolder(home, job, title=title)
+    except RunFolderError:
+        clear_run(home)
+        folder = RunFolder(home, job, title=title)
+    folder.pictures = lambda z: [digit_image(image) for image in z]
+    return folder
+
+
+def _timed(
+    name: str, work: Callable[..., Result], folder: RunFolder | None = None
+) -> tuple[_Returned, Result]:
     start = time.perf_counter()
-    result = work()
+    result = work() if folder is None else work(record=folder)
+    if folder is not None:
+        folder.finish(result)
     runs = len(result.samples)
     return _Returned(
         name,

@@ -39,7 +39,7 @@ from ..steering import SearchResult, Steering, Twist, beam, best_of, greedy, ste
 from .align import digits_denoiser
 from .align_pipeline import load_pipeline, load_reward, of_shapes
 from .budget import chosen_for
-from .pictures import make_folder, save_png
+from .pictures import digit_image, make_folder, save_png
 from .prompt_sets import PromptEntry
 
 __all__ = [
@@ -295,7 +295,7 @@ class _Digits:
             sampler = beam if item.method == "beam" else partial(greedy, pick=_PICKS[item.method])
         if sampler in (steer, best_of):
             given["record"] = folder
-            folder.pictures = lambda z: [_digit(image) for image in z]
+            folder.pictures = lambda z: [digit_image(image) for image in z]
         reward = ClassReward(self.classifier, label)
         result = sampler(
             self.denoiser, reward, shape=IMAGE, seed=item.seed, progress=False, **given
@@ -305,7 +305,7 @@ class _Digits:
         for rank, i in enumerate(order):
             names.append(f"000-{rank:02}.png")
             about = {"prompt": item.prompt, "reward": result.rewards[0, i].item()}
-            picture = _digit(result.samples[0, i]).resize((64, 64), Image.Resampling.NEAREST)
+            picture = digit_image(result.samples[0, i]).resize((64, 64), Image.Resampling.NEAREST)
             save_png(picture, folder.folder / names[-1], **about)
         with torch.no_grad():
             verdict = bool(self.judge(result.best).argmax(1) == label)
@@ -313,12 +313,6 @@ class _Digits:
 
 
 _PICKS = {"greedy": "best", "svdd": "sample"}
-
-
-def _digit(image: torch.Tensor) -> Image.Image:
-    """Ink on paper: 1 is black."""
-    grey = (127.5 * (1 - image[0].clamp(-1, 1))).round().byte()
-    return Image.fromarray(grey.cpu().numpy())
 
 
 class _Pipeline:

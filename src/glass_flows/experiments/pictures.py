@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 
-__all__ = ["Row", "image_grid", "make_folder", "save_png"]
+__all__ = ["Row", "digit_image", "image_grid", "make_folder", "save_png"]
 
 _GOOD, _BAD, _PLAIN = (34, 139, 60), (200, 60, 50), (205, 205, 205)
 
@@ -53,6 +53,12 @@ def image_grid(rows: Sequence[Row], columns: int = 16, size: int = 48) -> Image.
             sheet.paste(tile, (x, y))
         top += count * (size + gap)
     return sheet
+
+
+def digit_image(image: Tensor) -> Image.Image:
+    """One of the bundled digits, (1, 8, 8) in [-1, 1], 1 is black."""
+    grey = (127.5 * (1 - image[0].clamp(-1, 1))).round().byte()
+    return Image.fromarray(grey.cpu().numpy())
 
 
 def make_folder(out: str | os.PathLike[str]) -> Path:
