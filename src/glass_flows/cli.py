@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 from . import __version__
 from .cli_batch import batch
 from .cli_options import arguments_of, number_of, rho_of
+from .cli_runs import report, runs_app
 from .errors import GlassError, InvalidArgument
 
 __all__ = ["app", "main"]
@@ -33,6 +34,8 @@ convert_app = typer.Typer(
 )
 app.add_typer(convert_app, name="convert")
 app.command()(batch)
+app.command()(report)
+app.add_typer(runs_app, name="runs")
 console = Console()
 
 Transitions = Annotated[int, typer.Option(help="K, the number of outer transitions.")]

@@ -1,0 +1,264 @@
+"""`glass-flows report` and `runs`: what is drawn is what happened, and text stays text."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from glass_flows import steer
+from glass_flows.cli import app
+from glass_flows.errors import InvalidArgument, RunFolderError
+from glass_flows.experiments.align import digits_denoiser
+from glass_flows.experiments.pictures import digit_image
+from glass_flows.models.digits import IMAGE, load_digits_classifier
+from glass_flows.rewards import ClassReward, FunctionReward
+from glass_flows.runs import RunFolder
+from glass_flows.runs.report import write_report
+
+ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> \x1b[31mred"
+K, N, P = 4, 6, 2
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
+needs_browser = pytest.mark.skipif(not BROWSER, reason="there is no Chromium")
+
+
+def make_run(folder, stop=None, seed=0, particles=N, populations=P):
+    """A real run, of prompts that are an attack."""
+    job = {"model": "digits", "prompts": [ATTACK] * populations, "method": "steering", "seed": seed}
+    record = RunFolder(folder, {**job, "settings": {"note": ATTACK}}, title=ATTACK)
+    record.pictures = lambda z: [digit_image(image) for image in z]
+    reward, asked = ClassReward(load_digits_classifier("reward"), 8), []
+
+    def score(z, prompts):
+        asked.append(len(z))
+        if len(asked) == stop:
+            raise ValueError(ATTACK)
+        return reward(z)
+
+    with record.failures():
+        result = steer(
+            digits_denoiser(), FunctionReward(score, takes_prompts=True), shape=IMAGE,
+            particles=particles, prompts=[ATTACK] * populations, transitions=K, steps=2, rho=0.4,
+            scale=4.0, seed=seed, record=record, progress=False,
+        )  # fmt: skip
+    record.finish(result)
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    return folder, make_run(folder)
+
+
+class Page(html.parser.HTMLParser):
+    """The elements of a page, as (tag, attributes)."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag, kind=""):
+        return [
+            a for t, a in self.elements if t == tag and kind in [*a.get("class", "").split(), ""]
+        ]
+
+
+def page_of(folders, out):
+    return Page(write_report(folders, out).read_text(encoding="utf-8"))
+
+
+def test_nothing_is_asked_of_anywhere(run, tmp_path):
+    page = page_of([run[0]], tmp_path / "r.html")
+    for tag, attributes in page.elements:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base", "form")
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/")), attributes
+    text = (tmp_path / "r.html").read_text()
+    assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_a_prompt_that_is_a_script_stays_text(run, tmp_path):
+    page = page_of([run[0]], tmp_path / "r.html")
+    assert page.text.count("<script>document.title") >= 4  # heading, title, prompts, settings
+    assert "\x1b" not in page.text
+    assert not page.all("script")
+
+
+def test_the_tree_is_the_ancestry(run, tmp_path):
+    page, result = page_of([run[0]], tmp_path / "r.html"), run[1]
+    edges = [a["data-edge"].split() for a in page.all("path", "edge")]
+    assert len(edges) == P * K * N
+    for p in range(P):
+        own = edges[p * K * N : (p + 1) * K * N]
+        wanted = [
+            [f"{k}-{int(result.ancestry[k, p, n])}", f"{k + 1}-{n}"]
+            for k in range(K)
+            for n in range(N)
+        ]
+        assert sorted(own) == sorted(wanted)
+
+
+def test_the_line_of_the_best_is_highlighted_and_what_died_is_faded(run, tmp_path):
+    page, result = page_of([run[0]], tmp_path / "r.html"), run[1]
+    nodes = page.all("g", "node")
+    assert len(nodes) == P * (K + 1) * N
+    for p in range(P):
+        kinds = {
+            a["data-node"]: a["class"].split()[1]
+            for a in nodes[p * (K + 1) * N : (p + 1) * (K + 1) * N]
+        }
+        best = int(result.rewards[p].argmax())
+        for k in range(K + 1):
+            line = result.lineage[k, p]
+            for n in range(N):
+                wanted = "lost" if n not in line else "best" if n == line[best] else "alive"
+                assert kinds[f"{k}-{n}"] == wanted
+
+
+def test_a_tile_is_the_clean_estimate_of_its_slot(run, tmp_path):
+    page, result = page_of([run[0]], tmp_path / "r.html"), run[1]
+    (uri,) = (a["href"] for a in page.all("image") if a["id"].endswith(f"-{K}"))
+    sheet = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+    order = result.rewards[1].argsort(descending=True).tolist()
+    shown = [
+        a["viewbox"]
+        for t, a in page.elements
+        if (t == "svg" and "best first" in a.get("aria-label", ""))
+        or (t == "svg" and a.get("aria-label", "").startswith("best image"))
+    ]
+    assert len(shown) == P * N
+    views = [list(map(int, view.split())) for view in shown[N:]]  # of the second population
+    for n, (x, y, width, height) in zip(order, views):
+        tile = sheet.crop((x, y, x + width, y + height)).convert("L")
+        assert tile.tobytes() == digit_image(result.samples[1, n]).tobytes()
+
+
+def test_an_unfinished_and_a_failed_run_are_reported_with_what_there_is(tmp_path):
+    with pytest.raises(Exception, match="script"):
+        make_run(tmp_path / "failed", stop=3)
+    page = page_of([tmp_path / "failed"], tmp_path / "r.html")
+    assert "failed" in page.text
+    assert "ValueError: <script>" in page.text
+    assert len(page.all("g", "node")) == P * 3 * N
+    (tmp_path / "failed" / "error.json").unlink()
+    assert "unfinished" in page_of([tmp_path / "failed"], tmp_path / "r.html").text
+
+
+def test_several_runs_are_compared(run, tmp_path):
+    make_run(tmp_path / "batch" / "a", seed=1)
+    make_run(tmp_path / "batch" / "b", seed=2, populations=6)
+    page = page_of([run[0], tmp_path / "batch"], tmp_path / "r.html")
+    assert len(page.all("section", "run")) == 3
+    assert "2 more populations are not shown" in page.text
+    table = page.text[page.text.index("Side by side") :]
+    assert re.search(r"seed\s*0\s*1\s*2", table)
+
+
+def test_what_cannot_be_reported_says_why(tmp_path):
+    with pytest.raises(RunFolderError, match="holds no run"):
+        write_report([tmp_path], tmp_path / "r.html")
+    with pytest.raises(RunFolderError, match="is no folder"):
+        write_report([tmp_path / "none"], tmp_path / "r.html")
+    for i in range(25):
+        RunFolder(tmp_path / "many" / f"{i}", {"seed": i})
+    with pytest.raises(InvalidArgument, match="25 runs were found, at most 24"):
+        write_report([tmp_path / "many"], tmp_path / "r.html")
+    write_report([tmp_path / "many" / "3"], tmp_path / "r.html")  # one that has not begun
+
+
+def test_the_commands(run, tmp_path):
+    invoke = CliRunner().invoke
+    made = invoke(app, ["report", str(run[0]), "--out", str(tmp_path / "a" / "r.html")])
+    assert made.exit_code == 0
+    assert (tmp_path / "a" / "r.html").exists()
+    listed = invoke(app, ["runs", "list", str(run[0].parent), "--json"])
+    (one,) = json.loads(listed.output)
+    assert one["status"] == "finished"
+    assert one["best"] == pytest.approx(float(run[1].rewards.amax(1).mean()))
+    assert one["boundary"] == one["transitions"] == K
+    for command in (["list", str(run[0].parent)], ["show", str(run[0])], ["compare", str(run[0])]):
+        told = invoke(app, ["runs", *command])
+        assert told.exit_code == 0, told.output
+        assert "finished" in told.output
+        assert "\x1b" not in told.output
+    shown = json.loads(invoke(app, ["runs", "show", str(run[0]), "--json"]).output)
+    assert shown["job"]["method"] == "steering"
+
+
+def test_runs_are_compared_by_what_differs(run, tmp_path):
+    make_run(tmp_path / "other", seed=7)
+    told = CliRunner().invoke(
+        app, ["runs", "compare", str(run[0]), str(tmp_path / "other"), "--json"]
+    )
+    found = json.loads(told.output)
+    assert found["differences"] == {"seed": ["0", "7"]}
+    assert len(found["runs"]) == 2
+
+
+def test_a_damaged_run_is_listed_as_such(run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "copy")
+    events = tmp_path / "copy" / "events.jsonl"
+    events.write_text(events.read_text().replace('"ancestors": [[', '"ancestors": [[99, ', 1))
+    with pytest.raises(RunFolderError, match=r"events.jsonl.*damaged"):
+        write_report([tmp_path / "copy"], tmp_path / "r.html")
+    (one,) = json.loads(CliRunner().invoke(app, ["runs", "list", str(tmp_path), "--json"]).output)
+    assert one["status"] == "damaged"
+
+
+def browse(page, width, home, *flags):
+    return subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1600",
+         f"--user-data-dir={home / 'profile'}", "--virtual-time-budget=2000", *flags, f"file://{page}"],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_without_scrolling_sideways(width, run, tmp_path):
+    """A script that the test adds says how wide the page is; the page itself has none."""
+    file = write_report([run[0]], tmp_path / "r.html")
+    probe = (
+        "<script>document.body.dataset.found = [document.documentElement.scrollWidth - innerWidth,"
+        "document.title, document.querySelectorAll('script').length,"
+        "[...document.images].every(i => i.naturalWidth > 0)].join('|')</script></body>"
+    )
+    copy = tmp_path / "probed.html"
+    copy.write_text(file.read_text().replace("</body>", probe), encoding="utf-8")
+    found = re.search(r'data-found="([^"]*)"', browse(copy, width, tmp_path, "--dump-dom"))
+    wider, title, scripts, loaded = found[1].split("|")
+    assert int(wider) <= 0
+    assert title != "taken"
+    assert (scripts, loaded) == ("1", "true")
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_browser_draws_the_pictures(run, tmp_path):
+    file, shot = write_report([run[0]], tmp_path / "r.html"), tmp_path / "shot.png"
+    browse(file, 1280, tmp_path, f"--screenshot={shot}", "--force-color-profile=srgb")
+    with Image.open(shot) as image:
+        colours = image.convert("RGB").getcolors(maxcolors=2**24)
+    assert len(colours) > 100
+    green = sum(n for n, (r, g, b) in colours if g > r + 60 and g > b + 20)
+    assert green > 500  # the line of the best
