@@ -13,6 +13,8 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -284,3 +286,47 @@ def test_a_ray_actor_that_is_killed_loses_and_repeats_nothing(undisturbed, tmp_p
     assert content(tmp_path) == undisturbed[0]
     taken_up = [json.loads(f.read_text()).get("resumed", []) for f in tmp_path.rglob("run.json")]
     assert sum(map(len, taken_up)) <= 1  # the one that the actor was at
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_nothing(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    killed = []
+
+    def kill_one():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if len(list(tmp_path.glob("*/result.json"))) >= 2:
+                victim = multiprocessing.active_children()[0]
+                victim.kill()
+                killed.append(victim.pid)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    report = run_batch(WORK, ITEMS, tmp_path, workers=2, progress=False)
+    killer.join()
+    assert len(killed) == 1
+    assert report.finished == len(ITEMS)
+    assert content(tmp_path) == undisturbed[0]
+
+
+def test_workers_that_only_die_end_with_a_reason(tmp_path, monkeypatch):
+    class Pool:
+        def __init__(self, *given):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return False
+
+        def submit(self, *given):
+            future = Future()
+            future.set_exception(BrokenProcessPool("killed"))
+            return future
+
+    monkeypatch.setattr(batch, "ProcessPoolExecutor", Pool)
+    with pytest.raises(RunFolderError, match=r"died 3 times.*fewer workers"):
+        run_batch(WORK, ITEMS, tmp_path, workers=2, progress=False)
