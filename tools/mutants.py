@@ -70,6 +70,11 @@ SHARPER = {  # by the class or function that a mutant is in
 NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_classical")
 # These train and read networks, or import diffusers; they say nothing about formulas.
 LEFT_OUT = {
+    "test_batch",
+    "test_budget",
+    "test_report",
+    "test_run_folder",
+    "test_shards",
     "test_cli_pipelines",
     "test_compare_shapes",
     "test_diffusers_adapters_loaded",
