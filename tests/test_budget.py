@@ -6,7 +6,7 @@ import itertools
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -41,6 +41,7 @@ def test_anything_else_is_refused(text):
         parse_budget(text)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 100), st.floats(0, 100), st.floats(0, 10), st.floats(1.0, 1e3))
 def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times):
     prices = Prices(evaluation, look, call)

@@ -104,22 +104,23 @@ def choose(prices: Prices, amount: float) -> Choice:
     InvalidArgument
         Even the smallest costs more.
     """
-    every = [Choice(n, k, m, prices.of(n, k, m)) for n in _N for k in _K for m in _M]
-    within = [one for one in every if one.price <= amount]
+    every = [(prices.of(n, k, m), n, k, m) for n in _N for k in _K for m in _M]
+    within = [one for one in every if one[0] <= amount]
     if not within:
-        least = min(one.price for one in every)
         raise InvalidArgument(
             f"the budget is too small: two particles of {_K[0]}x{_M[0]} evaluations cost "
-            f"{least:.3g}, it is {amount:.3g}"
+            f"{min(every)[0]:.3g}, it is {amount:.3g}"
         )
-    filling = [one for one in within if one.price >= _FILLED * amount]
-    return max(filling or within, key=_worth)
+    filling = [one for one in within if one[0] >= _FILLED * amount]
+    price, *sizes = max(filling or within, key=_worth)
+    return Choice(*sizes, price)
 
 
-def _worth(choice: Choice) -> float:
-    evaluations = choice.transitions * choice.steps
+def _worth(split: tuple[float, int, int, int]) -> float:
+    _, particles, transitions, steps = split
+    evaluations = transitions * steps
     images = 1.5 * math.log(min(evaluations, _ENOUGH)) + 0.1 * math.log(evaluations)
-    return images + math.log(choice.particles) + 0.2 * math.log(choice.transitions)
+    return images + math.log(particles) + 0.2 * math.log(transitions)
 
 
 def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Choice:
