@@ -112,8 +112,8 @@ def choose(prices: Prices, amount: float) -> Choice:
             f"{min(every)[0]:.3g}, it is {amount:.3g}"
         )
     filling = [one for one in within if one[0] >= _FILLED * amount]
-    price, *sizes = max(filling or within, key=_worth)
-    return Choice(*sizes, price)
+    price, particles, transitions, steps = max(filling or within, key=_worth)
+    return Choice(particles, transitions, steps, price)
 
 
 def _worth(split: tuple[float, int, int, int]) -> float:
