@@ -42,9 +42,9 @@ def test_anything_else_is_refused(text):
 
 
 @settings(deadline=None)
-@given(st.floats(1e-4, 100), st.floats(0, 100), st.floats(0, 10), st.floats(1.0, 100.0))
+@given(st.floats(1e-4, 100), st.floats(0, 100), st.floats(0, 10), st.floats(1.0, 50.0))
 def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times):
-    prices = Prices(evaluation, look, call)
+    prices = Prices(evaluation, look, call * evaluation)
     amount = times * prices.of(12, 6, 4)
     choice = choose(prices, amount)
     price = prices.of(choice.particles, choice.transitions, choice.steps)
@@ -75,12 +75,13 @@ def test_too_little_is_refused_with_what_it_takes():
 class Machine:
     """A clock that runs as fast as a model with these prices, whose batches save a part."""
 
-    def __init__(self, evaluation, look, call=0.0, warm=0.0):
+    def __init__(self, evaluation, look, call=0.0, warm=0.0, run=0.0):
         self.now, self.prices, self.call, self.warm = 0.0, (evaluation, look), call, warm
+        self.run = run
 
     def trial(self, particles, transitions, steps):
         evaluation, look = self.prices
-        self.now += self.warm + transitions * steps * self.call
+        self.now += self.run + self.warm + transitions * steps * self.call
         self.now += particles * transitions * (steps * evaluation + look)
         self.warm = 0.0
         return particles * transitions * steps
@@ -95,6 +96,7 @@ class Machine:
     [
         {"evaluation": 0.05, "look": 0.0},
         {"evaluation": 0.02, "look": 0.05, "warm": 1.0},
+        {"evaluation": 0.05, "look": 0.001, "run": 0.3},
         {"evaluation": 0.01, "look": 0.01, "call": 0.2},  # a GPU: one costs as much as twenty
     ],
 )

@@ -51,7 +51,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Prices:
-    """Of one evaluation and of one look at the reward for each particle, and of a network call.
+    """Of an evaluation and a look at the reward for each particle, of a network call, of a run.
 
     In seconds, or in network evaluations.
     """
@@ -59,11 +59,12 @@ class Prices:
     evaluation: float
     look: float
     call: float = 0.0
+    run: float = 0.0
 
     def of(self, particles: int, transitions: int, steps: int) -> float:
         """A whole run."""
         each = steps * self.evaluation + self.look
-        return transitions * (steps * self.call + particles * each)
+        return self.run + transitions * (steps * self.call + particles * each)
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ def _worth(split: tuple[float, int, int, int]) -> float:
 def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Choice:
     """Measure, and choose what is left of the budget for.
 
-    The first trial warms up, two of two particles tell evaluations from looks. Then a part of the
-    way of what this would choose tells what a larger batch saves, and it is chosen again.
+    The first trial warms up; four more, of one and of four particles, tell evaluations, looks,
+    calls and what a run takes by itself apart. Then a quarter of the particles that this would
+    choose, on a part of the way, tell what a larger batch saves, and it is chosen again.
     """
     began = clock()
     if budget.seconds is None:
@@ -143,21 +145,22 @@ def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.mono
     def left() -> float:
         return max(0.0, budget.amount - (clock() - began))
 
-    timed(2, 1, 2)
-    short, long = timed(2, 1, 2), timed(2, 1, 6)
-    two = max((long - short) / 4, 1e-9)  # a call of two particles
-    look = max(0.0, (short - 2 * two) / 2)
-    prices = Prices(two / 2, look)
+    timed(1, 1, 1)
+    short, long = timed(1, 1, 2), timed(1, 1, 4)
+    broad, all_ = timed(4, 1, 2), timed(4, 1, 4)
+    one, four = max((long - short) / 2, 1e-9), max((all_ - broad) / 2, 1e-9)  # a network call
+    evaluation = min(max((four - one) / 3, 1e-9), one)
+    look = max(0.0, (broad - short - 6 * evaluation) / 3)
+    run = max(0.0, short - 2 * one - look)
+    prices = Prices(evaluation, look, one - evaluation, run)
     choice = choose(prices, left())
-    for _ in range(2):
-        n, k, m = choice.particles, choice.transitions, choice.steps
-        part = min(k, max(1, math.floor(k * _TRIAL * budget.amount / choice.price)))
-        if n == 2 or prices.of(n, part, m) > 2 * _TRIAL * budget.amount:
-            break
-        large = max(0.0, timed(n, part, m) / part - n * look) / m
-        evaluation = min(max((large - two) / (n - 2), 1e-9), large / n)
-        prices = Prices(evaluation, look, large - n * evaluation)
-        choice = choose(prices, left())
+    n = max(5, choice.particles // 4)
+    if prices.of(n, 1, 2) + prices.of(n, 1, 4) < 2 * _TRIAL * budget.amount:
+        broad, all_ = timed(n, 1, 2), timed(n, 1, 4)
+        many = max((all_ - broad) / 2, 1e-9)
+        evaluation = min(max((many - one) / (n - 1), 1e-9), many / n)
+        look = max(0.0, (broad - run - 2 * many) / n)
+        choice = choose(Prices(evaluation, look, many - n * evaluation, run), left())
     return choice
 
 
