@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import html.parser
 import io
 import json
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -23,6 +25,7 @@ from glass_flows.models.digits import IMAGE, load_digits_classifier
 from glass_flows.rewards import ClassReward, FunctionReward
 from glass_flows.runs import RunFolder
 from glass_flows.runs.report import write_report
+from glass_flows.steering import Costs, SearchResult
 
 ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> \x1b[31mred"
 K, N, P = 4, 6, 2
@@ -200,8 +203,12 @@ def test_the_commands(run, tmp_path):
         assert told.exit_code == 0, told.output
         assert "finished" in told.output
         assert "\x1b" not in told.output
+    told = invoke(app, ["runs", "show", str(run[0])]).output
+    assert f"{float(run[1].rewards.amax(1).mean()):.4g}" in told
     shown = json.loads(invoke(app, ["runs", "show", str(run[0]), "--json"]).output)
     assert shown["job"]["method"] == "steering"
+    ancestors = [boundary["ancestors"] for boundary in shown["boundaries"][:-1]]
+    assert ancestors == run[1].ancestry.tolist()
 
 
 def test_runs_are_compared_by_what_differs(run, tmp_path):
@@ -224,6 +231,46 @@ def test_a_damaged_run_is_listed_as_such(run, tmp_path):
     assert one["status"] == "damaged"
 
 
+def test_a_search_has_no_boundaries_but_its_images_are_shown(tmp_path):
+    record = RunFolder(tmp_path / "run", {"method": "beam", "prompts": ["a cat"]}, title="a cat")
+    files = [f"000-0{i}.png" for i in range(3)]
+    for file in files:
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "run" / file)
+    ancestry = torch.zeros(1, 1, 3, dtype=torch.int64)
+    rewards = torch.tensor([[1.0, 3.0, 2.0]])
+    record.finish(SearchResult(torch.zeros(1, 3, 2), rewards, ancestry, Costs(10)), [files])
+    page = page_of([tmp_path / "run"], tmp_path / "r.html")
+    assert [image["alt"] for image in page.all("img")] == [
+        "best image: 000-00.png, reward 3",
+        "image 2, best first: 000-01.png, reward 2",
+        "image 3, best first: 000-02.png, reward 1",
+    ]
+    assert "of 0" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("run.json", {"title": 5}),
+        ("run.json", {"versions": ["1"]}),
+        ("run.json", {"particles": "6"}),
+        ("error.json", {}),
+        ("result.json", {"rewards": [[1.0]] * P}),
+        ("result.json", {"images": [["000-00.png"]]}),
+    ],
+)
+def test_a_damaged_file_is_named(file, change, run, tmp_path):
+    shutil.copytree(run[0], tmp_path / "copy")
+    damaged = tmp_path / "copy" / file
+    found = json.loads(damaged.read_text()) if damaged.exists() else {}
+    damaged.write_text(json.dumps({**found, **change}))
+    with pytest.raises(RunFolderError, match=rf"{file}.*damaged"):
+        write_report([tmp_path / "copy"], tmp_path / "r.html")
+    told = CliRunner().invoke(app, ["runs", "list", str(tmp_path)])
+    assert told.exit_code == 0
+    assert "damaged" in told.output
+
+
 def browse(page, width, home, *flags):
     return subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},1600",
@@ -236,17 +283,26 @@ def browse(page, width, home, *flags):
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_it_without_scrolling_sideways(width, run, tmp_path):
-    """A script that the test adds says how wide the page is; the page itself has none."""
+    """A script that the test adds says how wide the page is; the page itself has none.
+
+    In a frame, as a window of Chromium is never narrower than 500 pixels.
+    """
     file = write_report([run[0]], tmp_path / "r.html")
     probe = (
-        "<script>document.body.dataset.found = [document.documentElement.scrollWidth - innerWidth,"
+        "<script>onload = () => parent.postMessage([innerWidth,"
+        "document.documentElement.scrollWidth - innerWidth,"
         "document.title, document.querySelectorAll('script').length,"
-        "[...document.images].every(i => i.naturalWidth > 0)].join('|')</script></body>"
+        "[...document.images].every(i => i.naturalWidth > 0)].join('|'), '*')</script></body>"
     )
-    copy = tmp_path / "probed.html"
-    copy.write_text(file.read_text().replace("</body>", probe), encoding="utf-8")
-    found = re.search(r'data-found="([^"]*)"', browse(copy, width, tmp_path, "--dump-dom"))
-    wider, title, scripts, loaded = found[1].split("|")
+    copy, inside = tmp_path / "probed.html", file.read_text().replace("</body>", probe)
+    copy.write_text(
+        "<!doctype html><script>onmessage = e => document.body.dataset.found = e.data</script>"
+        f'<iframe width="{width}" height="900" srcdoc="{html.escape(inside)}"></iframe>',
+        encoding="utf-8",
+    )
+    found = re.search(r'data-found="([^"]*)"', browse(copy, 1400, tmp_path, "--dump-dom"))
+    seen, wider, title, scripts, loaded = found[1].split("|")
+    assert int(seen) == width
     assert int(wider) <= 0
     assert title != "taken"
     assert (scripts, loaded) == ("1", "true")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from .runs.listing import Seen
 
 __all__ = ["report", "runs_app"]
 
@@ -65,7 +69,7 @@ def list_runs(
     for one in found:
         name = str(Path(one["folder"]).relative_to(folder)) or "."
         if one["status"] == "damaged":
-            lines.append([name, "damaged", "", "", "", "", "", one["error"]])
+            lines.append([name, "damaged", "", "", "", "", "", ""])
             continue
         evaluations = one["costs"].get("network_evaluations", math.nan)
         lines.append(
@@ -77,10 +81,13 @@ def list_runs(
                 figure(one["mean"]),
                 position(one["boundary"], one["transitions"]),
                 figure(evaluations),
-                one["title"],
+                _short(one["title"]),
             ]
         )
     _print(head, lines)
+    for one in found:
+        if one["status"] == "damaged":
+            _say(one["error"])
 
 
 @runs_app.command("show")
@@ -93,9 +100,12 @@ def show_run(
 
     seen = look(folder)
     if json:
-        typer.echo(as_json({**overview(folder), "job": seen.record.job}))
+        boundaries = [asdict(boundary) for boundary in seen.boundaries]
+        found = {**overview(folder), "job": seen.record.job, "boundaries": boundaries}
+        typer.echo(as_json(found))
         return
     _print(("", seen.heading), [["status", seen.record.status], *flat(seen.record.job).items()])
+    _print(("", "figures"), zip(_FIGURES, _figures(seen)))
     if seen.record.error is not None:
         _say(f"{seen.record.error['type']}: {seen.record.error['message']}")
     if table := rows(seen.boundaries):
@@ -105,7 +115,7 @@ def show_run(
 @runs_app.command("compare")
 def compare_runs(folders: Folders, json: Json = False) -> None:
     """Runs beside each other: in what their jobs differ, and what they came to."""
-    from .runs.listing import as_json, differences, expand, figure, look, names, overview
+    from .runs.listing import as_json, differences, expand, look, names, overview
 
     runs = expand(folders)
     seen = [look(run) for run in runs]
@@ -113,22 +123,42 @@ def compare_runs(folders: Folders, json: Json = False) -> None:
     if json:
         typer.echo(as_json({"runs": [overview(run) for run in runs], "differences": differing}))
         return
-    figures = [one.figures for one in seen]
     lines = [["status", *(one.record.status for one in seen)]]
     lines += [[name, *values] for name, values in differing.items()]
-    lines += [
-        ["reward, best", *(figure(f.best) for f in figures)],
-        ["reward, mean", *(figure(f.mean) for f in figures)],
-        ["ESS at the end", *(figure(f.ess, 3) for f in figures)],
-        ["log-evidence", *(figure(f.log_evidence) for f in figures)],
-        ["network evaluations", *(_count(f.costs) for f in figures)],
-        ["seconds", *(figure(f.seconds) for f in figures)],
-    ]
+    lines += [list(line) for line in zip(_FIGURES, *map(_figures, seen))]
     _print(("", *names(runs)), lines)
 
 
-def _count(costs: dict[str, int]) -> str:
-    return str(costs["network_evaluations"]) if costs else "-"
+_FIGURES = (
+    "reward, best",
+    "reward, mean",
+    "ESS at the end",
+    "log-evidence",
+    "network evaluations",
+    "seconds",
+)
+
+
+def _figures(seen: Seen) -> list[str]:
+    """A run's figures as text, in the order of `_FIGURES`."""
+    from .runs.listing import figure
+
+    found = seen.figures
+    evaluations = str(found.costs["network_evaluations"]) if found.costs else "-"
+    return [
+        figure(found.best),
+        figure(found.mean),
+        figure(found.ess, 3),
+        figure(found.log_evidence),
+        evaluations,
+        figure(found.seconds),
+    ]
+
+
+def _short(text: str, most: int = 40) -> str:
+    """One line of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 3] + "..."
 
 
 def _print(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:

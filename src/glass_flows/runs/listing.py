@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,6 +150,13 @@ def look(folder: str | Path) -> Seen:
         There is no run, or a file in it is not what a run of its size writes.
     """
     record = read_run(folder)
+    with _undamaged(record, "run.json"):
+        _check_about(record)
+    with _undamaged(record, "error.json"):
+        if record.error is not None:
+            record.error["type"], record.error["message"]
+    with _undamaged(record, "result.json"):
+        record = _sized(record)
     P, N, result = record.populations, record.particles, record.result
     with _undamaged(record, "events.jsonl"):
         boundaries = [_passed(event, P, N) for event in record.events]
@@ -157,8 +164,10 @@ def look(folder: str | Path) -> Seen:
     images: list[list[str]] = []
     if result is not None:
         with _undamaged(record, "result.json"):
-            rewards = [[_number(r) for r in row] for row in result["rewards"]]
+            rewards = [_list(row, N, _number) for row in _list(result["rewards"], P, list)]
             images = [[str(name) for name in row] for row in result["images"]]
+            if images:
+                _list(images, P, len)
             _counted(result)
     return Seen(record, boundaries, rewards, images)
 
@@ -274,11 +283,30 @@ def as_json(value: Any) -> str:
 def _undamaged(record: RunRecord, name: str) -> Iterator[None]:
     try:
         yield
-    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RunFolderError(
             f"{str(record.folder / name)!r} is damaged ({error!r}); start the same run again, or "
             "move the file away to look at the rest of the run"
         ) from error
+
+
+def _check_about(record: RunRecord) -> None:
+    for name, kind in (("title", str), ("created", str), ("table_text", str), ("versions", dict)):
+        if not isinstance(getattr(record, name), kind):
+            raise TypeError(f"{name} is {getattr(record, name)!r}")
+    if not isinstance(record.job, dict):
+        raise TypeError(f"job is {record.job!r}")
+    for name in ("populations", "particles", "transitions"):
+        if type(getattr(record, name)) is not int:
+            raise TypeError(f"{name} is {getattr(record, name)!r}")
+
+
+def _sized(record: RunRecord) -> RunRecord:
+    """With the sizes of its result where it told none, as searches do."""
+    if record.populations or record.result is None:
+        return record
+    rewards = record.result["rewards"]
+    return replace(record, populations=len(rewards), particles=max(map(len, rewards), default=0))
 
 
 def _passed(event: Mapping[str, Any], P: int, N: int) -> Passed:

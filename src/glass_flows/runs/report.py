@@ -563,10 +563,11 @@ def _side(seen: Seen, name: str, prefix: str) -> Side:
                 rows=rows(seen.boundaries, p),
             )
         )
+    known = not math.isnan(figures.ess)
     facts = {
         "best reward": figure(figures.best),
         "mean reward": figure(figures.mean),
-        "ESS at the end": f"{figure(figures.ess, 3)} of {record.particles}",
+        "ESS at the end": f"{figure(figures.ess, 3)} of {record.particles}" if known else "-",
         "log-evidence": figure(figures.log_evidence),
         "boundary": position(seen.boundary, record.transitions),
         **{told: f"{figures.costs[name]:,}" for name, told in COSTS.items() if figures.costs},
