@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -18,6 +19,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from glass_flows.cli import app
@@ -218,6 +220,30 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path):
         run_batch(other, ITEMS[:1], tmp_path, progress=False)
 
 
+def test_what_other_settings_have_finished_is_not_taken_for_these(tmp_path):
+    run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
+    other = Work(model="digits", reward="class", settings={**SETTINGS, "particles": 7})
+    with pytest.raises(RunFolderError, match=r"another job.*settings.*'particles': 6"):
+        run_batch(other, ITEMS[:1], tmp_path, progress=False)
+
+
+def test_particles_that_the_children_do_not_divide_are_refused(tmp_path):
+    work = Work(model="digits", reward="class", settings={**SETTINGS, "particles": 7})
+    report = run_batch(work, items_of(PROMPTS[:1], [0], ["beam"]), tmp_path, progress=False)
+    assert "children = 2 must divide particles = 7" in report.table.read_text()
+
+
+def test_threads_are_those_asked_for(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        run_batch(
+            dataclasses.replace(WORK, threads=before + 1), ITEMS[:1], tmp_path, progress=False
+        )
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_two_batches_do_not_share_a_folder(tmp_path):
     with batch._alone(tmp_path), pytest.raises(RunFolderError, match="another batch runs"):
         run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
@@ -257,30 +283,39 @@ def test_the_table_can_be_read_as_parquet(tmp_path):
     assert rows[0]["reward"] < 0
 
 
+@contextlib.contextmanager
+def killing_one(out, processes):
+    """SIGKILL for the first of `processes()`, once two items are finished; yields the killed."""
+    killed = []
+
+    def kill():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not killed:
+            if len(list(out.glob("*/result.json"))) >= 2:
+                for process in processes()[:1]:
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    yield killed
+    killer.join()
+
+
+def ray_actors():
+    found = subprocess.run(
+        ["pgrep", "-f", "^ray::_Actor"], capture_output=True, text=True, check=False
+    )
+    return list(map(int, found.stdout.split()))
+
+
 @pytest.mark.slow
 def test_a_ray_actor_that_is_killed_loses_and_repeats_nothing(undisturbed, tmp_path, monkeypatch):
     pytest.importorskip("ray")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    killed = []
-
-    def kill_one():
-        """An actor, once two items are finished."""
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not killed:
-            if len(list(tmp_path.glob("*/result.json"))) >= 2:
-                found = subprocess.run(
-                    ["pgrep", "-f", "^ray::_Actor"], capture_output=True, text=True, check=False
-                )
-                for process in map(int, found.stdout.split()):
-                    os.kill(process, signal.SIGKILL)
-                    killed.append(process)
-                    return
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    report = run_batch(WORK, ITEMS, tmp_path, workers=2, ray="local", progress=False)
-    killer.join()
+    with killing_one(tmp_path, ray_actors) as killed:
+        report = run_batch(WORK, ITEMS, tmp_path, workers=2, ray="local", progress=False)
     assert len(killed) == 1
     assert report.finished == len(ITEMS)
     assert content(tmp_path) == undisturbed[0]
@@ -291,21 +326,8 @@ def test_a_ray_actor_that_is_killed_loses_and_repeats_nothing(undisturbed, tmp_p
 @pytest.mark.slow
 def test_a_worker_that_is_killed_loses_nothing(undisturbed, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    killed = []
-
-    def kill_one():
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and not killed:
-            if len(list(tmp_path.glob("*/result.json"))) >= 2:
-                victim = multiprocessing.active_children()[0]
-                victim.kill()
-                killed.append(victim.pid)
-            time.sleep(0.01)
-
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    report = run_batch(WORK, ITEMS, tmp_path, workers=2, progress=False)
-    killer.join()
+    with killing_one(tmp_path, lambda: [p.pid for p in FORK.active_children()]) as killed:
+        report = run_batch(WORK, ITEMS, tmp_path, workers=2, progress=False)
     assert len(killed) == 1
     assert report.finished == len(ITEMS)
     assert content(tmp_path) == undisturbed[0]

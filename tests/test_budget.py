@@ -136,5 +136,8 @@ def test_a_batch_within_a_number_of_evaluations(tmp_path):
     assert result.exit_code == 0, result.output
     (found,) = (tmp_path / "out").glob("*/result.json")
     assert 255 <= json.loads(found.read_text())["costs"]["network_evaluations"] <= 300
+    (tmp_path / "prompts.txt").write_text("seven\n")
+    bad = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "bad")])
+    assert isinstance(bad.exception, InvalidArgument)
     digits = CliRunner().invoke(app, ["align", "--budget", "2min", "--out", str(tmp_path)])
     assert "--budget: only for a diffusers pipeline" in str(digits.exception)

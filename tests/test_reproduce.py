@@ -20,6 +20,7 @@ from glass_flows.experiments.judging import Estimate
 from glass_flows.experiments.reproduce import (
     EXPERIMENTS,
     Scale,
+    benches,
     exact,
     networks,
     reproduce,
@@ -35,7 +36,6 @@ from glass_flows.experiments.reproduce.base import (
     run_experiment,
 )
 from glass_flows.experiments.reproduce.benches import bench_of
-from glass_flows.integrations import sit
 from glass_flows.integrations.sit import SiT, SiTConfig, convert
 from glass_flows.paths import Linear
 
@@ -324,7 +324,7 @@ def test_alignment_on_classes_of_a_sit_with_another_reward_beside(tmp_path, monk
         with Image.open(images / row["target"] / "samples" / "00000.png") as image:
             red = np.asarray(image)[..., 0].mean() / 255
         assert float(row["reward"]) == pytest.approx(red, abs=1 / 255)
-    monkeypatch.setattr(sit, "load", lambda *given, **options: pytest.fail("drawn twice"))
+    monkeypatch.setattr(benches.LabelledSiT, "draw", lambda *given: pytest.fail("drawn twice"))
     reproduce(["alignment"], tmp_path, scale=scale)
 
 

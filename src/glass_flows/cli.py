@@ -262,20 +262,22 @@ def align(
         micro_batch=(micro_batch, None),
         budget=(budget, None),
     )
-    if of_shapes(model) or "/" in model or Path(model).is_dir():
+    pipeline = of_shapes(model) or "/" in model or Path(model).is_dir()
+    std = 1.0 if pipeline else DIGITS_STD
+    options = _given(
+        scale=(scale, 1.0),
+        potential=(potential, "difference"),
+        schedule=(_schedule(schedule), "constant"),
+        boundaries=(boundaries, None),
+        resampling=(resampling, "systematic"),
+        ess_threshold=(ess_threshold, 0.5),
+        value=(_value(value), "free"),
+        guidance=(_guidance(guidance, guidance_scale, guidance_clip, std), None),
+    )
+    if pipeline:
         searching = method in ("beam", "greedy", "svdd")
-        common = _given(
-            scale=(scale, 1.0),
-            potential=(potential, "difference"),
-            schedule=(_schedule(schedule), "constant"),
-            boundaries=(boundaries, None),
-            resampling=(resampling, "systematic"),
-            ess_threshold=(ess_threshold, 0.5),
-            value=(_value(value), "free"),
-            guidance=(_guidance(guidance, guidance_scale, guidance_clip, 1.0), None),
-        )
         if not searching:
-            common["twist"] = Twist(twist or 0.0, twist_cap)
+            options["twist"] = Twist(twist or 0.0, twist_cap)
         call = {"guidance_scale": cfg_scale, "negative_prompt": negative_prompt}
         call |= {"height": height, "width": width, "decode_batch": decode_batch}
         with process_group() as rank:
@@ -305,7 +307,7 @@ def align(
                 max_batch=max_batch or "auto",
                 **{name: given for name, given in call.items() if given is not None},
                 **arguments_of(argument),
-                **common,
+                **options,
             )
         if rank == 0:
             typer.echo(found)
@@ -316,16 +318,6 @@ def align(
             f"{flags}: only for a diffusers pipeline: 'shapes', a hub id (with its '/'), a folder; "
             f"--model is {model!r}"
         )
-    options = _given(
-        scale=(scale, 1.0),
-        potential=(potential, "difference"),
-        schedule=(_schedule(schedule), "constant"),
-        boundaries=(boundaries, None),
-        resampling=(resampling, "systematic"),
-        ess_threshold=(ess_threshold, 0.5),
-        value=(_value(value), "free"),
-        guidance=(_guidance(guidance, guidance_scale, guidance_clip, DIGITS_STD), None),
-    )
     report = run_align(
         out,
         model=model,

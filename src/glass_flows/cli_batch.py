@@ -79,7 +79,10 @@ def batch(
     ] = None,
     offload: Annotated[str, typer.Option(help="'none', 'model' or 'sequential'.")] = "none",
     workers: Annotated[
-        int, typer.Option(help="Processes (with --ray actors), each with the model.")
+        int,
+        typer.Option(
+            help="Processes (with --ray actors, if there are no GPUs), each with the model."
+        ),
     ] = 1,
     threads: Annotated[
         int | None, typer.Option(help="Threads of each worker; the bits depend on it.")
@@ -105,7 +108,7 @@ def batch(
     """
     from .errors import check_count
     from .experiments.align import DIGITS_STD
-    from .experiments.batch import Work, items_of, run_batch, within_budget
+    from .experiments.batch import Work, items_of, run_batch
     from .experiments.prompt_sets import read_prompts
     from .steering import Twist
 
@@ -144,16 +147,7 @@ def batch(
     def announce(text: str) -> None:
         console.print(text, style="dim", markup=False)
 
-    if budget is not None:
-        work = within_budget(work, entries[0].text, budget, out, announce)
-    report = run_batch(
-        work,
-        items,
-        out,
-        workers=workers,
-        ray=ray,
-        announce=announce,
-    )
+    report = run_batch(work, items, out, workers=workers, ray=ray, budget=budget, announce=announce)
     typer.echo(report.table.read_text(encoding="utf-8"))
     typer.echo(f"finished {report.finished}, failed {report.failed}, left {report.left}")
     typer.echo(f"every item: {report.table.with_suffix('.csv')}")

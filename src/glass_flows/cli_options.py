@@ -37,6 +37,7 @@ def rho_of(text: str, solver: str) -> Rho:
 
 
 def number_of(text: str, option: str) -> float:
+    """A number, or :class:`InvalidArgument` that names the option."""
     try:
         return float(text)
     except ValueError:

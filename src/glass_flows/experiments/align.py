@@ -41,6 +41,7 @@ __all__ = [
     "align",
     "digits_denoiser",
     "parse_class_reward",
+    "search_of",
 ]
 
 Result = TypeVar("Result", bound=SearchResult)
@@ -174,7 +175,7 @@ def align(
         if Steering(particles, twist=twist).twisted:
             jobs["steering + twist"] = partial(jobs["steering"], twist=twist)
     else:
-        jobs[method] = _search(method, particles, children, options)
+        jobs[method] = search_of(method, particles, children, options)
     folder = make_folder(out)
     score = ClassReward(load_digits_classifier("reward"), label)
     judge = load_digits_classifier("judge")
@@ -244,7 +245,7 @@ _SEARCHES: dict[str, Callable[..., SearchResult]] = {
 }
 
 
-def _search(
+def search_of(
     method: str, particles: int, children: int, options: dict[str, Any]
 ) -> Callable[..., SearchResult]:
     """A search of N particles in all, its options checked."""

@@ -23,7 +23,7 @@ from ..models.shapes.pipeline import CALL
 from ..rewards import Reward, as_reward
 from ..runs import RunFolder, clear_run, started_by_torchrun
 from ..steering import Shards
-from .budget import chosen_for
+from .budget import chosen_for, sizes
 from .pictures import Row, image_grid, make_folder
 
 __all__ = [
@@ -252,9 +252,8 @@ def align_pipeline(
 
     `out` is the folder of the run (:mod:`glass_flows.runs`): one that was stopped goes on where it
     was. Under torchrun the particles are dealt out to all processes, of which the first writes.
-    `options` are those of
-    :func:`glass_flows.steer_pipeline`. For "shapes" the sheet also holds as many plain samples,
-    and a judge by image analysis says which images meet their prompt.
+    `options` are those of :func:`glass_flows.steer_pipeline`. For "shapes" the sheet also holds as
+    many plain samples, and a judge by image analysis says which images meet their prompt.
 
     Parameters
     ----------
@@ -281,8 +280,6 @@ def align_pipeline(
     dealt_out = micro_batch is not None or started_by_torchrun()
     shards = Shards(micro_batch) if dealt_out else None
     first = shards is None or shards.rank == 0
-    if overwrite and first:
-        clear_run(folder)
     options = {"method": "steering", "seed": 0, **options}
     if budget is not None and dealt_out:
         raise InvalidArgument("--budget measures one process: not under torchrun, no --micro-batch")
@@ -292,13 +289,12 @@ def align_pipeline(
         asked = [int(p) if p.isdigit() else pipe.get_label_ids(p)[0] for p in prompts]
     if budget is not None:
 
-        def trial(particles: int, transitions: int, steps: int) -> int:
-            sizes = {"particles": particles, "transitions": transitions, "steps": steps}
-            found = steer_pipeline(pipe, asked, scored, progress=False, **{**options, **sizes})
+        def trial(*numbers: int) -> int:
+            given = options | sizes(*numbers)
+            found = steer_pipeline(pipe, asked, scored, progress=False, **given)
             return found.result.costs.network_evaluations
 
-        choice = chosen_for(budget, folder, trial, announce)
-        options |= {name: getattr(choice, name) for name in ("particles", "transitions", "steps")}
+        options |= chosen_for(budget, folder, trial, announce).sizes
     job = {
         "model": model,
         "prompts": list(prompts),
@@ -307,6 +303,11 @@ def align_pipeline(
         "seed": options["seed"],
         "settings": {**options, **loading, "micro_batch": micro_batch},
     }
+    if overwrite:
+        if first:
+            clear_run(folder)
+        if shards is not None:
+            shards.total(0)  # the others wait until it is gone
     record = RunFolder(folder, job, title="; ".join(prompts), writes=first)
     keeps = can_record(pipe, options["method"])
     with record.failures():

@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,10 +34,10 @@ from ..models.shapes.pipeline import CALL
 from ..progress import progress_bar
 from ..rewards import ClassReward
 from ..runs import RunFolder, read_run
-from ..steering import SearchResult, Steering, Twist, beam, best_of, greedy, steer
-from .align import digits_denoiser
+from ..steering import SearchResult, Steering, Twist, best_of, steer
+from .align import digits_denoiser, search_of
 from .align_pipeline import load_pipeline, load_reward, of_shapes
-from .budget import chosen_for
+from .budget import chosen_for, sizes
 from .pictures import digit_image, make_folder, save_png
 from .prompt_sets import PromptEntry
 
@@ -50,7 +49,6 @@ __all__ = [
     "items_of",
     "run_batch",
     "run_item",
-    "within_budget",
 ]
 
 METHODS = ("plain", "best-of-n", "steering", "twist", "beam", "greedy", "svdd")
@@ -176,6 +174,7 @@ def run_batch(
     *,
     workers: int = 1,
     ray: str | None = None,
+    budget: str | None = None,
     progress: bool | None = None,
     announce: Callable[[str], None] = lambda text: None,
 ) -> BatchReport:
@@ -187,27 +186,44 @@ def run_batch(
         Processes; 1 runs in this one. With Ray actors.
     ray : str, optional
         Address of a Ray cluster that sees `out`, or "local" to start one.
+    budget : str, optional
+        A time or a number of network evaluations for each item, instead of particles, transitions
+        and steps; see :mod:`.budget`.
 
     Raises
     ------
     RunFolderError
-        The disk is full, or another batch runs in this folder.
+        The disk is full, another batch runs in this folder, or it was one of other settings.
     """
     home = make_folder(out)
     with _alone(home), progress_bar(len(items), progress, "batch") as advance:
-        done = [item for item in items if (home / item.name / "result.json").exists()]
+        runner = None
+        if budget is not None:
+
+            def trial(*numbers: int) -> int:
+                nonlocal runner
+                runner = runner or runner_of(work)
+                return runner.trial(items[0].prompt, work.settings | sizes(*numbers))
+
+            chosen = chosen_for(budget, home, trial, announce).sizes
+            work = dataclasses.replace(work, settings=work.settings | chosen)
+        done = [item for item in items if _finished(work, item, home)]
         for _ in done:
             advance()
         if done:
             announce(f"{len(done)} of {len(items)} are finished already")
         missing = [item for item in items if item not in set(done)]
-        if missing and ray is not None:
+        finished: Iterable[None] = ()
+        if not missing:
+            pass
+        elif ray is not None:
             from .batch_ray import run_with_ray
 
-            finished: Iterable[None] = run_with_ray(work, missing, home, workers, ray)
-        elif workers == 1 or not missing:
-            finished = _here(work, missing, home)
+            finished = run_with_ray(work, missing, home, workers, ray)
+        elif workers == 1:
+            finished = _here(work, missing, home, runner)
         else:
+            del runner  # its memory is for the workers
             finished = _in_processes(work, missing, home, workers)
         for _ in finished:
             advance()
@@ -222,45 +238,38 @@ def run_item(runner: Runner, work: Work, item: Item, out: Path) -> None:
     RunFolderError
         The folder cannot be written: that is no matter of this item alone.
     """
-    settings = work.settings_of(item.method)
-    job = {
-        "model": work.model,
-        "prompts": [item.prompt],
-        "reward": work.reward,
-        "method": item.method,
-        "seed": item.seed,
-        "settings": settings,
-    }
-    folder = RunFolder(out / item.name, job, title=item.prompt)
+    folder = _folder(work, item, out)
     if folder.finished:
         return
     try:
-        runner.run(item, settings, folder)
+        runner.run(item, work.settings_of(item.method), folder)
     except RunFolderError:
         raise
     except Exception as error:
         folder.fail(error)
 
 
-def within_budget(
-    work: Work, prompt: str, budget: str, out: Path, announce: Callable[[str], None]
-) -> Work:
-    """The same work with particles, transitions and steps such that each item takes `budget`."""
-    runner = runner_of(work)
+def _folder(work: Work, item: Item, out: Path) -> RunFolder:
+    """Of an item; :class:`RunFolderError` if it holds a run of other settings."""
+    job = {
+        "model": work.model,
+        "prompts": [item.prompt],
+        "reward": work.reward,
+        "method": item.method,
+        "seed": item.seed,
+        "settings": work.settings_of(item.method),
+    }
+    return RunFolder(out / item.name, job, title=item.prompt)
 
-    def trial(particles: int, transitions: int, steps: int) -> int:
-        sizes = {"particles": particles, "transitions": transitions, "steps": steps}
-        return runner.trial(prompt, {**work.settings, **sizes})
 
-    choice = chosen_for(budget, make_folder(out), trial, announce)
-    names = ("particles", "transitions", "steps")
-    return dataclasses.replace(
-        work, settings={**work.settings, **{name: getattr(choice, name) for name in names}}
-    )
+def _finished(work: Work, item: Item, out: Path) -> bool:
+    return (out / item.name / "result.json").exists() and _folder(work, item, out).finished
 
 
 def runner_of(work: Work) -> Runner:
-    """The model of a batch, loaded."""
+    """The model of a batch, loaded; sets torch's threads of this process."""
+    if work.threads is not None:
+        torch.set_num_threads(work.threads)
     return _Digits(work) if work.model == "digits" else _Pipeline(work)
 
 
@@ -277,25 +286,20 @@ class _Digits:
         self.judge = load_digits_classifier("judge")
 
     def trial(self, prompt: str, settings: dict[str, Any]) -> int:
-        reward = ClassReward(self.classifier, int(prompt))
+        reward = ClassReward(self.classifier, _digit(prompt))
         result = steer(self.denoiser, reward, shape=IMAGE, seed=0, progress=False, **settings)
         return result.network_evaluations
 
     def run(self, item: Item, settings: dict[str, Any], folder: RunFolder) -> None:
-        if not item.prompt.isdigit() or int(item.prompt) > 9:
-            raise InvalidArgument(f"for the digits a prompt is 0 to 9, got {item.prompt!r}")
-        label, given = int(item.prompt), dict(settings)
-        sampler: Callable[..., SearchResult] = steer
-        if item.method in ("plain", "best-of-n"):
-            sampler = best_of
-        elif item.method not in ("steering", "twist"):
-            kept = given.pop("particles") // given["children"]
-            size = "beams" if item.method == "beam" else "particles"
-            given[size] = kept
-            sampler = beam if item.method == "beam" else partial(greedy, pick=_PICKS[item.method])
-        if sampler in (steer, best_of):
-            given["record"] = folder
+        label, given = _digit(item.prompt), dict(settings)
+        sampler: Callable[..., SearchResult]
+        if item.method in ("plain", "best-of-n", "steering", "twist"):
+            sampler = best_of if item.method in ("plain", "best-of-n") else steer
             folder.pictures = lambda z: [digit_image(image) for image in z]
+            given["record"] = folder
+        else:
+            options = {name: given.pop(name) for name in _OF_SEARCH & given.keys()}
+            sampler = search_of(item.method, given.pop("particles"), given.pop("children"), options)
         reward = ClassReward(self.classifier, label)
         result = sampler(
             self.denoiser, reward, shape=IMAGE, seed=item.seed, progress=False, **given
@@ -312,7 +316,10 @@ class _Digits:
         folder.finish(result, [names], {"judge": verdict})
 
 
-_PICKS = {"greedy": "best", "svdd": "sample"}
+def _digit(prompt: str) -> int:
+    if not prompt.isdigit() or int(prompt) > 9:
+        raise InvalidArgument(f"for the digits a prompt is 0 to 9, got {prompt!r}")
+    return int(prompt)
 
 
 class _Pipeline:
@@ -360,11 +367,10 @@ class _Pipeline:
 # --- where the items run --------------------------------------------------------------------------
 
 
-def _here(work: Work, items: Sequence[Item], out: Path) -> Iterator[None]:
-    runner = runner_of(work) if items else None
+def _here(work: Work, items: Sequence[Item], out: Path, runner: Runner | None) -> Iterator[None]:
+    runner = runner or runner_of(work)
     for item in items:
-        if runner is not None:
-            run_item(runner, work, item, out)
+        run_item(runner, work, item, out)
         yield
 
 
@@ -400,8 +406,6 @@ _loaded: tuple[Runner, Work] | None = None  # of a worker process
 
 def _load(work: Work) -> None:
     global _loaded
-    if work.threads is not None:
-        torch.set_num_threads(work.threads)
     _loaded = runner_of(work), work
 
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ..errors import InvalidArgument, MissingExtra, RunFolderError
 from .batch import Item, Work, run_item, runner_of
@@ -27,7 +24,7 @@ def run_with_ray(
     Parameters
     ----------
     workers : int
-        Actors; on a cluster with GPUs one for each of them at least.
+        Actors, on a cluster without GPUs; where there are any, each has an actor.
     address : str
         "local" starts a cluster on this machine and stops it afterwards; else as `ray.init` takes
         it: "auto", "ray://HOST:PORT".
@@ -63,7 +60,7 @@ def run_with_ray(
         kind = ray.remote(
             num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1
         )(_Actor)
-        count = min(len(items), max(workers, gpus))
+        count = min(len(items), gpus or workers)
         actors = [kind.remote(work) for _ in range(count)]
         pool = ActorPool(actors)
         place = str(out.resolve())
@@ -81,13 +78,7 @@ class _Actor:
     """The model, loaded on a node."""
 
     def __init__(self, work: Work) -> None:
-        if work.threads is not None:
-            torch.set_num_threads(work.threads)
         self.work, self.runner = work, runner_of(work)
 
     def do(self, item: Item, out: str) -> None:
         run_item(self.runner, self.work, item, Path(out))
-
-    def process(self) -> Any:
-        """Its number on its node."""
-        return os.getpid()

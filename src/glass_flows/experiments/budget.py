@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import InvalidArgument
 from ..files import replace
 
-__all__ = ["Budget", "Choice", "Prices", "choose", "chosen_for", "parse_budget"]
+__all__ = ["Budget", "Choice", "Prices", "choose", "chosen_for", "parse_budget", "sizes"]
 
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _ENOUGH = 24  # evaluations of a particle, beyond which images hardly gain
@@ -75,6 +75,16 @@ class Choice:
     transitions: int
     steps: int
     price: float
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """As options of a run."""
+        return sizes(self.particles, self.transitions, self.steps)
+
+
+def sizes(particles: int, transitions: int, steps: int) -> dict[str, int]:
+    """N, K and M as options of a run."""
+    return {"particles": particles, "transitions": transitions, "steps": steps}
 
 
 def parse_budget(text: str) -> Budget:

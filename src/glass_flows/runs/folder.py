@@ -46,7 +46,7 @@ from ..errors import RunFolderError
 from ..files import replace
 from ..steering import Costs, Saved, SearchResult, SteeringResult, SteeringStep
 from ..steering.run import Run
-from ..steering.smc import Steering
+from ..steering.saved import under
 
 __all__ = ["RunFolder", "RunRecord", "clear_run", "find_runs", "read_run"]
 
@@ -122,8 +122,8 @@ class RunFolder:
             saved = Saved(
                 index=int(about["index"]),
                 x=tensors.pop("x"),
-                carried=_part("carried.", tensors),
-                history=_part("history.", tensors),
+                carried=under("carried.", tensors),
+                history=under("history.", tensors),
                 costs=Costs(**json.loads(about["costs"])),
             )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -133,7 +133,7 @@ class RunFolder:
         self._resumed(saved.index)
         return saved
 
-    def begin(self, run: Run, settings: Steering) -> None:
+    def begin(self, run: Run) -> None:
         self._run, table = run, run.table
         prompts = run.population.prompts
         now = {
@@ -288,7 +288,8 @@ class RunFolder:
             self._put_bytes("events.jsonl", "".join(line + "\n" for line in lines).encode())
 
     def _put(self, name: str, content: Mapping[str, Any]) -> None:
-        self._put_bytes(name, (json.dumps(content, indent=1) + "\n").encode())
+        # A prompt may be any object.
+        self._put_bytes(name, (json.dumps(content, indent=1, default=repr) + "\n").encode())
 
     def _put_bytes(self, name: str, content: bytes) -> None:
         if self.writes:
@@ -452,10 +453,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
-
-
-def _part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _tensors(tensors: Mapping[str, Tensor], about: dict[str, str]) -> bytes:

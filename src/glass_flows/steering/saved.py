@@ -12,9 +12,9 @@ from torch import Tensor
 from .run import Costs, Run
 
 if TYPE_CHECKING:
-    from .smc import Steering, SteeringStep
+    from .smc import SteeringStep
 
-__all__ = ["History", "Recorder", "Saved"]
+__all__ = ["History", "Recorder", "Saved", "under"]
 
 
 @dataclass
@@ -63,6 +63,11 @@ class Saved:
     costs: Costs
 
 
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 class Recorder(Protocol):
     """Keeps a run; :class:`glass_flows.runs.RunFolder` is one.
 
@@ -78,7 +83,7 @@ class Recorder(Protocol):
         """Where an earlier run stopped, if there was one."""
         ...
 
-    def begin(self, run: Run, settings: Steering) -> None:
+    def begin(self, run: Run) -> None:
         """Before the first boundary."""
         ...
 

@@ -131,7 +131,8 @@ class Shards:
             for r in others
         }
         known = [*held, *(i for r in others for i in missing[r])]
-        index = torch.tensor([known.index(i) for i in wanted.tolist()])
+        place = {row: k for k, row in enumerate(known)}
+        index = torch.tensor([place[row] for row in wanted.tolist()])
         return [self._swap(tensor, needed, missing)[index.to(tensor.device)] for tensor in tensors]
 
     def _swap(

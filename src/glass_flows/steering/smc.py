@@ -39,7 +39,7 @@ from .run import (
     place,
     steered_boundaries,
 )
-from .saved import History, Recorder, Saved
+from .saved import History, Recorder, Saved, under
 from .schedules import Adaptive, Schedule, check_schedule, share_at
 from .shards import Shards
 from .twist import Twist, Twister, informative
@@ -434,7 +434,7 @@ def iterate_steering(
         advance=advance,
     )
     if record is not None:
-        record.begin(run, settings)
+        record.begin(run)
     return steer_boundaries(run, run.boundaries(), settings, saved, record)
 
 
@@ -450,23 +450,21 @@ def steer_boundaries(
     P, N, table = run.population.count, settings.particles, run.table
     steered = settings.steered(table)
     paths = _Paths.start(P, N, POTENTIALS[settings.potential])
-    twister = Twister(settings.twist, table, P, run.split)
+    twister = Twister(settings.twist, table, P, run.split, run.shards.pieces)
     share = torch.zeros(P, 1, dtype=torch.float64)
     log_evidence = torch.zeros(P, dtype=torch.float64)
     history = History()
     if saved is not None:
         paths = paths.restored(saved.carried)
         share, log_evidence = saved.carried["share"], saved.carried["log_evidence"]
-        twister.restore(_under("twist.", saved.carried))
+        twister.restore(under("twist.", saved.carried))
         history = History.of(saved.history)
     for boundary in source:
         if saved is not None and boundary.index == saved.index:
             run.resume(saved.costs)
         if record is not None:
             carried = {**paths.state(), "share": share, "log_evidence": log_evidence}
-            carried |= {f"twist.{name}": found for name, found in twister.state().items()}
-            whole = run.shards.gather(boundary.x)
-            record.save(Saved(boundary.index, whole, carried, history.stacked(), run.costs))
+            record.save(_saved(run, boundary, carried, twister, history))
         steerable = boundary.index in steered and boundary.stochastic
         twistable = steerable and settings.twisted
         may_resample = steerable and settings.ess_threshold > 0
@@ -528,8 +526,13 @@ def steer_boundaries(
         yield step
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+def _saved(
+    run: Run, boundary: Boundary, carried: dict[str, Tensor], twister: Twister, history: History
+) -> Saved:
+    """All that a run needs to go on from a boundary at which nothing was done yet."""
+    twist = {f"twist.{name}": found for name, found in twister.state().items()}
+    x = run.shards.gather(boundary.x)
+    return Saved(boundary.index, x, carried | twist, history.stacked(), run.costs)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ linear and s is read off the table: s = √(σ̄² + ᾱ² v) for exact transiti
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,8 +69,7 @@ class Twist:
             amplitude = transition.alpha_next / transition.sigma_next
             follow = amplitude / transition.sigma_next / (data + amplitude**2)
         delta = self.scale * noise_gain(transition, path, self.sigma_data) * follow * gradient
-        # Row by row: how a sum is split up must not depend on how many rows there are.
-        length = torch.stack([row.norm() for row in delta]).clamp(min=torch.finfo(delta.dtype).tiny)
+        length = delta.reshape(len(delta), -1).norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
         within: Tensor = delta * (self.cap / length).clamp(max=1.0).view(
             -1, *(1,) * (delta.ndim - 1)
         )
@@ -104,6 +103,9 @@ class Twister:
     ε the variance of the weights is least at this share, and less than without at any under twice
     it.
 
+    `split` gives what each particle of this process has, (n,), as that of all, (P, N); `pieces` are
+    the micro-batches of this process.
+
     Attributes
     ----------
     used : Tensor
@@ -111,9 +113,14 @@ class Twister:
     """
 
     def __init__(
-        self, twist: Twist, table: Table, populations: int, split: Callable[[Tensor], Tensor]
+        self,
+        twist: Twist,
+        table: Table,
+        populations: int,
+        split: Callable[[Tensor], Tensor],
+        pieces: Sequence[slice],
     ) -> None:
-        self.twist, self.table, self.split = twist, table, split
+        self.twist, self.table, self.split, self.pieces = twist, table, split, pieces
         self.used = torch.zeros(populations, dtype=torch.float64)
         self._products = torch.zeros(populations, 1, dtype=torch.float64)
         self._squares = torch.zeros(populations, 1, dtype=torch.float64)
@@ -142,7 +149,10 @@ class Twister:
             rows = of_population.expand_as(value).flatten()[mine]
             return rows.view(-1, *(1,) * (gradient.ndim - 1)).to(gradient)
 
-        delta = self.twist.shift(boundary.transition, self.table.path, each(share) * gradient)
+        # Piece by piece: how a sum is split up depends on how many rows there are.
+        wish, transition = each(share) * gradient, boundary.transition
+        parts = [self.twist.shift(transition, self.table.path, wish[p]) for p in self.pieces]
+        delta = torch.cat(parts)
         trusted = self._share(prior) if self.twist.adaptive else torch.ones_like(share)
         boundary.shift(each(trusted) * delta)
         self._pending = _Pending(boundary, delta, trusted, value, share)
@@ -165,9 +175,10 @@ class Twister:
         noise = pending.boundary.noise
         if noise is None:
             return None
-        rows = [(d.double(), e.double()) for d, e in zip(pending.delta, noise)]
-        along = torch.stack([(d * e).sum() for d, e in rows]).cpu()
-        square = torch.stack([d.square().sum() for d, _ in rows]).cpu()
+        flat = [part.reshape(len(part), -1) for part in (pending.delta, noise)]
+        rows = [[part[piece].double() for part in flat] for piece in self.pieces]
+        along = torch.cat([(d * e).sum(1) for d, e in rows]).cpu()
+        square = torch.cat([d.square().sum(1) for d, _ in rows]).cpu()
         return _Drawn(
             self.split(along), self.split(square), pending.trusted, pending.value, pending.share
         )

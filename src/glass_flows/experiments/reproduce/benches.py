@@ -190,6 +190,8 @@ class LabelledSiT(Pipeline):
     def load(self, scale: Scale) -> None:
         import diffusers
 
+        from ...integrations import sit
+
         self.folder = Path(scale.model.partition(":")[2])
         if not (self.folder / "vae").is_dir():
             raise InvalidArgument(
@@ -201,26 +203,26 @@ class LabelledSiT(Pipeline):
             if not entry.text.isdigit():
                 raise InvalidArgument(f"a SiT is asked for classes by number, got {entry.text!r}")
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        labels = [int(entry.text) for entry in self.prompts.values()]
+        self.denoiser = sit.load(
+            self.folder, labels, guidance_scale=self.guidance_scale, device=self.device
+        )
         self.vae = diffusers.AutoencoderKL.from_pretrained(
             self.folder / "vae", local_files_only=True, use_safetensors=True
         ).to(self.device)
 
     def draw(self, settings: dict[str, Any], entry: PromptEntry) -> tuple[Images, SearchResult]:
-        from ...integrations import sit
-
         given, scaling = dict(settings), self.vae.config.scaling_factor
-        denoiser = sit.load(
-            self.folder, int(entry.text), guidance_scale=self.guidance_scale, device=self.device
-        )
-        sizes: Any = denoiser.network
-        sizes = sizes.config
+        network: Any = self.denoiser.network
+        sizes = network.config
+        label = torch.tensor([int(entry.text)], device=self.device)
 
         def decode(z: torch.Tensor) -> torch.Tensor:
             return (self.vae.decode(z / scaling).sample / 2 + 0.5).clamp(0, 1)
 
         sampler = best_of if given.pop("method", "steering") == "best-of-n" else steer
         result = sampler(
-            denoiser,
+            self.denoiser.condition(label=label),
             Decoded(self.reward, decode, max_batch=1),
             shape=(sizes.channels, sizes.input_size, sizes.input_size),
             seed=self.seed + 1009 * entry.number,
