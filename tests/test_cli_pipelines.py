@@ -1,6 +1,7 @@
 """`glass-flows align` on a diffusers pipeline in a local folder."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 import tiny_pipelines as tiny
 from glass_flows.cli import app
-from glass_flows.errors import GlassError, InvalidArgument
+from glass_flows.errors import GlassError, InvalidArgument, MissingExtra
 from glass_flows.experiments.align_pipeline import load_reward, memory_line
 
 REWARDS = """
@@ -139,3 +140,14 @@ def test_the_memory_line_warns_only_where_it_is_tight(monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 100)
     assert "may not fit" in memory_line(pipe, "cpu", "none")
     assert "0.00 GB" in memory_line(pipe, "cpu", "sequential")
+
+
+@pytest.mark.parametrize("command", ["align", "batch"])
+def test_without_diffusers_the_extra_is_named(command, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    given = ["--prompt", "a red circle"] if command == "align" else [str(tmp_path / "prompts.txt")]
+    out = ["--model", "shapes", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [command, *given, *out])
+    assert isinstance(result.exception, MissingExtra)
+    assert "glass-flows[diffusers]" in str(result.exception)

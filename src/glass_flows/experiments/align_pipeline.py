@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, MissingExtra, check_name
 from ..models.shapes import Prompt, accepts
 from ..models.shapes.clip import BUNDLED as SHAPES_CLIP
 from ..models.shapes.pipeline import BUNDLED as SHAPES_PIPELINE
@@ -165,10 +165,13 @@ def load_pipeline(
     ------
     InvalidArgument
         Nothing could be loaded from there; the reason is named.
+    MissingExtra
+        diffusers is not installed.
     """
-
-    import diffusers  # isort: skip
-
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MissingExtra("diffusers", "diffusers", f"the pipeline {model!r}") from error
     check_name("offload", offload, _OFFLOADS)
     home = device or ("cuda" if torch.cuda.is_available() else "cpu")
     name = dtype or ("bfloat16" if home.startswith("cuda") else "float32")

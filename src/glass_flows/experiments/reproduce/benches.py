@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ...errors import InvalidArgument
+from ...errors import InvalidArgument, MissingExtra
 from ...models.digits import (
     IMAGE,
     digits_images,
@@ -188,8 +188,10 @@ class LabelledSiT(Pipeline):
     guidance_scale = 4.0  # of the published samples
 
     def load(self, scale: Scale) -> None:
-        import diffusers
-
+        try:
+            import diffusers
+        except ImportError as error:
+            raise MissingExtra("diffusers", "diffusers", "a SiT's autoencoder") from error
         from ...integrations import sit
 
         self.folder = Path(scale.model.partition(":")[2])
