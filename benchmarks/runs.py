@@ -11,19 +11,20 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from glass_flows.experiments.align_pipeline import load_reward
-from glass_flows.experiments.batch import Work, items_of, run_batch, runner_of
-from glass_flows.experiments.prompt_sets import PromptEntry
-from glass_flows.integrations.diffusers import steer_pipeline
+from glass_flows import Sampler, Steering
+from glass_flows.jobs import Job, Model, resolve
+from glass_flows.jobs.batch import run_batch
+from glass_flows.jobs.items import Work, items_of, load_model
+from glass_flows.jobs.prompts import PromptEntry
 from glass_flows.models.shapes import prompts
-from glass_flows.models.shapes.pipeline import CALL, load_pipeline
+from glass_flows.research.recipe import Recipe
 from glass_flows.runs import RunFolder
-
-SETTINGS = {"particles": 8, "transitions": 6, "steps": 4, "rho": 0.4, "scale": 0.5}
+from glass_flows.steering.loop import Watch
 
 
 class Timed(RunFolder):
@@ -54,26 +55,21 @@ class Timed(RunFolder):
             self.spent += time.perf_counter() - start
 
 
-def overhead(home: Path, rounds: int) -> None:
-    pipe, reward = load_pipeline(), load_reward("clip", model="shapes")
+def overhead(model: Model, job: Job, home: Path, rounds: int) -> None:
     shares = []
     for i in range(rounds + 1):
         record = Timed(home / f"run-{i}")
         start = time.perf_counter()
-        result = steer_pipeline(
-            pipe, "two blue squares", reward, seed=i, record=record, decode_batch=None,
-            progress=False, **SETTINGS, **CALL,
-        )  # fmt: skip
-        record.finish(result.result)
+        asked = replace(job, prompts=("two blue squares",), seed=i)
+        record.finish(model.run(asked, Watch(record, progress=False)).result)
         if i:  # the first warms up
             shares.append(record.spent / (time.perf_counter() - start))
     share = 100 * sum(shares) / len(shares)
     print(f"run folder: {share:.2f} % of the time ({rounds} runs, {max(shares) * 100:.2f} at most)")
 
 
-def throughput(home: Path, count: int) -> None:
+def throughput(work: Work, home: Path, count: int) -> None:
     listed = [PromptEntry(i, str(p)) for i, p in enumerate(prompts("test", count, 0))]
-    work = Work("shapes", "clip", SETTINGS, threads=1)
     for workers in (1, 2):
         start = time.perf_counter()
         run_batch(work, items_of(listed, [0], ["steering"]), home / f"{workers}", workers=workers,
@@ -82,12 +78,11 @@ def throughput(home: Path, count: int) -> None:
         print(f"{workers} workers: {60 * count / seconds:.1f} prompts a minute, loading included")
 
 
-def budgets(home: Path, texts: list[str]) -> None:
-    work = Work("shapes", "clip", {"rho": 0.4, "scale": 0.5}, threads=1)
+def budgets(work: Work, home: Path, texts: list[str]) -> None:
     items = items_of([PromptEntry(0, "two blue squares")], [0], ["steering"])
-    runner_of(work)  # the first time takes longer
+    load_model(work)  # the first time takes longer
     start = time.perf_counter()
-    runner_of(work)
+    load_model(work)
     loading = time.perf_counter() - start  # is not of the budget
     for text in texts:
         start = time.perf_counter()
@@ -102,12 +97,15 @@ def main() -> None:
     parser.add_argument("--budget", nargs="*", default=["30s", "90s"])
     given = parser.parse_args()
     torch.set_num_threads(1)
+    model = resolve("shapes")
+    job = Recipe(Steering(8, 0.5), Sampler(6, 4, 0.4)).job(model, threads=1)
+    work = Work({"steering": job})
     with tempfile.TemporaryDirectory() as home:
         if given.rounds:
-            overhead(Path(home), given.rounds)
+            overhead(model, job, Path(home), given.rounds)
         if given.prompts:
-            throughput(Path(home), given.prompts)
-        budgets(Path(home), given.budget)
+            throughput(work, Path(home), given.prompts)
+        budgets(work, Path(home), given.budget)
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from glass_flows import Twist, steer
+from glass_flows import Sampler, Steering, Twist, steer
 from glass_flows.denoisers import DenoiserLike
-from glass_flows.experiments.align import DIGITS_STD, digits_denoiser
+from glass_flows.jobs.models import Digits, digits_denoiser
 from glass_flows.models import digits_mixture
 from glass_flows.models.digits import (
     IMAGE,
@@ -41,8 +41,11 @@ from glass_flows.plans import Default
 from glass_flows.rewards import ClassReward, FunctionReward, Reward
 
 MARKERS = ("<!-- begin: python -m benchmarks.twist -->", "<!-- end -->")
-FIXED = Twist(cap=1.5, sigma_data=DIGITS_STD, adaptive=False)
-DEFAULT = Twist(sigma_data=DIGITS_STD)
+SIGMA_DATA = Digits.sigma_data
+OFF = Twist(0.0)
+FIXED = Twist(cap=1.5, sigma_data=SIGMA_DATA, adaptive=False)
+DEFAULT = Twist(sigma_data=SIGMA_DATA)
+SAMPLER = Sampler(6, 4, 0.4, solver=Default(sigma_data=SIGMA_DATA))
 TARGET, HARMLESS = 0.70, 1.10
 BATCH = 512  # populations at a time
 
@@ -84,7 +87,7 @@ def wiggling(amplitude: float, also: Callable[[Tensor], Tensor] | None = None) -
 
 
 def measure(
-    name: str, twist: Twist | float, *, denoiser: DenoiserLike, reward: Reward, populations: int
+    name: str, twist: Twist, *, denoiser: DenoiserLike, reward: Reward, populations: int
 ) -> Line:
     parts = []
     for first in range(0, populations, BATCH):
@@ -92,14 +95,10 @@ def measure(
             steer(
                 denoiser,
                 reward,
+                Steering(8, twist=twist),
+                SAMPLER,
                 shape=IMAGE,
-                particles=8,
                 populations=min(BATCH, populations - first),
-                transitions=6,
-                steps=4,
-                rho=0.4,
-                solver=Default(sigma_data=DIGITS_STD),
-                twist=twist,
                 seed=first,
                 progress=False,
             )
@@ -156,7 +155,7 @@ class Report:
 def section(
     report: Report,
     title: str,
-    run: Callable[[str, Twist | float], Line],
+    run: Callable[[str, Twist], Line],
     truth: float | None,
 ) -> dict[str, tuple[Line, float, float]]:
     """One table: without, with a fixed and with the adaptive twist."""
@@ -167,7 +166,7 @@ def section(
     )
     plain, found = None, {}
     for name, twist in (
-        ("plain", 0.0),
+        ("plain", OFF),
         ("twisted, fixed, cap 1.5", FIXED),
         ("twisted (default)", DEFAULT),
     ):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from glass_flows import Guidance, Twist, steer
-from glass_flows.experiments.align import digits_denoiser
+from glass_flows.jobs import digits_denoiser
 from glass_flows.models.digits import IMAGE, load_digits_classifier
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -24,13 +23,24 @@ from typer.testing import CliRunner
 
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, RunFolderError, UnknownName
-from glass_flows.experiments import batch
-from glass_flows.experiments.batch import Work, items_of, run_batch
-from glass_flows.experiments.prompt_sets import PromptEntry
+from glass_flows.jobs import batch, workers
+from glass_flows.jobs.batch import run_batch
+from glass_flows.jobs.items import Work, items_of
+from glass_flows.jobs.models import Digits
+from glass_flows.jobs.prompts import PromptEntry
+from glass_flows.jobs.spelling import Options, jobs_of
 from glass_flows.runs import folder as folder_module
+from glass_flows.runs import read_run
 
-SETTINGS = {"particles": 6, "transitions": 5, "steps": 2, "rho": 0.4, "scale": 4.0}
-WORK = Work(model="digits", reward="class", settings=SETTINGS)
+
+def work_of(methods=("best-of-n", "steering", "twist"), threads=None, **options):
+    options = {"particles": "6", "scale": "4", **options}
+    sampler = {"transitions": "5", "steps": "2"}
+    _, jobs = jobs_of("digits", methods, Options(options, sampler), reward="class", threads=threads)
+    return Work(jobs)
+
+
+WORK = work_of()
 PROMPTS = [PromptEntry(i, str(digit)) for i, digit in enumerate((8, 3, 5))]
 ITEMS = items_of(PROMPTS, [0, 1], ["best-of-n", "steering", "twist"])
 FORK = multiprocessing.get_context("fork")  # the models are imported already
@@ -179,8 +189,8 @@ def test_workers_are_one_as_many(undisturbed, tmp_path, monkeypatch):
 def test_what_is_finished_is_not_done_again_and_more_can_be_added(tmp_path, monkeypatch):
     run_batch(WORK, ITEMS[:3], tmp_path, progress=False)
     ran = []
-    real = batch.run_item
-    monkeypatch.setattr(batch, "run_item", lambda *given: ran.append(given[2]) or real(*given))
+    real = workers.run_item
+    monkeypatch.setattr(workers, "run_item", lambda *given: ran.append(given[2]) or real(*given))
     said = []
     report = run_batch(WORK, ITEMS[:5], tmp_path, progress=False, announce=said.append)
     assert ran == ITEMS[3:5]
@@ -201,44 +211,46 @@ def test_an_item_that_fails_says_why_and_stops_no_other(tmp_path, monkeypatch):
     assert [row["status"] for row in rows] == ["failed", "finished"]
     assert '"seven", steering, seed 0: InvalidArgument' in report.table.read_text()
     # It is tried again, and when it succeeds there is no error any more.
-    monkeypatch.setattr(batch, "_Digits", Lenient)
+    monkeypatch.setattr(Digits, "read_prompts", lambda self, prompts: ("7",))
     report = run_batch(WORK, items, tmp_path, progress=False)
     assert (report.finished, report.failed) == (2, 0)
     assert not (tmp_path / items[0].name / "error.json").exists()
 
 
-class Lenient(batch._Digits):
-    def run(self, item, settings, folder):
-        super().run(dataclasses.replace(item, prompt="7"), settings, folder)
-
-
 def test_other_settings_in_the_same_folder_are_refused_by_name(tmp_path):
     run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
     (tmp_path / ITEMS[0].name / "result.json").unlink()
-    other = Work(model="digits", reward="class", settings={**SETTINGS, "particles": 7})
-    with pytest.raises(RunFolderError, match=r"another job.*settings.*'particles': 6"):
+    other = work_of(particles="7")
+    with pytest.raises(RunFolderError, match=r"differs in method.particles: 6 there, 7 here"):
         run_batch(other, ITEMS[:1], tmp_path, progress=False)
 
 
 def test_what_other_settings_have_finished_is_not_taken_for_these(tmp_path):
     run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
-    other = Work(model="digits", reward="class", settings={**SETTINGS, "particles": 7})
-    with pytest.raises(RunFolderError, match=r"another job.*settings.*'particles': 6"):
+    other = work_of(particles="7")
+    with pytest.raises(RunFolderError, match=r"differs in method.particles: 6 there, 7 here"):
         run_batch(other, ITEMS[:1], tmp_path, progress=False)
 
 
+def test_runs_of_other_settings_can_be_thrown_away(tmp_path):
+    run_batch(WORK, ITEMS[:2], tmp_path, progress=False)
+    kept = (tmp_path / ITEMS[0].name / "result.safetensors").read_bytes()
+    other = Work({**WORK.jobs, "steering": work_of(["steering"], particles="7").jobs["steering"]})
+    report = run_batch(other, ITEMS[:2], tmp_path, overwrite=True, progress=False)
+    assert report.finished == 2
+    assert read_run(tmp_path / ITEMS[1].name).particles == 7
+    assert (tmp_path / ITEMS[0].name / "result.safetensors").read_bytes() == kept
+
+
 def test_particles_that_the_children_do_not_divide_are_refused(tmp_path):
-    work = Work(model="digits", reward="class", settings={**SETTINGS, "particles": 7})
-    report = run_batch(work, items_of(PROMPTS[:1], [0], ["beam"]), tmp_path, progress=False)
-    assert "children = 2 must divide particles = 7" in report.table.read_text()
+    with pytest.raises(InvalidArgument, match="children = 2 must divide particles = 7"):
+        work_of(["beam"], particles="7")
 
 
 def test_threads_are_those_asked_for(tmp_path):
     before = torch.get_num_threads()
     try:
-        run_batch(
-            dataclasses.replace(WORK, threads=before + 1), ITEMS[:1], tmp_path, progress=False
-        )
+        run_batch(work_of(threads=before + 1), ITEMS[:1], tmp_path, progress=False)
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
@@ -252,7 +264,7 @@ def test_two_batches_do_not_share_a_folder(tmp_path):
 
 def test_unknown_methods_are_refused():
     with pytest.raises(UnknownName, match=r"'steer'.*steering"):
-        items_of(PROMPTS, [0], ["steer"])
+        work_of(["steer"])
 
 
 def test_the_command(tmp_path):
@@ -349,6 +361,6 @@ def test_workers_that_only_die_end_with_a_reason(tmp_path, monkeypatch):
             future.set_exception(BrokenProcessPool("killed"))
             return future
 
-    monkeypatch.setattr(batch, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     with pytest.raises(RunFolderError, match=r"died 3 times.*fewer workers"):
         run_batch(WORK, ITEMS, tmp_path, workers=2, progress=False)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument
-from glass_flows.experiments.budget import (
+from glass_flows.jobs.budget import (
     Budget,
     Prices,
     choose,

@@ -15,10 +15,13 @@ import glass_flows.cli
 from glass_flows import Table, sample
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, UnknownName
-from glass_flows.experiments.align import align, digits_denoiser
-from glass_flows.experiments.check import checks
-from glass_flows.experiments.pictures import Row, image_grid, make_folder
+from glass_flows.jobs import Job, compare_digits, digits_denoiser, resolve
+from glass_flows.jobs.pictures import Row, image_grid, make_folder
+from glass_flows.jobs.spelling import twisted
 from glass_flows.models import load_digits_classifier
+from glass_flows.plans import Sampler
+from glass_flows.research.check import checks
+from glass_flows.steering import Steering
 
 
 def invoke(*arguments):
@@ -41,12 +44,14 @@ def test_help_teaches():
         "Example: glass-flows align --model digits --reward class:8"
         in invoke("align", "--help").output
     )
-    assert "0.1.0" in invoke("--version").output
+    assert "0.2.0" in invoke("--version").output
 
 
 def test_the_job_steers_and_reports(tmp_path):
-    report = align(tmp_path / "new" / "folder", runs=40, seed=3, progress=False)
-    plain, best, steered, twisted = report.methods
+    job = Job("digits", Steering(), Sampler(), reward="class:8", populations=40, seed=3)
+    methods = twisted(job.method, sigma_data=0.7, asked=False)
+    report = compare_digits(job, tmp_path / "new" / "folder", methods=methods, progress=False)
+    plain, best, steered, shifted = report.methods
     assert [m.method for m in report.methods] == [
         "plain",
         "best of 8",
@@ -55,24 +60,25 @@ def test_the_job_steers_and_reports(tmp_path):
     ]
     # equal cost, and the effect that the job exists to show (differences of 5 standard errors)
     assert plain.evaluations == 24
-    assert best.evaluations == steered.evaluations == twisted.evaluations == 192
+    assert best.evaluations == steered.evaluations == shifted.evaluations == 192
     assert plain.reward + 1.0 < best.reward < steered.reward
     assert steered.accuracy >= best.accuracy > plain.accuracy + 0.2
-    assert twisted.reward > best.reward
+    assert shifted.reward > best.reward
     assert plain.ess is None
     assert 1 <= best.ess <= steered.ess <= 8
     written = json.loads(report.results.read_text())
-    assert written["settings"]["reward"] == "class:8"
+    assert Job.from_json(written["job"]) == job
     assert [len(v) for v in written["log_evidence"].values()] == [40, 40]
     assert written["methods"][2]["reward"] == steered.reward
     with Image.open(report.picture) as picture:
         assert picture.width > 400
-        assert json.loads(picture.text["settings"])["seed"] == 3
+        assert Job.from_json(json.loads(picture.text["settings"])) == job
 
 
 def test_the_job_repeats_from_its_seed(tmp_path):
     def figures(folder, seed):
-        report = align(folder, runs=3, transitions=2, steps=2, particles=2, seed=seed)
+        job = Job("digits", Steering(2), Sampler(2, 2), reward="class:8", populations=3, seed=seed)
+        report = compare_digits(job, folder)
         return [(m.reward, m.accuracy) for m in report.methods]
 
     assert figures(tmp_path / "a", 1) == figures(tmp_path / "b", 1)
@@ -80,7 +86,7 @@ def test_the_job_repeats_from_its_seed(tmp_path):
 
 
 def test_align_prints_a_table(tmp_path):
-    shown = invoke("align", "--reward", "class:3", "--runs", "4", "--out", str(tmp_path))
+    shown = invoke("align", "--reward", "class:3", "--populations", "4", "--out", str(tmp_path))
     assert shown.exit_code == 0, shown.output
     for text in ("steering", "best of 8", "reward", "ESS", "alignment.png", "results.json"):
         assert text in shown.output
@@ -91,23 +97,25 @@ def test_align_prints_a_table(tmp_path):
     [
         ["--potential", "max", "--schedule", "adaptive:0.6", "--resampling", "ssp"],
         ["--value", "posterior:2:2", "--boundaries", "2", "--twist", "0"],
-        ["--guidance", "network", "--guidance-scale", "0.5", "--guidance-clip", "1"],
-        ["--schedule", "0.2,0.6,1", "--potential", "fkd-difference", "--twist-cap", "2"],
+        ["--reward-guidance", "network:0.5:clip=1"],
+        ["--schedule", "0.2,0.6,1", "--potential", "fkd-difference", "--twist", "1:cap=2"],
+        ["--method", "twist", "--boundaries", "0,2"],
+        ["--method", "best-of-n", "--rho", "ddpm"],
         ["--method", "beam", "--children", "2"],
-        ["--method", "svdd", "--children", "4", "--guidance", "reward"],
+        ["--method", "svdd", "--children", "4", "--reward-guidance", "reward"],
     ],
 )
 def test_every_method_can_be_reached_from_the_command_line(tmp_path, arguments):
-    few = ["--runs", "2", "--particles", "4", "--transitions", "3", "--steps", "2"]
+    few = ["--populations", "2", "--particles", "4", "--transitions", "3", "--steps", "2"]
     shown = invoke("align", *few, *arguments, "--out", str(tmp_path))
     assert shown.exit_code == 0, shown.output
-    settings = json.loads((tmp_path / "results.json").read_text())["settings"]
-    assert settings["transitions"] == 3
+    job = Job.from_json(json.loads((tmp_path / "results.json").read_text())["job"])
+    assert (job.sampler.transitions, job.method.particles, job.populations) == (3, 4, 2)
 
 
 def test_sample_writes_a_picture(tmp_path):
     shown = invoke(
-        "sample", "--class", "3", "--guidance", "2", "--count", "4", "--out", str(tmp_path)
+        "sample", "--class", "3", "--guidance-scale", "2", "--count", "4", "--out", str(tmp_path)
     )
     assert shown.exit_code == 0, shown.output
     with Image.open(tmp_path / "samples.png") as picture:
@@ -135,21 +143,23 @@ def test_plan_prints_what_will_run():
         (["align", "--reward", "class:12"], "a digit 0 to 9"),
         (["align", "--model", "digit"], "Did you mean 'digits'"),
         (["align", "--rho", "2"], r"rho must lie in [-1, 1]"),
-        (["align", "--rho", "much"], "--rho must be a number, 'ddpm', 'ode' or 'ddim:ETA'"),
+        (["align", "--rho", "much"], "rho must be a number in [-1, 1], 'ddpm', 'ode', 'ddim:ETA'"),
         (["align", "--steps", "0"], "steps must be an integer >= 1"),
-        (["align", "--runs", "1"], "runs must be an integer >= 2"),
+        (["align", "--method", "beam", "--twist", "1"], "--twist: nothing to --method beam"),
+        (["align", "--decode-batch", "3"], "--decode-batch: only for a diffusers pipeline"),
+        (["align", "--argument", "seed=1"], "--argument seed=...: that is --seed here"),
         (["align", "--solver", "papr"], "Did you mean 'paper'"),
         (["align", "--potential", "maxx"], "Did you mean 'max'"),
-        (["align", "--value", "posterior:2"], "needs two integers"),
+        (["align", "--value", "posterior:x"], "must be an integer >= 1, got 'x'"),
         (["align", "--method", "beam", "--children", "3"], "must divide particles"),
-        (["align", "--method", "greedy", "--potential", "max"], "has no potential"),
+        (["align", "--method", "greedy", "--potential", "max"], "--potential: nothing to"),
         (["compare", "--evaluations", "7"], "multiple of one of"),
         (["align", "--particles", "0"], "particles must be an integer >= 1"),
         (["sample", "--class", "11"], "the digits are 0 to 9"),
-        (["sample", "--guidance", "2"], "--guidance needs --class"),
+        (["sample", "--guidance-scale", "2"], "--guidance-scale needs --class"),
         (["sample", "--model", "flux"], "unknown model"),
         (["plan", "--path", "linar"], "Did you mean 'linear'"),
-        (["plan", "--times", "0,x,1"], "--times must be a number"),
+        (["plan", "--times", "0,x,1", "--transitions", "2"], "times[1] must be"),
     ],
 )
 def test_mistakes_end_in_one_line_and_exit_code_two(
@@ -177,13 +187,13 @@ def test_the_checks_pass_and_can_fail(monkeypatch):
     results = list(checks(seed=1, samples=2000))
     assert len(results) == 33
     assert all(item.passed for item in results)
-    monkeypatch.setattr("glass_flows.experiments.check.transition", lambda d, x, *a, **k: 1.05 * x)
+    monkeypatch.setattr("glass_flows.research.check.transition", lambda d, x, *a, **k: 1.05 * x)
     failed = [item for item in checks(seed=1, samples=2000) if not item.passed]
     assert len(failed) >= 20
 
 
 def test_check_reports(monkeypatch):
-    monkeypatch.setattr("glass_flows.experiments.check.transition", lambda d, x, *a, **k: 1.05 * x)
+    monkeypatch.setattr("glass_flows.research.check.transition", lambda d, x, *a, **k: 1.05 * x)
     shown = invoke("check", "--samples", "500")
     assert shown.exit_code == 1
     assert "FAIL" in shown.output
@@ -220,7 +230,7 @@ def test_a_grid_shows_ink_dark_and_verdicts_in_colour():
 
 def test_names_are_checked_from_python_too(tmp_path):
     with pytest.raises(UnknownName):
-        align(tmp_path, model="flux")
+        resolve("flux")
 
 
 def test_importing_the_package_imports_no_heavy_dependency():
@@ -231,3 +241,16 @@ def test_importing_the_package_imports_no_heavy_dependency():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_imports_diffusers_is_there_and_imported_when_it_is_wanted():
+    code = (
+        "import sys, glass_flows\n"
+        "lazy = ['GlassScheduler', 'load_reward', 'steer_pipeline']\n"
+        "assert set(lazy) <= set(dir(glass_flows)) & set(glass_flows.__all__)\n"
+        "assert not {'diffusers', 'transformers'} & set(sys.modules)\n"
+        "from glass_flows import GlassScheduler, load_reward, steer_pipeline\n"
+        "print(steer_pipeline.__name__, GlassScheduler.__name__, load_reward.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["steer_pipeline", "GlassScheduler", "load_reward"]

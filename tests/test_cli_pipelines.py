@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 import tiny_pipelines as tiny
 from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument, MissingExtra
-from glass_flows.experiments.align_pipeline import load_reward, memory_line
+from glass_flows.jobs import Job
+from glass_flows.jobs.pipelines import memory_line
+from glass_flows.jobs.rewards import load_reward
 
 REWARDS = """
 from glass_flows.rewards import FunctionReward
@@ -61,7 +63,11 @@ def test_a_saved_pipeline_of_every_family(name, tmp_path):
     assert all(len(row) == 2 for row in figures["rewards"])
     with Image.open(tmp_path / "out" / "000-00.png") as image:
         assert image.text["prompt"] == prompts[0] or name == "dit"
-        assert json.loads(image.text["settings"])["seed"] == 0
+        job = json.loads(image.text["settings"])
+    assert job == figures["job"]
+    read = Job.from_json(job)
+    assert (read.seed, read.model, read.method.particles) == (0, str(tmp_path / name), 2)
+    assert read.call == json.loads(json.dumps(given))
     assert (tmp_path / "out" / "best-first.png").exists()
 
 
@@ -76,11 +82,41 @@ def test_the_same_seed_writes_the_same_images(tmp_path):
     assert one == two
 
 
+def test_the_guidance_of_the_pipeline_and_that_of_the_reward(tmp_path):
+    """--guidance-scale is the pipeline's own argument: at 1 a call is one pass, else two."""
+    tiny.save("sd3", tmp_path / "sd3")
+    few = ["--prompt", "a cat", "--height", "16", "--width", "16", "--particles", "2",
+           "--transitions", "2", "--steps", "1", "--argument", "max_sequence_length=32",
+           "--reward", "rewards_of_mine:red"]  # fmt: skip
+    found = {}
+    for out, more in {
+        "own": [],
+        "one": ["--guidance-scale", "1"],
+        "two": ["--guidance-scale", "2"],
+        "reward": ["--reward-guidance", "reward:0.5", "--guidance-scale", "1"],
+    }.items():
+        shown = align("--model", str(tmp_path / "sd3"), *few, *more, "--out", out)
+        assert shown.exit_code == 0, shown.output
+        found[out] = json.loads((tmp_path / out / "results.json").read_text())
+    assert [found[out]["network_evaluations"] for out in ("own", "one", "two")] == [8, 4, 8]
+    assert found["two"]["job"]["call"]["guidance_scale"] == 2.0
+    assert "guidance_scale" not in found["own"]["job"]["call"]
+    assert found["own"]["rewards"] != found["two"]["rewards"] != found["one"]["rewards"]
+    assert found["reward"]["job"]["method"]["guidance"].startswith("reward:0.5")
+    assert "guidance" not in found["one"]["job"]["method"]
+    assert found["reward"]["biases"] and not found["one"]["biases"]
+    assert found["reward"]["rewards"] != found["one"]["rewards"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model", "./nothing", "--prompt", "a cat", "--reward", "rewards_of_mine:red"],
-         "cannot load a diffusers pipeline"),
+         "--model ./nothing: there is no such folder"),
+        (["--model", "./nothing", "--prompt", "a cat", "--reward", "no_such_module:red"],
+         "--model ./nothing: there is no such folder"),
+        (["--model", ".", "--prompt", "a cat", "--reward", "rewards_of_mine:red"],
+         "cannot load a diffusers pipeline from '.'.*model_index.json"),
         (["--model", ".", "--prompt", "a cat", "--reward", "class:8"], "cannot import"),
         (["--model", ".", "--prompt", "a cat", "--reward", "red"], "unknown reward 'red'"),
         (["--model", ".", "--prompt", "a", "--reward", "hps"], "glass-flows convert reward hps"),
@@ -88,8 +124,13 @@ def test_the_same_seed_writes_the_same_images(tmp_path):
         (["--model", ".", "--prompt", "a", "--reward", "rewards_of_mine:rad"], "Did you mean"),
         (["--model", ".", "--reward", "rewards_of_mine:red"], "at least one --prompt"),
         (["--model", ".", "--prompt", "a", "--argument", "x"], "NAME=VALUE"),
-        (["--prompt", "a cat"], "only for a diffusers pipeline"),
-        (["--height", "16"], "--height: only for a diffusers pipeline"),
+        (["--model", ".", "--prompt", "a", "--argument", "steps=3"],
+         "--argument steps=...: that is --steps here"),
+        (["--model", ".", "--prompt", "a", "--argument", "guidance=reward"],
+         "--argument guidance=...: that is --reward-guidance here"),
+        (["--prompt", "a cat"], "for the digits a prompt is 0 to 9, got 'a cat'"),
+        (["--height", "16"], "--height: only for a diffusers pipeline; --model is 'digits'"),
+        (["--argument", "width=16"], "--width: only for a diffusers pipeline; --model is 'digits'"),
         (["--model", ".", "--prompt", "a", "--reward", "rewards_of_mine:red", "--dtype", "int8"],
          "unknown dtype"),
         (["--model", ".", "--prompt", "a", "--reward", "rewards_of_mine:red", "--offload", "disk"],

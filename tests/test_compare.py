@@ -13,17 +13,20 @@ from typer.testing import CliRunner
 
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, UnknownName
-from glass_flows.experiments import compare as module
-from glass_flows.experiments.compare import compare, methods, parse_methods
-from glass_flows.experiments.judging import (
-    diversity,
-    frechet_distance,
-    half_samples,
-    mean,
-    share,
-)
+from glass_flows.jobs import resolve
+from glass_flows.judging import diversity, frechet_distance, half_samples, mean, share
+from glass_flows.plans import Paper
+from glass_flows.research import compare as module
+from glass_flows.research.compare import chosen_methods, compare, methods
 
-SMALL = {"particles": 2, "runs": 4, "tuning_runs": 2, "evaluations": 12, "progress": False}
+SMALL = {
+    "model": resolve("digits"),
+    "particles": 2,
+    "populations": 4,
+    "tuning_populations": 2,
+    "evaluations": 12,
+    "progress": False,
+}
 
 
 def gaussian(n, d, seed, scale=1.0, shift=0.0):
@@ -85,19 +88,18 @@ def test_every_candidate_spends_what_is_allowed(evaluations):
         for candidate in method.candidates:
             if method.follows:
                 continue
-            rows = candidate["transitions"] * candidate["steps"]
-            guided = candidate.get("guidance")
+            guided = candidate.method.guidance
             deep = guided is not None and guided.through == "network"
-            assert rows * (2 if deep else 1) == evaluations
+            assert candidate.sampler.evaluations * (2 if deep else 1) == evaluations
 
 
 def test_a_comparison_from_end_to_end(tmp_path, monkeypatch):
     asked = []
     real = module._Bench.run
 
-    def spy(self, sampler, settings, runs, seed, advance):
-        asked.append((runs, seed))
-        return real(self, sampler, settings, runs, seed, advance)
+    def spy(self, recipe, populations, seed, advance):
+        asked.append((populations, seed))
+        return real(self, recipe, populations, seed, advance)
 
     monkeypatch.setattr(module._Bench, "run", spy)
     lines = []
@@ -111,26 +113,29 @@ def test_a_comparison_from_end_to_end(tmp_path, monkeypatch):
     )
     names = [line.method.strip() for line in report.methods]
     assert names == [
-        "best of 2: ODE",
-        "FKS: GLASS, ours",  # what the twist follows
+        "best-of-n: ODE",
+        "steering: GLASS",  # what the twist follows
         "+ network guidance",
-        "+ twisted noise",
-        "beam search: GLASS",
+        "+ twist",
+        "beam: GLASS",
     ]
     baseline, ours, guided, twisted, _ = report.methods
     assert baseline.gain.value == baseline.gain.error == 0.0
     assert {(line.forward, line.backward) for line in (baseline, ours, twisted)} == {(12.0, 0.0)}
     assert (guided.forward, guided.backward) == (6.0, 6.0)
-    kept = {key: value for key, value in twisted.tuned.items() if key != "twist"}
-    assert kept == ours.tuned
+    assert twisted.tuned.method.twisted
+    assert twisted.tuned == ours.tuned.aided(twisted.tuned.method.twist)
+    kept = {key: value for key, value in twisted.tuned.brief().items() if key != "twist"}
+    assert kept == ours.tuned.brief()
     # figures on the seed, tuning on others
-    assert {seed for runs, seed in asked if runs == 4} == {5}
-    assert {seed for runs, seed in asked if runs == 2} == {5 + 1_000_003}
+    assert {seed for populations, seed in asked if populations == 4} == {5}
+    tuning = {seed for populations, seed in asked if populations == 2}
+    assert tuning == {5 + 1_000_003}
     assert len(lines) == 5
     payload = json.loads(report.results.read_text())
     assert payload["settings"]["rewards"] == ["class:8", "class:1"]
     assert payload["methods"][3]["judge"]["value"] == twisted.judge.value
-    assert "| best of 2: ODE |" in report.table.read_text()
+    assert "| best-of-n: ODE |" in report.table.read_text()
     with Image.open(report.picture) as picture:
         assert picture.width > 400
 
@@ -147,29 +152,36 @@ def test_a_comparison_repeats_from_its_seed(tmp_path):
 def test_finished_methods_are_kept_when_one_fails(tmp_path, monkeypatch):
     real = module._Bench.run
 
-    def failing(self, sampler, settings, runs, seed, advance):
-        if settings.get("solver") == "paper":
+    def failing(self, recipe, populations, seed, advance):
+        if isinstance(recipe.sampler.solver, Paper):
             raise RuntimeError("out of luck")
-        return real(self, sampler, settings, runs, seed, advance)
+        return real(self, recipe, populations, seed, advance)
 
     monkeypatch.setattr(module._Bench, "run", failing)
     with pytest.raises(RuntimeError, match="out of luck"):
         compare(tmp_path, only=["GLASS"], **SMALL)
     kept = json.loads((tmp_path / "comparison.json").read_text())["methods"]
-    assert [line["method"] for line in kept] == ["best of 2: ODE", "best of 2: GLASS"]
+    assert [line["method"] for line in kept] == ["best-of-n: ODE", "best-of-n: GLASS"]
 
 
 @pytest.mark.slow
 def test_every_method_runs_and_steering_wins(tmp_path):
     """All methods at 24 passes; steering beats best-of-N by far more than the errors (five σ)."""
-    report = compare(tmp_path, runs=48, tuning_runs=8, particles=4, progress=False)
+    report = compare(
+        tmp_path,
+        model=resolve("digits"),
+        populations=48,
+        tuning_populations=8,
+        particles=4,
+        progress=False,
+    )
     assert len(report.methods) == len(methods(24, 4))
     for line in report.methods:
         assert line.forward + line.backward <= 24
         assert line.frechet.value > 0 and line.diversity.value > 0
     by_name = {line.method.strip(): line for line in report.methods}
-    for name in ("FKS: GLASS, ours", "+ twisted noise", "+ reward guidance"):
-        assert by_name[name].reward.value > by_name["best of 4: ODE"].reward.value + 0.5
+    for name in ("steering: GLASS", "+ twist", "+ reward guidance"):
+        assert by_name[name].reward.value > by_name["best-of-n: ODE"].reward.value + 0.5
 
 
 @pytest.mark.parametrize(
@@ -178,11 +190,10 @@ def test_every_method_runs_and_steering_wins(tmp_path):
         ({"rewards": ["class:ten"]}, InvalidArgument, "a digit 0 to 9"),
         ({"evaluations": 23}, InvalidArgument, "multiple of one of"),
         ({"evaluations": 4}, InvalidArgument, "larger than it"),
-        ({"runs": 2}, InvalidArgument, "runs must be an integer >= 4"),
-        ({"tuning_runs": 0}, InvalidArgument, "tuning_runs"),
+        ({"populations": 2}, InvalidArgument, "populations must be an integer >= 4"),
+        ({"tuning_populations": 0}, InvalidArgument, "tuning_populations"),
         ({"particles": 0}, InvalidArgument, "particles"),
-        ({"only": ["twisted noize"]}, UnknownName, "Did you mean '. twisted noise'"),
-        ({"model": "digit"}, UnknownName, "Did you mean 'digits'"),
+        ({"only": ["network guidence"]}, UnknownName, "Did you mean '. network guidance'"),
     ],
 )
 def test_bad_settings_are_named_before_anything_runs(tmp_path, options, error, match):
@@ -193,16 +204,27 @@ def test_bad_settings_are_named_before_anything_runs(tmp_path, options, error, m
 
 def test_methods_are_chosen_by_parts_of_their_names():
     known = methods(24, 8)
-    assert len(parse_methods(known, ())) == len(known)
-    chosen = [method.name.strip() for method in parse_methods(known, ["ddpm"])]
-    assert chosen == ["best of 8: ODE", "FKS: DDPM"]
+    assert len(chosen_methods(known, ())) == len(known)
+    chosen = [method.title.strip() for method in chosen_methods(known, ["ddpm"])]
+    assert chosen == ["best-of-n: ODE", "steering: DDPM"]
 
 
 def test_the_command_prints_one_table(tmp_path):
-    arguments = ["--evaluations", "12", "--particles", "2", "--runs", "4", "--tuning-runs", "2"]
-    arguments += ["--only", "beam", "--reward", "class:1", "--out", str(tmp_path)]
+    arguments = ["--evaluations", "12", "--particles", "2", "--populations", "4"]
+    arguments += ["--tuning-populations", "2", "--only", "beam", "--reward", "class:1"]
+    arguments += ["--out", str(tmp_path)]
     shown = CliRunner().invoke(app, ["compare", *arguments])
     assert shown.exit_code == 0, shown.output
-    for text in ("beam search", "gain", "comparison.md", "comparison.png"):
+    for text in ("beam: GLASS", "gain", "comparison.md", "comparison.png"):
         assert text in shown.output
     assert torch.is_grad_enabled()
+
+
+def test_a_misspelt_model_is_named_with_the_nearest(tmp_path):
+    with pytest.raises(UnknownName, match="Did you mean 'digits'"):
+        CliRunner().invoke(
+            app,
+            ["compare", "--model", "digit", "--out", str(tmp_path / "none")],
+            catch_exceptions=False,
+        )
+    assert not (tmp_path / "none").exists()

@@ -13,20 +13,23 @@ pytest.importorskip("diffusers")
 
 from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument
-from glass_flows.experiments import compare_shapes as compare
-from glass_flows.integrations.rewards import ImageTextReward
+from glass_flows.jobs import resolve
 from glass_flows.models.shapes.clip import build_clip, build_clip_processor
 from glass_flows.models.shapes.pipeline import build_pipeline
-from glass_flows.rewards import FunctionReward
+from glass_flows.research import compare_shapes as compare
 
 SMALL = {"count": 12, "tuning_count": 2, "particles": 2, "transitions": 2, "steps": 1}
 
 
 @pytest.fixture(scope="module")
-def parts():
+def parts(tmp_path_factory):
+    home = tmp_path_factory.mktemp("untrained")
     torch.manual_seed(0)
-    clip = ImageTextReward(build_clip(), build_clip_processor(), 100.0, device="cpu")
-    return {"pipe": build_pipeline(), "reward": clip, "progress": False}
+    build_clip().save_pretrained(home / "clip")
+    build_clip_processor().save_pretrained(home / "clip")
+    build_pipeline().save_pretrained(home / "pipeline")
+    model = resolve(f"shapes:{home / 'pipeline'}")
+    return {"model": model, "reward": f"clip:{home / 'clip'}", "progress": False}
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +43,7 @@ def few(monkeypatch):
 def test_every_method_is_run_judged_and_written(parts, tmp_path):
     report = compare.compare_shapes(tmp_path, **parts, **SMALL)
     names = [line.method.strip() for line in report.methods]
-    assert names == ["plain", "best of 2", "FKS + GLASS", "+ guidance", "+ twist"]
+    assert names == ["plain", "best-of-n", "steering", "+ guidance", "+ twist"]
     plain, best, *steered = report.methods
     # Two passes of the network for each of two evaluations.
     assert plain.evaluations == 4
@@ -49,7 +52,7 @@ def test_every_method_is_run_judged_and_written(parts, tmp_path):
     table = report.table.read_text()
     assert all(f"| {name} |" in table for name in names)
     data = json.loads(report.results.read_text())
-    assert len(data["tuning"]["FKS + GLASS"]) == 2
+    assert len(data["tuning"]["steering"]) == 2
     for file in (report.picture, report.hacking):
         with Image.open(file) as picture:
             assert picture.size[0] > 200
@@ -72,7 +75,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_figures(
         patch.setattr(compare._Bench, "_chunk", stopped)
         with pytest.raises(KeyboardInterrupt):
             compare.compare_shapes(tmp_path / "parts", **parts, **SMALL)
-    kept = len(list((tmp_path / "parts" / "runs").iterdir()))
+    kept = len(list((tmp_path / "parts" / "drawn").iterdir()))
     assert kept == 4
     again = compare.compare_shapes(tmp_path / "parts", **parts, **SMALL)
     assert again.methods == whole.methods
@@ -80,17 +83,17 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_figures(
 
 def test_a_reward_without_weights_is_refused(parts, tmp_path):
     with pytest.raises(InvalidArgument, match="pre-trained reward"):
-        compare.compare_shapes(tmp_path, **{**parts, "reward": FunctionReward(len)}, **SMALL)
+        compare.compare_shapes(tmp_path, **{**parts, "reward": "builtins:len"}, **SMALL)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         ["--model", "shape"],
-        ["--model", "shapes", "--runs", "8"],
+        ["--model", "shapes", "--populations", "8"],
         ["--model", "shapes", "--reward", "clip", "--reward", "hps"],
         ["--model", "shapes", "--evaluations", "7"],
-        ["--prompts", "12"],
+        ["--count", "12"],
     ],
 )
 def test_wrong_options_are_refused(wrong, tmp_path):

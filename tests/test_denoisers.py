@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from glass_flows import Denoiser
-from glass_flows.denoisers import Estimate, Fitting, estimate, spread
+from glass_flows.denoisers import (
+    BaseDenoiser,
+    Estimate,
+    Fitting,
+    WrappedDenoiser,
+    as_denoiser,
+)
 from glass_flows.errors import (
     DegeneratePrediction,
     InvalidArgument,
@@ -268,7 +274,7 @@ def test_conditioning_is_spread_over_the_particles_of_each_population(w):
     by_hand = repeated.rows(slice(0, 6), 6)
     for few in (
         conditioned([1.0, 4.0], null=[7.0, 8.0], guidance_scale=w).spread(2, 3),
-        spread(conditioned([1.0, 4.0], null=[7.0, 8.0], guidance_scale=w), 2, 3),
+        as_denoiser(conditioned([1.0, 4.0], null=[7.0, 8.0], guidance_scale=w)).spread(2, 3),
     ):
         expected = torch.lerp(
             by_hand.condition(label=by_hand.unconditional["label"])(x, 0.4), by_hand(x, 0.4), w
@@ -323,23 +329,48 @@ def test_conditioning_that_cannot_be_spread_is_named(value, match):
 
 def test_denoisers_without_conditioning_are_spread_as_they_are():
     exact = MIXTURE.denoiser(Linear())
-    assert spread(exact, 2, 3) is exact
+    assert exact.spread(2, 3) is exact
+    assert exact.rows(slice(0, 1), 2) is exact
 
 
 def test_the_estimate_of_a_plain_denoiser_is_its_own_untilted_one():
     x = torch.randn(5, 3, dtype=torch.float64)
-    answer = estimate(MIXTURE.denoiser(Linear()), x, 0.4)
+    answer = MIXTURE.denoiser(Linear()).estimate(x, 0.4)
     assert torch.equal(answer.D, MIXTURE.denoiser(Linear())(x, 0.4))
     assert answer.untilted is answer.D
     assert answer.rewards is None
     assert answer.gradient is None
 
 
-def test_an_estimate_comes_from_a_denoiser_that_makes_one():
+class Own:
+    """Somebody's own model: a path, what it costs, and a call."""
+
+    path, evaluations_per_call = Linear(), 3
+
+    def __call__(self, x, t):
+        return 0.5 * x
+
+
+def test_an_object_with_a_path_and_a_call_becomes_a_whole_denoiser():
+    x = torch.ones(2, 3)
+    whole = as_denoiser(Own())
+    assert torch.equal(whole.estimate(x, 0.4).D, 0.5 * x)
+    assert whole.spread(2, 3) is whole.rows(slice(0, 1), 2) is whole
+    costs = (whole.evaluations_per_call, whole.gradients_per_call, whole.rewards_per_call)
+    assert (*costs, whole.decodes_per_call, whole.device, whole.recomputes) == (
+        3, 0, 0, 0, None, False,
+    )  # fmt: skip
+    assert as_denoiser(whole) is whole
+    for wrong in (lambda x, t: x, torch.nn.Linear(2, 2), 5, Own):
+        with pytest.raises(InvalidArgument, match="expected a denoiser"):
+            as_denoiser(wrong)
+
+
+def test_a_wrapper_costs_what_is_inside_and_hands_on_whole_estimates():
     one = Estimate(torch.ones(1), torch.zeros(1))
 
-    class Knowing:
-        path, evaluations_per_call = Linear(), 1
+    class Knowing(BaseDenoiser):
+        path = Linear()
 
         def __call__(self, x, t):
             raise AssertionError("asked twice")
@@ -347,7 +378,16 @@ def test_an_estimate_comes_from_a_denoiser_that_makes_one():
         def estimate(self, x, t):
             return one
 
-    assert estimate(Knowing(), torch.zeros(1), 0.4) is one
+        device = torch.device("meta")
+        evaluations_per_call, gradients_per_call, rewards_per_call = 2, 3, 4
+        decodes_per_call, recomputes = 5, True
+
+    wrapper = WrappedDenoiser(Knowing())
+    assert wrapper.estimate(torch.zeros(1), 0.4) is one
+    assert wrapper(torch.zeros(1), 0.4) is one.D
+    names = ("path", "device", "evaluations_per_call", "gradients_per_call", "rewards_per_call")
+    for name in (*names, "decodes_per_call", "recomputes"):
+        assert getattr(wrapper, name) == getattr(Knowing(), name)
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 2.5])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tiny_pipelines as tiny
+from glass_flows import Sampler
 from glass_flows.execute import run
 from glass_flows.integrations.diffusers import GlassScheduler, LatentNoise, Schedule, compile_table
 from glass_flows.integrations.diffusers.families import family_of
@@ -17,7 +18,7 @@ def both(pipe, name, loop_only=None, **extra):
     adapter = family_of(pipe)(pipe, **given)
     own = pipe.scheduler
     schedule = Schedule.of(config_of(own))
-    table = compile_table(schedule, 2, rho=0.4, steps=2, **adapter.grid(2))
+    table = compile_table(schedule, Sampler(2, 2, 0.4), 2, **adapter.grid(2))
     noise = torch.randn(2, *adapter.shape, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         ours = run(table, adapter.denoiser(prompts, schedule), noise, LatentNoise(noise))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tiny_pipelines as tiny
+from glass_flows import Sampler, steer_pipeline
 from glass_flows.errors import InvalidArgument
 from glass_flows.integrations.diffusers import GlassScheduler
 from glass_flows.integrations.diffusers.refusals import _PIPELINES, check_call, check_pipeline
@@ -129,8 +130,13 @@ def test_a_call_is_found_through_frames_in_between():
 def test_few_step_models_are_warned_of():
     schnell = tiny.build("flux", guidance_embeds=False)
     schnell.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    with pytest.warns(UserWarning, match="schnell"):
+    with pytest.warns(UserWarning, match="schnell") as caught:
         GlassScheduler.from_pipeline(schnell)
+        steer_pipeline(
+            schnell, "a cat", lambda images: images.mean((1, 2, 3)), "plain", Sampler(1, 1),
+            height=16, width=16, max_sequence_length=32,
+        )  # fmt: skip
+    assert [one.filename for one in caught] == [__file__] * 2  # the line of the user
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         GlassScheduler.from_pipeline(tiny.build("flux"))

@@ -164,10 +164,16 @@ def test_a_pipeline_without_an_adapter_is_steered_from_inside_its_own_loop(monke
     assert (ancestry[1:] != torch.arange(2)).any()
     resampled = result.result.samples
     assert not torch.equal(resampled[0, 0], resampled[0, 1])  # twins part
-    with pytest.raises(InvalidArgument, match="adapter"):
-        glass_flows.steer_pipeline(pipe, prompt, redness, method="beam")
-    with pytest.raises(InvalidArgument, match="adapter"):
-        glass_flows.steer_pipeline(pipe, prompt, redness, guidance=Guidance(), **given)
+    for method in ("steering", "beam", "greedy", "best-of-n"):
+        with pytest.raises(InvalidArgument, match="guidance needs an adapter"):
+            glass_flows.steer_pipeline(
+                pipe, prompt, redness, method=method, guidance=Guidance(), **given
+            )
+    with pytest.raises(InvalidArgument, match="a posterior value needs an adapter"):
+        glass_flows.steer_pipeline(
+            pipe, prompt, redness, value="posterior", particles=2, transitions=3, steps=1, **given
+        )
+    assert pipe.scheduler is own
 
 
 def test_controlnet_and_image_to_image_are_steered_from_inside_their_loops():

@@ -14,8 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glass_flows import errors
-from glass_flows.experiments import train_digits as training
-from glass_flows.experiments import training as loop
 from glass_flows.models import digits
 from glass_flows.models.digits import (
     NULL_CLASS,
@@ -27,6 +25,8 @@ from glass_flows.models.digits import (
     load_digits_classifier,
     load_digits_network,
 )
+from glass_flows.research import train_digits as training
+from glass_flows.research import training as loop
 
 WEIGHTS = importlib.resources.files("glass_flows.models") / "weights"
 TINY = {"steps": 6, "batch": 8, "classifier_steps": 4, "checkpoint_every": 2, "progress": False}

@@ -1,15 +1,28 @@
-"""The examples in the documents run, and the commands in the README are the real ones."""
+"""The examples in the documents run, and what they name is there: options, names, headings."""
 
 from __future__ import annotations
 
+import importlib
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from glass_flows.cli import app
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = sorted((ROOT / "docs" / "diffusers").glob("*.md"))  # one pipeline each, of real size
+EVERY = [*DOCUMENTS, *PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+COMMANDS = typer.main.get_command(app)
+GROUPS = {"potentials", "resamplers", "rho_rules", "solvers", "rewards", "families"}
+"""Of entry points; each is named as glass_flows.GROUP."""
+OTHERS = {"--against", "--nproc-per-node", "--out", "--quick"}
+"""Options of tools, benchmarks and torchrun that documents name by themselves."""
 
 
 def blocks(document):
@@ -37,7 +50,7 @@ def test_examples_of_single_pipelines_are_python(document):
         compile(block, document.name, "exec")
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES], ids=lambda d: d.name)
+@pytest.mark.parametrize("document", EVERY, ids=lambda d: d.name)
 def test_links_to_files_exist(document):
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
         if "://" not in target:
@@ -66,3 +79,106 @@ def test_the_ci_runs_the_commands_of_the_readme():
     assert "pip install -c constraints.txt -e '.[test]' && .venv/bin/pytest\n" in readme
     assert "pip\" install -q -c constraints.txt -e '.[test]'" in ci
     assert "\npytest\n" in ci
+
+
+# --- what documents name --------------------------------------------------------------------------
+
+
+def commands(text):
+    """The words after `glass-flows` of every command in blocks and between lines."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", joined, re.DOTALL | re.MULTILINE)
+    prose = re.sub(r"^```.*?^```", "", joined, flags=re.DOTALL | re.MULTILINE)
+    lines = [line for block in blocks for line in block.splitlines()]
+    lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    for line in lines:
+        for found in re.findall(r"(?:glass-flows|-m glass_flows) ([a-z].*)", line):
+            yield shlex.split(found.split("&&")[0], comments=True)
+
+
+def options_of(words):
+    """Those given, and those that the command has."""
+    command, left = COMMANDS, list(words)
+    while left and left[0] in getattr(command, "commands", {}):
+        command = command.commands[left.pop(0)]
+    assert not hasattr(command, "commands") or not left, f"no command {' '.join(words)}"
+    given = {word.partition("=")[0] for word in left if word.startswith("--")}
+    return given, {option for parameter in command.params for option in parameter.opts} | {"--help"}
+
+
+def test_commands_are_found():
+    block = "```bash\n.venv/bin/glass-flows align --out a \\\n  --rho 1  # b --c\n```\n"
+    text = block + "`glass-flows check`"
+    assert list(commands(text)) == [["align", "--out", "a", "--rho", "1"], ["check"]]
+    assert len([words for document in EVERY for words in commands(document.read_text())]) > 40
+
+
+@pytest.mark.parametrize("document", EVERY, ids=lambda d: d.name)
+def test_commands_have_the_options_that_documents_give_them(document):
+    for words in commands(document.read_text()):
+        given, known = options_of(words)
+        assert given <= known, f"{' '.join(words)}: no {given - known}"
+
+
+@pytest.mark.parametrize(
+    "document", [d for d in EVERY if d.name != "CHANGELOG.md"], ids=lambda d: d.name
+)
+def test_options_that_stand_alone_are_some_commands(document):
+    def every(command):
+        yield from (option for parameter in command.params for option in parameter.opts)
+        for inner in getattr(command, "commands", {}).values():
+            yield from every(inner)
+
+    known = set(every(COMMANDS)) | OTHERS
+    named = re.findall(r"`(--[a-z-]+)[^`]*`", document.read_text())
+    assert set(named) <= known, set(named) - known
+
+
+def look_up(name):
+    """What a dotted name of the package stands for."""
+    parts = name.split(".")
+    for i in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:i]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[i:]:
+            found = getattr(found, part)
+        return found
+    raise AssertionError(f"no {name}")
+
+
+@pytest.mark.parametrize("document", EVERY, ids=lambda d: d.name)
+def test_names_of_the_package_exist(document):
+    pytest.importorskip("diffusers")
+    for name in re.findall(r"`(glass_flows(?:\.\w+)+)", document.read_text()):
+        if name.removeprefix("glass_flows.") not in GROUPS:
+            look_up(name)
+    for name in re.findall(r"^::: (\S+)", document.read_text(), re.MULTILINE):
+        look_up(name)
+
+
+def test_old_options_of_the_changelog_are_gone_and_new_ones_there():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    table = text[text.index("Renamed on the command line:") : text.index("Renamed in files:")]
+    compared = 0
+    for before, after in re.findall(r"^\| (`.*) \| (.*) \|$", table, re.MULTILINE):
+        new = set(re.findall(r"--[a-z-]+", after))
+        for name, line in re.findall(r"`(\w+) (--[^`]*)`", before):
+            _, known = options_of([name])
+            old = set(re.findall(r"--[a-z-]+", line)) - new
+            assert not old & known - {"--guidance-scale"}, f"{name} still has {old & known}"
+            assert new & known, f"{name} has none of {new}"
+            compared += 1
+    assert compared > 6
+
+
+def test_the_page_of_settings_has_the_tables_of_the_classes():
+    """Printed by a process of its own, where nothing is registered by other tests."""
+    command = [sys.executable, str(ROOT / "tools" / "settings_table.py")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    page = (ROOT / "docs" / "settings.md").read_text()
+    _, _, rest = page.partition("<!-- begin: python tools/settings_table.py -->\n\n")
+    found, mark, _ = rest.partition("\n<!-- end -->")
+    assert mark
+    assert found == printed, "paste what `python tools/settings_table.py` prints"

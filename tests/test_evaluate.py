@@ -16,14 +16,14 @@ transformers = pytest.importorskip("transformers")
 
 from glass_flows.cli import app  # noqa: E402
 from glass_flows.errors import InvalidArgument, NonFinite, UnknownName  # noqa: E402
-from glass_flows.experiments.evaluate import (  # noqa: E402
+from glass_flows.integrations.rewards import pretrained_reward  # noqa: E402
+from glass_flows.jobs.evaluate import (  # noqa: E402
     evaluate_folders,
     load_features,
     read_images,
 )
-from glass_flows.experiments.judging import bootstrap, precision_recall  # noqa: E402
-from glass_flows.experiments.prompt_sets import PromptEntry, write_geneval  # noqa: E402
-from glass_flows.integrations.rewards import pretrained_reward  # noqa: E402
+from glass_flows.jobs.prompts import PromptEntry, write_geneval  # noqa: E402
+from glass_flows.judging import bootstrap, precision_recall  # noqa: E402
 from glass_flows.models.shapes import prompts, render, sample_scene  # noqa: E402
 from glass_flows.models.shapes.clip import BUNDLED  # noqa: E402
 

@@ -11,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from glass_flows import Denoiser, Guidance, GuidedDenoiser, Twist, plan, sample, steer
 from glass_flows.errors import InvalidArgument, NonFinite, RewardError, ShapeError, UnknownName
-from glass_flows.experiments.align import digits_denoiser
+from glass_flows.jobs import digits_denoiser
 from glass_flows.models import GaussianMixture, load_digits_classifier
 from glass_flows.paths import EDM, DiscreteDiffusion, Linear
 from glass_flows.rewards import ClassReward, Decoded, FunctionReward

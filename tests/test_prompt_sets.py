@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from glass_flows.errors import InvalidArgument, UnknownName
-from glass_flows.experiments.prompt_sets import read_prompts, write_geneval
+from glass_flows.jobs.prompts import read_prompts, write_geneval
 
 GENEVAL = [
     {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a bench"},

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from glass_flows import steer
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, RunFolderError
-from glass_flows.experiments.align import digits_denoiser
-from glass_flows.experiments.pictures import digit_image
+from glass_flows.jobs import digits_denoiser
+from glass_flows.jobs.pictures import digit_image
 from glass_flows.models.digits import IMAGE, load_digits_classifier
 from glass_flows.rewards import ClassReward, FunctionReward
 from glass_flows.runs import RunFolder

@@ -16,18 +16,20 @@ from typer.testing import CliRunner
 import tiny_pipelines
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, NonFinite, UnknownName, WeightsFileError
-from glass_flows.experiments.judging import Estimate
-from glass_flows.experiments.reproduce import (
+from glass_flows.integrations.sit import SiT, SiTConfig, convert
+from glass_flows.jobs import models
+from glass_flows.judging import Estimate
+from glass_flows.paths import Linear
+from glass_flows.research.reproduce import (
     EXPERIMENTS,
     Scale,
-    benches,
     exact,
     networks,
     reproduce,
     steered,
     write_page,
 )
-from glass_flows.experiments.reproduce.base import (
+from glass_flows.research.reproduce.base import (
     Cell,
     Column,
     Experiment,
@@ -35,9 +37,7 @@ from glass_flows.experiments.reproduce.base import (
     average,
     run_experiment,
 )
-from glass_flows.experiments.reproduce.benches import bench_of
-from glass_flows.integrations.sit import SiT, SiTConfig, convert
-from glass_flows.paths import Linear
+from glass_flows.research.reproduce.benches import bench_of
 
 QUICK = Scale(quick=True)
 TINY = SiTConfig(input_size=8, patch_size=2, channels=4, hidden_size=32, depth=2, heads=4,
@@ -229,10 +229,9 @@ def test_nothing_loses_digits_over_all_rho_and_times(tmp_path):
 
 def test_every_method_of_the_alignment_spends_the_same():
     bench = bench_of(QUICK)
-    for name, settings in steered.methods(bench).items():
-        found = bench.run(settings, "1", Path())
-        particles = settings["particles"]
-        assert found["evaluations"] == 24 * particles, name
+    for name, recipe in steered.methods(bench).items():
+        found = bench.run(recipe, "1", Path())
+        assert found["evaluations"] == 24 * recipe.method.particles, name
         assert np.isfinite([found[k].value for k in ("judge", "reward", "Fréchet")]).all()
 
 
@@ -241,7 +240,8 @@ def test_what_steering_is_worth():
     bench = bench_of(QUICK)
     bench_methods = steered.methods(bench)
     plain, ours = (
-        bench.run(bench_methods[name], "1", Path())["judge"] for name in ("plain", "FKS + GLASS")
+        bench.run(bench_methods[name], "1", Path())["judge"]
+        for name in ("plain", "steering: GLASS")
     )
     assert ours.value > plain.value + 2 * math.hypot(plain.error, ours.error)
 
@@ -324,7 +324,7 @@ def test_alignment_on_classes_of_a_sit_with_another_reward_beside(tmp_path, monk
         with Image.open(images / row["target"] / "samples" / "00000.png") as image:
             red = np.asarray(image)[..., 0].mean() / 255
         assert float(row["reward"]) == pytest.approx(red, abs=1 / 255)
-    monkeypatch.setattr(benches.LabelledSiT, "draw", lambda *given: pytest.fail("drawn twice"))
+    monkeypatch.setattr(models.SiT, "run", lambda *given: pytest.fail("drawn twice"))
     reproduce(["alignment"], tmp_path, scale=scale)
 
 

@@ -17,8 +17,8 @@ import tiny_pipelines
 from glass_flows import Twist, best_of, steer
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, RewardError, RunFolderError
-from glass_flows.experiments.align import digits_denoiser
 from glass_flows.integrations.diffusers import steer_pipeline
+from glass_flows.jobs import digits_denoiser
 from glass_flows.models.digits import IMAGE, load_digits_classifier
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder, clear_run, find_runs, read_run
@@ -167,7 +167,9 @@ def test_a_failure_is_written_with_its_reason_and_forgotten_when_it_is_over(tmp_
 
 def test_another_job_is_refused_until_the_run_is_thrown_away(tmp_path):
     run(tmp_path)
-    with pytest.raises(RunFolderError, match=r"another job, with seed = 3; give another folder"):
+    with pytest.raises(
+        RunFolderError, match=r"another job, which differs in seed: 3 there, 4 here. Give another"
+    ):
         RunFolder(tmp_path, {"seed": 4})
     clear_run(tmp_path)
     assert not RunFolder(tmp_path, {"seed": 4}).finished
@@ -246,8 +248,10 @@ def test_a_pipeline_keeps_what_it_decoded_and_goes_on(tmp_path):
 
 def test_only_what_can_be_kept_is_recorded(tmp_path):
     pipe = tiny_pipelines.build("sd3")
-    with pytest.raises(InvalidArgument, match=r"record: only for.*'beam'"):
-        steer_pipeline(pipe, "a cat", redness, method="beam", record=RunFolder(tmp_path), **SMALL)
+    with pytest.raises(InvalidArgument, match=r"record and shards: only on pipelines with"):
+        steer_pipeline(
+            pipe, "a cat", redness, decode=lambda z: z, record=RunFolder(tmp_path), **SMALL
+        )
 
 
 def test_align_writes_a_run_and_does_not_overwrite_another(tmp_path, monkeypatch):
@@ -260,7 +264,7 @@ def test_align_writes_a_run_and_does_not_overwrite_another(tmp_path, monkeypatch
     assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
     found = read_run(tmp_path / "out")
     assert found.status == "finished"
-    assert found.job["settings"]["transitions"] == 2
+    assert found.job["sampler"]["transitions"] == 2
     assert [(found.folder / name).exists() for name in found.result["images"][0]] == [True, True]
     other = CliRunner().invoke(app, [*command, "--seed", "1"])
     assert isinstance(other.exception, RunFolderError)

@@ -14,11 +14,12 @@ transformers = pytest.importorskip("transformers")
 
 from glass_flows.cli import app  # noqa: E402
 from glass_flows.errors import InvalidArgument  # noqa: E402
-from glass_flows.experiments.compare_shapes import plain_acceptance  # noqa: E402
 from glass_flows.integrations.rewards import pretrained_reward  # noqa: E402
+from glass_flows.jobs import Job, resolve  # noqa: E402
 from glass_flows.models.shapes import contradict, prompts, render, sample_scene  # noqa: E402
 from glass_flows.models.shapes.clip import BUNDLED as CLIP  # noqa: E402
 from glass_flows.models.shapes.pipeline import BUNDLED, CALL, load_pipeline  # noqa: E402
+from glass_flows.research.compare_shapes import plain_acceptance  # noqa: E402
 from glass_flows.rewards import evaluate  # noqa: E402
 
 
@@ -84,7 +85,9 @@ def test_align_works_out_of_the_box(tmp_path):
     assert shown.exit_code == 0, shown.output
     assert "of 2 plain samples" in shown.output
     figures = json.loads((tmp_path / "results.json").read_text())
-    assert figures["reward"] == "clip"
+    job = Job.from_json(figures["job"])
+    assert (job.model, job.prompts) == ("shapes", (sentence,))
+    assert (job.reward or resolve(job.model).reward_name) == "clip"
     assert figures["network_evaluations"] == 2 * 2 * 2 * 2
     assert set(figures["judge_accepts"]) == {"plain", "returned"}
     assert len(figures["judge_accepts"]["plain"][0]) == 2
@@ -102,7 +105,7 @@ def test_a_sentence_of_another_world_is_refused(tmp_path):
 @pytest.mark.slow
 def test_plain_samples_follow_held_out_prompts():
     """Below the shares of the model card by four standard errors of 60 images: 1 in 30,000."""
-    found = plain_acceptance(load_pipeline(), per_group=60, evaluations=16)
+    found = plain_acceptance(resolve("shapes"), per_group=60, evaluations=16)
     assert found["single object"].value > 0.95 - 4 * (0.95 * 0.05 / 60) ** 0.5
     assert found["counting"].value > 0.70 - 4 * (0.70 * 0.30 / 60) ** 0.5
     assert found["two objects"].value > 0.38 - 4 * (0.38 * 0.62 / 60) ** 0.5

@@ -275,8 +275,8 @@ def test_a_boundary_that_resamples_nobody_may_lose_everybody():
     def outside(z):
         return torch.where(z.norm(dim=1) > 0.5, 0.0, -math.inf)
 
-    settings = {"shape": (2,), "particles": 20, "transitions": 1, "steps": 6}
-    result = best_of(DENOISER, outside, boundaries=1, seed=0, **settings)
+    settings = {"shape": (2,), "particles": 20, "transitions": 1, "steps": 6, "rho": "ode"}
+    result = steer(DENOISER, outside, boundaries=1, ess_threshold=0.0, seed=0, **settings)
     assert (result.ess[0] == 0).all()
     assert (result.rewards == 0).any()
 

@@ -38,8 +38,8 @@ from glass_flows.steering import (
     PosteriorValue,
     Steering,
     iterate_steering,
-    steer_boundaries,
 )
+from glass_flows.steering.loop import Watch, pass_boundaries
 from glass_flows.steering.run import Population, Run
 from glass_flows.steering.twist import noise_gain
 from statistics_rules import LEVEL, accept
@@ -110,10 +110,10 @@ def exact_boundaries(run, law, seed):
 
 def exact_steps(law, reward, chosen, *, populations, seed, table=None):
     """All steps of a steered run with the exact kernel."""
-    run = Run(table or table_of(), law.denoiser(PATH), reward,
-              Population.of(chosen.particles, populations, None), shape=(2,), scale=chosen.scale,
-              seed=seed, dtype=torch.float64)  # fmt: skip
-    return list(steer_boundaries(run, exact_boundaries(run, law, seed + 1), chosen))
+    population = Population.of(chosen.particles, (2,), populations, seed=seed, dtype=torch.float64)
+    run = Run(table or table_of(), law.denoiser(PATH), reward, chosen, population)
+    boundaries = exact_boundaries(run, law, seed + 1)
+    return list(pass_boundaries(run, boundaries, chosen.begin(run), Watch()))
 
 
 def last_of(steps):
@@ -1064,8 +1064,8 @@ SEARCH = {
 
 def test_a_beam_keeps_the_best():
     """Every boundary with noise keeps the best b of b w particles, w copies of each."""
-    result = beam(MIXTURE.denoiser(PATH), REWARDS["linear"], beams=3, children=4, populations=5,
-                  seed=7, **SEARCH)  # fmt: skip
+    result = beam(MIXTURE.denoiser(PATH), REWARDS["linear"], particles=12, children=4,
+                  populations=5, seed=7, **SEARCH)  # fmt: skip
     values, samples = children_of(result, 7, 12)
     assert torch.equal(result.samples, samples)
     torch.testing.assert_close(result.rewards, values[-1], rtol=0, atol=0)
@@ -1082,7 +1082,7 @@ def test_a_beam_keeps_the_best():
 
 
 def test_greedy_takes_the_best_child():
-    result = greedy(MIXTURE.denoiser(PATH), REWARDS["linear"], particles=3, children=4,
+    result = greedy(MIXTURE.denoiser(PATH), REWARDS["linear"], particles=12, children=4,
                     populations=5, seed=7, **SEARCH)  # fmt: skip
     values, children = children_of(result, 7, 12)
     assert result.samples.shape == (5, 3, 2)
@@ -1108,7 +1108,7 @@ def test_greedy_draws_children_in_proportion(scale):
     chosen, and the sum of the chosen values, have known means and variances.
     """
     P, particles, w = 300, 3, 4
-    result = greedy(MIXTURE.denoiser(PATH), REWARDS["linear"], particles=particles, children=w,
+    result = greedy(MIXTURE.denoiser(PATH), REWARDS["linear"], particles=particles * w, children=w,
                     populations=P, pick="sample", scale=scale, seed=11, **SEARCH)  # fmt: skip
     values, children = children_of(result, 11, particles * w, scale=scale)
     ancestry = result.ancestry.view(4, P * particles, w)
@@ -1137,7 +1137,7 @@ def test_greedy_draws_children_in_proportion(scale):
 def test_beams_find_more_than_the_best_of_as_many():
     """12 particles: mean reward of the best, over 150 populations, by 6 standard errors."""
     options = {**SEARCH, "transitions": 8, "times": None, "populations": 150, "seed": 21}
-    searched = beam(MIXTURE.denoiser(PATH), REWARDS["linear"], beams=3, children=4, **options)
+    searched = beam(MIXTURE.denoiser(PATH), REWARDS["linear"], particles=12, children=4, **options)
     plainly = best_of(MIXTURE.denoiser(PATH), REWARDS["linear"], particles=12, **options)
     assert searched.network_evaluations == plainly.network_evaluations
     a, b = (REWARDS["linear"](result.best) for result in (searched, plainly))

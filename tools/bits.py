@@ -5,8 +5,9 @@
     python tools/bits.py compare bits.json
 
 What is run: the digits with every potential, with and without twist and guidance, with every
-resampling scheme; values, schedules, solvers, the searches; pipelines of all families, through their
-adapters and from inside their own loops; the Shapes pipeline; and a population over two processes.
+resampling scheme; values, schedules, solvers, the searches; pipelines of all families, through
+their adapters and from inside their own loops; the Shapes pipeline; and a population over two
+processes.
 A result is told by a hash of its tensors and images. Bits depend on the processor and on the number
 of threads, which is one here: records of two machines may differ.
 """
@@ -37,15 +38,19 @@ RESAMPLERS = ("systematic", "ssp", "stratified", "residual", "multinomial")
 
 
 def digits_jobs() -> Iterator[tuple[str, Job]]:
+    import torch
+
     import glass_flows
     from glass_flows import Guidance, Twist
-    from glass_flows.models.digits import IMAGE, NULL_CLASS
-    from glass_flows.models.digits import load_digits_classifier, load_digits_network
+    from glass_flows.models.digits import (
+        IMAGE,
+        NULL_CLASS,
+        load_digits_classifier,
+        load_digits_network,
+    )
     from glass_flows.plans import DDIM, Paper
     from glass_flows.rewards import ClassReward
     from glass_flows.steering import Adaptive, PosteriorValue
-
-    import torch
 
     denoiser = glass_flows.Denoiser(
         load_digits_network(),
@@ -147,9 +152,10 @@ def redness(images: Any) -> Any:
 def pipeline_jobs() -> Iterator[tuple[str, Job]]:
     sys.path.insert(0, str(ROOT / "tests"))
     import diffusers
+    import torch
+
     import glass_flows
     import tiny_pipelines as tiny
-    import torch
 
     small = {"particles": 4, "transitions": 3, "steps": 2, "seed": 3, "progress": False}
     small |= {"scale": 20.0, "ess_threshold": 1.0}
@@ -164,10 +170,8 @@ def pipeline_jobs() -> Iterator[tuple[str, Job]]:
         for more in ({"twist": 0.5}, {"max_batch": None, "decode_batch": 2}):
             yield (
                 f"{name}: {', '.join(more)}",
-                lambda name=name, prompt=prompt, given=given, more=more: (
-                    glass_flows.steer_pipeline(
-                        tiny.build(name), prompt, redness, **small, **more, **given
-                    )
+                lambda name=name, prompt=prompt, given=given, more=more: glass_flows.steer_pipeline(
+                    tiny.build(name), prompt, redness, **small, **more, **given
                 ),
             )
     prompt, given = asked("flux")
@@ -205,8 +209,9 @@ def pipeline_jobs() -> Iterator[tuple[str, Job]]:
 
 def shapes_jobs() -> Iterator[tuple[str, Job]]:
     import diffusers
-    import glass_flows
     import torch
+
+    import glass_flows
     from glass_flows.models.shapes.clip import BUNDLED as CLIP
     from glass_flows.models.shapes.pipeline import BUNDLED, CALL
 
@@ -242,7 +247,8 @@ def sharded_jobs() -> Iterator[tuple[str, Job]]:
                 subprocess.Popen([*command, str(r), "2"], env=environment, cwd=ROOT)
                 for r in range(2)
             ]
-            if any([job.wait(timeout=120) for job in jobs]):
+            codes = [job.wait(timeout=120) for job in jobs]
+            if any(codes):
                 raise RuntimeError("a process failed")
             return [Path(folder, f"{r}.txt").read_text() for r in range(2)]
 
@@ -250,12 +256,17 @@ def sharded_jobs() -> Iterator[tuple[str, Job]]:
 
 
 def process(folder: Path, rank: int, count: int) -> None:
-    import glass_flows
     import torch
     import torch.distributed as dist
+
+    import glass_flows
     from glass_flows import Twist
-    from glass_flows.models.digits import IMAGE, NULL_CLASS
-    from glass_flows.models.digits import load_digits_classifier, load_digits_network
+    from glass_flows.models.digits import (
+        IMAGE,
+        NULL_CLASS,
+        load_digits_classifier,
+        load_digits_network,
+    )
     from glass_flows.rewards import ClassReward
     from glass_flows.steering import Shards
 
@@ -319,9 +330,7 @@ def record() -> dict[str, str]:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     found = {}
-    for name, job in itertools.chain(
-        digits_jobs(), pipeline_jobs(), shapes_jobs(), sharded_jobs()
-    ):
+    for name, job in itertools.chain(digits_jobs(), pipeline_jobs(), shapes_jobs(), sharded_jobs()):
         found[name] = digest(job())
     return found
 
@@ -347,7 +356,9 @@ def differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--against", metavar="REVISION")
     parser.add_argument("what", nargs="?", choices=("record", "compare", "process"))
     parser.add_argument("given", nargs="*")

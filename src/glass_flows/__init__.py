@@ -6,23 +6,38 @@ sampled with an inner ODE built from the model itself.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import errors, execute, grids, models, noise, paths, plans, rewards, steering
 from .denoisers import Denoiser
 from .guidance import Guidance, GuidedDenoiser
-from .plans import DDIM, Table, plan
+from .plans import DDIM, Sampler, Table, plan
 from .sampling import posterior, sample, transition
-from .steering import Twist, beam, best_of, greedy, steer
+from .steering import Beam, BestOf, Greedy, Steering, Twist, beam, best_of, greedy, steer
 
 if TYPE_CHECKING:
-    from .integrations.diffusers import steer_pipeline
+    from .integrations.diffusers import GlassScheduler, steer_pipeline
+    from .jobs import load_reward
+
+_LAZY = {
+    "GlassScheduler": ".integrations.diffusers",
+    "load_reward": ".jobs",
+    "steer_pipeline": ".integrations.diffusers",
+}
+"""What imports diffusers or transformers, and is imported when it is wanted."""
 
 __all__ = [
     "DDIM",
+    "Beam",
+    "BestOf",
     "Denoiser",
+    "GlassScheduler",
+    "Greedy",
     "Guidance",
     "GuidedDenoiser",
+    "Sampler",
+    "Steering",
     "Table",
     "Twist",
     "beam",
@@ -31,6 +46,7 @@ __all__ = [
     "execute",
     "greedy",
     "grids",
+    "load_reward",
     "models",
     "noise",
     "paths",
@@ -44,12 +60,14 @@ __all__ = [
     "steering",
     "transition",
 ]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
-    if name == "steer_pipeline":  # imports diffusers, so only when it is wanted
-        from .integrations.diffusers import steer_pipeline
-
-        return steer_pipeline
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

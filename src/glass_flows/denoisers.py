@@ -7,9 +7,10 @@ classifier-free guidance, the network's own clock and dtype, and large batches s
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Union
+from typing import Any, Protocol, Union, cast
 
 import torch
 from torch import Tensor
@@ -21,31 +22,16 @@ from .paths import DiscreteDiffusion, Path, check_time
 __all__ = [
     "CLOCKS",
     "PREDICTIONS",
+    "BaseDenoiser",
     "Clock",
     "Denoiser",
     "DenoiserLike",
     "Estimate",
     "Fitting",
+    "WrappedDenoiser",
+    "as_denoiser",
     "clean_estimate",
-    "estimate",
-    "spread",
 ]
-
-
-class DenoiserLike(Protocol):
-    """What samplers need: the path, the posterior mean, and what one call costs."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def evaluations_per_call(self) -> int:
-        """Network evaluations per particle of one call (2 under classifier-free guidance)."""
-        ...
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """E[z | x_t = x] for x of shape (B, *shape) and one time t in [0, 1]."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -68,26 +54,157 @@ class Estimate:
     gradient: Tensor | None = None
 
 
-def estimate(denoiser: DenoiserLike, x: Tensor, t: float) -> Estimate:
-    """The denoiser's D with what else it knows: a guided one has an `estimate` method."""
-    whole = getattr(denoiser, "estimate", None)
-    if whole is not None:
-        answer: Estimate = whole(x, t)
-        return answer
-    D = denoiser(x, t)
-    return Estimate(D, D)
+class DenoiserLike(Protocol):
+    """The least that a model of one's own must be; :func:`as_denoiser` makes a whole of it."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def evaluations_per_call(self) -> int:
+        """Network evaluations per particle of one call (2 under classifier-free guidance)."""
+        ...
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """E[z | x_t = x] for x of shape (B, *shape) and one time t in [0, 1]."""
+        ...
 
 
-def spread(denoiser: DenoiserLike, populations: int, particles: int) -> DenoiserLike:
-    """The denoiser for a batch of P populations of N particles, its conditioning one row each.
+class BaseDenoiser(ABC):
+    """The contract of every model: what samplers, steering and guidance may ask of it.
 
-    Denoisers without conditioning of their own are returned as they are.
+    Subclasses define `path` and a call; the rest has defaults that are right for a plain function
+    of (x, t) on no device in particular.
+
+    Attributes
+    ----------
+    path : Path
+    device : torch.device or None
+        Where its parameters are; None for a plain function.
+    evaluations_per_call, gradients_per_call : int
+        Forward and backward passes of the network per particle of one call.
+    rewards_per_call, decodes_per_call : int
+        Samples scored and decoded per particle of one call.
+    recomputes : bool
+        Whether a backward pass costs a second forward pass.
     """
-    method = getattr(denoiser, "spread", None)
-    if method is None:
-        return denoiser
-    result: DenoiserLike = method(populations, particles)
-    return result
+
+    path: Path
+
+    @abstractmethod
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        """E[z | x_t = x], a new tensor shaped like x (B, *shape), for one time t in [0, 1]."""
+
+    def estimate(self, x: Tensor, t: float) -> Estimate:
+        """The same with all else that the evaluation says."""
+        D = self(x, t)
+        return Estimate(D, D)
+
+    def spread(self, populations: int, particles: int) -> BaseDenoiser:
+        """For a batch of P populations of N particles, with one row of conditioning for each P."""
+        return self
+
+    def rows(self, part: slice, batch: int) -> BaseDenoiser:
+        """For `part` of a batch of `batch` rows."""
+        return self
+
+    @property
+    def device(self) -> torch.device | None:
+        return None
+
+    @property
+    def evaluations_per_call(self) -> int:
+        return 1
+
+    @property
+    def gradients_per_call(self) -> int:
+        return 0
+
+    @property
+    def rewards_per_call(self) -> int:
+        return 0
+
+    @property
+    def decodes_per_call(self) -> int:
+        return 0
+
+    @property
+    def recomputes(self) -> bool:
+        return False
+
+
+class WrappedDenoiser(BaseDenoiser):
+    """A denoiser around another, which costs what that costs and is where that is."""
+
+    def __init__(self, denoiser: DenoiserLike) -> None:
+        self.denoiser = as_denoiser(denoiser)
+        self.path = self.denoiser.path
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        return self.estimate(x, t).D
+
+    def estimate(self, x: Tensor, t: float) -> Estimate:
+        return self.denoiser.estimate(x, t)
+
+    @property
+    def device(self) -> torch.device | None:
+        return self.denoiser.device
+
+    @property
+    def evaluations_per_call(self) -> int:
+        return self.denoiser.evaluations_per_call
+
+    @property
+    def gradients_per_call(self) -> int:
+        return self.denoiser.gradients_per_call
+
+    @property
+    def rewards_per_call(self) -> int:
+        return self.denoiser.rewards_per_call
+
+    @property
+    def decodes_per_call(self) -> int:
+        return self.denoiser.decodes_per_call
+
+    @property
+    def recomputes(self) -> bool:
+        return self.denoiser.recomputes
+
+
+class _Foreign(BaseDenoiser):
+    """Somebody's own object with a path and a call."""
+
+    def __init__(self, denoiser: DenoiserLike) -> None:
+        self.denoiser, self.path = denoiser, denoiser.path
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        return self.denoiser(x, t)
+
+    @property
+    def evaluations_per_call(self) -> int:
+        return self.denoiser.evaluations_per_call
+
+
+def as_denoiser(given: object) -> BaseDenoiser:
+    """`given` as a whole denoiser: itself, or around any object with a path and a call.
+
+    Raises
+    ------
+    InvalidArgument
+        It is neither.
+    """
+    if isinstance(given, BaseDenoiser):
+        return given
+    try:
+        path = cast(DenoiserLike, given).path
+    except AttributeError:
+        path = None
+    if not isinstance(path, Path) or not callable(given) or isinstance(given, type):
+        raise InvalidArgument(
+            f"expected a denoiser, got {type(given).__name__}: wrap a network as "
+            "glass_flows.Denoiser(network, path, prediction=...)"
+        )
+    return _Foreign(cast(DenoiserLike, given))
 
 
 # --- what the network predicts ----------------------------------------------------------------
@@ -188,7 +305,7 @@ Clock = Union[str, Callable[[Path, float], float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Denoiser:
+class Denoiser(BaseDenoiser):
     """A network as the posterior mean D_t(x) = E[z | x_t = x].
 
     Parameters
@@ -269,6 +386,10 @@ class Denoiser:
         if self.max_batch is not None:
             check_count("max_batch", self.max_batch)
         check_count("passes", self.passes)
+
+    @property
+    def recomputes(self) -> bool:
+        return self.checkpoint
 
     @property
     def evaluations_per_call(self) -> int:

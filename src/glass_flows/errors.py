@@ -29,6 +29,7 @@ __all__ = [
     "check_count",
     "check_name",
     "check_number",
+    "missing_name",
 ]
 
 
@@ -135,6 +136,12 @@ def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     if isinstance(given, str) and given in names:
         return given
+    raise missing_name(kind, given, names)
+
+
+def missing_name(kind: str, given: object, allowed: Iterable[str]) -> UnknownName:
+    """The error for a name that is not one of `allowed`, with the nearest."""
+    names = sorted(allowed)
     near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UnknownName(f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(map(repr, names))}.")
+    return UnknownName(f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(map(repr, names))}.")

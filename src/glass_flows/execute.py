@@ -15,10 +15,9 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from .denoisers import DenoiserLike, Estimate, estimate
+from .denoisers import DenoiserLike, Estimate, as_denoiser
 from .errors import InvalidArgument, NonFinite, ShapeError
 from .noise import Noise
-from .paths import Path
 from .plans.table import Mix, Table, Transition
 
 _BLOCK = 2**17  # numbers combined at a time on the CPU: a few registers of them fit its cache
@@ -26,7 +25,6 @@ _BLOCK = 2**17  # numbers combined at a time on the CPU: a few registers of them
 __all__ = [
     "Boundary",
     "Query",
-    "check_denoiser",
     "check_state",
     "interpret",
     "iterate",
@@ -207,10 +205,10 @@ def iterate(
         The denoiser returned NaN or infinity: which evaluation, and which particles.
     """
     check_state(x)
-    check_denoiser(denoiser)
-    if denoiser.path != table.path:
+    model = as_denoiser(denoiser)
+    if model.path != table.path:
         raise InvalidArgument(
-            f"the table was planned for {table.path!r}, the denoiser's path is {denoiser.path!r}"
+            f"the table was planned for {table.path!r}, the denoiser's path is {model.path!r}"
         )
     steps = interpret(table, x, noise, first=first)
     step: Query | Boundary | None = next(steps)
@@ -219,10 +217,10 @@ def iterate(
             yield step
             step = next(steps, None)
         elif step.row:
-            D = denoiser(step.y, step.time)
+            D = model(step.y, step.time)
             step = steps.send(Estimate(D, D))
         else:  # what a guided denoiser knows besides D is for the boundary
-            step = steps.send(estimate(denoiser, step.y, step.time))
+            step = steps.send(model.estimate(step.y, step.time))
 
 
 def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Tensor:
@@ -230,15 +228,6 @@ def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Tensor
     for boundary in iterate(table, denoiser, x, noise):
         x = boundary.x
     return x
-
-
-def check_denoiser(denoiser: object) -> None:
-    """Raise :class:`InvalidArgument` unless `denoiser` has a path and can be called."""
-    if not isinstance(getattr(denoiser, "path", None), Path) or not callable(denoiser):
-        raise InvalidArgument(
-            f"expected a denoiser, got {type(denoiser).__name__}: wrap a network as "
-            "glass_flows.Denoiser(network, path, prediction=...)"
-        )
 
 
 def check_state(x: Tensor, name: str = "x") -> Tensor:

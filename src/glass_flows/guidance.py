@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .denoisers import DenoiserLike, Estimate, spread
+from .denoisers import DenoiserLike, Estimate, WrappedDenoiser
 from .errors import (
     InvalidArgument,
     NonFinite,
@@ -36,8 +36,6 @@ from .errors import (
     check_name,
     check_number,
 )
-from .execute import check_denoiser
-from .paths import Path
 from .rewards import Reward, as_reward, evaluate_with_gradient
 
 __all__ = ["Guidance", "GuidedDenoiser"]
@@ -99,7 +97,7 @@ class Guidance:
         return self.scale * _check_number(name, factor, zero=True)
 
 
-class GuidedDenoiser:
+class GuidedDenoiser(WrappedDenoiser):
     """A denoiser tilted towards a reward or by a value function; usable in any sampler.
 
     The tilt is a number to autograd: no gradient flows through a guided denoiser.
@@ -131,7 +129,7 @@ class GuidedDenoiser:
         value: Callable[[Tensor, float], Tensor] | None = None,
         prompts: Sequence[object] | None = None,
     ) -> None:
-        check_denoiser(denoiser)
+        super().__init__(denoiser)
         if (reward is None) == (value is None):
             raise InvalidArgument("guide by a reward or by a value function, one of them")
         _check_number("scale (lambda)", scale, zero=True)
@@ -140,7 +138,7 @@ class GuidedDenoiser:
                 "a value function is in log units and knows its prompts: scale and prompts belong "
                 "to a reward. For a weaker or stronger tilt use Guidance(scale=...)"
             )
-        self.denoiser, self.value, self.scale, self.prompts = denoiser, value, scale, prompts
+        self.value, self.scale, self.prompts = value, scale, prompts
         self.guidance = Guidance() if guidance is None else guidance
         self.reward: Reward | None = None if reward is None else as_reward(reward)
         if self.reward is not None and not self.reward.differentiable:
@@ -150,17 +148,9 @@ class GuidedDenoiser:
             )
 
     @property
-    def path(self) -> Path:
-        return self.denoiser.path
-
-    @property
-    def device(self) -> torch.device | None:
-        return getattr(self.denoiser, "device", None)
-
-    @property
     def evaluations_per_call(self) -> int:
         """Forward passes; a checkpointing denoiser makes each twice."""
-        again = self._deep and getattr(self.denoiser, "checkpoint", False)
+        again = self._deep and self.denoiser.recomputes
         return self.denoiser.evaluations_per_call * (2 if again else 1)
 
     @property
@@ -191,7 +181,7 @@ class GuidedDenoiser:
                 )
             prompts = [prompt for prompt in prompts for _ in range(particles)]
         return GuidedDenoiser(
-            spread(self.denoiser, populations, particles),
+            self.denoiser.spread(populations, particles),
             self.reward,
             self.guidance,
             scale=self.scale,
@@ -201,19 +191,14 @@ class GuidedDenoiser:
 
     def rows(self, part: slice, batch: int) -> GuidedDenoiser:
         """See :meth:`Denoiser.rows`."""
-        cut = getattr(self.denoiser, "rows", None)
         return GuidedDenoiser(
-            self.denoiser if cut is None else cut(part, batch),
+            self.denoiser.rows(part, batch),
             self.reward,
             self.guidance,
             scale=self.scale,
             value=self.value,
             prompts=None if self.prompts is None else self.prompts[part],
         )
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        """The tilted D, shaped like x."""
-        return self.estimate(x, t).D
 
     @torch.no_grad()
     def estimate(self, x: Tensor, t: float) -> Estimate:
@@ -257,11 +242,10 @@ class GuidedDenoiser:
         """D, r(D), ∇r at D, and (∂D/∂x)ᵀ ∇r; the graph of one part of the batch at a time."""
         batch = x.shape[0]
         limit = self.guidance.max_batch or batch
-        rows = getattr(self.denoiser, "rows", None)
         parts = []
         for first in range(0, batch, limit):
             part = slice(first, min(first + limit, batch))
-            denoiser = self.denoiser if rows is None else rows(part, batch)
+            denoiser = self.denoiser.rows(part, batch)
             with torch.inference_mode(False), torch.enable_grad():
                 leaf = x[part].clone().detach().requires_grad_()
                 D = denoiser(leaf, t)

@@ -9,18 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .denoisers import DenoiserLike, Estimate, estimate
+from .denoisers import DenoiserLike, Estimate, WrappedDenoiser, as_denoiser
 from .errors import InvalidArgument, TimeError, check_count
-from .execute import check_denoiser, check_state, run
+from .execute import check_state, run
+from .fronts import front
 from .grids import Times
 from .noise import POSTERIOR, SINGLE, START, TRANSITION, FixedNoise, Noise, noise_source
-from .paths import Path
-from .plans import Rho, Solver, Table, plan, plan_transition
+from .plans import Rho, Sampler, Solver, Table, plan_transition
 from .progress import progress_bar
 
 __all__ = ["Tally", "check_whole", "posterior", "sample", "starting_noise", "transition"]
 
 
+@front()
 def transition(
     denoiser: DenoiserLike,
     x: Tensor,
@@ -67,7 +68,7 @@ def transition(
     From t = 0 on a path with α_0 = 0, x holds no information: the default solver takes ρ = 0 and
     ε = x/σ_0, and `noise` is not used.
     """
-    check_denoiser(denoiser)
+    denoiser = as_denoiser(denoiser)
     table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=solver)
     source: Noise
     if noise is None:
@@ -84,13 +85,18 @@ def transition(
     return run(table, denoiser, x, source)
 
 
+_SAMPLER = Sampler()
+
+
+@front(sampler=Sampler)
 def sample(
     denoiser: DenoiserLike,
     shape_or_noise: Sequence[int] | Tensor,
+    sampler: Sampler = _SAMPLER,
     *,
-    transitions: int,
-    steps: int | Sequence[int],
-    rho: Rho | Sequence[Rho],
+    transitions: int = 6,
+    steps: int | Sequence[int] = 4,
+    rho: Rho | Sequence[Rho] = 0.4,
     times: Times = None,
     solver: str | Solver = "default",
     start: str = "trained",
@@ -104,13 +110,17 @@ def sample(
 ) -> Tensor:
     """Samples of the model: K transitions of M network evaluations each, from noise to data.
 
+    The settings are given by name, or as an object:
+    ``sample(denoiser, (8, 3, 32, 32), Sampler(6, 4))``.
+
     Parameters
     ----------
+    denoiser : Denoiser
+        ``denoiser(x, t)`` is E[z | x_t = x].
     shape_or_noise : sequence of int, or Tensor
         (B, *shape) with the batch, or the starting standard normal noise itself (float32 or
         float64; on paths with σ_0 ≠ 1 it is scaled here).
-    transitions, steps, rho, times, solver, start
-        See :func:`glass_flows.plan`.
+    {settings}
     seed : int, optional
         Every particle has a stream of its own, found from (seed, particle, transition): the same
         whatever the batch size, dtype or device. Default: drawn from torch's global generator.
@@ -134,23 +144,19 @@ def sample(
     Raises
     ------
     InvalidArgument, ShapeError, TimeError, UnknownName, PlanError, NonFinite
+
+    Example
+    -------
+    >>> z = sample(denoiser, (32, 16), transitions=6, steps=4, rho=0.4, seed=0)
     """
-    check_denoiser(denoiser)
-    table = plan(
-        denoiser.path,
-        transitions=transitions,
-        steps=steps,
-        rho=rho,
-        times=times,
-        solver=solver,
-        start=start,
-    )
+    denoiser = as_denoiser(denoiser)
+    table = sampler.plan(denoiser.path)
     check_whole(table)
     source = noise_source(seed, generator, randomness)
     if isinstance(shape_or_noise, Tensor):
         x = check_state(shape_or_noise, "noise") * table.start_scale
     else:
-        home = device if device is not None else getattr(denoiser, "device", None)
+        home = device if device is not None else denoiser.device
         x = starting_noise(table, shape_or_noise, source, dtype, home)
     with (
         torch.set_grad_enabled(differentiable and torch.is_grad_enabled()),
@@ -159,6 +165,7 @@ def sample(
         return run(table, Tally(denoiser, advance), x, source)
 
 
+@front()
 def posterior(
     denoiser: DenoiserLike,
     x: Tensor,
@@ -188,7 +195,7 @@ def posterior(
     Tensor
         (samples, B, *shape).
     """
-    check_denoiser(denoiser)
+    denoiser = as_denoiser(denoiser)
     samples = check_count("samples", samples)
     check_state(x)
     table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
@@ -244,7 +251,7 @@ class _AtTime:
         return torch.cat([self.source(key, one, self.purpose, s) for s in range(self.draws)])
 
 
-class Tally:
+class Tally(WrappedDenoiser):
     """A denoiser that counts what it is asked, per particle, and calls `advance()` at every call.
 
     Attributes
@@ -255,27 +262,17 @@ class Tally:
     """
 
     def __init__(self, denoiser: DenoiserLike, advance: Callable[[], None] = lambda: None) -> None:
-        self.denoiser, self.advance = denoiser, advance
+        super().__init__(denoiser)
+        self.advance = advance
         self.network_evaluations = self.network_gradients = 0
         self.reward_evaluations = self.decodes = 0
 
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
-
-    @property
-    def evaluations_per_call(self) -> int:
-        return self.denoiser.evaluations_per_call
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self.estimate(x, t).D
-
     def estimate(self, x: Tensor, t: float) -> Estimate:
-        answer = estimate(self.denoiser, x, t)
+        answer, asked = super().estimate(x, t), self.denoiser
         batch = x.shape[0]
-        self.network_evaluations += batch * self.denoiser.evaluations_per_call
-        self.network_gradients += batch * getattr(self.denoiser, "gradients_per_call", 0)
-        self.reward_evaluations += batch * getattr(self.denoiser, "rewards_per_call", 0)
-        self.decodes += batch * getattr(self.denoiser, "decodes_per_call", 0)
+        self.network_evaluations += batch * asked.evaluations_per_call
+        self.network_gradients += batch * asked.gradients_per_call
+        self.reward_evaluations += batch * asked.rewards_per_call
+        self.decodes += batch * asked.decodes_per_call
         self.advance()
         return answer

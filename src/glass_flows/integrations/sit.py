@@ -245,8 +245,7 @@ def load(
     network.load_state_dict(state)
     network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
     listed = [labels] if isinstance(labels, int) else list(labels)
-    if not listed or any(not 0 <= label < config.classes for label in listed):
-        raise InvalidArgument(f"classes are numbered 0 to {config.classes - 1}, got {listed}")
+    check_classes(network, listed)
     return Denoiser(
         network,
         Linear(),
@@ -257,3 +256,10 @@ def load(
         guidance_scale=guidance_scale,
         max_batch=max_batch,
     )
+
+
+def check_classes(network: SiT, labels: Sequence[int]) -> None:
+    """Raise :class:`InvalidArgument` unless the network knows these classes."""
+    classes = network.config.classes
+    if not labels or any(not 0 <= label < classes for label in labels):
+        raise InvalidArgument(f"classes are numbered 0 to {classes - 1}, got {list(labels)}")

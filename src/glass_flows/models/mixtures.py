@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..denoisers import BaseDenoiser
 from ..errors import InvalidArgument, ShapeError, TimeError
 from ..noise import check_seed
 from ..paths import Path, check_time
@@ -278,15 +279,11 @@ class GaussianMixture:
 
 
 @dataclass(frozen=True)
-class MixtureDenoiser:
+class MixtureDenoiser(BaseDenoiser):
     """A mixture's exact denoiser on a path; usable wherever a Denoiser is."""
 
     mixture: GaussianMixture
     path: Path
-
-    @property
-    def evaluations_per_call(self) -> int:
-        return 1
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Any, Union
 
 from ..errors import InvalidArgument, check_name
 from ..paths import Path
+from ..registry import Registry
 
-__all__ = ["DDIM", "Ends", "Kernel", "Rho", "resolve_rho", "rho_rules"]
+__all__ = ["DDIM", "RHO_RULES", "Ends", "Kernel", "Rho", "resolve_rho", "rho_rules"]
 
 Rho = Union[float, str, "DDIM", Callable[[float, float], float], None]
 
@@ -83,20 +84,43 @@ class DDIM:
         return math.sqrt(1.0 - noise)
 
 
+def _ddpm(ends: Ends) -> float:
+    return ends.rho_ddpm
+
+
+def _ode(ends: Ends) -> float:
+    raise InvalidArgument(
+        "rho='ode' replaces the transition by the probability-flow ODE, which has no "
+        "correlation; plan it with the solver 'default' or 'first-order'"
+    )
+
+
+def _is_rule(name: str, thing: Any) -> Any:
+    if not callable(thing) or (isinstance(thing, type) and not hasattr(thing, "rho")):
+        raise InvalidArgument(
+            f"the rho rule {name!r} must be a function of the transition's ends, or a frozen "
+            f"dataclass with such a method rho(ends), got {thing!r}"
+        )
+    return thing
+
+
+RHO_RULES: Registry[Any] = Registry(
+    "rho_rules", {"ddpm": _ddpm, "ode": _ode, "ddim": DDIM}, _is_rule
+)
+"""ρ by name: functions of a transition's ends, and classes with a method `rho(ends)`."""
+
+
 def resolve_rho(rule: Rho, ends: Ends) -> float:
     """The number ρ that `rule` gives for one transition, checked to lie in [-1, 1]."""
+    given: Any = rule
     if isinstance(rule, str):
-        if check_name("rho rule", rule, ("ddpm", "ode")) == "ode":
-            raise InvalidArgument(
-                "rho='ode' replaces the transition by the probability-flow ODE, which has no "
-                "correlation; plan it with the solver 'default' or 'first-order'"
-            )
-        return ends.rho_ddpm
-    if isinstance(rule, DDIM):
-        return rule.rho(ends)
-    given = rule(ends.t, ends.t_next) if callable(rule) else rule
+        given = RHO_RULES[check_name("rho rule", rule, RHO_RULES)](ends)
+    elif isinstance(rule, tuple(kind for kind in RHO_RULES.values() if isinstance(kind, type))):
+        given = rule.rho(ends)  # type: ignore[union-attr]
+    elif callable(rule):
+        given = rule(ends.t, ends.t_next)
     try:
-        rho = float(given)  # type: ignore[arg-type]
+        rho = float(given)
     except (TypeError, ValueError):
         rho = math.nan
     if not -1.0 <= rho <= 1.0:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 from ..errors import InvalidArgument, PlanError, check_name
 from ..grids import snap_to_trained
 from ..paths import Path
+from ..registry import Registry
 from .kernels import Ends, Kernel, Rho, resolve_rho
 from .table import Mix, Row, Transition
 
@@ -406,9 +407,20 @@ class EulerMaruyama:
         return flow.finish([Row(t, None, mix)], Mix(x=1.0), None)
 
 
-SOLVERS: dict[str, Callable[[], Solver]] = {
-    cls.name: cls for cls in (Default, FirstOrder, Paper, EulerMaruyama)
-}
+def _is_solver(name: str, thing: Any) -> type[Solver]:
+    if not isinstance(thing, type) or not is_dataclass(thing) or not hasattr(thing, "transitions"):
+        raise InvalidArgument(
+            f"the solver {name!r} must be a frozen dataclass with transitions(), as of "
+            f"glass_flows.plans.Solver, got {thing!r}"
+        )
+    return cast(type[Solver], thing)
+
+
+SOLVERS: Registry[type[Solver]] = Registry(
+    "solvers",
+    {cls.name: cls for cls in (Default, FirstOrder, Paper, EulerMaruyama)},
+    _is_solver,
+)
 
 
 def resolve_solver(solver: str | Solver) -> Solver:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from .classes import ClassReward
-from .composites import Cached, Clipped, Decoded, Normalised, Product, WeightedSum
-from .protocol import (
+from .base import (
+    Clipped,
     FunctionReward,
+    Product,
     Reward,
     RewardLike,
+    WeightedSum,
     as_reward,
     evaluate,
     evaluate_with_gradient,
 )
+from .classifier import ClassReward
+from .composites import Cached, Decoded, Normalised
 
 __all__ = [
     "Cached",

@@ -1,142 +1,27 @@
-"""Rewards made of rewards. Parts are called as rewards: their batches, devices, prompts hold."""
+"""Rewards around a reward: normalised, on decoded samples, remembered."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-import operator
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument, check_count
-from .protocol import Prompts, Reward, RewardLike, as_reward, evaluate
+from .base import Prompts, RewardLike, Wrapper, evaluate
 
-__all__ = ["Cached", "Clipped", "Decoded", "Normalised", "Product", "WeightedSum"]
+__all__ = ["Cached", "Decoded", "Normalised"]
 
-Range = tuple[float, float]
 Key = tuple[object, ...]
 
 
-class _Composite(Reward):
-    """What follows from the parts."""
-
-    _parts: tuple[Reward, ...]
-
-    def _declare(self, parts: Sequence[Reward], name: str, range: Range, decodes: int = 0) -> None:
-        """Set the attributes; frozen dataclasses have no setters, hence the dictionary."""
-        vars(self).update(
-            _parts=tuple(parts),
-            name=f"{name}({', '.join(part.name for part in parts)})",
-            range=range,
-            takes_prompts=any(part.takes_prompts for part in parts),
-            differentiable=all(part.differentiable for part in parts),
-            decodes=decodes + sum(part.decodes for part in parts),
-        )
-
-    @property
-    def _gradient_batch(self) -> int | None:
-        # The graph of a composite holds those of its parts: the tightest limit holds for all.
-        sizes = (self.max_batch, *(part._gradient_batch for part in self._parts))
-        return min((size for size in sizes if size is not None), default=None)
-
-    def _values(self, z: Tensor, prompts: Prompts) -> list[Tensor]:
-        """What the parts say, in the dtype and on the device of the first."""
-        values = [part(z, prompts) for part in self._parts]
-        return [value.to(values[0]) for value in values]
-
-
 @dataclass(frozen=True)
-class WeightedSum(_Composite):
-    """Σ weight · part. A part of weight 0 is not asked.
-
-    Parameters
-    ----------
-    parts : sequence of Reward or callable
-    weights : sequence of float
-        Finite, one per part, not all 0.
-    """
-
-    parts: Sequence[RewardLike]
-    weights: Sequence[float]
-
-    def __post_init__(self) -> None:
-        parts, weights = tuple(map(as_reward, self.parts)), tuple(self.weights)
-        if len(parts) != len(weights):
-            raise InvalidArgument(
-                f"give one weight per part, got {len(parts)} parts and {len(weights)} weights"
-            )
-        if not all(map(math.isfinite, weights)) or not any(weights):
-            raise InvalidArgument(f"weights must be finite and not all 0, got {weights}")
-        vars(self).update(parts=parts, weights=weights)
-        asked = [part for w, part in zip(weights, parts) if w]
-        ends = [sorted(w * end for end in part.range) for w, part in zip(weights, parts) if w]
-        self._declare(asked, "sum", (sum(low for low, _ in ends), sum(high for _, high in ends)))
-
-    def score(self, z: Tensor, prompts: Prompts) -> Tensor:
-        terms = zip(filter(None, self.weights), self._values(z, prompts))
-        return reduce(operator.add, (w * value for w, value in terms))
-
-
-@dataclass(frozen=True)
-class Product(_Composite):
-    """The product of the parts (Reward or callable), at least one."""
-
-    parts: Sequence[RewardLike]
-
-    def __post_init__(self) -> None:
-        parts = tuple(map(as_reward, self.parts))
-        if not parts:
-            raise InvalidArgument("a product needs at least one part, got none")
-        vars(self).update(parts=parts)
-        self._declare(parts, "product", reduce(_times, (part.range for part in parts)))
-
-    def score(self, z: Tensor, prompts: Prompts) -> Tensor:
-        return reduce(operator.mul, self._values(z, prompts))
-
-
-def _times(a: Range, b: Range) -> Range:
-    """The product of two intervals; infinity is no value there, so that 0 · inf is 0."""
-    corners = [x * y if x and y else 0.0 for x in a for y in b]
-    return min(corners), max(corners)
-
-
-class _Wrapper(_Composite):
-    """A composite of one part; its `range` maps the part's ends by `ends`."""
-
-    part: RewardLike
-
-    def _wrap(self, ends: Callable[[float], float] = float, decodes: int = 0) -> None:
-        part = as_reward(self.part)
-        low, high = map(ends, part.range)
-        vars(self).update(part=part)
-        self._declare([part], type(self).__name__.lower(), (low, high), decodes)
-
-
-@dataclass(frozen=True)
-class Clipped(_Wrapper):
-    """The part, no lower than `low` (also where it is -inf) and no higher than `high`."""
-
-    part: RewardLike
-    low: float = -math.inf
-    high: float = math.inf
-
-    def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise InvalidArgument(f"low must be below high, got {self.low!r} and {self.high!r}")
-        self._wrap(lambda end: min(max(end, self.low), self.high))
-
-    def score(self, z: Tensor, prompts: Prompts) -> Tensor:
-        return self._parts[0](z, prompts).clamp(self.low, self.high)
-
-
-@dataclass(frozen=True)
-class Normalised(_Wrapper):
+class Normalised(Wrapper):
     """(part - mean) / std, with a finite mean and a finite std > 0."""
 
     part: RewardLike
@@ -178,7 +63,7 @@ class Normalised(_Wrapper):
 
 
 @dataclass(frozen=True)
-class Decoded(_Wrapper):
+class Decoded(Wrapper):
     """A reward of latents: the part asked about ``decode(z)``, one decoder call per sample.
 
     Parameters
@@ -207,7 +92,7 @@ class Decoded(_Wrapper):
 
 
 @dataclass(eq=False)
-class Cached(_Wrapper):
+class Cached(Wrapper):
     """The part, asked once about equal samples (and prompts): for rewards that cost much.
 
     The part must give each sample a value that depends on nothing else. Gradients are not cached:

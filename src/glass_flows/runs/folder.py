@@ -44,13 +44,16 @@ from torch import Tensor
 
 from ..errors import RunFolderError
 from ..files import replace
-from ..steering import Costs, Saved, SearchResult, SteeringResult, SteeringStep
+from ..settings import differences
+from ..steering import Costs, Saved, SearchResult, SteeringResult, Step
 from ..steering.run import Run
-from ..steering.saved import under
+from ..steering.state import under
 
 __all__ = ["RunFolder", "RunRecord", "clear_run", "find_runs", "read_run"]
 
-_FORMAT = 1
+_FORMAT = 2
+_READ = (1, 2)  # formats whose figures can be shown; only the last can be gone on with
+_LONGEST = 80  # of a setting in a message
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
 _KEPT = ("events.jsonl", "state.safetensors", "result.json")
@@ -65,8 +68,8 @@ class RunFolder:
     folder : path
         Made if it is missing. If it holds a part of the same job already, the run goes on there.
     job : dict
-        All that results depend on, as JSON: "model", "prompts", "reward", "method", "seed" and
-        "settings", where they apply. A folder of another job is refused.
+        All that results depend on, as JSON: that of a :class:`glass_flows.jobs.Job`, or your own.
+        A folder of another job is refused.
     title : str
         For people.
     writes : bool
@@ -92,8 +95,10 @@ class RunFolder:
         self.job = json.loads(json.dumps(job, default=repr))
         self.about: dict[str, Any] = {"format": _FORMAT, "title": title, "job": self.job}
         if self._begun():
-            self._match(read_run(self.folder).job)
-            self.about = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            read_run(self.folder)
+            found = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+            self._match(found)
+            self.about = found
             self._again = not self.finished
         else:
             self._again = False
@@ -141,6 +146,7 @@ class RunFolder:
             "table_text": str(table),
             "populations": run.population.count,
             "particles": run.population.particles,
+            "returned": run.returns,
             "transitions": len(table),
             "shape": list(run.x.shape[1:]),
             "prompts": [] if prompts is None else list(prompts[:: run.population.particles]),
@@ -161,7 +167,7 @@ class RunFolder:
         about = {"index": str(saved.index), "costs": json.dumps(asdict(saved.costs))}
         self._put_bytes("state.safetensors", _tensors(tensors, about))
 
-    def step(self, step: SteeringStep) -> None:
+    def step(self, step: Step) -> None:
         run, boundary = self._run, step.boundary
         shown = None
         if self.pictures is not None and run is not None:
@@ -179,14 +185,7 @@ class RunFolder:
             "boundary": boundary.index,
             "t": boundary.t,
             "final": boundary.final,
-            "rewards": step.rewards,
-            "log_weights": step.log_weights.values,
-            "ess": step.ess,
-            "ancestors": step.ancestors,
-            "resampled": step.resampled,
-            "log_evidence": step.log_evidence,
-            "share": step.share,
-            "twist_share": step.twist_share,
+            **step.told(),
             "costs": asdict(step.costs),
             "seconds": round(self._seconds, 4),
         }
@@ -264,14 +263,24 @@ class RunFolder:
             return False
         return any((self.folder / name).exists() for name in _KEPT)
 
-    def _match(self, job: Mapping[str, Any]) -> None:
-        if job == self.job:
+    def _match(self, about: Mapping[str, Any]) -> None:
+        if about.get("format") != _FORMAT:
+            raise RunFolderError(
+                f"{str(self.folder)!r} holds a run of an older version of glass-flows (format "
+                f"{about.get('format')!r}, this one writes {_FORMAT}): it can be looked at and not "
+                "gone on with. Give another folder, or throw it away (--overwrite, clear_run)"
+            )
+        found = differences(about["job"], self.job)
+        if not found:
             return
-        names = sorted(n for n in {*job, *self.job} if job.get(n) != self.job.get(n))
-        there = ", ".join(f"{name} = {job.get(name)!r}" for name in names)
+        shown = "; ".join(
+            f"{name}: {_shown(there)} there, {_shown(here)} here"
+            for name, (there, here) in found.items()
+        )
         raise RunFolderError(
-            f"{str(self.folder)!r} holds a run of another job, with {there}; give another folder, "
-            "the same settings to go on with that run, or throw it away (--overwrite, clear_run)"
+            f"{str(self.folder)!r} holds a run of another job, which differs in {shown}. Give "
+            "another folder, the same settings to go on with that run, or throw it away "
+            "(--overwrite, clear_run)"
         )
 
     def _resumed(self, index: int) -> None:
@@ -325,8 +334,8 @@ class RunRecord:
         All that results depend on.
     table, table_text : dict or None, str
         The sampler.
-    populations, particles, transitions : int
-        P, N and K; 0 where the run had not begun.
+    populations, particles, returned, transitions : int
+        P, N, how many of the N are returned, and K; 0 where the run had not begun.
     prompts : list of str
         One for each population, or none.
     events : list of dict
@@ -342,6 +351,7 @@ class RunRecord:
     table_text: str
     populations: int
     particles: int
+    returned: int
     transitions: int
     prompts: list[str]
     versions: dict[str, Any]
@@ -381,8 +391,8 @@ def read_run(folder: str | Path) -> RunRecord:
         )
     try:
         about = json.loads((home / "run.json").read_text(encoding="utf-8"))
-        if about["format"] != _FORMAT:
-            raise ValueError(f"format {about['format']!r}, this version reads {_FORMAT}")
+        if about["format"] not in _READ:
+            raise ValueError(f"format {about['format']!r}, this version reads {_READ}")
         return RunRecord(
             folder=home,
             title=about["title"],
@@ -392,6 +402,7 @@ def read_run(folder: str | Path) -> RunRecord:
             table_text=about.get("table_text", ""),
             populations=about.get("populations", 0),
             particles=about.get("particles", 0),
+            returned=about.get("returned", about.get("particles", 0)),
             transitions=about.get("transitions", 0),
             prompts=[str(p) for p in about.get("prompts") or about["job"].get("prompts") or ()],
             versions=about["versions"],
@@ -442,6 +453,14 @@ def _optional(file: Path) -> dict[str, Any] | None:
         return found
     except FileNotFoundError:
         return None
+
+
+def _shown(value: Any) -> str:
+    """A setting for people; long ones, such as prompts, are cut."""
+    if value is None:
+        return "the default"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def _plain(value: Any) -> Any:

@@ -120,7 +120,8 @@ class Seen:
 
     @property
     def method(self) -> str:
-        return str(self.record.job.get("method", ""))
+        method = self.record.job.get("method", "")
+        return str(method["type"] if isinstance(method, dict) else method)
 
     @property
     def boundary(self) -> int | None:
@@ -157,14 +158,15 @@ def look(folder: str | Path) -> Seen:
             record.error["type"], record.error["message"]
     with _undamaged(record, "result.json"):
         record = _sized(record)
-    P, N, result = record.populations, record.particles, record.result
+    P, N, n = record.populations, record.particles, record.returned
+    result = record.result
     with _undamaged(record, "events.jsonl"):
         boundaries = [_passed(event, P, N) for event in record.events]
     rewards = next((b.rewards for b in reversed(boundaries) if _taken(b.rewards)), [])
     images: list[list[str]] = []
     if result is not None:
         with _undamaged(record, "result.json"):
-            rewards = [_list(row, N, _number) for row in _list(result["rewards"], P, list)]
+            rewards = [_list(row, n, _number) for row in _list(result["rewards"], P, list)]
             images = [[str(name) for name in row] for row in result["images"]]
             if images:
                 _list(images, P, len)
@@ -296,7 +298,7 @@ def _check_about(record: RunRecord) -> None:
             raise TypeError(f"{name} is {getattr(record, name)!r}")
     if not isinstance(record.job, dict):
         raise TypeError(f"job is {record.job!r}")
-    for name in ("populations", "particles", "transitions"):
+    for name in ("populations", "particles", "returned", "transitions"):
         if type(getattr(record, name)) is not int:
             raise TypeError(f"{name} is {getattr(record, name)!r}")
 
@@ -306,7 +308,8 @@ def _sized(record: RunRecord) -> RunRecord:
     if record.populations or record.result is None:
         return record
     rewards = record.result["rewards"]
-    return replace(record, populations=len(rewards), particles=max(map(len, rewards), default=0))
+    N = max(map(len, rewards), default=0)
+    return replace(record, populations=len(rewards), particles=N, returned=N)
 
 
 def _passed(event: Mapping[str, Any], P: int, N: int) -> Passed:
@@ -321,9 +324,9 @@ def _passed(event: Mapping[str, Any], P: int, N: int) -> Passed:
         final=bool(event["final"]),
         rewards=[_list(row, N, _number) for row in _list(event["rewards"], P, list)],
         ancestors=[_list(row, N, slot) for row in _list(event["ancestors"], P, list)],
-        ess=_list(event["ess"], P, _number),
+        ess=_list(event.get("ess", [None] * P), P, _number),
         resampled=_list(event["resampled"], P, bool),
-        log_evidence=_list(event["log_evidence"], P, _number),
+        log_evidence=_list(event.get("log_evidence", [None] * P), P, _number),
         costs=_counted(event),
         seconds=_number(event["seconds"]),
     )

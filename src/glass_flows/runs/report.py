@@ -448,13 +448,14 @@ def _charts(seen: Seen, population: int) -> list[Chart]:
         chart.summary = f"Best reward {_from_to(best)}, mean {_from_to(mean)}."
         charts.append(chart)
     ess = [b.ess[population] for b in boundaries]
-    chart = Chart("effective sample size", len(boundaries), 0.0, float(seen.record.particles))
-    chart.add_line("best", ess, "ESS")
-    for k, passed in enumerate(boundaries):
-        if passed.resampled[population]:
-            chart.add_dot("resampled", k, ess[k], f"resampled at ESS {figure(ess[k], 3)}")
-    chart.summary = f"ESS {_from_to(ess)}, of {seen.record.particles}; dots where resampled."
-    charts.append(chart)
+    if any(map(math.isfinite, ess)):  # searches have no weights
+        chart = Chart("effective sample size", len(boundaries), 0.0, float(seen.record.particles))
+        chart.add_line("best", ess, "ESS")
+        for k, passed in enumerate(boundaries):
+            if passed.resampled[population]:
+                chart.add_dot("resampled", k, ess[k], f"resampled at ESS {figure(ess[k], 3)}")
+        chart.summary = f"ESS {_from_to(ess)}, of {seen.record.particles}; dots where resampled."
+        charts.append(chart)
     evidence = [b.log_evidence[population] for b in boundaries]
     finite = [value for value in evidence if math.isfinite(value)]
     if finite:

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+from .api import beam, best_of, greedy, iterate_steering, steer
+from .method import Method
+from .methods import METHODS, method_of, read_method
 from .potentials import POTENTIALS
 from .resampling import RESAMPLERS
-from .run import Costs, SearchResult
-from .saved import Recorder, Saved
+from .results import Costs, SearchResult, SteeringResult
 from .schedules import Adaptive
-from .search import beam, best_of, greedy
+from .search import Beam, Greedy
 from .shards import Shards
-from .smc import (
-    Steering,
-    SteeringResult,
-    SteeringStep,
-    iterate_steering,
-    steer,
-    steer_boundaries,
-)
+from .smc import BestOf, Steering, SteeringStep
+from .state import Recorder, Saved, Step
 from .twist import Twist
 from .values import Look, PosteriorValue
 from .weights import LogWeights
 
 __all__ = [
+    "METHODS",
     "POTENTIALS",
     "RESAMPLERS",
     "Adaptive",
+    "Beam",
+    "BestOf",
     "Costs",
+    "Greedy",
     "LogWeights",
     "Look",
+    "Method",
     "PosteriorValue",
     "Recorder",
     "Saved",
@@ -36,11 +37,13 @@ __all__ = [
     "Steering",
     "SteeringResult",
     "SteeringStep",
+    "Step",
     "Twist",
     "beam",
     "best_of",
     "greedy",
     "iterate_steering",
+    "method_of",
+    "read_method",
     "steer",
-    "steer_boundaries",
 ]

@@ -32,6 +32,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import InvalidArgument
+from ..registry import Registry
+
 __all__ = ["POTENTIALS", "Potential"]
 
 
@@ -108,7 +111,13 @@ def _higher(value: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     return highest, highest
 
 
-POTENTIALS: dict[str, Potential] = {
+def _is_potential(name: str, thing: object) -> Potential:
+    if not isinstance(thing, Potential):
+        raise InvalidArgument(f"the potential {name!r} must be a Potential(...), got {thing!r}")
+    return thing
+
+
+_OURS = {
     "difference": Potential(_difference),
     "max": Potential(_max, start=-math.inf),
     "sum": Potential(_sum),
@@ -119,3 +128,4 @@ POTENTIALS: dict[str, Potential] = {
     "fkd-sum": _fkd(lambda value, memory: (value + memory, value + memory), corrected=True),
     "fkd-immediate": _fkd(lambda value, memory: (value, value), corrected=True),
 }
+POTENTIALS: Registry[Potential] = Registry("potentials", _OURS, _is_potential)

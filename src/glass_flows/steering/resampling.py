@@ -15,9 +15,13 @@ the first four.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
+
+from ..errors import InvalidArgument
+from ..registry import Registry
 
 __all__ = [
     "RESAMPLERS",
@@ -109,13 +113,23 @@ def ssp(weights: Floats, bits: np.random.BitGenerator) -> Indices:
     return _ancestors(counts)
 
 
-RESAMPLERS: dict[str, Resampler] = {
-    "multinomial": multinomial,
-    "residual": residual,
-    "ssp": ssp,
-    "stratified": stratified,
-    "systematic": systematic,
-}
+def _is_resampler(name: str, thing: Any) -> Resampler:
+    """Tried on three particles: an ancestor for each, and none of weight zero."""
+    found: Any = thing(np.array([0.5, 0.5, 0.0]), np.random.Philox(0)) if callable(thing) else None
+    if not (np.shape(found) == (3,) and np.isin(found, (0, 1)).all()):
+        raise InvalidArgument(
+            f"the resampling scheme {name!r} must be a function of normalised weights (N,) and a "
+            f"numpy bit generator to N ancestors, none of weight zero; got {found!r} of "
+            "[0.5, 0.5, 0.0]"
+        )
+    return cast(Resampler, thing)
+
+
+RESAMPLERS: Registry[Resampler] = Registry(
+    "resamplers",
+    {f.__name__: f for f in (multinomial, residual, ssp, stratified, systematic)},
+    _is_resampler,
+)
 
 
 def _split(weights: Floats) -> tuple[Indices, Floats, int]:

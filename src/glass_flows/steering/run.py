@@ -1,15 +1,16 @@
-"""What steering and search share: one batch of populations on its way through a table, counted."""
+"""One batch of populations on its way through a table, counted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..denoisers import DenoiserLike, spread
+from ..denoisers import BaseDenoiser, DenoiserLike, as_denoiser
 from ..errors import (
     GlassError,
     InvalidArgument,
@@ -18,129 +19,117 @@ from ..errors import (
     TimeError,
     check_count,
 )
-from ..execute import Boundary, check_denoiser, check_state, iterate
+from ..execute import Boundary, check_state, iterate
 from ..guidance import Guidance, GuidedDenoiser
 from ..noise import KeyedNoise
 from ..plans import Table
-from ..rewards import RewardLike, as_reward
+from ..rewards import Reward, RewardLike, as_reward
 from ..sampling import Tally, check_whole, starting_noise
+from .results import Costs
 from .shards import Pieces, Shards
 from .values import Look, Scorer
 
-__all__ = ["Boundaries", "Costs", "Population", "Run", "SearchResult", "steered_boundaries"]
+__all__ = ["Boundaries", "Population", "Run", "Tilt", "kept", "place", "steered_boundaries"]
 
 Boundaries = int | Sequence[int] | None
 
 
 @dataclass(frozen=True)
-class Costs:
-    """What a run has asked for so far, in all, counted per particle.
-
-    Attributes
-    ----------
-    network_evaluations : int
-        Forward passes (a guided evaluation with two batches counts as two).
-    network_gradients : int
-        Backward passes through the network.
-    reward_evaluations, decodes : int
-        Samples scored, and decoded for it.
-    """
-
-    network_evaluations: int = 0
-    network_gradients: int = 0
-    reward_evaluations: int = 0
-    decodes: int = 0
-
-    def __add__(self, other: Costs) -> Costs:
-        return Costs(*(a + b for a, b in zip(astuple(self), astuple(other))))
-
-    def __sub__(self, other: Costs) -> Costs:
-        return Costs(*(a - b for a, b in zip(astuple(self), astuple(other))))
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """All particles of a finished run, P populations of N.
-
-    Attributes
-    ----------
-    samples : Tensor
-        (P, N, *shape).
-    rewards : Tensor
-        (P, N), r of the samples, not multiplied by λ.
-    ancestry : Tensor
-        (K, P, N): ancestors chosen at the start of each transition, within the population.
-    costs : Costs
-        Also as `network_evaluations`, `network_gradients`, `reward_evaluations`, `decodes`.
-    """
-
-    samples: Tensor
-    rewards: Tensor
-    ancestry: Tensor
-    costs: Costs
-
-    @property
-    def best(self) -> Tensor:
-        """The sample of the highest reward in each population, (P, *shape)."""
-        return self.samples[torch.arange(len(self.samples)), self.rewards.argmax(1)]
-
-    @property
-    def lineage(self) -> Tensor:
-        """(K + 1, P, N): the slot that each final particle's line held before every transition."""
-        slots = [torch.arange(self.rewards.shape[1]).expand(len(self.rewards), -1)]
-        for ancestors in self.ancestry.flip(0):
-            slots.append(ancestors.gather(1, slots[-1]))
-        return torch.stack(slots[::-1])
-
-    @property
-    def network_evaluations(self) -> int:
-        return self.costs.network_evaluations
-
-    @property
-    def network_gradients(self) -> int:
-        return self.costs.network_gradients
-
-    @property
-    def reward_evaluations(self) -> int:
-        return self.costs.reward_evaluations
-
-    @property
-    def decodes(self) -> int:
-        return self.costs.decodes
-
-
-@dataclass(frozen=True)
 class Population:
-    """How P populations of N particles lie in one batch: population by population.
+    """P populations of N particles, in one batch population by population, and where they begin.
 
     Attributes
     ----------
+    particles, count : int
+        N and P.
+    shape : tuple of int
+        Of one sample, without the batch.
     prompts : tuple or None
         One per row of the batch.
+    seed : int or None
+        Of all noise; None draws one from torch's global generator.
+    dtype, device
+        Of the state.
+    x : Tensor or None
+        (P N, *shape), the particles at the table's first time, instead of noise from the seed.
     """
 
-    count: int
     particles: int
-    prompts: tuple[object, ...] | None
+    count: int
+    shape: tuple[int, ...]
+    prompts: tuple[object, ...] | None = None
+    seed: int | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str | None = None
+    x: Tensor | None = None
 
     @classmethod
-    def of(cls, particles: int, count: int | None, prompts: Sequence[object] | None) -> Population:
-        """Checked; `prompts` has one for each population, whose number it gives without `count`."""
+    def of(
+        cls,
+        particles: int,
+        shape: Sequence[int],
+        populations: int | None = None,
+        prompts: Sequence[object] | None = None,
+        *,
+        seed: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        x: Tensor | None = None,
+    ) -> Population:
+        """Checked; `prompts` has one for each population, whose number it gives without one."""
         if prompts is not None and (isinstance(prompts, str) or not isinstance(prompts, Sequence)):
             raise InvalidArgument(
                 f"prompts must be a list with one for each population, got {prompts!r}"
             )
-        if count is None:
-            count = 1 if prompts is None else len(prompts)
-        check_count("populations", count)
-        if prompts is not None and len(prompts) != count:
-            raise InvalidArgument(f"{len(prompts)} prompts given for {count} populations")
+        if isinstance(shape, (int, str)) or not isinstance(shape, Sequence):
+            raise InvalidArgument(
+                f"shape must list the sizes of one sample, such as (4, 64, 64), got {shape!r}"
+            )
+        if populations is None:
+            populations = 1 if prompts is None else len(prompts)
+        check_count("populations", populations)
+        if prompts is not None and len(prompts) != populations:
+            raise InvalidArgument(f"{len(prompts)} prompts given for {populations} populations")
         rows = None if prompts is None else tuple(p for p in prompts for _ in range(particles))
-        return cls(count, particles, rows)
+        return cls(particles, populations, tuple(shape), rows, seed, dtype, device, x)
+
+    def __len__(self) -> int:
+        """Rows of the batch, P N."""
+        return self.count * self.particles
+
+    def at(self, x: Tensor) -> Population:
+        """The same, beginning at x."""
+        return replace(self, x=x)
+
+    def home(self, denoiser: DenoiserLike) -> torch.device | str | None:
+        """Where the state is: where it is wanted, or where the network's parameters are."""
+        return self.device if self.device is not None else as_denoiser(denoiser).device
 
     def rows(self, ancestors: Tensor) -> Tensor:
         """Indices into the batch, (P N,), of ancestors (P, N) within each population."""
         return (ancestors + torch.arange(self.count)[:, None] * self.particles).flatten()
+
+
+class Tilt(Protocol):
+    """What a run has to know of the method that looks at it."""
+
+    @property
+    def scale(self) -> float:
+        """λ."""
+        ...
+
+    @property
+    def guidance(self) -> Guidance | None: ...
+
+    @property
+    def returns(self) -> int:
+        """How many particles of each population are returned."""
+        ...
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether gradients of the reward are asked for."""
+        ...
 
 
 class Run:
@@ -155,72 +144,56 @@ class Run:
         table: Table,
         denoiser: DenoiserLike,
         reward: RewardLike,
+        tilt: Tilt,
         population: Population,
         *,
-        shape: Sequence[int],
-        scale: float,
-        guidance: Guidance | None = None,
-        gradients: bool = False,
-        seed: int | None = None,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str | None = None,
-        advance: Callable[[], None] = lambda: None,
-        x: Tensor | None = None,
         first: int = 0,
         shards: Shards | None = None,
+        advance: Callable[[], None] = lambda: None,
     ) -> None:
-        check_denoiser(denoiser)
-        if x is None:
-            check_whole(table)
-        elif table.times[-1] != 1.0:
-            raise TimeError(f"steering ends at data, t = 1; these times end at {table.times[-1]!r}")
-        scored = as_reward(reward)
-        if gradients and not scored.differentiable:
-            raise InvalidArgument(
-                f"the reward {scored.name!r} has no gradient: use twist=0 and guidance=None"
-            )
-        if isinstance(shape, (int, str)) or not isinstance(shape, Sequence):
-            raise InvalidArgument(
-                f"shape must list the sizes of one sample, such as (4, 64, 64), got {shape!r}"
-            )
-        if scored.takes_prompts and population.prompts is None:
-            raise InvalidArgument(f"the reward {scored.name!r} takes prompts: pass prompts=[...]")
-        self.table, self.scale, self.population = table, scale, population
+        whole, scored = as_denoiser(denoiser), as_reward(reward)
+        _check_asked(table, scored, tilt, population)
+        self.table, self.scale, self.population = table, tilt.scale, population
+        self.returns = tilt.returns
         self.shards, self.first, self.before = shards or Shards.alone(), first, Costs()
-        rows = population.count * population.particles
-        self.shards.cut(rows)
-        own = self.shards.own
-        prompts = None if population.prompts is None else population.prompts[own]
-        self.noise = KeyedNoise(seed, first_particle=own.start)
-        self.scorer = Scorer(scored, prompts, self.shards.pieces)
-        model = spread(denoiser, population.count, population.particles)
+        self.shards.cut(len(population))
+        own, prompts = self.shards.own, population.prompts
+        self.noise = KeyedNoise(population.seed, first_particle=own.start)
+        self.scorer = Scorer(scored, prompts and prompts[own], self.shards.pieces)
+        model = whole.spread(population.count, population.particles)
+        guidance = tilt.guidance
         self.guides = guidance is not None and guidance.scale > 0.0
         if isinstance(model, GuidedDenoiser):  # of the user's: values see the model behind it
             if self.guides:
                 raise InvalidArgument(
                     "the denoiser is guided already: pass guidance=None, or the model itself"
                 )
-            self.moving = self._tally(model, rows, advance)
-            self.model = self._tally(model.denoiser, rows, advance)
+            self.moving = self._tally(model, advance)
+            self.model = self._tally(model.denoiser, advance)
         elif self.guides:
-            all_prompts = population.prompts
-            guided = GuidedDenoiser(model, scored, guidance, scale=scale, prompts=all_prompts)
-            self.moving = self._tally(guided, rows, advance)
-            self.model = self._tally(model, rows, advance)
+            guided = GuidedDenoiser(model, scored, guidance, scale=tilt.scale, prompts=prompts)
+            self.moving = self._tally(guided, advance)
+            self.model = self._tally(model, advance)
         else:
-            self.moving = self.model = self._tally(model, rows, advance)
-        home = device if device is not None else getattr(denoiser, "device", None)
-        sizes = (rows, *shape)
-        if x is None:
-            mine = (own.stop - own.start, *shape)
-            self.x = starting_noise(table, mine, self.noise, dtype, home)
-        elif check_state(x).shape != sizes:
-            raise ShapeError(f"x must be {sizes}, one for each particle, got {tuple(x.shape)}")
-        else:
-            self.x = x[own]
+            self.moving = self.model = self._tally(model, advance)
+        self.x = self._start(whole)
 
-    def _tally(self, model: DenoiserLike, rows: int, advance: Callable[[], None]) -> Tally:
+    def _start(self, denoiser: BaseDenoiser) -> Tensor:
+        """This process's particles at the first time."""
+        begin, own = self.population, self.shards.own
+        if begin.x is None:
+            mine, home = (own.stop - own.start, *begin.shape), begin.home(denoiser)
+            return starting_noise(self.table, mine, self.noise, begin.dtype, home)
+        sizes = (len(begin), *begin.shape)
+        if check_state(begin.x).shape != sizes:
+            raise ShapeError(
+                f"x must be {sizes}, one for each particle, got {tuple(begin.x.shape)}"
+            )
+        return begin.x[own]
+
+    def _tally(self, model: BaseDenoiser, advance: Callable[[], None]) -> Tally:
         cut = len(self.shards.pieces) > 1 or self.shards.count > 1
+        rows = len(self.population)
         return Tally(Pieces(model, self.shards, rows) if cut else model, advance)
 
     def boundaries(self) -> Iterator[Boundary]:
@@ -247,6 +220,14 @@ class Run:
             known=boundary.estimate if self.guides else None,
         )
 
+    def gather(self, boundary: Boundary, ancestors: Tensor, selected: Tensor) -> None:
+        """Particles become copies of their ancestors (P, N); at the end every process has all."""
+        if selected.any():
+            rows = self.population.rows(ancestors)
+            boundary.x, boundary.D = self.shards.select(rows, boundary.x, boundary.D)
+        if boundary.final:
+            boundary.x = self.shards.gather(boundary.x)
+
     def split(self, values: Tensor) -> Tensor:
         """This process's (n,) of all P N to those of all, (P, N)."""
         whole = self.shards.gather(values)
@@ -266,6 +247,19 @@ class Run:
             sum(tally.decodes for tally in tallies) + self.scorer.decodes,
         )
         return self.before + Costs(*self.shards.total(*own))
+
+
+def _check_asked(table: Table, reward: Reward, tilt: Tilt, population: Population) -> None:
+    if population.x is None:
+        check_whole(table)
+    elif table.times[-1] != 1.0:
+        raise TimeError(f"steering ends at data, t = 1; these times end at {table.times[-1]!r}")
+    if tilt.differentiates and not reward.differentiable:
+        raise InvalidArgument(
+            f"the reward {reward.name!r} has no gradient: use twist=0 and guidance=None"
+        )
+    if reward.takes_prompts and population.prompts is None:
+        raise InvalidArgument(f"the reward {reward.name!r} takes prompts: pass prompts=[...]")
 
 
 def place(boundary: Boundary) -> str:

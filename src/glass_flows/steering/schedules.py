@@ -14,7 +14,7 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, check_name, check_number
+from ..errors import InvalidArgument, check_number
 from .weights import effective_size
 
 __all__ = ["Adaptive", "Schedule", "check_schedule", "share_at"]
@@ -52,19 +52,14 @@ Schedule = Union[str, Sequence[float], Callable[[float], float], Adaptive]
 _NAMED: dict[str, Callable[[float], float]] = {"constant": lambda t: 1.0, "linear": lambda t: t}
 
 
-def check_schedule(schedule: Schedule) -> Schedule:
-    """Return `schedule` if it is one."""
-    if isinstance(schedule, str):
-        check_name("schedule", schedule, (*_NAMED, "adaptive"))
-        return Adaptive() if schedule == "adaptive" else schedule
-    if isinstance(schedule, Adaptive) or callable(schedule):
+def check_schedule(schedule: object) -> Schedule:
+    """Return `schedule` if it is one that is no name and no list."""
+    if isinstance(schedule, Adaptive) or (callable(schedule) and not isinstance(schedule, type)):
         return schedule
-    if not isinstance(schedule, Sequence):
-        raise InvalidArgument(
-            "schedule must be 'constant', 'linear', 'adaptive', Adaptive(ess=...), a callable of t "
-            f"or a list with one share of lambda for each transition, got {schedule!r}"
-        )
-    return tuple(_check_share(share, f"entry {k}") for k, share in enumerate(schedule))
+    raise InvalidArgument(
+        "schedule must be 'constant', 'linear', 'adaptive', Adaptive(ess=...), a callable of t "
+        f"or a list with one share of lambda for each transition, got {schedule!r}"
+    )
 
 
 def share_at(schedule: Schedule, index: int, t: float, transitions: int) -> float:

@@ -1,225 +1,203 @@
-"""Search: the best of independent samples, beams, and greedy selection at every transition.
+"""Search: beams, and greedy selection at every transition.
 
-The same machinery as steering, with a rule that keeps the best instead of weights: beams and greedy
+The same loop as steering, with a rule that keeps the best instead of weights: beams and greedy
 selection do not target p(z) exp(λ r(z)), they look for a high reward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..denoisers import DenoiserLike
-from ..errors import check_count, check_name
-from ..execute import Boundary, check_denoiser
-from ..grids import Times
+from ..errors import InvalidArgument
+from ..execute import Boundary
 from ..guidance import Guidance
-from ..noise import RESAMPLING, KeyedNoise
-from ..plans import Rho, Solver, plan
-from ..progress import progress_bar
-from ..rewards import RewardLike
-from .run import Boundaries, Population, Run, SearchResult, kept, place, steered_boundaries
-from .smc import SteeringResult, check_scale, steer
-from .values import AnyValue, planned_calls, resolve_value, scaled
+from ..noise import RESAMPLING
+from ..plans import Table
+from ..settings import Choice, Count, setting
+from .method import BOUNDARIES, GUIDANCE, VALUE, Course, Method
+from .results import Costs, SearchResult
+from .run import Run, kept, place, steered_boundaries
+from .state import History, Selection, Step
+from .values import FreeValue, Look, Value, scaled
 from .weights import LogWeights
 
-__all__ = ["beam", "best_of", "greedy"]
-
-Choice = Callable[[Tensor, Boundary, KeyedNoise], Tensor]
-"""Values (G, S) of G groups at a boundary to ancestors (G, S) within each group."""
+__all__ = ["Beam", "Greedy"]
 
 
-def best_of(
-    denoiser: DenoiserLike,
-    reward: RewardLike,
-    *,
-    shape: Sequence[int],
-    particles: int,
-    transitions: int,
-    steps: int | Sequence[int],
-    rho: Rho | Sequence[Rho] = "ode",
-    **options: Any,
-) -> SteeringResult:
-    """Best-of-N: N independent samples per population, never resampled; `result.best` is it.
-
-    By default with the probability-flow ODE, which is best as one transition of many steps; any ρ
-    works. Rewards are taken at the end only. Options as in :func:`~glass_flows.steer`.
-    """
-    return steer(
-        denoiser,
-        reward,
-        shape=shape,
-        particles=particles,
-        transitions=transitions,
-        steps=steps,
-        rho=rho,
-        ess_threshold=0.0,
-        **options,
-    )
-
-
-def beam(
-    denoiser: DenoiserLike,
-    reward: RewardLike,
-    *,
-    shape: Sequence[int],
-    beams: int,
-    children: int,
-    transitions: int,
-    steps: int | Sequence[int],
-    rho: Rho | Sequence[Rho],
-    **options: Any,
-) -> SearchResult:
-    """Beam search: at every boundary keep the best b of b·w particles, each with w children.
+@dataclass(frozen=True, repr=False)
+class _Search(Method):
+    """A method that keeps the best.
 
     Parameters
     ----------
-    beams, children : int
-        b and w >= 1; a population is N = b w particles all along, each child with noise of its own.
-    options
-        `scale`, `value`, `boundaries`, `guidance`, `populations`, `prompts`, `times`, `solver`,
-        `start`, `seed`, `dtype`, `device`, `x` and `progress` as in :func:`~glass_flows.steer`.
-
-    Returns
-    -------
-    SearchResult
-        All b w particles of the last generation; `best` is the best of them.
+    children : int
+        w >= 1, of every particle that goes on, each with noise of its own; must divide N, which
+        counts them all.
+    value, boundaries, guidance : as of Steering
+        As of :class:`Steering`.
     """
-    check_count("beams", beams)
-    check_count("children", children)
 
-    def keep(values: Tensor, boundary: Boundary, noise: KeyedNoise) -> Tensor:
-        return values.topk(beams, dim=1).indices.repeat_interleave(children, 1)
+    children: int = setting(2, Count())
+    value: Value = setting(FreeValue(), VALUE)
+    boundaries: int | tuple[int, ...] | None = setting(None, BOUNDARIES)
+    guidance: Guidance | None = setting(None, GUIDANCE)
 
-    return _search(
-        denoiser, reward, shape, beams * children, 1, keep, transitions, steps, rho, **options
-    )
+    def check(self) -> None:
+        if self.particles % self.children:
+            raise InvalidArgument(
+                f"children = {self.children} must divide particles = {self.particles}, which "
+                "counts them all"
+            )
+
+    @property
+    def parents(self) -> int:
+        """N/w, the particles that go on."""
+        return self.particles // self.children
+
+    @property
+    @abstractmethod
+    def groups(self) -> int:
+        """Groups of a population within which particles compete."""
+
+    @property
+    def looks_with(self) -> Value:
+        return self.value
+
+    def steered(self, table: Table) -> frozenset[int]:
+        return steered_boundaries(table, self.boundaries, decides=True)
+
+    def begin(self, run: Run) -> Chosen:
+        return Chosen(self, run)
+
+    @abstractmethod
+    def choose(self, values: Tensor, boundary: Boundary, run: Run) -> Tensor:
+        """Values (G, S) of G groups at a boundary to ancestors (G, S) within each group."""
 
 
-def greedy(
-    denoiser: DenoiserLike,
-    reward: RewardLike,
-    *,
-    shape: Sequence[int],
-    particles: int,
-    children: int,
-    transitions: int,
-    steps: int | Sequence[int],
-    rho: Rho | Sequence[Rho],
-    pick: str = "best",
-    scale: float = 1.0,
-    **options: Any,
-) -> SearchResult:
-    """Each of N particles has w children at every transition and goes on from one of them.
+@dataclass(frozen=True, repr=False)
+class Beam(_Search):
+    """Beam search: at every boundary the best N/w of N particles go on, each with w children."""
 
-    With ``pick="sample"`` this is SVDD (Li et al., "Derivative-Free Guidance in Continuous and
-    Discrete Diffusion Models with Soft Value-Based Decoding", arXiv 2408.08252): the child is drawn
-    with probability proportional to exp(V), where V = λ r(D) and λ is the 1/α of that paper. With
-    ``pick="best"`` it is the limit of large λ.
+    word: ClassVar[str] = "beam"
+
+    @property
+    def groups(self) -> int:
+        return 1
+
+    def choose(self, values: Tensor, boundary: Boundary, run: Run) -> Tensor:
+        return values.topk(self.parents, dim=1).indices.repeat_interleave(self.children, 1)
+
+
+@dataclass(frozen=True, repr=False)
+class Greedy(_Search):
+    """Each of N/w particles has w children at every transition and goes on from one of them.
 
     Parameters
     ----------
-    particles, children : int
-        N and w >= 1: a population costs as much as N w particles.
     pick : "best" or "sample"
-    options
-        As in :func:`beam`.
-
-    Returns
-    -------
-    SearchResult
-        The N particles picked at the end; its `ancestry` numbers all N w children, of which
-        particle i's are i w to i w + w - 1.
+        The child of the highest value, or one drawn with probability ∝ exp(V), V = λ r(D): SVDD
+        (Li et al., arXiv 2408.08252), of which "best" is the limit of large λ.
     """
-    check_count("particles", particles)
-    check_count("children", children)
-    check_name("pick", pick, ("best", "sample"))
 
-    def choose(values: Tensor, boundary: Boundary, noise: KeyedNoise) -> Tensor:
-        if pick == "best":
+    pick: str = setting("best", Choice("pick", ("best", "sample")))
+    word: ClassVar[str] = "greedy"
+
+    @property
+    def groups(self) -> int:
+        return self.parents
+
+    @property
+    def returns(self) -> int:
+        return self.parents
+
+    def choose(self, values: Tensor, boundary: Boundary, run: Run) -> Tensor:
+        if self.pick == "best":
             return values.argmax(1, keepdim=True).expand_as(values)
         weights = LogWeights.uniform(*values.shape).times(values, place(boundary))
         drawn = [
-            np.random.Generator(noise.bits(RESAMPLING, boundary.index, g)).choice(children, p=share)
+            np.random.Generator(run.noise.bits(RESAMPLING, boundary.index, g)).choice(
+                self.children, p=share
+            )
             for g, share in enumerate(weights.normalized().numpy())
         ]
         return torch.tensor(drawn)[:, None].expand_as(values)
 
-    return _search(
-        denoiser, reward, shape, particles * children, particles, choose, transitions, steps, rho,
-        scale=scale, last=True, **options,
-    )  # fmt: skip
 
+class Chosen(Course):
+    """Particles in groups, of which the chosen go on; nothing is carried along."""
 
-@torch.no_grad()
-def _search(
-    denoiser: DenoiserLike,
-    reward: RewardLike,
-    shape: Sequence[int],
-    particles: int,
-    groups: int,
-    choose: Choice,
-    transitions: int,
-    steps: int | Sequence[int],
-    rho: Rho | Sequence[Rho],
-    *,
-    last: bool = False,
-    scale: float = 1.0,
-    value: AnyValue = "free",
-    boundaries: Boundaries = None,
-    guidance: Guidance | None = None,
-    populations: int | None = None,
-    prompts: Sequence[object] | None = None,
-    times: Times = None,
-    solver: str | Solver = "default",
-    start: str = "trained",
-    seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    x: Tensor | None = None,
-    progress: bool | None = None,
-) -> SearchResult:
-    """Keep at every steered boundary, and with `last` at the end, what `choose` says in a group."""
-    check_denoiser(denoiser)
-    check_scale(scale)
-    valued = resolve_value(value)
-    table = plan(
-        denoiser.path, transitions=transitions, steps=steps, rho=rho, times=times, solver=solver,
-        start=start,
-    )  # fmt: skip
-    steered = steered_boundaries(table, boundaries, decides=True)
-    population = Population.of(particles, populations, prompts)
-    P, size = population.count, particles // groups
-    first = torch.arange(groups).repeat_interleave(size) * size
-    ancestry = []
-    with progress_bar(planned_calls(table, steered, valued), progress, "searching") as advance:
-        run = Run(
-            table, denoiser, reward, population, shape=shape, scale=scale, guidance=guidance,
-            seed=seed, dtype=dtype, device=device, x=x, advance=advance,
-        )  # fmt: skip
+    def __init__(self, settings: _Search, run: Run) -> None:
+        self.settings, self.run = settings, run
+        self.steered = settings.steered(run.table)
+        P, N, groups = run.population.count, settings.particles, settings.groups
+        self.first = torch.arange(groups).repeat_interleave(N // groups) * (N // groups)
+        self.values: Tensor | None = None
+        self.rewards = torch.full((P, N), math.nan, dtype=torch.float64)
 
-        def ancestors(values: Tensor, boundary: Boundary) -> Tensor:
-            chosen = choose(values.view(P * groups, size), boundary, run.noise)
-            return chosen.reshape(P, -1) + first
+    def wants_gradient(self, boundary: Boundary) -> bool:
+        return False
 
-        for boundary in run.boundaries():
-            chosen = torch.arange(particles).repeat(P, 1)
-            with kept(boundary):
-                if boundary.final:
-                    rewards = run.scorer.rewards(boundary.x, place(boundary)).view(P, -1)
-                elif boundary.index in steered and boundary.stochastic:
-                    values, _ = valued(run.look(boundary))
-                    chosen = ancestors(values, boundary)
-                    boundary.select(population.rows(chosen).to(boundary.x.device))
-            ancestry.append(chosen)
-        samples = boundary.x.view(P, particles, *shape)
-        if last:
-            with kept(boundary):
-                slots = ancestors(scaled(scale, rewards), boundary)[:, ::size]
+    def value(self, look: Look) -> None:
+        run, boundary = self.run, look.boundary
+        self.values, self.rewards = None, torch.full_like(self.rewards, math.nan)
+        if boundary.final:
+            self.rewards = run.split(run.scorer.rewards(boundary.x, look.where))
+        elif boundary.index in self.steered and boundary.stochastic:
+            seen, behind = self.settings.value(look)
+            self.values = run.split(seen)
+            self.rewards = self.rewards if behind is None else run.split(behind)
+
+    def select(self, boundary: Boundary) -> Selection:
+        everyone = Selection.everyone(*self.rewards.shape)
+        if self.values is None:
+            return everyone
+        ancestors = self._ancestors(self.values, boundary)
+        return Selection(ancestors, torch.ones_like(everyone.selected))
+
+    def _ancestors(self, values: Tensor, boundary: Boundary) -> Tensor:
+        P, N = values.shape
+        grouped = values.reshape(P * self.settings.groups, -1)
+        return self.settings.choose(grouped, boundary, self.run).reshape(P, N) + self.first
+
+    def gather(self, selection: Selection) -> None:
+        pass
+
+    def move(self, look: Look, selection: Selection) -> None:
+        pass
+
+    def step(
+        self, boundary: Boundary, selection: Selection, costs: Costs, history: History
+    ) -> Step:
+        return Step(boundary, self.rewards, selection.ancestors, selection.selected, costs, history)
+
+    def carried(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        pass
+
+    def result(self, last: Step, biases: tuple[str, ...]) -> SearchResult:
+        """All particles, or of every group the one that is picked at the end."""
+        P, N = last.rewards.shape
+        samples = last.boundary.x.view(P, N, *last.boundary.x.shape[1:])
+        rewards, ancestry = last.rewards, last.history.stacked()["ancestors"][:-1]
+        if self.settings.returns < N:
+            slots = self.returned(last)
             rewards = rewards.gather(1, slots)
             samples = samples[torch.arange(P)[:, None], slots.to(samples.device)]
-    return SearchResult(samples, rewards, torch.stack(ancestry[:-1]), run.costs)
+        return SearchResult(samples, rewards, ancestry, last.costs)
+
+    def returned(self, last: Step) -> Tensor:
+        if self.settings.returns == self.settings.particles:
+            return super().returned(last)
+        at_end = scaled(self.settings.scale, last.rewards)
+        with kept(last.boundary):
+            return self._ancestors(at_end, last.boundary)[:, :: self.settings.children]

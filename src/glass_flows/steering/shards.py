@@ -11,16 +11,14 @@ where particles are resampled, each survivor that another process copies, once, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..denoisers import DenoiserLike, Estimate, estimate
+from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
 from ..errors import InvalidArgument, check_count
-from ..paths import Path
 
 __all__ = ["Pieces", "Shards"]
 
@@ -154,38 +152,23 @@ class Shards:
         return torch.cat([wired, *received]).to(own.device)
 
 
-class Pieces:
+class Pieces(WrappedDenoiser):
     """A denoiser that is asked about one micro-batch at a time.
 
     `rows` is the whole batch that the denoiser's conditioning is for; `shards` says which of them
     are here.
     """
 
-    def __init__(self, denoiser: DenoiserLike, shards: Shards, rows: int) -> None:
-        self.whole, first = denoiser, shards.own.start
-        cut = getattr(denoiser, "rows", None)
+    def __init__(self, denoiser: BaseDenoiser, shards: Shards, rows: int) -> None:
+        super().__init__(denoiser)
+        first = shards.own.start
         self.parts = [
-            (
-                piece,
-                denoiser
-                if cut is None
-                else cut(slice(first + piece.start, first + piece.stop), rows),
-            )
+            (piece, denoiser.rows(slice(first + piece.start, first + piece.stop), rows))
             for piece in shards.pieces
         ]
 
-    @property
-    def path(self) -> Path:
-        return self.whole.path
-
-    def __getattr__(self, name: str) -> Any:  # what a call costs, and where the network is
-        return getattr(self.whole, name)
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self.estimate(x, t).D
-
     def estimate(self, x: Tensor, t: float) -> Estimate:
-        return joined([estimate(denoiser, x[piece], t) for piece, denoiser in self.parts])
+        return joined([denoiser.estimate(x[piece], t) for piece, denoiser in self.parts])
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:
@@ -203,23 +186,3 @@ def joined(parts: Sequence[Estimate]) -> Estimate:
         torch.cat(rewards) if rewards else None,
         torch.cat(gradients) if gradients else None,
     )
-
-
-def in_pieces(
-    work: Callable[[Tensor, Sequence[object] | None, str], Any],
-    pieces: Sequence[slice],
-    z: Tensor,
-    prompts: Sequence[object] | None,
-    where: str,
-) -> list[Any]:
-    """What `work` finds for every micro-batch of z with its prompts."""
-    if len(pieces) == 1:
-        return [work(z, prompts, where)]
-    return [
-        work(
-            z[piece],
-            None if prompts is None else prompts[piece],
-            f"{where}, rows {piece.start} to {piece.stop - 1}",
-        )
-        for piece in pieces
-    ]

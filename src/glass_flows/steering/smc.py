@@ -10,128 +10,117 @@ target p(z) exp(λ r(z)), whatever values, potentials, schedules and thresholds 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from ..denoisers import DenoiserLike
-from ..errors import InvalidArgument, check_count, check_name, check_number
-from ..execute import Boundary, check_denoiser
-from ..grids import Times
+from ..execute import Boundary
 from ..guidance import Guidance, GuidedDenoiser
 from ..noise import RESAMPLING, KeyedNoise
-from ..plans import Rho, Solver, Table, plan
-from ..progress import progress_bar
-from ..rewards import RewardLike
+from ..plans import Table
+from ..settings import Choice, Listed, Number, Object, setting
+from .method import BOUNDARIES, GUIDANCE, VALUE, Course, Method
 from .potentials import POTENTIALS, Potential
 from .resampling import RESAMPLERS
-from .run import (
-    Boundaries,
-    Costs,
-    Population,
-    Run,
-    SearchResult,
-    kept,
-    place,
-    steered_boundaries,
-)
-from .saved import History, Recorder, Saved, under
+from .results import Costs, SteeringResult
+from .run import Run, place, steered_boundaries
 from .schedules import Adaptive, Schedule, check_schedule, share_at
-from .shards import Shards
+from .state import History, Selection, Step, under
 from .twist import Twist, Twister, informative
-from .values import AnyValue, planned_calls, resolve_value, scaled
+from .values import FreeValue, Look, Value, scaled
 from .weights import LogWeights
 
-__all__ = [
-    "Steering",
-    "SteeringResult",
-    "SteeringStep",
-    "check_scale",
-    "collect",
-    "iterate_steering",
-    "steer",
-    "steer_boundaries",
-]
+__all__ = ["BestOf", "Steering", "SteeringStep"]
 
 
-@dataclass(frozen=True)
-class Steering:
-    """The settings of a steered run, checked when made; see :func:`steer` for each.
+SCHEDULE = Listed(
+    Object(
+        "schedule",
+        "'constant', 'linear', 'adaptive[:ESS]', a function of t, or a list of K shares of lambda",
+        heads={"constant": None, "linear": None, "adaptive": (Adaptive, {})},
+        resolve=check_schedule,
+    ),
+    item=Number("be a finite number >= 0 (a share of lambda)", lambda v: 0.0 <= v < math.inf),
+)
+TWIST = Object("twist", "a number eta >= 0, 'ETA:cap=CAP' or Twist(scale, cap, ...)", bare=Twist)
+DEGENERATE = Choice("degenerate", ("error", "carry"))
 
-    Names and numbers become what they stand for: `value` is a Value, `twist` a Twist.
+
+@dataclass(frozen=True, repr=False)
+class Steering(Method):
+    """Feynman-Kac steering: sequential Monte Carlo over the transitions of a sampler.
+
+    Parameters
+    ----------
+    potential : str
+        "difference", "max", "sum", "immediate" or "terminal", all with the same exact target, or
+        one of the "fkd-" compatibility names: see :mod:`glass_flows.steering.potentials`.
+    schedule : "constant", "linear", "adaptive[:ESS]", a function of t, or K shares
+        Share λ_k/λ of λ that each boundary uses; the end always uses all of it. Adaptive is the
+        largest at which the effective sample size stays at the fraction ESS of N.
+    boundaries : None, int, or list of int
+        Where values are taken: at every n-th transition start, or at those listed. None is
+        wherever a transition draws noise, if particles may be resampled or their noise twisted.
+    resampling : str
+        "systematic", "ssp", "stratified", "residual" or "multinomial".
+    ess_threshold : float
+        In [0, 1]: a population is resampled when its effective sample size is at most this fraction
+        of N; 1 is at every boundary, 0 never (importance sampling).
+    value : "free", "posterior[:SAMPLES[:STEPS]]", a Value, or a function V(x, t, D)
+        "free" is λ r(D_t(x_t)), which costs no network evaluation; a posterior value is the
+        log-mean-exp of λ r over so many draws of p(z | x_t) of so many evaluations each; a
+        function returns (B,) in log units.
+    guidance : None, "reward[:SCALE]", "network[:SCALE]", or Guidance
+        Tilt the denoiser that moves the particles by the reward's gradient, through the reward
+        alone or through the network too; biases the target, and the result says so.
+    twist : float, "ETA:cap=CAP", or Twist
+        η >= 0 of the twisted noise, guidance by the reward's gradient whose weight is exact; 0 is
+        off. The cap is the longest shift, in standard deviations of the noise.
+    degenerate : "error" or "carry"
+        When all weights of a population vanish: stop with DegenerateWeights, or carry the weights
+        on without resampling (they count again at later boundaries; a population that ends
+        without weight has log-evidence -inf).
     """
 
-    particles: int
-    scale: float = 1.0
-    potential: str = "difference"
-    schedule: Schedule = "constant"
-    boundaries: Boundaries = None
-    resampling: str = "systematic"
-    ess_threshold: float = 0.5
-    value: Any = "free"
-    guidance: Guidance | None = None
-    twist: Any = 0.0
-    degenerate: str = "error"
-
-    def __post_init__(self) -> None:
-        check_count("particles", self.particles)
-        check_scale(self.scale)
-        check_number("ess_threshold", self.ess_threshold, "lie in [0, 1]", lambda v: 0 <= v <= 1)
-        check_name("potential", self.potential, POTENTIALS)
-        check_name("resampling scheme", self.resampling, RESAMPLERS)
-        check_name("degenerate", self.degenerate, ("error", "carry"))
-        if self.guidance is not None and not isinstance(self.guidance, Guidance):
-            raise InvalidArgument(
-                f"guidance must be glass_flows.Guidance(...) or None, got {self.guidance!r}"
-            )
-        object.__setattr__(self, "schedule", check_schedule(self.schedule))
-        object.__setattr__(self, "value", resolve_value(self.value))
-        if not isinstance(self.twist, Twist):
-            check_number("twist", self.twist, "be finite and >= 0", lambda v: 0 <= v < math.inf)
-            object.__setattr__(self, "twist", Twist(self.twist))
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance is not None and self.guidance.scale > 0.0
+    potential: str = setting("difference", Choice("potential", POTENTIALS))
+    schedule: Schedule = setting("constant", SCHEDULE)
+    boundaries: int | tuple[int, ...] | None = setting(None, BOUNDARIES)
+    resampling: str = setting("systematic", Choice("resampling scheme", RESAMPLERS))
+    ess_threshold: float = setting(0.5, Number("lie in [0, 1]", lambda share: 0 <= share <= 1))
+    value: Value = setting(FreeValue(), VALUE)
+    guidance: Guidance | None = setting(None, GUIDANCE)
+    twist: Twist = setting(Twist(0.0), TWIST)
+    degenerate: str = setting("error", DEGENERATE)
+    word: ClassVar[str] = "steering"
+    weighted: ClassVar[bool] = True
 
     @property
     def twisted(self) -> bool:
         return self.twist.scale > 0.0 and self.scale > 0.0
 
+    @property
+    def differentiates(self) -> bool:
+        return self.guided or self.twisted
+
+    @property
+    def looks_with(self) -> Value:
+        return self.value
+
     def steered(self, table: Table) -> frozenset[int]:
-        """The transition starts at which values are taken."""
         return steered_boundaries(table, self.boundaries, self.ess_threshold > 0 or self.twisted)
 
-    def check(self, table: Table) -> None:
-        """Raise unless the table can be steered in this way."""
+    def check_table(self, table: Table) -> None:
         for k in self.steered(table) | {0}:
             share_at(self.schedule, k, table.times[k], len(table))
 
-    def share(
-        self, boundary: Boundary, table: Table, paths: _Paths, value: Tensor, before: Tensor
-    ) -> Tensor:
-        """λ_k/λ of each population at a boundary, (P, 1); `before` is the last one."""
-        if isinstance(self.schedule, Adaptive):
-            return self.schedule.choose(
-                lambda share: paths.valued(scaled(share, value)).log_weights(), before
-            )
-        fixed = share_at(self.schedule, boundary.index, boundary.t, len(table))
-        return torch.full_like(before, fixed)
-
-    def share_ahead(self, index: int, table: Table, share: Tensor) -> Tensor:
-        """λ/λ of the next steered boundary, (P, 1); the present one if it is yet to be chosen."""
-        ahead = min((k for k in self.steered(table) if k > index), default=len(table))
-        if isinstance(self.schedule, Adaptive) and ahead < len(table):
-            return share
-        fixed = share_at(self.schedule, ahead, table.times[ahead], len(table))
-        return torch.full_like(share, fixed)
+    def begin(self, run: Run) -> Weighted:
+        return Weighted(self, run)
 
     def biases(self, denoiser: DenoiserLike) -> tuple[str, ...]:
-        """Why the weighted particles would not target p(z) exp(λ r(z)), p the sampler's own law."""
         found = []
         if self.guided or isinstance(denoiser, GuidedDenoiser):
             found.append("reward guidance tilts the proposal, and the weights do not undo it")
@@ -140,403 +129,215 @@ class Steering:
         return tuple(found)
 
 
+@dataclass(frozen=True, repr=False)
+class BestOf(Method):
+    """Best-of-N: independent samples, weighted by their rewards at the end, never resampled.
+
+    Parameters
+    ----------
+    guidance, degenerate : as of Steering
+        As of :class:`Steering`.
+    """
+
+    guidance: Guidance | None = setting(None, GUIDANCE)
+    degenerate: str = setting("error", DEGENERATE)
+    word: ClassVar[str] = "best-of-n"
+    weighted: ClassVar[bool] = True
+
+    @property
+    def _steering(self) -> Steering:
+        return Steering(
+            self.particles,
+            self.scale,
+            ess_threshold=0.0,
+            guidance=self.guidance,
+            degenerate=self.degenerate,
+        )
+
+    def steered(self, table: Table) -> frozenset[int]:
+        return frozenset()
+
+    def begin(self, run: Run) -> Weighted:
+        return Weighted(self._steering, run)
+
+    def biases(self, denoiser: DenoiserLike) -> tuple[str, ...]:
+        return self._steering.biases(denoiser)
+
+
 @dataclass(frozen=True)
-class SteeringStep:
-    """What happened at one boundary; P populations of N particles.
+class SteeringStep(Step):
+    """What happened at one boundary of weighted particles.
 
     Attributes
     ----------
-    boundary : Boundary
-        The executor's pause, after resampling and with the shift of its noise; what it holds may
-        still be changed. At the end it holds the samples.
-    rewards : Tensor
-        (P, N), before resampling: r(D_t(x_t)) for the free value, its mean over the draws for the
-        posterior one, at the end r(x_1); NaN where none was taken.
     log_weights : LogWeights
         After resampling.
     ess : Tensor
         (P,), before resampling.
-    ancestors : Tensor
-        (P, N) int64, within the population; 0..N-1 where nothing was resampled.
-    resampled : Tensor
-        (P,) bool.
     log_evidence : Tensor
         (P,), the estimate so far.
     share : Tensor
         (P,), λ_k/λ; NaN where no values were taken.
     twist_share : Tensor
         (P,), the share of the twist that past transitions have earned; 0 without.
-    costs : Costs
-    history : History
-        This boundary and those before.
     """
 
-    boundary: Boundary
-    rewards: Tensor
     log_weights: LogWeights
     ess: Tensor
-    ancestors: Tensor
-    resampled: Tensor
     log_evidence: Tensor
     share: Tensor
     twist_share: Tensor
-    costs: Costs
-    history: History
+
+    def remembered(self) -> dict[str, Tensor]:
+        names = ("ess", "share", "twist_share")
+        return super().remembered() | {name: getattr(self, name) for name in names}
+
+    def told(self) -> dict[str, Any]:
+        names = ("ess", "log_evidence", "share", "twist_share")
+        weights = {"log_weights": self.log_weights.values}
+        return super().told() | weights | {name: getattr(self, name) for name in names}
 
 
-@dataclass(frozen=True)
-class SteeringResult(SearchResult):
-    """All particles of a finished run, P populations of N, with their weights.
+class Weighted(Course):
+    """Particles with weights: look, weigh, resample, twist."""
 
-    Attributes
-    ----------
-    samples, rewards, ancestry, costs
-        See :class:`SearchResult`.
-    log_weights : Tensor
-        (P, N), unnormalised: weighted by them the samples target p(z) exp(λ r(z)).
-    ess : Tensor
-        (K + 1, P), effective sample size at every boundary and at the end, before resampling.
-    log_evidence : Tensor
-        (P,), an estimate of log E_p[exp(λ r)]; its exponential is unbiased.
-    shares : Tensor
-        (K + 1, P), λ_k/λ; NaN where no values were taken.
-    twist_shares : Tensor
-        (K, P), the share of the twist used at each transition; 0 where there was none.
-    biases : tuple of str
-        Reasons for which the weighted particles do not target p(z) exp(λ r(z)), where p is the
-        law of the sampler itself; empty if they do.
-    """
+    def __init__(self, settings: Steering, run: Run) -> None:
+        self.settings, self.run, self.table = settings, run, run.table
+        P, N = run.population.count, settings.particles
+        self.steered = settings.steered(self.table)
+        self.paths = self.before = _Products.start(P, N, POTENTIALS[settings.potential])
+        self.twister = Twister(settings.twist, self.table, P, run.split, run.shards.pieces)
+        self.share = torch.zeros(P, 1, dtype=torch.float64)
+        self.log_evidence = torch.zeros(P, dtype=torch.float64)
+        self.values: Tensor | None = None  # V of this boundary, (P, N)
+        self.rewards = torch.empty(P, N)
+        self.weights = LogWeights.uniform(P, N)
 
-    log_weights: Tensor
-    ess: Tensor
-    log_evidence: Tensor
-    shares: Tensor
-    twist_shares: Tensor
-    biases: tuple[str, ...]
+    def _steerable(self, boundary: Boundary) -> bool:
+        return boundary.index in self.steered and boundary.stochastic
 
+    def _may_resample(self, boundary: Boundary) -> bool:
+        return self._steerable(boundary) and self.settings.ess_threshold > 0
 
-def check_scale(scale: float) -> None:
-    """Raise unless λ is a finite number >= 0."""
-    rule = "be a finite number >= 0"
-    check_number("scale (lambda)", scale, rule, lambda v: 0.0 <= v < math.inf)
+    def wants_gradient(self, boundary: Boundary) -> bool:
+        return self._steerable(boundary) and self.settings.twisted
 
-
-def steer(
-    denoiser: DenoiserLike,
-    reward: RewardLike,
-    *,
-    shape: Sequence[int],
-    particles: int,
-    transitions: int,
-    steps: int | Sequence[int],
-    rho: Rho | Sequence[Rho],
-    scale: float = 1.0,
-    potential: str = "difference",
-    schedule: Schedule = "constant",
-    boundaries: Boundaries = None,
-    resampling: str = "systematic",
-    ess_threshold: float = 0.5,
-    value: AnyValue = "free",
-    guidance: Guidance | None = None,
-    twist: float | Twist = 0.0,
-    degenerate: str = "error",
-    populations: int | None = None,
-    prompts: Sequence[object] | None = None,
-    times: Times = None,
-    solver: str | Solver = "default",
-    start: str = "trained",
-    seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    x: Tensor | None = None,
-    shards: Shards | None = None,
-    record: Recorder | None = None,
-    progress: bool | None = None,
-) -> SteeringResult:
-    """Samples of p(z) exp(λ r(z)) by sequential Monte Carlo at transition boundaries.
-
-    Parameters
-    ----------
-    denoiser : Denoiser
-        Its conditioning has one row for all, or one for each population.
-    reward : callable or Reward
-        (B, *shape) clean samples to (B,) rewards, higher is better. -inf excludes a sample,
-        and where particles are resampled also those whose estimate D is excluded, which biases the
-        law: give such rewards a finite floor, or ``ess_threshold=0``.
-    shape : sequence of int
-        Of one sample, without the batch.
-    particles : int
-        N >= 1 per population.
-    scale : float
-        λ >= 0 of the final target.
-    potential : str
-        "difference", "max", "sum", "immediate" or "terminal", all with the same exact target, or
-        one of the "fkd-" compatibility names: see :mod:`glass_flows.steering.potentials`.
-    schedule : "constant", "linear", "adaptive", Adaptive(ess), callable of t, or list of K
-        Share λ_k/λ of λ that each boundary uses; the end always uses all of it.
-    boundaries : None, int or sequence of int
-        Where values are taken: every n-th transition start, or those listed. By default wherever
-        a transition draws noise, if particles may be resampled or their noise twisted.
-    resampling : "systematic", "ssp", "stratified", "residual" or "multinomial"
-    ess_threshold : float
-        Resample a population when its effective sample size is at most this fraction of N: 1
-        resamples at every boundary, 0 never (importance sampling).
-    value : "free", "posterior", PosteriorValue(samples, steps), or callable
-        "free" is λ r(D_t(x_t)); a posterior value is log-mean-exp of λ r over draws of p(z | x_t);
-        a callable V(x, t, D) returns (B,) in log units.
-    guidance : Guidance, optional
-        Tilt the denoiser that moves the particles; biases the target, and the result says so.
-    twist : float or Twist
-        η of the twisted noise, 0 for none: guidance whose weight is exact.
-    degenerate : "error" or "carry"
-        When all weights of a population vanish: stop with DegenerateWeights, or carry the weights
-        on without resampling (they count again at later boundaries; a population that ends
-        without weight has log-evidence -inf).
-    populations : int
-        P >= 1 independent runs in one batch of P N particles; by default the number of prompts,
-        or 1.
-    prompts : sequence, optional
-        One for each population, handed to rewards that take prompts.
-    transitions, steps, rho, times, solver, start, seed, dtype, device, progress
-        See :func:`glass_flows.sample`; times run from 0 to 1. A transition must draw noise for its
-        start to be resampled (copies would stay copies): with the ODE nothing ever is.
-    x : Tensor, optional
-        (P N, *shape), the particles at the first of `times`, instead of noise drawn from the seed;
-        that time need not be 0 then.
-    shards : Shards, optional
-        Deal the particles out to the processes of torch.distributed, all of which make this call
-        and get the whole result.
-    record : Recorder, optional
-        Keeps the run, and if it has kept a part of it already, this call goes on from there; see
-        :class:`glass_flows.runs.RunFolder`. Needs a seed.
-
-    Returns
-    -------
-    SteeringResult
-
-    Raises
-    ------
-    InvalidArgument, ShapeError, UnknownName, PlanError
-        Before anything is drawn.
-    NonFinite, RewardError, DegenerateWeights
-        On the way; their `boundary` holds the particles as they were, at the end the samples.
-    """
-    check_denoiser(denoiser)
-    if record is not None and seed is None:
-        raise InvalidArgument("a recorded run needs a seed=, so that it can go on where it was")
-    settings = Steering(
-        particles=particles,
-        scale=scale,
-        potential=potential,
-        schedule=schedule,
-        boundaries=boundaries,
-        resampling=resampling,
-        ess_threshold=ess_threshold,
-        value=value,
-        guidance=guidance,
-        twist=twist,
-        degenerate=degenerate,
-    )
-    table = plan(
-        denoiser.path,
-        transitions=transitions,
-        steps=steps,
-        rho=rho,
-        times=times,
-        solver=solver,
-        start=start,
-    )
-    saved = None if record is None else record.saved()
-    first = 0 if saved is None else saved.index
-    calls = planned_calls(table, settings.steered(table), settings.value, first)
-    with progress_bar(calls, progress, "steering") as advance:
-        run = iterate_steering(
-            table,
-            denoiser,
-            reward,
-            settings,
-            shape=shape,
-            populations=populations,
-            prompts=prompts,
-            seed=seed,
-            dtype=dtype,
-            device=device,
-            x=x,
-            shards=shards,
-            record=record,
-            saved=saved,
-            advance=advance,
-        )
-        return collect(run, settings.biases(denoiser))
-
-
-def collect(steps: Iterable[SteeringStep], biases: tuple[str, ...]) -> SteeringResult:
-    """The result of all the steps of a run."""
-    (step,) = deque(steps, maxlen=1)
-    samples, history = step.boundary.x, step.history.stacked()
-    return SteeringResult(
-        samples=samples.view(*step.ancestors.shape, *samples.shape[1:]),
-        rewards=step.rewards,
-        ancestry=history["ancestors"][:-1],
-        costs=step.costs,
-        log_weights=step.log_weights.values,
-        ess=history["ess"],
-        log_evidence=step.log_evidence,
-        shares=history["share"],
-        twist_shares=history["twist_share"][:-1],
-        biases=biases,
-    )
-
-
-def iterate_steering(
-    table: Table,
-    denoiser: DenoiserLike,
-    reward: RewardLike,
-    settings: Steering,
-    *,
-    shape: Sequence[int],
-    populations: int | None = None,
-    prompts: Sequence[object] | None = None,
-    seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    x: Tensor | None = None,
-    shards: Shards | None = None,
-    record: Recorder | None = None,
-    saved: Saved | None = None,
-    advance: Callable[[], None] = lambda: None,
-) -> Iterator[SteeringStep]:
-    """:func:`steer` as an iterator over boundaries, for those who want to look or intervene.
-
-    Takes the sampler as a :class:`~glass_flows.Table` and the method as :class:`Steering`; what a
-    step's boundary holds may be changed before the next step. `advance()` is called after every
-    denoiser call. With `saved` the run goes on from there.
-    """
-    settings.check(table)
-    home = device if device is not None else getattr(denoiser, "device", None)
-    if saved is not None:
-        x = saved.x.to(home)
-    run = Run(
-        table,
-        denoiser,
-        reward,
-        Population.of(settings.particles, populations, prompts),
-        shape=shape,
-        scale=settings.scale,
-        guidance=settings.guidance,
-        gradients=settings.twisted or settings.guided,
-        seed=seed,
-        dtype=dtype,
-        device=device,
-        x=x,
-        first=0 if saved is None else saved.index,
-        shards=shards,
-        advance=advance,
-    )
-    if record is not None:
-        record.begin(run)
-    return steer_boundaries(run, run.boundaries(), settings, saved, record)
-
-
-@torch.no_grad()
-def steer_boundaries(
-    run: Run,
-    source: Iterable[Boundary],
-    settings: Steering,
-    saved: Saved | None = None,
-    record: Recorder | None = None,
-) -> Iterator[SteeringStep]:
-    """The algorithm: at every boundary that `source` stops at look, weigh, resample and twist."""
-    P, N, table = run.population.count, settings.particles, run.table
-    steered = settings.steered(table)
-    paths = _Paths.start(P, N, POTENTIALS[settings.potential])
-    twister = Twister(settings.twist, table, P, run.split, run.shards.pieces)
-    share = torch.zeros(P, 1, dtype=torch.float64)
-    log_evidence = torch.zeros(P, dtype=torch.float64)
-    history = History()
-    if saved is not None:
-        paths = paths.restored(saved.carried)
-        share, log_evidence = saved.carried["share"], saved.carried["log_evidence"]
-        twister.restore(under("twist.", saved.carried))
-        history = History.of(saved.history)
-    for boundary in source:
-        if saved is not None and boundary.index == saved.index:
-            run.resume(saved.costs)
-        if record is not None:
-            carried = {**paths.state(), "share": share, "log_evidence": log_evidence}
-            record.save(_saved(run, boundary, carried, twister, history))
-        steerable = boundary.index in steered and boundary.stochastic
-        twistable = steerable and settings.twisted
-        may_resample = steerable and settings.ess_threshold > 0
-        must_live = settings.degenerate == "error" and (boundary.final or may_resample)
-        look = run.look(boundary, gradient=twistable)
-        paths = before = paths.drawn(twister.log_ratio())
-        value, rewards = None, torch.full((P, N), math.nan, dtype=torch.float64)
-        with kept(boundary):
-            if boundary.final:
-                rewards = run.split(run.scorer.rewards(boundary.x, place(boundary)))
-                value, share = scaled(settings.scale, rewards), torch.ones_like(share)
-                paths = paths.ended(value)
-            elif boundary.index in steered:
-                seen, behind = settings.value(look)
-                value = run.split(seen)
-                rewards = rewards if behind is None else run.split(behind)
-                share = settings.share(boundary, table, paths, value, share)
-                paths = paths.valued(scaled(share, value))
-            weights = paths.weights(place(boundary), all_may_vanish=not must_live)
-        twister.learn(value)
-        ess = weights.ess()
-        tired = (ess <= settings.ess_threshold * N) & (ess > 0.0) & may_resample
-        ancestors = _ancestors(weights, tired, settings.resampling, run.noise, boundary.index)
-        rows = run.population.rows(ancestors)
-        if tired.any():
-            boundary.x, boundary.D = run.shards.select(rows, boundary.x, boundary.D)
-            log_evidence = log_evidence + torch.where(tired, weights.log_mean(), 0.0)
-        if not boundary.final:
-            paths = paths.chosen(ancestors, tired, before)
-        if twistable and value is not None:
-            with kept(boundary):
-                gradient = settings.scale * look.gradient()
-            ahead = settings.share_ahead(boundary.index, table, share)
-            at_D = scaled(settings.scale, run.split(look.rewards()))
-            whole, D = map(run.shards.gather, (gradient, look.estimate.untilted))
-            prior = informative(whole, D, at_D)
-            (gradient,) = run.shards.select(rows, gradient)
-            survivors = value.gather(1, ancestors)
-            twister.shift(boundary, gradient, survivors, ahead, prior, run.shards.own)
+    def value(self, look: Look) -> None:
+        run, boundary, settings = self.run, look.boundary, self.settings
+        self.paths = self.before = self.paths.drawn(self.twister.log_ratio())
+        self.values, self.rewards = None, torch.full_like(self.paths.total, math.nan)
         if boundary.final:
-            boundary.x = run.shards.gather(boundary.x)
-        weights = paths.weights(place(boundary), all_may_vanish=True)
-        step = SteeringStep(
+            self.rewards = run.split(run.scorer.rewards(boundary.x, look.where))
+            self.values, self.share = (
+                scaled(settings.scale, self.rewards),
+                torch.ones_like(self.share),
+            )
+            self.paths = self.paths.ended(self.values)
+        elif boundary.index in self.steered:
+            seen, behind = settings.value(look)
+            self.values = run.split(seen)
+            self.rewards = self.rewards if behind is None else run.split(behind)
+            self.share = self._share(boundary, self.values)
+            self.paths = self.paths.valued(scaled(self.share, self.values))
+        must_live = boundary.final or self._may_resample(boundary)
+        may_vanish = settings.degenerate == "carry" or not must_live
+        self.weights = self.paths.weights(look.where, all_may_vanish=may_vanish)
+        self.twister.learn(self.values)
+
+    def _share(self, boundary: Boundary, value: Tensor) -> Tensor:
+        """λ_k/λ of each population, (P, 1)."""
+        schedule = self.settings.schedule
+        if isinstance(schedule, Adaptive):
+            return schedule.choose(
+                lambda share: self.paths.valued(scaled(share, value)).log_weights(), self.share
+            )
+        fixed = share_at(schedule, boundary.index, boundary.t, len(self.table))
+        return torch.full_like(self.share, fixed)
+
+    def _share_ahead(self, index: int) -> Tensor:
+        """λ/λ of the next steered boundary, (P, 1); the present one if it is yet to be chosen."""
+        ahead = min((k for k in self.steered if k > index), default=len(self.table))
+        schedule = self.settings.schedule
+        if isinstance(schedule, Adaptive) and ahead < len(self.table):
+            return self.share
+        fixed = share_at(schedule, ahead, self.table.times[ahead], len(self.table))
+        return torch.full_like(self.share, fixed)
+
+    def select(self, boundary: Boundary) -> Selection:
+        ess, N = self.weights.ess(), self.settings.particles
+        few = (ess <= self.settings.ess_threshold * N) & (ess > 0.0)
+        tired = few & self._may_resample(boundary)
+        noise, scheme = self.run.noise, self.settings.resampling
+        return Selection(_ancestors(self.weights, tired, scheme, noise, boundary.index), tired)
+
+    def gather(self, selection: Selection) -> None:
+        tired = selection.selected
+        if tired.any():
+            gained = torch.where(tired, self.weights.log_mean(), 0.0)
+            self.log_evidence = self.log_evidence + gained
+        self.paths = self.paths.chosen(selection.ancestors, tired, self.before)
+
+    def move(self, look: Look, selection: Selection) -> None:
+        boundary, run = look.boundary, self.run
+        if not self.wants_gradient(boundary) or self.values is None:
+            return
+        gradient = self.settings.scale * look.gradient()
+        at_D = scaled(self.settings.scale, run.split(look.rewards()))
+        whole, D = map(run.shards.gather, (gradient, look.estimate.untilted))
+        prior = informative(whole, D, at_D)
+        (gradient,) = run.shards.select(run.population.rows(selection.ancestors), gradient)
+        survivors = self.values.gather(1, selection.ancestors)
+        ahead = self._share_ahead(boundary.index)
+        self.twister.shift(boundary, gradient, survivors, ahead, prior, run.shards.own)
+
+    def step(
+        self, boundary: Boundary, selection: Selection, costs: Costs, history: History
+    ) -> SteeringStep:
+        weights = self.paths.weights(place(boundary), all_may_vanish=True)
+        ess = self.weights.ess()
+        return SteeringStep(
             boundary=boundary,
-            rewards=rewards,
+            rewards=self.rewards,
+            ancestors=selection.ancestors,
+            resampled=selection.selected,
+            costs=costs,
+            history=history,
             log_weights=weights,
             ess=ess,
-            ancestors=ancestors,
-            resampled=tired,
-            log_evidence=log_evidence + weights.log_mean(),
-            share=torch.full_like(ess, math.nan) if value is None else share[:, 0],
-            twist_share=twister.used,
-            costs=run.costs,
-            history=history,
+            log_evidence=self.log_evidence + weights.log_mean(),
+            share=torch.full_like(ess, math.nan) if self.values is None else self.share[:, 0],
+            twist_share=self.twister.used,
         )
-        history.add(step)
-        if record is not None:
-            record.step(step)
-        yield step
 
+    def carried(self) -> dict[str, Tensor]:
+        twist = {f"twist.{name}": found for name, found in self.twister.state().items()}
+        own = {"share": self.share, "log_evidence": self.log_evidence}
+        return {**self.paths.state(), **own, **twist}
 
-def _saved(
-    run: Run, boundary: Boundary, carried: dict[str, Tensor], twister: Twister, history: History
-) -> Saved:
-    """All that a run needs to go on from a boundary at which nothing was done yet."""
-    twist = {f"twist.{name}": found for name, found in twister.state().items()}
-    x = run.shards.gather(boundary.x)
-    return Saved(boundary.index, x, carried | twist, history.stacked(), run.costs)
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        self.paths = self.before = self.paths.restored(carried)
+        self.share, self.log_evidence = carried["share"], carried["log_evidence"]
+        self.twister.restore(under("twist.", carried))
+
+    def result(self, last: Step, biases: tuple[str, ...]) -> SteeringResult:
+        end = cast(SteeringStep, last)
+        samples, history = end.boundary.x, end.history.stacked()
+        return SteeringResult(
+            samples=samples.view(*end.ancestors.shape, *samples.shape[1:]),
+            rewards=end.rewards,
+            ancestry=history["ancestors"][:-1],
+            costs=end.costs,
+            log_weights=end.log_weights.values,
+            ess=history["ess"],
+            log_evidence=end.log_evidence,
+            shares=history["share"],
+            twist_shares=history["twist_share"][:-1],
+            biases=biases,
+        )
 
 
 @dataclass(frozen=True)
-class _Paths:
+class _Products:
     """What the particles carry along their paths, each (P, N) float64.
 
     Attributes
@@ -554,7 +355,7 @@ class _Paths:
     log_ratio: Tensor
 
     @classmethod
-    def start(cls, populations: int, particles: int, potential: Potential) -> _Paths:
+    def start(cls, populations: int, particles: int, potential: Potential) -> _Products:
         zero = torch.zeros(populations, particles, dtype=torch.float64)
         return cls(potential, zero, zero, torch.full_like(zero, potential.start), zero)
 
@@ -562,18 +363,18 @@ class _Paths:
         """The tensors."""
         return {name: found for name, found in vars(self).items() if name != "potential"}
 
-    def restored(self, tensors: Mapping[str, Tensor]) -> _Paths:
+    def restored(self, tensors: Mapping[str, Tensor]) -> _Products:
         """With the tensors of :meth:`state`, among others, in the place of its own."""
-        return _Paths(self.potential, **{name: tensors[name] for name in self.state()})
+        return _Products(self.potential, **{name: tensors[name] for name in self.state()})
 
-    def drawn(self, log_ratio: Tensor | float) -> _Paths:
+    def drawn(self, log_ratio: Tensor | float) -> _Products:
         return replace(self, log_ratio=self.log_ratio + log_ratio)
 
-    def valued(self, value: Tensor) -> _Paths:
+    def valued(self, value: Tensor) -> _Products:
         total, memory = self.potential.update(self.total, value, self.memory)
         return replace(self, total=total, memory=memory)
 
-    def ended(self, value: Tensor) -> _Paths:
+    def ended(self, value: Tensor) -> _Products:
         return replace(self, total=self.potential.terminal(self.total, value, self.memory))
 
     def log_weights(self) -> Tensor:
@@ -584,7 +385,7 @@ class _Paths:
         remedy = ", or pass degenerate='carry' to go on without resampling"
         return one.times(self.log_weights(), where, all_may_vanish=all_may_vanish, remedy=remedy)
 
-    def chosen(self, ancestors: Tensor, resampled: Tensor, before: _Paths) -> _Paths:
+    def chosen(self, ancestors: Tensor, resampled: Tensor, before: _Products) -> _Products:
         """After resampling where `resampled` (P,); `before` is what a forgetful potential keeps."""
         total, memory = self.total.gather(1, ancestors), self.memory.gather(1, ancestors)
         anew = resampled[:, None]

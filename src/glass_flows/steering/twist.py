@@ -59,6 +59,8 @@ class Twist:
         check_number("twist cap", self.cap, "be > 0", lambda v: v > 0)
         for name, given in (("sigma_data", self.sigma_data), ("trust", self.trust)):
             check_number(f"twist {name}", given, "be finite and > 0", lambda v: 0 < v < math.inf)
+        if not isinstance(self.adaptive, bool):
+            raise InvalidArgument(f"twist adaptive must be True or False, got {self.adaptive!r}")
 
     def shift(self, transition: Transition, path: Path, gradient: Tensor) -> Tensor:
         """δ shaped like `gradient`, ∇_z λ r at D with λ that of the next boundary."""

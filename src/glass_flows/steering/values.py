@@ -7,22 +7,21 @@ makes the weights exact whatever they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Union, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from ..denoisers import DenoiserLike, Estimate
+from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
 from ..errors import InvalidArgument, check_count, check_name
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
-from ..plans import Solver, Table, plan_transition
+from ..plans import Solver, plan_transition
 from ..plans.solvers import resolve_solver
 from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
-from .shards import in_pieces
 
 __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
 
@@ -47,28 +46,31 @@ class Scorer:
     def rewards(self, z: Tensor, where: str) -> Tensor:
         """r(z), (B,) float64 on the CPU."""
         self._count(z)
+        parts = self._parts(z, where)
         return torch.cat(
-            in_pieces(
-                lambda part, prompts, place: evaluate(self.reward, part, place, prompts),
-                self.pieces,
-                z,
-                self.prompts,
-                where,
-            )
+            [evaluate(self.reward, part, place, words) for part, words, place in parts]
         )
 
     def with_gradient(self, z: Tensor, where: str) -> tuple[Tensor, Tensor]:
         """r(z) and ∇r(z), the latter shaped like z."""
         self._count(z)
-        found = in_pieces(
-            lambda part, prompts, place: evaluate_with_gradient(self.reward, part, place, prompts),
-            self.pieces,
-            z,
-            self.prompts,
-            where,
-        )
+        found = [
+            evaluate_with_gradient(self.reward, part, place, words)
+            for part, words, place in self._parts(z, where)
+        ]
         rewards, gradients = zip(*found)
         return torch.cat(rewards), torch.cat(gradients)
+
+    def _parts(
+        self, z: Tensor, where: str
+    ) -> Iterator[tuple[Tensor, Sequence[object] | None, str]]:
+        """The micro-batches, with their prompts and the place."""
+        if len(self.pieces) == 1:
+            yield z, self.prompts, where
+            return
+        for piece in self.pieces:
+            words = None if self.prompts is None else self.prompts[piece]
+            yield z[piece], words, f"{where}, rows {piece.start} to {piece.stop - 1}"
 
     def _count(self, z: Tensor) -> None:
         self.evaluations += z.shape[0]
@@ -80,6 +82,8 @@ class Look:
 
     Attributes
     ----------
+    boundary : Boundary
+        The pause itself; selection changes what it holds, and not what is here.
     index, t, x : int, float, Tensor
         Of the boundary: x_t is (B, *shape).
     estimate : Estimate
@@ -101,7 +105,7 @@ class Look:
     def __init__(
         self,
         boundary: Boundary,
-        denoiser: DenoiserLike,
+        denoiser: BaseDenoiser,
         scorer: Scorer,
         scale: float,
         noise: Noise,
@@ -109,12 +113,8 @@ class Look:
         gradient: bool = False,
         known: Estimate | None = None,
     ) -> None:
-        self.index, self.t, self.x, self.estimate = (
-            boundary.index,
-            boundary.t,
-            boundary.x,
-            boundary.estimate,
-        )
+        self.boundary, self.index, self.t = boundary, boundary.index, boundary.t
+        self.x, self.estimate = boundary.x, boundary.estimate
         self.denoiser, self.scorer, self.scale = denoiser, scorer, scale
         self.noise, self.where = noise, where
         self._wanted = gradient
@@ -196,7 +196,7 @@ class PosteriorValue:
         rewards = []
         for s in range(self.samples):
             noise = _Draw(look.noise, look.index, s)
-            denoiser: DenoiserLike = look.denoiser
+            denoiser = look.denoiser
             x = look.x
             if table.transitions[0].alpha == 0.0:  # pure noise: a sample of its own
                 x = noise(0, x) * table.start_scale
@@ -219,6 +219,10 @@ class ValueFunction:
 
     function: Callable[[Tensor, float, Tensor], Tensor]
 
+    @property
+    def __name__(self) -> str:
+        return getattr(self.function, "__name__", repr(self.function))
+
     def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
         D = look.estimate.untilted
         score = FunctionReward(lambda x: self.function(x, look.t, D), name="value function")
@@ -230,24 +234,17 @@ class ValueFunction:
 
 def resolve_value(value: str | Value | Callable[[Tensor, float, Tensor], Tensor]) -> Value:
     """The value of a name ("free"), an object, or a function V(x, t, D)."""
-    if isinstance(value, Value):
+    if isinstance(value, Value) and not isinstance(value, type):
         return value
     if isinstance(value, str):
         check_name("value", value, ("free", "posterior"))
         return FreeValue() if value == "free" else PosteriorValue()
-    if not callable(value):
+    if not callable(value) or isinstance(value, type):
         raise InvalidArgument(
             "value must be 'free', 'posterior', PosteriorValue(samples, steps) or a function "
             f"V(x, t, D) in log units, got {value!r}"
         )
     return ValueFunction(value)
-
-
-def planned_calls(table: Table, steered: Collection[int], value: Value, first: int = 0) -> int:
-    """Denoiser calls of a run from transition `first` on, for progress bars."""
-    own = sum(len(transition.rows) for transition in table.transitions[first:])
-    extra = (value.extra_calls(table.path, table.times[k]) for k in steered if k >= first)
-    return own + sum(extra)
 
 
 AnyValue = Union[str, Value, Callable[[Tensor, float, Tensor], Tensor]]
@@ -271,23 +268,15 @@ class _Draw:
         return self.source(self.index, like, POSTERIOR, self.draw)
 
 
-class _Primed:
+class _Primed(WrappedDenoiser):
     """A denoiser whose first answer is known already."""
 
-    def __init__(self, denoiser: DenoiserLike, first: Tensor) -> None:
-        self.denoiser = denoiser
+    def __init__(self, denoiser: BaseDenoiser, first: Tensor) -> None:
+        super().__init__(denoiser)
         self.first: Tensor | None = first
 
-    @property
-    def path(self) -> Path:
-        return self.denoiser.path
-
-    @property
-    def evaluations_per_call(self) -> int:
-        return self.denoiser.evaluations_per_call
-
-    def __call__(self, x: Tensor, t: float) -> Tensor:
+    def estimate(self, x: Tensor, t: float) -> Estimate:
         if self.first is None:
-            return self.denoiser(x, t)
+            return super().estimate(x, t)
         answer, self.first = self.first.clone(), None
-        return answer
+        return Estimate(answer, answer)

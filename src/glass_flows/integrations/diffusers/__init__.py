@@ -9,17 +9,19 @@ from ...errors import MissingExtra
 if importlib.util.find_spec("diffusers") is None:
     raise MissingExtra("diffusers", "diffusers", "GLASS on diffusers pipelines")
 
-from .pipeline import PipelineResult, can_record, steer_pipeline
+from .asked import Asked
+from .pipeline import can_record, run_pipeline, steer_pipeline
 from .scheduler import GlassScheduler, GlassSchedulerOutput, LatentNoise, compile_table
 from .schedules import Schedule
 
 __all__ = [
+    "Asked",
     "GlassScheduler",
     "GlassSchedulerOutput",
     "LatentNoise",
-    "PipelineResult",
     "Schedule",
     "can_record",
     "compile_table",
+    "run_pipeline",
     "steer_pipeline",
 ]

@@ -82,8 +82,16 @@ def _warn_if_distilled(pipe: Any) -> None:
             f"{name or 'this pipeline'} looks distilled to few steps (schnell, turbo, ...): its "
             "network is no denoiser, and what GLASS makes of it samples nothing in particular",
             UserWarning,
-            stacklevel=4,
+            stacklevel=_outside(),
         )
+
+
+def _outside() -> int:
+    """The `stacklevel` at which a warning of the calling function points out of this package."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("glass_flows."):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def rounds_its_clock(pipe: Any) -> str | None:

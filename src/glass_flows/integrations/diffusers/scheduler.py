@@ -24,8 +24,8 @@ from ...denoisers import PREDICTIONS, Estimate, clean_estimate
 from ...errors import InvalidArgument, PlanError, ShapeError, check_count, check_name, check_number
 from ...execute import Boundary, Query, interpret
 from ...noise import TRANSITION, KeyedNoise
-from ...plans import DDIM, Rho, Solver, Table, plan
-from ...plans.solvers import SOLVERS
+from ...plans import DDIM, Sampler, Table
+from ...settings import build
 from .refusals import check_call, check_pipeline, rounds_its_clock
 from .schedules import _DISCRETE, _FLOW, Schedule
 
@@ -157,11 +157,16 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 "GlassScheduler.from_pipeline(pipe) or from_config(pipe.scheduler.config)"
             )
         check_count("steps", steps)
-        check_name("solver", solver, SOLVERS)
-        check_name("start", start, ("trained", "pure"))
+        self.sampler = build(
+            Sampler, {"steps": steps, "rho": rho, "solver": solver, "start": start}
+        )
+        if not isinstance(rho, (int, float, str, type(None))) or not isinstance(solver, str):
+            raise InvalidArgument(
+                f"a scheduler's settings are kept in its configuration: give rho={rho!r} and "
+                f"solver={solver!r} as numbers or texts, such as 'ddim:0.5' or 'paper:0.5'"
+            )
         check_name("end", end, ("auto", "data", "trained"))
         check_number("seed", seed, "be an integer in [0, 2^63)", lambda v: 0 <= v < 2**63)
-        self.rule = read_rho(rho)
         self.schedule = Schedule.of(base, time_dtype)
         # Pipelines read the settings of the scheduler they know.
         self.register_to_config(
@@ -235,11 +240,8 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         check_call(self.config.steps)
         self.table = compile_table(
             self.schedule,
+            self.sampler,
             num_inference_steps,
-            rho=self.rule,
-            steps=self.config.steps,
-            solver=self.config.solver,
-            start=self.config.start,
             end=self.config.end,
             timesteps=timesteps,
             sigmas=sigmas,
@@ -469,28 +471,11 @@ def config_of(scheduler: Any) -> dict[str, Any]:
     return {**scheduler.config, "_class_name": type(scheduler).__name__}
 
 
-def read_rho(rho: float | str | None) -> Rho:
-    """A ρ rule from what a JSON file can hold: a number, "ddpm", "ode", "ddim:ETA" or None."""
-    if isinstance(rho, str) and rho.startswith("ddim:"):
-        try:
-            return DDIM(float(rho.removeprefix("ddim:")))
-        except ValueError:
-            raise InvalidArgument(f"rho='ddim:ETA' needs a number, got {rho!r}") from None
-    if isinstance(rho, str):
-        return check_name("rho rule", rho, ("ddpm", "ode"))
-    if rho is None:
-        return None
-    return check_number("rho", rho, "lie in [-1, 1]", lambda v: -1.0 <= v <= 1.0)
-
-
 def compile_table(
     schedule: Schedule,
+    sampler: Sampler,
     transitions: int | None = None,
     *,
-    rho: Rho,
-    steps: int,
-    solver: str | Solver = "default",
-    start: str = "trained",
     end: str = "auto",
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
@@ -500,18 +485,10 @@ def compile_table(
     times = schedule.outer_times(transitions, timesteps=timesteps, sigmas=sigmas, mu=mu)
     last = schedule.time(0.0) if schedule.discrete else 1.0
     stops_short = schedule.discrete and not schedule.base.config.get("set_alpha_to_one", True)
-    itself = steps == 1 and (rho == 1.0 or rho == DDIM(0.0)) and stops_short
+    itself = sampler.steps == 1 and sampler.rho in (1.0, DDIM(0.0)) and stops_short
     if (end == "trained" or (end == "auto" and itself)) and times[-2] < last:
         times = (*times[:-1], last)
     try:
-        return plan(
-            schedule.path,
-            transitions=len(times) - 1,
-            steps=steps,
-            rho=rho,
-            times=times,
-            solver=solver,
-            start=start,
-        )
+        return sampler.at(times).plan(schedule.path)
     except PlanError as error:
         raise PlanError(f"{error} (timesteps of the grid: {times})") from error

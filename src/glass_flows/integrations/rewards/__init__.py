@@ -22,11 +22,12 @@ from .base import Preprocessing, PretrainedReward
 from .blip import BlipReward
 from .clip import AestheticReward, ImageTextReward
 from .convert import CONVERTIBLE, convert_reward
-from .load import PRETRAINED, Source, pretrained_reward
+from .load import PRETRAINED, REWARDS, Source, pretrained_reward
 
 __all__ = [
     "CONVERTIBLE",
     "PRETRAINED",
+    "REWARDS",
     "AestheticReward",
     "BlipReward",
     "ImageTextReward",

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 
 from ...errors import InvalidArgument, check_name
+from ...registry import Registry
+from ...rewards import Reward
 from .base import PretrainedReward
 from .blip import BlipReward
 from .clip import AestheticReward, ImageTextReward
 from .hub import CLIP_H, CLIP_L, Place, transformers_for
 
-__all__ = ["PRETRAINED", "Source", "pretrained_reward"]
+__all__ = ["PRETRAINED", "REWARDS", "Source", "pretrained_reward"]
 
 _PICKSCORE = Place("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
 
@@ -145,3 +148,17 @@ def pretrained_reward(
         place = processor = Place(str(model), revision, command)
     options = {"name": name, "device": device, "max_batch": max_batch, "offload": offload}
     return source.build(source, place, processor, dtype, **options)
+
+
+def _is_builder(name: str, thing: Any) -> Callable[..., Reward]:
+    if not callable(thing):
+        raise InvalidArgument(
+            f"the reward {name!r} must be a function (place, device=...) to a Reward, got {thing!r}"
+        )
+    return cast("Callable[..., Reward]", thing)
+
+
+REWARDS: Registry[Callable[..., Reward]] = Registry(
+    "rewards", {name: partial(pretrained_reward, name) for name in PRETRAINED}, _is_builder
+)
+"""Rewards by name: functions of (place or None, device=...)."""

@@ -91,6 +91,51 @@ def _encode(word: str, merges: list[tuple[str, str]]) -> list[str]:
     return parts
 
 
+def _t5() -> tuple[Any, Any]:
+    """Tokenizer and encoder of the words, in their order."""
+    transformers, words = _transformers(), t5_tokenizer()
+    encoder = transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=len(words),
+            d_model=_WIDTH,
+            d_kv=_HEAD,
+            d_ff=2 * _WIDTH,
+            num_layers=2,
+            num_heads=_HEADS,
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+            pad_token_id=words.pad_token_id,
+            eos_token_id=words.eos_token_id,
+            decoder_start_token_id=words.pad_token_id,
+        )
+    )
+    # T5's attention sees places only through this table. From its usual .09, moved by 0.001 a
+    # step, it takes thousands of steps until a noun finds its adjective; from here a hundred.
+    table = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    torch.nn.init.normal_(table.weight, std=2.0)
+    return words, encoder
+
+
+def _clip() -> tuple[Any, Any]:
+    """Tokenizer and encoder of the whole sentence."""
+    transformers, words = _transformers(), clip_tokenizer()
+    encoder = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=_WIDTH,
+            intermediate_size=2 * _WIDTH,
+            projection_dim=_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=_HEADS,
+            max_position_embeddings=CLIP_TOKENS,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+    return words, encoder
+
+
 def build_pipeline() -> Any:
     """An untrained ``FluxPipeline``, its weights drawn from torch's generator.
 
@@ -102,10 +147,9 @@ def build_pipeline() -> Any:
     MissingExtra
         diffusers or transformers is not installed.
     """
-    transformers = _transformers()
+    (five, t5), (clip, text) = _t5(), _clip()
     import diffusers
 
-    five, clip = t5_tokenizer(), clip_tokenizer()
     channels = (24, 32, 48)
     vae = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -121,39 +165,6 @@ def build_pipeline() -> Any:
         shift_factor=0.0,
         scaling_factor=1.0,
         force_upcast=False,
-    )
-    t5 = transformers.T5EncoderModel(
-        transformers.T5Config(
-            vocab_size=len(five),
-            d_model=_WIDTH,
-            d_kv=_HEAD,
-            d_ff=2 * _WIDTH,
-            num_layers=2,
-            num_heads=_HEADS,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            pad_token_id=five.pad_token_id,
-            eos_token_id=five.eos_token_id,
-            decoder_start_token_id=five.pad_token_id,
-        )
-    )
-    # T5's attention sees places only through this table. From its usual .09, moved by 0.001 a
-    # step, it takes thousands of steps until a noun finds its adjective; from here a hundred.
-    table = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
-    torch.nn.init.normal_(table.weight, std=2.0)
-    text = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(
-            vocab_size=len(clip),
-            hidden_size=_WIDTH,
-            intermediate_size=2 * _WIDTH,
-            projection_dim=_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=_HEADS,
-            max_position_embeddings=CLIP_TOKENS,
-            bos_token_id=clip.bos_token_id,
-            eos_token_id=clip.eos_token_id,
-            pad_token_id=clip.pad_token_id,
-        )
     )
     transformer = diffusers.FluxTransformer2DModel(
         patch_size=1,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ....errors import InvalidArgument
+from ....registry import Registry
 from .base import Family
 from .dit import DiT
 from .flux import Flux
@@ -16,7 +18,7 @@ from .zimage import ZImage
 
 __all__ = ["FAMILIES", "Family", "family_of"]
 
-FAMILIES: tuple[type[Family], ...] = (
+_OURS: tuple[type[Family], ...] = (
     Flux,
     StableDiffusion3,
     StableDiffusionXL,
@@ -30,7 +32,18 @@ FAMILIES: tuple[type[Family], ...] = (
 )
 
 
+def _is_family(name: str, thing: Any) -> type[Family]:
+    if not isinstance(thing, type) or not issubclass(thing, Family):
+        raise InvalidArgument(f"the family of {name} must be a subclass of Family, got {thing!r}")
+    return thing
+
+
+FAMILIES: Registry[type[Family]] = Registry(
+    "families", {name: family for family in _OURS for name in family.pipelines}, _is_family
+)
+"""By the names of the pipelines' classes."""
+
+
 def family_of(pipe: Any) -> type[Family] | None:
     """The family of a pipeline's class; None for one that has no adapter."""
-    name = type(pipe).__name__
-    return next((family for family in FAMILIES if name in family.pipelines), None)
+    return FAMILIES.get(type(pipe).__name__)

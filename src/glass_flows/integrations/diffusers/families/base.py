@@ -19,7 +19,7 @@ from ....denoisers import Denoiser, Fitting
 from ....errors import InvalidArgument, check_count, check_name
 from ..schedules import Schedule
 
-__all__ = ["Family", "guided", "together"]
+__all__ = ["Family", "joined"]
 
 
 class Family(ABC):
@@ -34,7 +34,7 @@ class Family(ABC):
         Of the images, in pixels; the pipeline's own default without them.
     options
         The rest of the pipeline's call arguments that the family knows, by their own names; others
-        raise InvalidArgument.
+        raise UnknownName.
 
     Attributes
     ----------
@@ -42,6 +42,10 @@ class Family(ABC):
         Names of the pipeline classes this is for.
     options : dict
         Call arguments it knows, with their defaults.
+    doubled : bool
+        Whether guidance asks the network once about a doubled batch [uncond, cond], or twice.
+    guidance_argument : str
+        The call argument that scales it.
     passes : int
         Network evaluations per sample of one prediction (2 under classifier-free guidance).
     shape : tuple of int
@@ -50,18 +54,16 @@ class Family(ABC):
 
     pipelines: ClassVar[tuple[str, ...]]
     options: ClassVar[dict[str, Any]]
+    doubled: ClassVar[bool] = False
+    guidance_argument: ClassVar[str] = "guidance_scale"
     passes: int = 1
     shape: tuple[int, ...]
 
     def __init__(
         self, pipe: Any, *, height: int | None = None, width: int | None = None, **options: Any
     ) -> None:
-        unknown = sorted(set(options) - set(self.options))
-        if unknown:
-            raise InvalidArgument(
-                f"{type(pipe).__name__} is not asked with {', '.join(unknown)} here; allowed: "
-                f"height, width, {', '.join(sorted(self.options))}"
-            )
+        for name in options:
+            check_name(f"argument of {type(pipe).__name__}", name, self.takes())
         self.pipe = pipe
         for name, size in (("height", height), ("width", width)):
             if size is not None:
@@ -81,17 +83,38 @@ class Family(ABC):
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """The conditioning of these prompts: tensors (also nested) of one row for each.
 
-        Called once per run. Its entries are the keyword arguments of :meth:`predict`, repeated for
-        particles and cut into chunks with the batch; what all samples share belongs on `self`.
+        Called once per run. Its entries are the keyword arguments of :meth:`predict`, "cond" and
+        under guidance "uncond", repeated for particles and cut into chunks with the batch; what all
+        samples share belongs on `self`.
         """
 
-    @abstractmethod
-    def predict(self, x: Tensor, timestep: Tensor, *args: Any, **conditioning: Any) -> Tensor:
-        """The network's prediction at x (B, *shape), in its dtype, with guidance, shaped like x.
+    def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
+        """The network's prediction at x (B, *shape), in its dtype, for one conditioning.
 
         The same operations in the same order as in the pipeline's loop. `timestep` is (B,),
         float32, in the scheduler's units. A learned variance is dropped.
         """
+        raise NotImplementedError(f"{type(self).__name__} defines ask() or predict()")
+
+    def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """Classifier-free guidance."""
+        difference = conditional - unconditional
+        guided: Tensor = unconditional + self.given[self.guidance_argument] * difference
+        return guided
+
+    def predict(
+        self, x: Tensor, timestep: Tensor, *, cond: Any, uncond: Any = None, **more: Any
+    ) -> Tensor:
+        """The network's prediction with guidance, shaped like x; keywords are those of `encode`."""
+        if uncond is None:
+            return self.ask(x, timestep, cond)
+        if self.doubled:
+            both = self.ask(torch.cat([x] * 2), torch.cat([timestep] * 2), joined(uncond, cond))
+            unconditional, conditional = both.chunk(2)
+        else:
+            conditional = self.ask(x, timestep, cond)
+            unconditional = self.ask(x, timestep, uncond)
+        return self.guide(conditional, unconditional)
 
     def grid(self, transitions: int) -> dict[str, Any]:
         """What the pipeline hands to `set_timesteps` besides the number of steps."""
@@ -102,6 +125,11 @@ class Family(ABC):
         """Images (B, 3, height, width) in [0, 1] of clean states; differentiable."""
 
     # --- what all have --------------------------------------------------------------------------
+
+    @classmethod
+    def takes(cls) -> tuple[str, ...]:
+        """Names of the call arguments that it knows."""
+        return ("height", "width", *cls.options)
 
     @property
     def network(self) -> Any:
@@ -200,20 +228,10 @@ class Family(ABC):
         return image / 2 + 0.5
 
 
-def together(uncond: dict[str, Any] | None, cond: dict[str, Any]) -> dict[str, Any]:
-    """The conditioning of a doubled batch [uncond, cond]; of `cond` alone without the other."""
-    if uncond is None:
-        return cond
-    return {name: _joined(uncond[name], value) for name, value in cond.items()}
-
-
-def _joined(first: Any, second: Any) -> Any:
+def joined(first: Any, second: Any) -> Any:
+    """The conditioning of a doubled batch: tensors, also nested, one after the other."""
+    if isinstance(first, dict):
+        return {name: joined(first[name], value) for name, value in second.items()}
     if isinstance(second, list):
         return [torch.cat([a, b]) for a, b in zip(first, second)]
     return torch.cat([first, second])
-
-
-def guided(output: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance of a doubled batch [uncond, cond]."""
-    unconditional, conditional = output.chunk(2)
-    return unconditional + scale * (conditional - unconditional)

@@ -38,24 +38,20 @@ class DiT(Family):
         labels = [p if isinstance(p, int) else self.pipe.get_label_ids(p)[0] for p in prompts]
         if any(not 0 <= label < _NULL for label in labels):
             raise InvalidArgument(f"classes are numbered 0 to {_NULL - 1}, got {labels}")
-        found = {"labels": torch.tensor(labels, device=self.device)}
+        found = {"cond": torch.tensor(labels, device=self.device)}
         if self.passes == 2:
-            found["blank"] = torch.full_like(found["labels"], _NULL)
+            found["uncond"] = torch.full_like(found["cond"], _NULL)
         return found
 
     def predict(
-        self, x: Tensor, timestep: Tensor, *, labels: Tensor, blank: Tensor | None = None
+        self, x: Tensor, timestep: Tensor, *, cond: Any, uncond: Any = None, **more: Any
     ) -> Tensor:
-        known = labels if blank is None else torch.cat([labels, blank])
         output: Tensor = self.network(
             torch.cat([x] * self.passes),
             timestep=torch.cat([timestep] * self.passes),
-            class_labels=known,
+            class_labels=cond if uncond is None else torch.cat([cond, uncond]),
         ).sample[:, : x.shape[1]]
-        if blank is None:
-            return output
-        conditional, unconditional = output.chunk(2)
-        return unconditional + self.given["guidance_scale"] * (conditional - unconditional)
+        return output if uncond is None else self.guide(*output.chunk(2))
 
     def decode(self, x: Tensor) -> Tensor:
         vae = self.pipe.vae

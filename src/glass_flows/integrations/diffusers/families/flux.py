@@ -30,6 +30,8 @@ class Flux(Family):
         "ip_adapter_image_embeds": None,
     }
 
+    guidance_argument: ClassVar[str] = "true_cfg_scale"
+
     def prepare(self) -> None:
         self.default_size(self.pipe.vae_scale_factor * 2)
         rows, columns = (
@@ -73,21 +75,7 @@ class Flux(Family):
         )
         return {"words": words, "pooled": pooled}
 
-    def predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        *,
-        cond: dict[str, Any],
-        uncond: dict[str, Any] | None = None,
-    ) -> Tensor:
-        output = self._ask(x, timestep, cond)
-        if uncond is None:
-            return output
-        other = self._ask(x, timestep, uncond)
-        return other + self.given["true_cfg_scale"] * (output - other)
-
-    def _ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
+    def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         guidance = None
         if self.network.config.guidance_embeds:
             scale = self.given["guidance_scale"]

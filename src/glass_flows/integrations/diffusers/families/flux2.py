@@ -52,26 +52,12 @@ class Flux2(Family):
         )
         return {"words": words, "ids": ids}
 
-    def predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        *,
-        cond: dict[str, Any],
-        uncond: dict[str, Any] | None = None,
-    ) -> Tensor:
-        output = self._ask(x, timestep, cond)
-        if uncond is None:
-            return output
-        other = self._ask(x, timestep, uncond)
-        return other + self.given["guidance_scale"] * (output - other)
-
     def guidance(self, x: Tensor) -> Tensor | None:
         """The scale as an input of the network, (B,)."""
         scale = self.given["guidance_scale"]
         return torch.full([1], scale, device=x.device, dtype=torch.float32).expand(len(x))
 
-    def _ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
+    def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         output: Tensor = self.network(
             hidden_states=x,
             timestep=timestep.to(x.dtype) / 1000,

@@ -27,6 +27,8 @@ class QwenImage(Family):
         "attention_kwargs": None,
     }
 
+    guidance_argument: ClassVar[str] = "true_cfg_scale"
+
     def prepare(self) -> None:
         scale = self.pipe.vae_scale_factor * 2
         self.default_size(scale)
@@ -52,23 +54,12 @@ class QwenImage(Family):
         )
         return {"words": words, "mask": mask}
 
-    def predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        *,
-        cond: dict[str, Any],
-        uncond: dict[str, Any] | None = None,
-    ) -> Tensor:
-        output = self._ask(x, timestep, cond)
-        if uncond is None:
-            return output
-        other = self._ask(x, timestep, uncond)
-        both = other + self.given["true_cfg_scale"] * (output - other)
-        length = torch.norm(output, dim=-1, keepdim=True)
+    def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        both = super().guide(conditional, unconditional)
+        length = torch.norm(conditional, dim=-1, keepdim=True)
         return both * (length / torch.norm(both, dim=-1, keepdim=True))
 
-    def _ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
+    def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         guidance = None
         if self.network.config.guidance_embeds:
             scale = self.given["guidance_scale"]

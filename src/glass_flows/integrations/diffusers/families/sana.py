@@ -12,7 +12,7 @@ from diffusers.pipelines.sana import pipeline_sana
 from torch import Tensor
 
 from ....errors import InvalidArgument
-from .base import Family, guided, together
+from .base import Family
 
 __all__ = ["Sana"]
 
@@ -36,6 +36,8 @@ class Sana(Family):
             "attention_kwargs",
         )
     }
+
+    doubled: ClassVar[bool] = True
 
     def prepare(self) -> None:
         self.height, self.width = self.height or 1024, self.width or 1024
@@ -70,27 +72,17 @@ class Sana(Family):
             found["uncond"] = {"words": blank, "mask": blank_mask}
         return found
 
-    def predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        *,
-        cond: dict[str, Any],
-        uncond: dict[str, Any] | None = None,
-    ) -> Tensor:
-        texts = together(uncond, cond)
+    def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         output = self.network(
-            torch.cat([x] * self.passes),
+            x,
             encoder_hidden_states=texts["words"].to(x.dtype),
             encoder_attention_mask=texts["mask"],
-            timestep=torch.cat([timestep] * self.passes) * self.network.config.timestep_scale,
+            timestep=timestep * self.network.config.timestep_scale,
             return_dict=False,
             attention_kwargs=self.given["attention_kwargs"],
         )[0]
-        output = output if output.dtype == torch.float64 else output.float()
-        if self.passes == 2:
-            output = guided(output, self.given["guidance_scale"])
-        return output[:, : x.shape[1]]
+        wide: Tensor = output if output.dtype == torch.float64 else output.float()
+        return wide[:, : x.shape[1]]
 
     def decode(self, x: Tensor) -> Tensor:
         vae = self.pipe.vae

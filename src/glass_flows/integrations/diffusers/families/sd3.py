@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from .base import Family, guided, together
+from .base import Family
 
 __all__ = ["StableDiffusion3"]
 
@@ -29,6 +28,8 @@ class StableDiffusion3(Family):
         "joint_attention_kwargs": None,
         "ip_adapter_image": None,
     }
+
+    doubled: ClassVar[bool] = True
 
     def prepare(self) -> None:
         scale = self.pipe.vae_scale_factor
@@ -60,27 +61,19 @@ class StableDiffusion3(Family):
                 found[name]["images"] = part
         return found
 
-    def predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        *,
-        cond: dict[str, Any],
-        uncond: dict[str, Any] | None = None,
-    ) -> Tensor:
-        texts = together(uncond, cond)
+    def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         extra = self.given["joint_attention_kwargs"]
         if "images" in texts:
             extra = {**(extra or {}), "ip_adapter_image_embeds": texts["images"]}
-        output = self.network(
-            hidden_states=torch.cat([x] * self.passes),
-            timestep=torch.cat([timestep] * self.passes),
+        output: Tensor = self.network(
+            hidden_states=x,
+            timestep=timestep,
             encoder_hidden_states=texts["words"],
             pooled_projections=texts["pooled"],
             joint_attention_kwargs=extra,
             return_dict=False,
         )[0]
-        return guided(output, self.given["guidance_scale"]) if self.passes == 2 else output
+        return output
 
     def grid(self, transitions: int) -> dict[str, Any]:
         if not self.pipe.scheduler.config.get("use_dynamic_shifting"):

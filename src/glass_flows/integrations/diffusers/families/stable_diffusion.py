@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from .base import Family, guided, together
+from .base import Family
 
 __all__ = ["StableDiffusion", "StableDiffusionXL"]
 
@@ -27,6 +27,8 @@ class StableDiffusion(Family):
         "ip_adapter_image": None,
         "ip_adapter_image_embeds": None,
     }
+
+    doubled: ClassVar[bool] = True
 
     @property
     def network(self) -> Any:
@@ -72,15 +74,7 @@ class StableDiffusion(Family):
             if name in found:
                 found[name]["images"] = [image[part] for image in parts]
 
-    def predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        *,
-        cond: dict[str, Any],
-        uncond: dict[str, Any] | None = None,
-    ) -> Tensor:
-        texts = together(uncond, cond)
+    def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         added = {
             name: texts[key]
             for name, key in (
@@ -90,23 +84,21 @@ class StableDiffusion(Family):
             )
             if key in texts
         }
-        output = self.network(
-            torch.cat([x] * self.passes),
-            torch.cat([timestep] * self.passes),
+        output: Tensor = self.network(
+            x,
+            timestep,
             encoder_hidden_states=texts["words"],
             timestep_cond=self._embedded_scale(x),
             cross_attention_kwargs=self.given["cross_attention_kwargs"],
             added_cond_kwargs=added or None,
             return_dict=False,
         )[0]
-        if self.passes == 1:
-            return output
-        result = guided(output, self.given["guidance_scale"])
-        if self.given["guidance_rescale"] > 0.0:
-            conditional = output.chunk(2)[1]
-            result = rescale_noise_cfg(
-                result, conditional, guidance_rescale=self.given["guidance_rescale"]
-            )
+        return output
+
+    def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        result, rescale = super().guide(conditional, unconditional), self.given["guidance_rescale"]
+        if rescale > 0.0:
+            result = rescale_noise_cfg(result, conditional, guidance_rescale=rescale)
         return result
 
     def _embedded_scale(self, x: Tensor) -> Tensor | None:

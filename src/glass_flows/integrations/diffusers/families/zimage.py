@@ -53,12 +53,7 @@ class ZImage(Family):
         return found
 
     def predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        *,
-        cond: dict[str, Any],
-        uncond: dict[str, Any] | None = None,
+        self, x: Tensor, timestep: Tensor, *, cond: Any, uncond: Any = None, **more: Any
     ) -> Tensor:
         scale, clock = self.given["guidance_scale"], (1000 - timestep) / 1000
         limit = self.given["cfg_truncation"]

@@ -1,0 +1,283 @@
+"""`glass-flows align`, `sample` and `batch`: drawing images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import InvalidArgument
+from ..jobs.spelling import Options
+from .options import Model, Out, Reward, Seed, with_settings
+
+__all__ = ["align", "batch", "sample"]
+
+console = Console()
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="A time (90s, 2min) or a number of network evaluations (2000): particles, transitions "
+        "and steps are chosen for it after a short measurement (pipelines)."
+    ),
+]
+
+
+@with_settings("method", "sampler", "batching", "loading", "call")
+def align(
+    out: Out,
+    options: Options,
+    model: Model = "digits",
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="May be given several times. DiT and SiT: a class; digits: a digit."),
+    ] = None,
+    reward: Reward = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="'steering' (sequential Monte Carlo), 'twist' (the same with twisted noise), the "
+            "searches 'beam', 'greedy' and 'svdd', or 'best-of-n' and 'plain' (of the ODE, unless "
+            "--rho is given)."
+        ),
+    ] = "steering",
+    populations: Annotated[
+        int | None,
+        typer.Option(help="Independent runs, for the standard errors (digits; 256).", min=2),
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Samples through a pipeline's network at a time, cut at the same places for any "
+            "number of processes under torchrun: the bits of the result stay the same."
+        ),
+    ] = None,
+    budget: Budget = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away another run in the folder.")
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Steer samples towards a reward.
+
+    The digits are drawn beside plain samples and best-of-N at equal cost. A pipeline's images are
+    written with prompt, reward and settings inside, beside a sheet with the best first; those of
+    the bundled pipeline 'shapes' are judged by image analysis, too. The folder is that of a run:
+    stopped and started again, a pipeline goes on where it was, and `glass-flows report` draws it.
+    Under torchrun the particles of a pipeline are dealt out to all processes.
+
+    Example: glass-flows align --model digits --reward class:8 --out out/eights
+
+    Example: glass-flows align --model shapes --prompt "two blue squares" --out out/squares
+
+    Example: glass-flows align --model FOLDER --prompt "a cat" --reward mine:sharpness --out out/cat
+    """
+    from ..jobs.models import Digits
+    from ..jobs.spelling import jobs_of
+
+    found, jobs = jobs_of(
+        model,
+        [method],
+        options,
+        announce,
+        prompts=tuple(prompt or ()),
+        reward=reward or "",
+        seed=seed,
+        micro_batch=micro_batch,
+        populations=populations or 1,
+    )
+    if not isinstance(found, Digits):
+        _align_images(found, jobs[method], out, budget, overwrite)
+        return
+    if budget is not None or overwrite:
+        given = "--budget" if budget is not None else "--overwrite"
+        raise InvalidArgument(f"{given}: only for a diffusers pipeline; --model is {model!r}")
+    _align_digits(found, jobs[method], method, populations or 256, "twist" in options.method, out)
+
+
+def announce(text: str) -> None:
+    console.print(text, style="dim", markup=False)
+
+
+def _align_digits(
+    model: Any, job: Any, method: str, populations: int, twist: bool, out: Path
+) -> None:
+    """Compare, and print the table."""
+    from dataclasses import replace
+
+    from ..jobs.align import compare_digits
+    from ..jobs.spelling import twisted
+
+    reward = job.reward if job.reward or job.prompts else "class:8"
+    job = replace(job, populations=populations, reward=reward)
+    methods = twisted(job.method, model.sigma_data, twist) or (
+        {method: job.method} if method not in ("plain", "best-of-n") else {}
+    )
+    report = compare_digits(job, out, model=model, methods=methods, announce=announce)
+    particles = job.method.particles
+    table = Table(
+        title=f"{job.title}, {populations} populations (± one standard error)", box=box.SIMPLE
+    )
+    for column in ("method", "reward", "judge", "ESS", "evals", "s"):
+        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
+    for line in report.methods:
+        backward = f" + {line.gradients} back" if line.gradients else ""
+        table.add_row(
+            line.method,
+            f"{line.reward:.2f} ± {line.reward_error:.2f}",
+            f"{line.accuracy:.1%} ± {line.accuracy_error:.1%}",
+            "-" if line.ess is None else f"{line.ess:.2f}/{particles}",
+            f"{line.evaluations}{backward}",
+            f"{line.seconds:.0f}",
+        )
+    console.print(table)
+    typer.echo(
+        "judge: share of the images that an independent classifier accepts; "
+        "evals: network evaluations per image returned"
+    )
+    typer.echo(f"picture: {report.picture}\nfigures: {report.results}")
+
+
+def _align_images(model: Any, job: Any, out: Path, budget: str | None, overwrite: bool) -> None:
+    """Draw, and print what came out."""
+    from dataclasses import replace
+
+    from ..jobs.align import align as draw
+    from ..runs import process_group
+
+    job = replace(job, prompts=model.read_prompts(job.prompts))
+    with process_group():
+        report = draw(model, job, out, budget=budget, overwrite=overwrite, announce=announce)
+    if not report.images:  # of a process that writes nothing
+        return
+    for prompt, values in zip(report.prompts, report.rewards):
+        shown = ", ".join(f"{r:.4g}" for r in sorted(values, reverse=True))
+        typer.echo(f"{prompt}: rewards {shown}")
+    if report.judged is not None:
+        judged = zip(report.prompts, report.rewards, report.judged.plain, report.judged.returned)
+        for prompt, values, before, after in judged:
+            typer.echo(
+                f"{prompt}: the judge accepts {sum(before)} of {len(before)} plain samples and "
+                f"{sum(after)} of {len(after)} here; of the highest reward, "
+                f"{'yes' if after[values.index(max(values))] else 'no'}"
+            )
+    backward = f" + {report.gradients} backward" if report.gradients else ""
+    typer.echo(f"network evaluations: {report.evaluations}{backward}")
+    for reason in report.biases:
+        typer.echo(f"biased: {reason}")
+    typer.echo(f"best first: {report.picture}\nimages: {report.images[0].parent}")
+    typer.echo(f"figures: {report.results}")
+
+
+@with_settings("sampler")
+def sample(
+    out: Out,
+    options: Options,
+    model: Annotated[str, typer.Option(help="'digits', or 'digits:FOLDER'.")] = "digits",
+    label: Annotated[
+        int | None, typer.Option("--class", help="Digit to draw; all kinds without it.")
+    ] = None,
+    guidance_scale: Annotated[
+        float, typer.Option(help="Classifier-free guidance; needs --class.")
+    ] = 1.0,
+    count: Annotated[int, typer.Option(help="Number of images.")] = 64,
+    seed: Seed = 0,
+) -> None:
+    """Draw plain samples and write them as one picture.
+
+    For images of a pipeline: glass-flows align --method plain
+
+    Example: glass-flows sample --class 3 --guidance-scale 2 --out out/threes
+    """
+    from ..jobs.models import Digits, digits_denoiser, resolve
+    from ..jobs.pictures import Row, image_grid, make_folder, save_png
+    from ..models.digits import IMAGE
+    from ..plans import Sampler
+    from ..sampling import sample as draw
+    from ..settings import build
+
+    sampler = build(Sampler, {}, options.sampler)
+    if not isinstance(found := resolve(model), Digits):
+        raise InvalidArgument(f"`sample` draws digits; for {model!r}: align --method plain")
+    if label is None and guidance_scale != 1.0:
+        raise InvalidArgument("--guidance-scale needs --class: there is nothing to guide towards")
+    denoiser = digits_denoiser(label, guidance_scale, found.place or None)
+    folder = make_folder(out)
+    images = draw(denoiser, (count, *IMAGE), sampler, seed=seed)
+    caption = f"{model}: {sampler}"
+    grid = image_grid([Row(caption, images, [None] * count)])
+    file = save_png(grid, folder / "samples.png", settings=caption, seed=seed)
+    typer.echo(f"picture: {file}")
+
+
+@with_settings("method", "sampler", "batching", "loading", "call", "placement")
+def batch(
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            help="A line each (.txt), GenEval's metadata or JSON lines (.jsonl), a table (.csv, "
+            ".tsv). For digits a line is a digit, for DiT a class."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the batch; what is finished there is not done again.")
+    ],
+    options: Options,
+    model: Model = "digits",
+    reward: Reward = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="'plain', 'best-of-n', 'steering' (default), 'twist', 'beam', 'greedy', 'svdd'; "
+            "may be given several times. An option goes to those that have it."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="'0', '0,1,7' or '0-3'.")] = "0",
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only these of the file; may be given several times.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(help="Only so many prompts of the file.")] = None,
+    budget: Budget = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw away runs of other settings in the folder.")
+    ] = False,
+) -> None:
+    """Run prompts × seeds × methods, each in a folder of its own, and sum them up.
+
+    Whatever stops it (a kill, a full disk, a worker that died), the same command goes on where it
+    was. What a prompt raises is written down and does not stop the others; it is tried again the
+    next time. Exits with 1 if something failed.
+
+    Example: glass-flows batch prompts.txt --model shapes --method best-of-n --method steering
+    --out out/batch
+
+    Example: glass-flows batch evaluation_metadata.jsonl --model FOLDER --reward pickscore
+    --seeds 0-3 --out out/geneval
+    """
+    from ..jobs.batch import run_batch
+    from ..jobs.items import Work, items_of
+    from ..jobs.job import Placement
+    from ..jobs.prompts import read_prompts
+    from ..jobs.spelling import jobs_of, read_seeds
+    from ..settings import build
+
+    methods = method or ["steering"]
+    place = build(Placement, {}, options.placement)
+    _, jobs = jobs_of(model, methods, options, reward=reward or "", threads=place.threads)
+    entries = read_prompts(prompts, categories=category or (), count=count)
+    items = items_of(entries, read_seeds(seeds), methods)
+    errors = Console(stderr=True)
+    report = run_batch(
+        Work(jobs), items, out, workers=place.workers, ray=place.ray, budget=budget,
+        overwrite=overwrite,
+        announce=lambda text: errors.print(text, style="dim", markup=False),
+    )  # fmt: skip
+    typer.echo(report.table.read_text(encoding="utf-8"))
+    typer.echo(f"finished {report.finished}, failed {report.failed}, left {report.left}")
+    typer.echo(f"every item: {report.table.with_suffix('.csv')}")
+    typer.echo(f"look at them: glass-flows report {out}")
+    if report.failed or report.left:
+        raise typer.Exit(1)

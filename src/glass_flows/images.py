@@ -1,0 +1,78 @@
+"""Images of particles with their rewards, and all that is known of the run that drew them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from .steering import SearchResult
+
+__all__ = ["ImageResult", "to_bytes", "to_images"]
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """Images with their rewards, and all that is known of the run.
+
+    Attributes
+    ----------
+    images : list of list of PIL.Image
+        For every prompt its N particles.
+    rewards : Tensor
+        (P, N), of the images.
+    prompts : tuple
+        P of them.
+    result : SearchResult
+        Samples (latents), weights, ancestry, costs; a SteeringResult for "steering".
+    settings : dict
+        What was asked for, as JSON: the whole job, or of a pipeline from Python "method",
+        "sampler", "batching", the seed and the call arguments.
+    """
+
+    images: list[list[Image.Image]]
+    rewards: Tensor
+    prompts: tuple[Any, ...]
+    result: SearchResult
+    settings: Mapping[str, Any]
+
+    @property
+    def best(self) -> list[Image.Image]:
+        """The image of the highest reward for each prompt."""
+        chosen = self.rewards.argmax(1).tolist()
+        return [row[i] for row, i in zip(self.images, chosen)]
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write every image as PNG, best first, with prompt, reward and settings inside it."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        written = []
+        for p, prompt in enumerate(self.prompts):
+            order = self.rewards[p].argsort(descending=True).tolist()
+            for rank, i in enumerate(order):
+                info = PngInfo()
+                info.add_itxt("prompt", str(prompt))
+                info.add_itxt("reward", repr(self.rewards[p, i].item()))
+                info.add_itxt("settings", json.dumps(dict(self.settings)))
+                file = target / f"{p:03d}-{rank:02d}.png"
+                self.images[p][i].save(file, pnginfo=info)
+                written.append(file)
+        return written
+
+
+def to_images(pixels: list[Tensor]) -> list[Image.Image]:
+    """PIL images of (H, W, 3) uint8."""
+    return [Image.fromarray(one.numpy()) for one in pixels]
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8, as diffusers rounds."""
+    scaled = pictures.detach().float().clamp(0, 1) * 255
+    return scaled.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()

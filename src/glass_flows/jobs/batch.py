@@ -1,0 +1,221 @@
+"""`glass-flows batch`: prompts × seeds × methods, each a run of its own, on one machine.
+
+Every item has its folder and is worth nothing until it is finished there; so the same command goes
+on where it was, whatever stopped it. What an item raises is written into its folder and does not
+stop the others.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from ..errors import RunFolderError
+from ..files import replace
+from ..progress import progress_bar
+from ..runs import read_run
+from .align import trial
+from .budget import chosen_for
+from .items import Item, Work, clear_others, is_finished, load_model
+from .models import Model
+from .on_ray import run_with_ray
+from .pictures import make_folder
+from .workers import run_here, run_in_processes
+
+__all__ = ["BatchReport", "run_batch", "summarise"]
+
+_SHOWN = 20  # failures in the table for people
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """How a batch stands.
+
+    Attributes
+    ----------
+    finished, failed, left : int
+        Items.
+    table : Path
+        summary.md; summary.csv (and .parquet) lie beside it.
+    """
+
+    finished: int
+    failed: int
+    left: int
+    table: Path
+
+
+def run_batch(
+    work: Work,
+    items: Sequence[Item],
+    out: str | Path,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    budget: str | None = None,
+    overwrite: bool = False,
+    progress: bool | None = None,
+    announce: Callable[[str], None] = lambda text: None,
+) -> BatchReport:
+    """Run what is missing, and write a summary of everything.
+
+    Parameters
+    ----------
+    workers : int
+        Processes; 1 runs in this one. With Ray actors.
+    ray : str, optional
+        Address of a Ray cluster that sees `out`, or "local" to start one.
+    budget : str, optional
+        A time or a number of network evaluations for each item, instead of particles, transitions
+        and steps; see :mod:`.budget`.
+    overwrite : bool
+        Throw away runs of other settings that are in the items' folders.
+
+    Raises
+    ------
+    RunFolderError
+        The disk is full, another batch runs in this folder, or it was one of other settings.
+    """
+    home = make_folder(out)
+    with _alone(home), progress_bar(len(items), progress, "batch") as advance:
+        model = None
+        if budget is not None:
+            work, model = _within(budget, work, items[0], home, announce)
+        if overwrite:
+            clear_others(work, items, home)
+        done = {item for item in items if is_finished(work, item, home)}
+        for _ in done:
+            advance()
+        if done:
+            announce(f"{len(done)} of {len(items)} are finished already")
+        missing = [item for item in items if item not in done]
+        finished: Iterable[None] = ()
+        if missing and ray is not None:
+            finished = run_with_ray(work, missing, home, workers, ray)
+        elif missing and workers == 1:
+            finished = run_here(work, missing, home, model)
+        elif missing:
+            del model  # its memory is for the workers
+            finished = run_in_processes(work, missing, home, workers)
+        for _ in finished:
+            advance()
+        return summarise(items, home)
+
+
+def _within(
+    budget: str, work: Work, first: Item, home: Path, announce: Callable[[str], None]
+) -> tuple[Work, Model]:
+    """The work in sizes for a budget, measured on its first item, and the model."""
+    model = load_model(work)
+    job = work.of(first)
+    choice = chosen_for(budget, home, lambda *sizes: trial(model, job, *sizes), announce)
+    return Work({name: one.sized(*choice) for name, one in work.jobs.items()}), model
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """No two batches in one folder at the same time; a batch that was killed holds nothing."""
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RunFolderError(
+            f"another batch runs in {str(out)!r}: wait for it, or give another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+# --- the summary ----------------------------------------------------------------------------------
+
+
+def summarise(items: Sequence[Item], out: Path) -> BatchReport:
+    """Write summary.csv, summary.md and, with pyarrow, summary.parquet."""
+    rows = [_row(item, out) for item in items]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        replace(out / "summary.csv", text.getvalue().encode())
+        replace(out / "summary.md", _table(rows).encode())
+        _parquet(rows, out / "summary.parquet")
+    except OSError as error:
+        raise RunFolderError(f"cannot write the summary in {str(out)!r}: {error}") from error
+    count = {s: sum(row["status"] == s for row in rows) for s in ("finished", "failed")}
+    left = len(rows) - sum(count.values())
+    return BatchReport(count["finished"], count["failed"], left, out / "summary.md")
+
+
+def _row(item: Item, out: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {**vars(item), "status": "left"}
+    names = ("reward", "mean reward", "log_evidence", "network_evaluations", "network_gradients")
+    row |= dict.fromkeys((*names, "reward_evaluations", "judge", "image", "error"))
+    folder = out / item.name
+    if not (folder / "run.json").exists():
+        return row
+    run = read_run(folder)
+    if run.error is not None:
+        row |= {"status": "failed", "error": f"{run.error['type']}: {run.error['message']}"}
+    if (found := run.result) is None:
+        return row
+    rewards = [float(r) for r in found["rewards"][0]]
+    row |= {"status": "finished", "reward": max(rewards), "error": None}
+    row["mean reward"] = sum(rewards) / len(rewards)
+    row |= {name: found["costs"][name] for name in found["costs"] if name in row}
+    if found["log_evidence"] is not None:
+        row["log_evidence"] = float(found["log_evidence"][0])
+    row["judge"] = found.get("judge")
+    row["image"] = f"{item.name}/{found['images'][0][0]}"
+    return row
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> str:
+    """Means by method, and what failed."""
+    lines = ["| method | finished | failed | left | reward | judge, % | evaluations |"]
+    lines.append("|" + " --- |" * 7)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        ended = [row for row in own if row["status"] == "finished"]
+        failed = sum(row["status"] == "failed" for row in own)
+        judged = [row["judge"] for row in ended if row["judge"] is not None]
+        figures = [
+            f"{np.mean([row['reward'] for row in ended]):.4g}" if ended else "",
+            f"{100 * np.mean(judged):.0f}" if judged else "",
+            f"{np.mean([row['network_evaluations'] for row in ended]):g}" if ended else "",
+        ]
+        counts = [len(ended), failed, len(own) - len(ended) - failed]
+        lines.append(f"| {' | '.join(map(str, (method, *counts, *figures)))} |")
+    failures = [row for row in rows if row["status"] == "failed"]
+    if failures:
+        lines += ["", "Failed:", ""]
+    for row in failures[:_SHOWN]:
+        words = json.dumps(row["prompt"], ensure_ascii=False)
+        lines.append(
+            f"- {row['number']}, {words}, {row['method']}, seed {row['seed']}: {row['error']}"
+        )
+    if len(failures) > _SHOWN:
+        lines.append(f"- and {len(failures) - _SHOWN} more, in summary.csv")
+    return "\n".join(lines) + "\n"
+
+
+def _parquet(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), sink)
+    replace(file, sink.getvalue())

@@ -1,0 +1,191 @@
+"""Particles, transitions and evaluations for a time or a number of network evaluations.
+
+A short measurement says what an evaluation and a look at the reward cost, for this model on this
+machine; then every split of the budget has a price, and of those that spend it the best is taken.
+What is best is read off our results (docs/results.md): up to 24 evaluations a particle the images
+gain, more particles and more looks at the reward are worth more than more accurate transitions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..errors import InvalidArgument
+from ..files import replace
+
+__all__ = ["Budget", "Choice", "Prices", "choose", "chosen_for", "parse_budget"]
+
+_UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_ENOUGH = 24  # evaluations of a particle, beyond which images hardly gain
+_K, _M = range(2, 25), (2, 3, 4, 6, 8)
+_N = sorted({round(2 * 1.03**i) for i in range(240)})  # 2 to 2,300, in steps of 3 % or of one
+_FILLED = 0.94  # a split that spends less of the budget is taken only if none spends more
+_TRIAL = 0.1  # of the budget, at most, for a measurement
+
+Trial = Callable[[int, int, int], int]
+"""Run N particles through K transitions of M evaluations; the network evaluations it took."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Seconds, or else network evaluations in all."""
+
+    seconds: float | None = None
+    evaluations: int | None = None
+
+    @property
+    def amount(self) -> float:
+        return self.evaluations or 0.0 if self.seconds is None else self.seconds
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return f"{self.evaluations} network evaluations"
+        return f"{self.seconds:g} s"
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Of an evaluation and a look at the reward for each particle, of a network call, of a run.
+
+    In seconds, or in network evaluations.
+    """
+
+    evaluation: float
+    look: float
+    call: float = 0.0
+    run: float = 0.0
+
+    def of(self, particles: int, transitions: int, steps: int) -> float:
+        """A whole run."""
+        each = steps * self.evaluation + self.look
+        return self.run + transitions * (steps * self.call + particles * each)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """N, K and M, and what they are thought to cost."""
+
+    particles: int
+    transitions: int
+    steps: int
+    price: float
+
+    def __iter__(self) -> Iterator[int]:
+        """N, K and M."""
+        return iter((self.particles, self.transitions, self.steps))
+
+
+def parse_budget(text: str) -> Budget:
+    """'90s', '2min', '1.5h', or a number of network evaluations, '2000'.
+
+    Raises
+    ------
+    InvalidArgument
+        It is none of these, or not positive.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", text.lower())
+    number = float(found[1]) if found else 0.0
+    if found and number > 0 and found[2] in _UNITS:
+        return Budget(seconds=number * _UNITS[found[2]])
+    if found and number >= 1 and not found[2] and number == int(number):
+        return Budget(evaluations=int(number))
+    raise InvalidArgument(
+        f"a budget is a time such as 90s, 2min or 1h, or a number of network evaluations such as "
+        f"2000, got {text!r}"
+    )
+
+
+def choose(prices: Prices, amount: float) -> Choice:
+    """The best split that costs no more than `amount`, and nearly as much.
+
+    Raises
+    ------
+    InvalidArgument
+        Even the smallest costs more.
+    """
+    every = [(prices.of(n, k, m), n, k, m) for n in _N for k in _K for m in _M]
+    within = [one for one in every if one[0] <= amount]
+    if not within:
+        raise InvalidArgument(
+            f"the budget is too small: two particles of {_K[0]}x{_M[0]} evaluations cost "
+            f"{min(every)[0]:.3g}, it is {amount:.3g}"
+        )
+    filling = [one for one in within if one[0] >= _FILLED * amount]
+    price, particles, transitions, steps = max(filling or within, key=_worth)
+    return Choice(particles, transitions, steps, price)
+
+
+def _worth(split: tuple[float, int, int, int]) -> float:
+    _, particles, transitions, steps = split
+    evaluations = transitions * steps
+    images = 1.5 * math.log(min(evaluations, _ENOUGH)) + 0.1 * math.log(evaluations)
+    return images + math.log(particles) + 0.2 * math.log(transitions)
+
+
+def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Choice:
+    """Measure, and choose what is left of the budget for.
+
+    The first trial warms up; four more, of one and of four particles, tell evaluations, looks,
+    calls and what a run takes by itself apart. Then a quarter of the particles that this would
+    choose, on a part of the way, tell what a larger batch saves, and it is chosen again.
+    """
+    began = clock()
+    if budget.seconds is None:
+        short_run, long_run = trial(1, 1, 1), trial(1, 1, 2)
+        prices = Prices(long_run - short_run, max(0, 2 * short_run - long_run))
+        return choose(prices, budget.amount)
+
+    def timed(*sizes: int) -> float:
+        start = clock()
+        trial(*sizes)
+        return clock() - start
+
+    def left() -> float:
+        return max(0.0, budget.amount - (clock() - began))
+
+    timed(1, 1, 1)
+    short, long = timed(1, 1, 2), timed(1, 1, 4)
+    broad, all_ = timed(4, 1, 2), timed(4, 1, 4)
+    one, four = max((long - short) / 2, 1e-9), max((all_ - broad) / 2, 1e-9)  # a network call
+    evaluation = min(max((four - one) / 3, 1e-9), one)
+    look = max(0.0, (broad - short - 6 * evaluation) / 3)
+    run = max(0.0, short - 2 * one - look)
+    prices = Prices(evaluation, look, one - evaluation, run)
+    choice = choose(prices, left())
+    n = max(5, choice.particles // 4)
+    if prices.of(n, 1, 2) + prices.of(n, 1, 4) < 2 * _TRIAL * budget.amount:
+        broad, all_ = timed(n, 1, 2), timed(n, 1, 4)
+        many = max((all_ - broad) / 2, 1e-9)
+        evaluation = min(max((many - one) / (n - 1), 1e-9), many / n)
+        look = max(0.0, (broad - run - 2 * many) / n)
+        choice = choose(Prices(evaluation, look, many - n * evaluation, run), left())
+    return choice
+
+
+def chosen_for(
+    text: str,
+    folder: Path,
+    trial: Trial,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Choice:
+    """The choice for a budget, kept in the folder: gone on with, a run has the same sizes."""
+    budget, file = parse_budget(text), folder / "budget.json"
+    if file.exists():
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known["budget"] == str(budget):
+            return Choice(**known["choice"])
+    announce(f"measuring, to spend {budget}")
+    choice = measure(trial, budget)
+    replace(file, json.dumps({"budget": str(budget), "choice": asdict(choice)}).encode())
+    cost = f"{choice.price:.3g}{' s' if budget.seconds is not None else ' evaluations'}"
+    announce(
+        f"{choice.particles} particles, {choice.transitions} transitions of {choice.steps} "
+        f"evaluations: {cost}"
+    )
+    return choice

@@ -1,0 +1,119 @@
+"""The items of a batch: one run each, in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ..errors import RunFolderError
+from ..runs import RunFolder, clear_run, read_run
+from ..steering.loop import Watch
+from .job import Job
+from .models import Model, resolve
+from .prompts import PromptEntry
+
+__all__ = ["Item", "Work", "clear_others", "is_finished", "items_of", "load_model", "run_item"]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One run of a batch."""
+
+    number: int
+    prompt: str
+    category: str
+    seed: int
+    method: str
+
+    @property
+    def name(self) -> str:
+        """Its folder."""
+        words = re.sub(r"[^a-z0-9]+", "-", self.prompt.lower()).strip("-")[:40].strip("-")
+        return "-".join(filter(None, (f"{self.number:05}", words, f"s{self.seed}", self.method)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the items of a batch have in common: a job for each method, without prompt and seed."""
+
+    jobs: Mapping[str, Job]
+
+    def of(self, item: Item) -> Job:
+        return replace(self.jobs[item.method], prompts=(item.prompt,), seed=item.seed)
+
+    @property
+    def any(self) -> Job:
+        """One of the jobs: they have the same model."""
+        return next(iter(self.jobs.values()))
+
+
+def items_of(
+    prompts: Sequence[PromptEntry], seeds: Sequence[int], methods: Sequence[str]
+) -> list[Item]:
+    """All of them: prompt by prompt, seed by seed, method by method."""
+    return [
+        Item(entry.number, entry.text, entry.category, seed, method)
+        for entry in prompts
+        for seed in seeds
+        for method in dict.fromkeys(methods)
+    ]
+
+
+def load_model(work: Work) -> Model:
+    """The model of a batch, loaded; sets torch's threads of this process."""
+    job = work.any
+    if job.threads is not None:
+        torch.set_num_threads(job.threads)
+    model = resolve(job.model, job.loading)
+    model.load()
+    return model
+
+
+def run_item(model: Model, work: Work, item: Item, out: Path) -> None:
+    """Run one item in its folder; what it raises is written there.
+
+    Raises
+    ------
+    RunFolderError
+        The folder cannot be written: that is no matter of this item alone.
+    """
+    folder = folder_of(work, item, out)
+    if folder.finished:
+        return
+    try:
+        _draw(model, work.of(item), folder)
+    except RunFolderError:
+        raise
+    except Exception as error:
+        folder.fail(error)
+
+
+def _draw(model: Model, job: Job, folder: RunFolder) -> None:
+    job = replace(job, prompts=model.read_prompts(job.prompts))
+    watch = Watch(folder if model.records else None, progress=False)
+    result = model.run(job, watch)
+    names = [file.name for file in result.save(folder.folder)]
+    verdicts, best = model.judge(result), int(result.rewards[0].argmax())
+    more = {} if verdicts is None else {"judge": verdicts[0][best]}
+    folder.finish(result.result, [names], more)
+
+
+def folder_of(work: Work, item: Item, out: Path) -> RunFolder:
+    """Of an item; :class:`RunFolderError` if it holds a run of other settings."""
+    return RunFolder(out / item.name, work.of(item).as_json(), title=item.prompt)
+
+
+def clear_others(work: Work, items: Sequence[Item], out: Path) -> None:
+    """Throw away what the items' folders hold of other jobs."""
+    for item in items:
+        home = out / item.name
+        if (home / "run.json").exists() and read_run(home).job != work.of(item).as_json():
+            clear_run(home)
+
+
+def is_finished(work: Work, item: Item, out: Path) -> bool:
+    return (out / item.name / "result.json").exists() and folder_of(work, item, out).finished

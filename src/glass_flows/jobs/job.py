@@ -1,0 +1,175 @@
+"""A job: what is to be drawn, and all that the bits of it depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+from ..batching import Batching
+from ..errors import InvalidArgument, check_count, check_name
+from ..noise import check_seed
+from ..plans import Sampler
+from ..settings import Choice, Count, Settings, Text, setting
+from ..steering import Beam, BestOf, Greedy, Method, read_method
+
+__all__ = ["DTYPES", "OFFLOADS", "Job", "Loading", "Placement"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+OFFLOADS = ("none", "model", "sequential")
+
+
+@dataclass(frozen=True, repr=False)
+class Loading(Settings):
+    """How a pipeline is loaded.
+
+    Parameters
+    ----------
+    device : str
+        "cuda", "cuda:1" or "cpu"; without one cuda where there is one.
+    dtype : "float32", "bfloat16" or "float16"
+        Of the networks; bfloat16 on cuda without one, else float32.
+    offload : "none", "model" or "sequential"
+        diffusers' CPU offloading.
+    revision : str
+        Branch, tag or commit on the hub.
+    lora : str
+        LoRA weights: hub id or path.
+    """
+
+    device: str | None = setting(None, Text(optional=True))
+    dtype: str | None = setting(None, Choice("dtype", DTYPES, optional=True))
+    offload: str = setting("none", Choice("offload", OFFLOADS))
+    revision: str | None = setting(None, Text(optional=True))
+    lora: str | None = setting(None, Text(optional=True))
+    word: ClassVar[str] = "loading"
+
+
+@dataclass(frozen=True, repr=False)
+class Placement(Settings):
+    """Where the jobs of a batch run.
+
+    Parameters
+    ----------
+    workers : int
+        Processes, or with Ray actors if there are no GPUs, each with the model.
+    threads : int
+        Of torch in every worker; the bits depend on it.
+    ray : "auto", "local" or ray://HOST:PORT
+        A Ray cluster that sees the folder; "local" starts one here.
+    """
+
+    workers: int = setting(1, Count())
+    threads: int | None = setting(None, Count(optional=True))
+    ray: str | None = setting(None, Text(optional=True))
+    word: ClassVar[str] = "placement"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be drawn: the command line, batches, run folders, workers and Ray handle these.
+
+    Attributes
+    ----------
+    model : str
+        See :func:`glass_flows.jobs.resolve`.
+    method : Method
+    sampler : Sampler
+    prompts : tuple of str
+        One population of particles for each.
+    reward : str
+        By name, "module:function", or "class:N"; "" is the model's own.
+    seed : int
+    populations : int
+        Independent runs of each prompt.
+    call : dict
+        Call arguments of a pipeline, as JSON.
+    batching : Batching
+    loading : Loading
+    micro_batch : int, optional
+        Rows that the network and the reward see at a time, cut at the same places for any number
+        of processes.
+    threads : int, optional
+        Of torch; as many as there are without it.
+    """
+
+    model: str
+    method: Method
+    sampler: Sampler
+    prompts: tuple[str, ...] = ()
+    reward: str = ""
+    seed: int = 0
+    populations: int = 1
+    call: Mapping[str, Any] = field(default_factory=dict)
+    batching: Batching = field(default_factory=Batching)
+    loading: Loading = field(default_factory=Loading)
+    micro_batch: int | None = None
+    threads: int | None = None
+    version: ClassVar[int] = 2
+    """1 was a dictionary without one, of glass-flows 0.1."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_count("populations", self.populations)
+        for name in ("micro_batch", "threads"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+
+    def as_json(self) -> dict[str, Any]:
+        """Strict JSON that leaves out what is as by default."""
+        found: dict[str, Any] = {"version": self.version}
+        for one in fields(self):
+            value = getattr(self, one.name)
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            if value == default:
+                continue
+            if isinstance(value, Settings):
+                value = value.as_json()
+            found[one.name] = list(value) if isinstance(value, tuple) else value
+        return found
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Job:
+        """Inverse of :meth:`as_json`.
+
+        Raises
+        ------
+        InvalidArgument
+            It is of another version, or a field is not what it may be.
+        """
+        given = dict(data)
+        if given.pop("version", 1) != cls.version:
+            raise InvalidArgument(
+                f"a job of version {data.get('version', 1)!r}, this glass-flows reads {cls.version}"
+            )
+        for name in given:
+            check_name("field of a job", name, (one.name for one in fields(cls)))
+        kinds: dict[str, type[Settings]] = {
+            "sampler": Sampler,
+            "batching": Batching,
+            "loading": Loading,
+        }
+        for name, kind in kinds.items():
+            if name in given:
+                given[name] = kind.from_json(given[name])
+        given["method"] = read_method(given["method"])
+        given["prompts"] = tuple(given.get("prompts", ()))
+        return cls(**given)
+
+    def sized(self, particles: int, transitions: int, steps: int) -> Job:
+        """With N, K and M, as far as they act: plain samples stay one, the ODE one transition."""
+        method, sampler = self.method, self.sampler
+        if isinstance(method, (Beam, Greedy)):
+            particles = max(1, particles // method.children) * method.children
+        elif isinstance(method, BestOf) and method.particles == 1:
+            particles = 1
+        if sampler.rho == "ode":
+            sampler = sampler.baseline(transitions * steps)
+        else:
+            sampler = replace(sampler, transitions=transitions, steps=steps)
+        return replace(self, method=replace(method, particles=particles), sampler=sampler)
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        return "; ".join(self.prompts) or self.reward or self.model

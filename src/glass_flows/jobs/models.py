@@ -1,0 +1,420 @@
+"""A model by its name: one object that knows its defaults, prompts, rewards, and how to judge.
+
+===========================  ==================================================================
+digits, digits:FOLDER        the bundled handwritten digits, or others that you trained
+shapes, shapes:FOLDER        the bundled small FluxPipeline, or another of that world
+sit:FOLDER                   a converted SiT, with Stable Diffusion's autoencoder in FOLDER/vae
+FOLDER                       a diffusers pipeline
+ORGANISATION/NAME            a diffusers pipeline on the Hugging Face hub
+===========================  ==================================================================
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..denoisers import Denoiser
+from ..errors import InvalidArgument, MissingExtra, check_name, check_number, missing_name
+from ..images import ImageResult, to_bytes, to_images
+from ..models.digits import (
+    FILES,
+    IMAGE,
+    NETWORK,
+    NULL_CLASS,
+    load_digits_classifier,
+    load_digits_network,
+)
+from ..models.shapes import Prompt, accepts
+from ..models.shapes.clip import BUNDLED as SHAPES_CLIP
+from ..models.shapes.pipeline import BUNDLED as SHAPES_PIPELINE
+from ..models.shapes.pipeline import CALL
+from ..paths import Linear
+from ..rewards import ClassReward, Decoded, Reward
+from ..steering import SearchResult, Shards
+from ..steering.loop import Watch, conduct
+from ..steering.run import Population
+from .job import Job, Loading
+from .pictures import digit_image
+from .pipelines import load_pipeline
+from .rewards import load_reward
+
+__all__ = ["Digits", "Model", "Pipeline", "Shapes", "SiT", "digits_denoiser", "resolve"]
+
+Announce = Callable[[str], None]
+_OF_PIPELINES = ("batching", "loading", "call", "micro_batch", "budget")
+
+
+class Model(ABC):
+    """A model by its name. Nothing is loaded before it is needed, and then once.
+
+    Attributes
+    ----------
+    name : str
+        As it was given.
+    place : str
+        What stands after the scheme, or the name itself.
+    reward_name : str
+        The reward of this model if none is asked for.
+    sigma_data : float
+        Standard deviation of its data, for twisted noise and guidance.
+    takes : tuple of str
+        Of "batching", "loading", "call", "micro_batch", "budget" and "populations": what can act.
+    batching, call : dict
+        Defaults of its own.
+    records : bool
+        Whether its runs are kept at every boundary.
+    """
+
+    reward_name: ClassVar[str] = "clip"
+    sigma_data: ClassVar[float] = 1.0
+    takes: ClassVar[tuple[str, ...]] = _OF_PIPELINES
+    batching: ClassVar[Mapping[str, Any]] = {}
+    call: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(
+        self,
+        name: str,
+        place: str,
+        loading: Loading,
+        announce: Announce = lambda text: None,
+    ) -> None:
+        self.name, self.place, self.loading, self.announce = name, place, loading, announce
+        self._rewards: dict[str, Reward] = {}
+
+    @property
+    def records(self) -> bool:
+        return True
+
+    def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        """Prompts as the model writes them; :class:`InvalidArgument` if it cannot read one."""
+        if not prompts:
+            raise InvalidArgument("give at least one --prompt")
+        return tuple(prompts)
+
+    def reward(self, job: Job) -> Reward:
+        """The reward of a job, loaded once."""
+        text = job.reward or self.reward_name
+        if text not in self._rewards:
+            self._rewards[text] = self.load_reward(text)
+        return self._rewards[text]
+
+    def load_reward(self, text: str) -> Reward:
+        """A reward by its name."""
+        return load_reward(text, device=self.loading.device)
+
+    @abstractmethod
+    def load(self) -> object:
+        """Load what is large; later calls do nothing."""
+
+    @abstractmethod
+    def run(
+        self, job: Job, watch: Watch | None = None, shards: Shards | None = None
+    ) -> ImageResult:
+        """Draw the images of a job."""
+
+    def judge(self, result: ImageResult) -> list[list[bool]] | None:
+        """Whether an independent judge accepts each image; None where there is none."""
+        return None
+
+
+# --- the bundled digits ---------------------------------------------------------------------------
+
+
+def digits_denoiser(
+    label: int | None = None, guidance: float = 1.0, folder: str | Path | None = None
+) -> Denoiser:
+    """The digits network; `label` None is the unconditional model."""
+    if label is not None and not 0 <= label <= 9:
+        raise InvalidArgument(f"the digits are 0 to 9, got class {label!r}")
+    null = {"label": torch.tensor([NULL_CLASS])}
+    given = null if label is None else {"label": torch.tensor([label])}
+    return Denoiser(
+        load_digits_network(folder and Path(folder) / FILES[NETWORK]),
+        Linear(),
+        prediction="velocity",
+        conditioning=given,
+        unconditional=null,
+        guidance_scale=guidance,
+    )
+
+
+class Digits(Model):
+    """Handwritten digits: a prompt is a digit, the reward its log-probability, "class[:N]".
+
+    Its network is unconditional: what is drawn is steered by the reward alone.
+    """
+
+    reward_name = "class"
+    sigma_data = 0.7  # of pixels in [-1, 1]
+    takes = ("populations",)
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        return digits_denoiser(folder=self.place or None)
+
+    @cached_property
+    def classifiers(self) -> dict[str, Any]:
+        """The reward's, and the judge's, trained on other images."""
+        return {
+            role: load_digits_classifier(role, Path(self.place, FILES[f"digits-{role}"]))
+            if self.place
+            else load_digits_classifier(role)
+            for role in ("reward", "judge")
+        }
+
+    def load(self) -> object:
+        return self.denoiser, self.classifiers
+
+    def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        for prompt in prompts:
+            if not (prompt.isascii() and prompt.isdigit()) or int(prompt) > 9:
+                raise InvalidArgument(
+                    f"for the digits a prompt is 0 to 9, got {prompt!r}; sentences are for a "
+                    "pipeline: --model shapes, a folder or a hub id"
+                )
+        return tuple(prompts)
+
+    def labels(self, job: Job) -> list[int]:
+        """What is wanted of each population: by the reward, or by the prompts."""
+        kind, _, value = (job.reward or self.reward_name).partition(":")
+        check_name("reward", kind, ("class",))
+        if not value:
+            if not job.prompts:
+                raise InvalidArgument("the reward 'class' takes a prompt 0 to 9, or give 'class:8'")
+            return [int(prompt) for prompt in self.read_prompts(job.prompts)]
+        if not (value.isascii() and value.isdigit()) or int(value) > 9:
+            raise InvalidArgument(f"reward 'class:N' needs a digit 0 to 9, got {job.reward!r}")
+        return [int(value)]
+
+    def reward(self, job: Job) -> Reward:
+        (label, *more) = self.labels(job)
+        if more:
+            raise InvalidArgument(f"one digit at a time, got {len(more) + 1} prompts: use `batch`")
+        return ClassReward(self.classifiers["reward"], label)
+
+    def steer(
+        self, job: Job, watch: Watch | None = None, shards: Shards | None = None
+    ) -> SearchResult:
+        """The samples of a job; images cost time where there are many populations."""
+        population = Population.of(job.method.particles, IMAGE, job.populations, seed=job.seed)
+        reward = self.reward(job)
+        return conduct(
+            self.denoiser, reward, job.method, job.sampler, population, shards=shards, watch=watch
+        )
+
+    def run(
+        self, job: Job, watch: Watch | None = None, shards: Shards | None = None
+    ) -> ImageResult:
+        result = self.steer(job, watch, shards)
+        images = [[_enlarged(digit_image(z)) for z in row] for row in result.samples]
+        prompts = tuple(map(str, self.labels(job) * job.populations))
+        return ImageResult(images, result.rewards, prompts, result, job.as_json())
+
+    def judge(self, result: ImageResult) -> list[list[bool]]:
+        return self.verdicts(result.result.samples, [int(p) for p in result.prompts])
+
+    @torch.no_grad()
+    def verdicts(self, samples: Tensor, labels: Sequence[int]) -> list[list[bool]]:
+        """Of (P, N, *shape) samples, a label for each population."""
+        found = self.classifiers["judge"](samples.flatten(0, 1)).argmax(1).view(samples.shape[:2])
+        verdicts: list[list[bool]] = (found == torch.tensor(labels)[:, None]).tolist()
+        return verdicts
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    return image.resize((64, 64), Image.Resampling.NEAREST)
+
+
+# --- pipelines ------------------------------------------------------------------------------------
+
+
+class Pipeline(Model):
+    """A diffusers pipeline."""
+
+    @cached_property
+    def pipe(self) -> Any:
+        return load_pipeline(self.name, self.loading, self.place, self.announce)
+
+    def load(self) -> object:
+        return self.pipe
+
+    @property
+    def records(self) -> bool:
+        from ..integrations.diffusers import can_record
+
+        return can_record(self.pipe)
+
+    def as_asked(self, prompts: Sequence[str]) -> list[Any]:
+        """As the pipeline takes them: DiT is asked for classes."""
+        if type(self.pipe).__name__ != "DiTPipeline":
+            return list(prompts)
+        return [int(p) if p.isdigit() else self.pipe.get_label_ids(p)[0] for p in prompts]
+
+    def run(
+        self, job: Job, watch: Watch | None = None, shards: Shards | None = None
+    ) -> ImageResult:
+        reward, prompts = self.reward(job), self.as_asked(job.prompts)
+        from ..integrations.diffusers import Asked, run_pipeline
+
+        asked = Asked(
+            self.pipe,
+            tuple(prompts),
+            reward,
+            job.method,
+            job.sampler,
+            job.seed,
+            job.batching,
+            {**self.call, **job.call},
+        )
+        result = run_pipeline(asked, shards, watch)
+        return ImageResult(
+            result.images, result.rewards, result.prompts, result.result, job.as_json()
+        )
+
+
+class Shapes(Pipeline):
+    """The FluxPipeline of the Shapes world, whose "clip" is the CLIP of that world."""
+
+    batching: ClassVar[Mapping[str, Any]] = {"decode_batch": None}
+    call: ClassVar[Mapping[str, Any]] = CALL
+
+    def __init__(self, name: str, place: str, *rest: Any) -> None:
+        super().__init__(name, place or str(SHAPES_PIPELINE), *rest)
+
+    def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(str(Prompt.parse(text)) for text in super().read_prompts(prompts))
+
+    def load_reward(self, text: str) -> Reward:
+        return super().load_reward(f"clip:{SHAPES_CLIP}" if text == "clip" else text)
+
+    def judge(self, result: ImageResult) -> list[list[bool]]:
+        return [
+            accepts(
+                [np.asarray(image.convert("RGB")) for image in row], [Prompt.parse(p)] * len(row)
+            )
+            for row, p in zip(result.images, result.prompts)
+        ]
+
+
+class SiT(Model):
+    """A converted SiT; prompts are classes, the only call argument is `guidance_scale`."""
+
+    call: ClassVar[Mapping[str, Any]] = {"guidance_scale": 4.0}  # of the published samples
+    takes = ("loading", "call")
+
+    @cached_property
+    def vae(self) -> Any:
+        try:
+            import diffusers
+        except ImportError as error:
+            raise MissingExtra("diffusers", "diffusers", "a SiT's autoencoder") from error
+        folder = Path(self.place) / "vae"
+        if not folder.is_dir():
+            raise InvalidArgument(
+                f"{self.place!r} has no folder 'vae': save Stable Diffusion's autoencoder "
+                "there, AutoencoderKL.from_pretrained('stabilityai/sd-vae-ft-ema')."
+                "save_pretrained(...)"
+            )
+        vae = diffusers.AutoencoderKL.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True
+        )
+        return vae.to(self.device)
+
+    @property
+    def device(self) -> str:
+        return self.loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        from ..integrations import sit
+
+        return sit.load(self.place, 0, guidance_scale=1.0, device=self.device)
+
+    def load(self) -> object:
+        return self.vae, self.denoiser
+
+    def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        for prompt in super().read_prompts(prompts):
+            if not (prompt.isascii() and prompt.isdigit()):
+                raise InvalidArgument(f"a SiT is asked for classes by number, got {prompt!r}")
+        return tuple(prompts)
+
+    @torch.no_grad()
+    def _pixels(self, samples: Tensor) -> list[Tensor]:
+        return [to_bytes(self._decode(z[None]))[0] for z in samples]
+
+    def _decode(self, z: Tensor) -> Tensor:
+        images: Tensor = self.vae.decode(z / self.vae.config.scaling_factor).sample
+        return (images / 2 + 0.5).clamp(0, 1)
+
+    def run(
+        self, job: Job, watch: Watch | None = None, shards: Shards | None = None
+    ) -> ImageResult:
+        from ..integrations import sit
+
+        self.load()
+        call = {**self.call, **job.call}
+        for name in call:
+            check_name("call argument of a SiT", name, self.call)
+        classes, scale = [int(prompt) for prompt in job.prompts], call["guidance_scale"]
+        network: Any = self.denoiser.network
+        sit.check_classes(network, classes)
+        denoiser = replace(
+            self.denoiser.condition(label=torch.tensor(classes, device=self.device)),
+            guidance_scale=check_number("guidance_scale", scale, "be finite", math.isfinite),
+        )
+        sizes = network.config
+        shape = (sizes.channels, sizes.input_size, sizes.input_size)
+        population = Population.of(
+            job.method.particles, shape, prompts=job.prompts, seed=job.seed, device=self.device
+        )
+        scored = Decoded(self.reward(job), self._decode, max_batch=1)
+        result = conduct(
+            denoiser, scored, job.method, job.sampler, population, shards=shards, watch=watch
+        )
+        images = [to_images(self._pixels(row)) for row in result.samples]
+        return ImageResult(images, result.rewards, job.prompts, result, job.as_json())
+
+
+# --- by name --------------------------------------------------------------------------------------
+
+SCHEMES: dict[str, type[Model]] = {"digits": Digits, "shapes": Shapes, "sit": SiT}
+
+
+def resolve(
+    name: str, loading: Loading | None = None, announce: Announce = lambda text: None
+) -> Model:
+    """The model of a name; nothing is loaded yet.
+
+    Raises
+    ------
+    UnknownName
+        It is no scheme, no folder and no hub id; the nearest scheme is named.
+    InvalidArgument
+        There is no such folder.
+    """
+    given = loading or Loading()
+    scheme, colon, place = name.partition(":")
+    if scheme in SCHEMES:
+        if (colon or scheme == "sit") and not Path(place or "?").is_dir():
+            raise InvalidArgument(f"--model {name}: {place!r} is no folder; give {scheme}:FOLDER")
+        return SCHEMES[scheme](name, place, given, announce)
+    if name and Path(name).is_dir():
+        return Pipeline(name, name, given, announce)
+    if re.match(r"[./~]", name):
+        raise InvalidArgument(f"--model {name}: there is no such folder")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return Pipeline(name, name, given, announce)
+    raise missing_name("model", name, (*SCHEMES, "FOLDER", "ORGANISATION/NAME"))

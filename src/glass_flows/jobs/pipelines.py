@@ -1,0 +1,112 @@
+"""A diffusers pipeline from the hub or a folder, on its device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import InvalidArgument, MissingExtra
+from .job import Loading
+
+__all__ = ["load_pipeline", "memory_line"]
+
+
+def load_pipeline(
+    name: str,
+    loading: Loading,
+    place: str | None = None,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Any:
+    """A pipeline, safetensors only.
+
+    Parameters
+    ----------
+    name : str
+        Hub id or local folder, for messages too.
+    place : str, optional
+        Where it is, if the name does not say so.
+
+    Raises
+    ------
+    InvalidArgument
+        Nothing could be loaded from there; the reason is named.
+    MissingExtra
+        diffusers is not installed.
+    """
+    place = place or name
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MissingExtra("diffusers", "diffusers", f"the pipeline {name!r}") from error
+    home = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = loading.dtype or ("bfloat16" if home.startswith("cuda") else "float32")
+    local = os.path.isdir(place)
+    try:
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            place,
+            dtype=getattr(torch, dtype),
+            revision=loading.revision,
+            use_safetensors=True,
+            local_files_only=local,
+        )
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        step = (
+            "the folder must hold a diffusers pipeline, model_index.json and safetensors"
+            if local
+            else "check the id's spelling and the network (HF_HUB_OFFLINE unset, a token for gated "
+            "models), or download the model and give its folder"
+        )
+        raise InvalidArgument(
+            f"cannot load a diffusers pipeline from {name!r}: {error} ({step})"
+        ) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise _too_large(name) from error
+    if loading.lora is not None:
+        _load_lora(pipe, loading.lora)
+    announce(memory_line(pipe, home, loading.offload))
+    try:
+        if loading.offload == "model":
+            pipe.enable_model_cpu_offload(device=home)
+        elif loading.offload == "sequential":
+            pipe.enable_sequential_cpu_offload(device=home)
+        else:
+            pipe.to(home)
+    except torch.OutOfMemoryError as error:
+        raise _too_large(name) from error
+    return pipe
+
+
+def _load_lora(pipe: Any, place: str) -> None:
+    try:
+        pipe.load_lora_weights(place)
+    except (OSError, ValueError, AttributeError, ImportError) as error:
+        raise InvalidArgument(
+            f"cannot load LoRA weights from {place!r} into {type(pipe).__name__}: {error}"
+        ) from error
+
+
+def _too_large(model: str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{model!r} does not fit into memory: try --offload model (or sequential, slower), "
+        "--dtype bfloat16, or a smaller model"
+    )
+
+
+def memory_line(pipe: Any, device: str, offload: str) -> str:
+    """What the weights need where they will run, beside what is free, as a sentence."""
+    modules = [m for m in pipe.components.values() if isinstance(m, torch.nn.Module)]
+    sizes = [
+        sum(t.numel() * t.element_size() for t in (*m.parameters(), *m.buffers())) for m in modules
+    ]
+    needed = max(sizes) if offload == "model" else 0 if offload == "sequential" else sum(sizes)
+    if device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(torch.device(device))[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    line = f"weights: {needed / 1e9:.2f} GB on {device}, {free / 1e9:.1f} GB free there"
+    if needed > 0.8 * free:
+        line += "; this may not fit: try --offload model, --dtype bfloat16 or --max-batch 1"
+    return line

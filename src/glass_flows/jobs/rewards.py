@@ -1,0 +1,54 @@
+"""Rewards by name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from ..errors import InvalidArgument, check_name
+from ..rewards import Reward, as_reward
+
+__all__ = ["load_reward"]
+
+
+def load_reward(text: str, *, device: str | None = None) -> Reward:
+    """A reward by its name, or a function of your own.
+
+    Parameters
+    ----------
+    text : str
+        A name of :data:`~glass_flows.integrations.rewards.REWARDS`; with ":" and a hub id or a
+        folder after it, weights of your own of that kind. Or "module:function": a function of
+        images (B, 3, H, W) in [0, 1], or a Reward. The module is looked for in the current folder
+        first. Its code is run: name only your own.
+    device : str, optional
+        For a pre-trained reward.
+
+    Raises
+    ------
+    InvalidArgument, UnknownName, MissingExtra
+        There is no such reward, or it cannot be loaded.
+    """
+    from ..integrations.rewards import REWARDS
+
+    name, _, attribute = text.partition(":")
+    if name in REWARDS:
+        return as_reward(REWARDS[name](attribute or None, device=device))
+    if not attribute:
+        check_name("reward", name, (*REWARDS, "module:function"))
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise InvalidArgument(
+            f"cannot import the reward's module {name!r}: {error}. --reward for a pipeline is "
+            f"{', '.join(REWARDS)}, or 'module:function' of your own"
+        ) from error
+    finally:
+        sys.path.remove(here)
+    if not hasattr(module, attribute):
+        public = [a for a in vars(module) if not a.startswith("_")]
+        check_name(f"reward in module {name}", attribute, public)
+    return as_reward(getattr(module, attribute))

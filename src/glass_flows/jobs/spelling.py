@@ -1,0 +1,172 @@
+"""Jobs from what a person writes: options as texts, and what each model and method has of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..batching import Batching
+from ..errors import InvalidArgument, check_name
+from ..plans import Sampler
+from ..settings import build, kinds
+from ..steering import METHODS, Method, Twist, method_of
+from ..steering.methods import every_setting, foreign_settings
+from ..steering.smc import BestOf, Steering
+from .job import Job, Loading
+from .models import Model, resolve
+
+__all__ = ["Options", "flag", "jobs_of", "read_arguments", "read_seeds"]
+
+_FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was given on a command line, as texts, by settings object."""
+
+    method: Mapping[str, str] = field(default_factory=dict)
+    sampler: Mapping[str, str] = field(default_factory=dict)
+    batching: Mapping[str, str] = field(default_factory=dict)
+    loading: Mapping[str, str] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+    placement: Mapping[str, str] = field(default_factory=dict)
+
+
+def flag(name: str) -> str:
+    """The option that spells a setting."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def jobs_of(
+    name: str,
+    methods: Sequence[str],
+    options: Options,
+    announce: Any = lambda text: None,
+    **rest: Any,
+) -> tuple[Model, dict[str, Job]]:
+    """The model, resolved, and a job for each method; `rest` are further fields of the jobs.
+
+    Raises
+    ------
+    InvalidArgument
+        An option cannot act: the model has no use for it, or none of the methods has it.
+    """
+    loading = build(Loading, {}, options.loading)
+    model = resolve(name, loading, announce)
+    for method in methods:
+        check_name("method", method, METHODS)
+    _refuse_unused(model, methods, options, rest)
+    sampler = build(Sampler, {}, options.sampler)
+    batching = build(Batching, {}, options.batching, **model.batching)
+    found = {}
+    for method in methods:
+        made = _method(model, method, options.method)
+        found[method] = Job(
+            model=name,
+            method=made,
+            sampler=_sampler(made, sampler, options.sampler),
+            batching=batching,
+            loading=loading,
+            call=dict(options.call),
+            **rest,
+        )
+    return model, found
+
+
+def _method(model: Model, name: str, texts: Mapping[str, str]) -> Method:
+    """A method, with the options that it has, for the data of a model."""
+    own = {n: text for n, text in texts.items() if not foreign_settings(name, {n: text})}
+    method = method_of(name, {}, own)
+    for setting in ("twist", "guidance"):
+        held: Any = vars(method).get(setting)
+        if held is not None and held.scale > 0 and "sigma_data" not in own.get(setting, ""):
+            scaled: Any = {setting: replace(held, sigma_data=model.sigma_data)}
+            method = replace(method, **scaled)
+    return method
+
+
+def _sampler(method: Method, sampler: Sampler, texts: Mapping[str, str]) -> Sampler:
+    """Best-of-N spends its evaluations on the ODE, unless a ρ is asked for."""
+    if not isinstance(method, BestOf) or "rho" in texts or sampler.rho is None:
+        return sampler
+    return sampler.baseline()
+
+
+def _refuse_unused(
+    model: Model, methods: Sequence[str], options: Options, rest: Mapping[str, Any]
+) -> None:
+    """What neither the model nor a method has a use for is refused, not ignored."""
+    for name in options.call:
+        if name in _ours():
+            raise InvalidArgument(f"--argument {name}=...: that is {flag(name)} here")
+    given = {
+        "batching": list(options.batching),
+        "loading": list(options.loading),
+        "call": list(options.call),
+        "micro_batch": ["micro_batch"] if rest.get("micro_batch") is not None else [],
+        "populations": ["populations"] if rest.get("populations", 1) != 1 else [],
+    }
+    foreign = [n for group, names in given.items() if group not in model.takes for n in names]
+    unused = [n for n in options.method if all(foreign_settings(m, {n: ""}) for m in methods)]
+    reasons = []
+    if foreign:
+        others = "the digits" if foreign == ["populations"] else "a diffusers pipeline"
+        shown = ", ".join(map(flag, foreign))
+        reasons.append(f"{shown}: only for {others}; --model is {model.name!r}")
+    if unused:
+        has = ", ".join(flag(n) for n in _settings_of(methods))
+        shown, named = ", ".join(map(flag, unused)), ", ".join(methods)
+        reasons.append(f"{shown}: nothing to --method {named}, which has {has}")
+    if reasons:
+        raise InvalidArgument("; ".join(reasons))
+
+
+def _settings_of(methods: Sequence[str]) -> list[str]:
+    return [n for n in every_setting() if any(not foreign_settings(m, {n: ""}) for m in methods)]
+
+
+def _ours() -> set[str]:
+    """Names that a pipeline's call argument cannot have, for they are ours."""
+    own = {"model", "prompt", "prompts", "reward", "method", "seed", "populations", "budget", "out"}
+    for cls in (Sampler, Batching, Loading):
+        own |= set(kinds(cls))
+    return own | set(every_setting()) | {"micro_batch", "generator", "num_inference_steps"}
+
+
+def read_arguments(given: Sequence[str]) -> dict[str, Any]:
+    """--argument NAME=VALUE, the value as JSON where it is, else as text."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgument(f"--argument must be NAME=VALUE, got {text!r}")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
+
+
+def read_seeds(text: str) -> list[int]:
+    """--seeds: '0', '0,1,7' or '0-3'."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        ends = (first, last) if dash else (first, first)
+        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[1]) < int(ends[0]):
+            raise InvalidArgument(f"--seeds must be like 0 or 0,1,7 or 0-3, got {text!r}")
+        found += range(int(ends[0]), int(ends[1]) + 1)
+    return list(dict.fromkeys(found))
+
+
+def twisted(method: Method, sigma_data: float, asked: bool) -> dict[str, Method]:
+    """A method, and beside it, if it is steering, the same with twisted noise."""
+    if not isinstance(method, Steering):
+        return {}
+    twist = method.twist if asked or method.twisted else Twist(sigma_data=sigma_data)
+    found: dict[str, Method] = {"steering": replace(method, twist=Twist(0.0))}
+    if twist.scale > 0.0:
+        found["steering + twist"] = replace(method, twist=twist)
+    return found

@@ -1,0 +1,140 @@
+"""The settings of a sampler: how many transitions, of how many evaluations, at which ρ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from ..errors import InvalidArgument, check_count
+from ..grids import Karras, Shifted, Times, Uniform, outer_times
+from ..paths import Linear, Path
+from ..settings import Choice, Count, Heads, Listed, Number, Object, Settings, setting
+from .kernels import RHO_RULES, Rho
+from .planner import plan
+from .solvers import SOLVERS, Default, EulerMaruyama, Solver, resolve_solver
+from .table import Table
+
+__all__ = ["RHO", "SOLVER", "TIMES", "Sampler"]
+
+
+def _function(given: object) -> object:
+    if callable(given) and not isinstance(given, type):
+        return given
+    raise InvalidArgument(f"rho must be {RHO.allowed}, got {given!r}")
+
+
+def _times(given: object) -> object:
+    if (callable(given) and not isinstance(given, type)) or given is None:
+        return given
+    raise InvalidArgument(f"times must be {TIMES.allowed}, got {given!r}")
+
+
+RHO = Object(
+    "rho rule",
+    "a number in [-1, 1], 'ddpm', 'ode', 'ddim:ETA', a function of (t, t'), or none",
+    heads=Heads(RHO_RULES),
+    numbers=Number("lie in [-1, 1]", lambda rho: -1.0 <= rho <= 1.0),
+    resolve=_function,
+    optional=True,
+)
+SOLVER = Object(
+    "solver",
+    "'default', 'first-order', 'paper', 'euler-maruyama', or an object such as Paper(sigma0=0.5)",
+    heads=Heads(SOLVERS),
+    resolve=resolve_solver,
+)
+TIMES = Object(
+    "time grid",
+    "'uniform', 'shifted[:SHIFT]', 'karras[:RHO]', a function of (path, K), or K + 1 times",
+    heads={"uniform": (Uniform, {}), "shifted": (Shifted, {}), "karras": (Karras, {})},
+    numbers=Number(),
+    resolve=_times,
+    optional=True,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Sampler(Settings):
+    """K transitions of M network evaluations each.
+
+    Parameters
+    ----------
+    transitions : int
+        K >= 1. A single transition from pure noise is the probability-flow ODE.
+    steps : int, or K of them
+        M >= 1, network evaluations per transition. M = 1 is DDIM(η) or DDPM, by ρ.
+    rho : float, "ddpm", "ode", "ddim:ETA", function of (t, t'), or K of these
+        Correlation of the noises of a transition's ends, in [-1, 1]: 1 keeps the noise, 0 renews
+        it. "ode" is the probability-flow ODE in their place. Euler-Maruyama has none.
+    times : None, "uniform", "shifted[:SHIFT]", "karras[:RHO]", function of (path, K), or K + 1
+        Where transitions start and end, in [0, 1]. None is a pipeline's own grid; else uniform.
+    solver : "default", "first-order", "paper", "euler-maruyama", or a solver
+        Of the inner flow; "paper" is Algorithm 1 of GLASS Flows (arXiv 2509.25170).
+    start : "trained" or "pure"
+        How a start at a first time with α > 0 is read: as x at that time, as deployed samplers do,
+        or as pure noise.
+
+    Raises
+    ------
+    InvalidArgument, UnknownName
+        A value is out of its range, or a list does not have as many entries as there are
+        transitions.
+    """
+
+    transitions: int = setting(6, Count())
+    steps: int | tuple[int, ...] = setting(4, Listed(Count()))
+    rho: Rho | tuple[Rho, ...] = setting(0.4, Listed(RHO))
+    times: Times = setting(None, Listed(TIMES, item=Number()))
+    solver: Solver = setting(Default(), SOLVER)
+    start: str = setting("trained", Choice("start", ("trained", "pure")))
+    word: ClassVar[str] = "sampler"
+
+    def check(self) -> None:
+        K = self.transitions
+        for name in ("steps", "rho"):
+            held = getattr(self, name)
+            if isinstance(held, tuple) and len(held) != K:
+                raise InvalidArgument(f"{name} lists {len(held)} values for {K} transitions")
+        if isinstance(self.times, (float, tuple)):
+            outer_times(Linear(), K, self.times)  # whether they are any, on whatever path
+        if isinstance(self.solver, EulerMaruyama) and self.rho is not None:
+            raise InvalidArgument(
+                f"Euler-Maruyama has no rho: give rho=None ('none'), got {self.rho!r}"
+            )
+
+    @classmethod
+    def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Euler-Maruyama has no ρ."""
+        solver = SOLVER.read("solver", given.get("solver", Default()))
+        return {"rho": None, **given} if isinstance(solver, EulerMaruyama) else dict(given)
+
+    @classmethod
+    def ode(cls, evaluations: int) -> Sampler:
+        """The probability-flow ODE, in one go: the baseline of everything."""
+        return cls(1, check_count("evaluations", evaluations), "ode")
+
+    def baseline(self, evaluations: int | None = None) -> Sampler:
+        """The ODE from the same start, at as many evaluations."""
+        return replace(Sampler.ode(evaluations or self.evaluations), start=self.start)
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations of a whole sample, K M, if no trained timesteps are missing."""
+        return self.transitions * self.steps if isinstance(self.steps, int) else sum(self.steps)
+
+    def at(self, times: Sequence[float]) -> Sampler:
+        """With the times of somebody's own grid, whose K may be another than was asked for."""
+        return replace(self, transitions=len(times) - 1, times=tuple(times))
+
+    def plan(self, path: Path) -> Table:
+        """The table of numbers that will be run on a path; see :func:`glass_flows.plan`."""
+        return plan(
+            path,
+            transitions=self.transitions,
+            steps=self.steps,
+            rho=self.rho,
+            times=self.times,
+            solver=self.solver,
+            start=self.start,
+        )

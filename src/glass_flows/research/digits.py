@@ -1,0 +1,78 @@
+"""What a recipe is worth on the digits: its best images, judged and set beside real ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..jobs.models import Digits
+from ..judging import Estimate, frechet_distance, half_samples
+from ..models.digits import digits_images, digits_labels
+from ..steering.loop import Watch
+from .recipe import Recipe
+
+__all__ = ["Returned", "draw_digits", "frechet", "judge_features", "real_features"]
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Returned:
+    """The best image by the reward of every population; arrays are over the populations.
+
+    Attributes
+    ----------
+    rewards, verdicts : array
+        Verdicts are 1 where the judge sees the digit that was asked for, else 0.
+    features : array
+        Of the images, by the judge.
+    forward, backward : float
+        Network passes per particle.
+    """
+
+    images: Tensor
+    rewards: Array
+    verdicts: Array
+    features: Array
+    forward: float
+    backward: float
+
+
+def draw_digits(model: Digits, recipe: Recipe, label: int, populations: int, seed: int) -> Returned:
+    """Populations steered towards a digit; every digit has seeds of its own."""
+    job = recipe.job(
+        model, reward=f"class:{label}", populations=populations, seed=seed + 1009 * label
+    )
+    result = model.steer(job, Watch(progress=False))
+    best, particles = result.best, populations * recipe.method.particles
+    verdicts = model.verdicts(best[:, None], [label] * populations)
+    return Returned(
+        best,
+        result.rewards.amax(1).double().numpy(),
+        np.array(verdicts, float)[:, 0],
+        judge_features(model, best),
+        result.network_evaluations / particles,
+        result.network_gradients / particles,
+    )
+
+
+@torch.no_grad()
+def judge_features(model: Digits, images: Tensor) -> Array:
+    """The judge's features of digits, (B, 64)."""
+    found: Array = model.classifiers["judge"].features(images).double().numpy()
+    return found
+
+
+def real_features(model: Digits, label: int | None = None) -> Array:
+    """Of the real digits, or those of one class."""
+    images = digits_images()
+    return judge_features(model, images if label is None else images[digits_labels() == label])
+
+
+def frechet(features: Array, real: Array, rounds: int = 100) -> Estimate:
+    """Fréchet distance to real digits in the judge's features, with its error."""
+    return half_samples(features, lambda some: frechet_distance(some, real), rounds=rounds)

@@ -1,0 +1,365 @@
+"""An experiment is a list of cells; a cell is a piece of work with a name and a result.
+
+Each cell's result is kept in a file of its own as soon as it is there, and its random numbers
+depend on nothing but its own settings. So an experiment that was interrupted at any moment goes on
+where it was and ends with the same numbers, and a cell can be looked up or thrown away by hand.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Union
+
+import torch
+
+from ... import __version__
+from ...errors import InvalidArgument, NonFinite, WeightsFileError
+from ...files import replace
+from ...jobs import Model, resolve
+from ...jobs.models import Digits
+from ...jobs.pictures import make_folder
+from ...judging import Estimate
+from ...progress import progress_bar
+
+__all__ = [
+    "Cell",
+    "Column",
+    "Experiment",
+    "Result",
+    "Scale",
+    "digits_of",
+    "kind_of",
+    "model_of",
+    "run_experiment",
+    "shown",
+]
+
+Value = Union[str, int, float]
+Settings = dict[str, Value]
+Work = Callable[[], Mapping[str, Union[Value, Estimate]]]
+_ERROR = " error"  # `x error` is the standard error of the result `x`
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A piece of an experiment.
+
+    Attributes
+    ----------
+    settings : dict
+        What it is; no two cells of an experiment have the same.
+    work : () -> results by name
+        Numbers, or :class:`Estimate` with their standard errors.
+    """
+
+    settings: Settings
+    work: Work
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a cell found; ``result[name]`` is a setting or a value.
+
+    Attributes
+    ----------
+    settings : dict
+    values : dict
+        Numbers, or text; the standard error of `x` is `x error`.
+    """
+
+    settings: Settings
+    values: dict[str, Value]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.settings[name] if name in self.settings else self.values[name]
+
+    def error(self, name: str) -> float:
+        """The standard error of a value; 0 where it has none."""
+        return float(self.values.get(name + _ERROR, 0.0))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How an experiment is run.
+
+    Attributes
+    ----------
+    seed : int
+    quick : bool
+        A tenth of the work or less: does it run, not what comes out.
+    model : str
+        See :func:`glass_flows.jobs.resolve`.
+    reward : str
+        For models other than the digits: the one that is steered towards.
+    also : tuple of str
+        Rewards that are measured, too.
+    prompts : str
+        A file of them, for pipelines; that of the Shapes world has its own.
+    strength : float or None
+        λ for pipelines; 0.5 by default, of the CLIP of the Shapes world.
+    """
+
+    seed: int = 0
+    quick: bool = False
+    model: str = "digits"
+    reward: str = "clip"
+    prompts: str = ""
+    strength: float | None = None
+    also: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on: of the file of prompts its content, not its name."""
+        found = dict(vars(self))
+        if not self.also:  # as before there were any
+            del found["also"]
+        if self.prompts:
+            try:
+                content = Path(self.prompts).read_bytes()
+            except OSError as error:
+                raise InvalidArgument(
+                    f"cannot read the prompts in {self.prompts!r}: {error}"
+                ) from error
+            found["prompts"] = hashlib.sha256(content).hexdigest()
+        return found
+
+    def of(self, full: int, quick: int) -> int:
+        """A size, by how much time there is."""
+        return quick if self.quick else full
+
+    def over(self, full: Sequence[Any], quick: Sequence[Any]) -> Sequence[Any]:
+        return quick if self.quick else full
+
+
+@lru_cache(maxsize=2)
+def model_of(name: str) -> Model:
+    """The model of a name, which is loaded once for all experiments."""
+    return resolve(name)
+
+
+def digits_of(scale: Scale) -> Digits:
+    """The digits, for experiments that look inside them."""
+    model = model_of(scale.model)
+    if not isinstance(model, Digits):
+        raise InvalidArgument(f"expected digits, got the model {scale.model!r}")
+    return model
+
+
+def kind_of(scale: Scale) -> str:
+    """ "digits" or "pipeline"."""
+    return "digits" if isinstance(model_of(scale.model), Digits) else "pipeline"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the printed table: `title`, and how a result is written ("{:.2f}")."""
+
+    name: str
+    title: str
+    form: str = "{:.3g}"
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment, and all that the page says of it.
+
+    Attributes
+    ----------
+    name, title, asks : str
+        `asks` is the question, in a sentence or two.
+    paper : str
+        What the GLASS paper reports for its models, in our words.
+    found : str
+        Where we agree, where not, and why: of the full run with seed 0 on the digits.
+    cells : (Scale, folder) -> list of Cell
+        `folder` is where an experiment may keep what its cells share.
+    rows : tuple of str
+        Settings that name a row of the printed table.
+    across : str or None
+        A setting whose values become columns, each with the first of `columns`.
+    columns : tuple of Column
+    draw : (results, figure) -> None
+        The plot, into a matplotlib figure.
+    pool : tuple of str
+        Settings over whose values results are averaged in the printed table and the plot (the
+        file of numbers keeps them apart).
+    models : tuple of str
+        "digits", and "pipeline" where it can be run on one.
+    """
+
+    name: str
+    title: str
+    asks: str
+    paper: str
+    found: str
+    cells: Callable[[Scale, Path], list[Cell]]
+    rows: tuple[str, ...]
+    columns: tuple[Column, ...]
+    draw: Callable[[list[Result], Any], None]
+    across: str | None = None
+    pool: tuple[str, ...] = ()
+    models: tuple[str, ...] = ("digits",)
+
+    def printed(self, results: list[Result]) -> str:
+        """The table in Markdown."""
+        pooled = average(results, self.pool)
+        rows: dict[tuple[Any, ...], list[Result]] = {}
+        for result in pooled:
+            rows.setdefault(tuple(result[name] for name in self.rows), []).append(result)
+        if self.across is None:
+            titles = [column.title for column in self.columns]
+            lines = [[_entry(one, c) for c in self.columns] for (one,) in rows.values()]
+        else:
+            ends = list(dict.fromkeys(result[self.across] for result in pooled))
+            titles = [f"{self.columns[0].title}, {self.across} = {shown(ends[0])}"]
+            titles += [shown(end) for end in ends[1:]]
+            lines = []
+            for group in rows.values():
+                found = {one[self.across]: _entry(one, self.columns[0]) for one in group}
+                lines.append([found.get(end, "") for end in ends])
+        head = [*self.rows, *titles]
+        table = [head, ["---"] * len(head)]
+        table += [[*map(shown, key), *line] for key, line in zip(rows, lines)]
+        return "".join(f"| {' | '.join(row)} |\n" for row in table)
+
+
+def shown(value: Value) -> str:
+    """A setting for people."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _entry(result: Result, column: Column) -> str:
+    value = result.values.get(column.name, "")
+    if isinstance(value, str):
+        return value
+    text = column.form.format(column.factor * value)
+    if error := result.error(column.name):
+        text += f" ± {column.form.format(column.factor * error)}"
+    return text
+
+
+def average(results: list[Result], over: Sequence[str]) -> list[Result]:
+    """Results averaged over settings; text is left out.
+
+    Errors are those of independent results, or where results have none, of their spread.
+    """
+    if not over:
+        return results
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for one in results:
+        key = tuple((name, value) for name, value in one.settings.items() if name not in over)
+        groups.setdefault(key, []).append(one)
+    pooled = []
+    for key, group in groups.items():
+        values: dict[str, Value] = {}
+        for name in group[0].values:
+            found = [one.values[name] for one in group]
+            if name.endswith(_ERROR):
+                values[name] = math.sqrt(sum(float(v) ** 2 for v in found)) / len(group)
+            elif not any(isinstance(v, str) for v in found):
+                numbers = [float(v) for v in found]
+                values[name] = fmean(numbers)
+                if name + _ERROR not in group[0].values and len(group) > 1:
+                    values[name + _ERROR] = stdev(numbers) / math.sqrt(len(group))
+        pooled.append(Result(dict(key), values))
+    return pooled
+
+
+def run_experiment(
+    experiment: Experiment,
+    out: str | Path,
+    scale: Scale,
+    progress: bool | None = None,
+) -> list[Result]:
+    """Run what is missing of an experiment; write ``table.csv``, ``table.md`` and ``plot.png``.
+
+    Raises
+    ------
+    InvalidArgument
+        `out` cannot be written, or the experiment does not know such a model.
+    MissingExtra
+        matplotlib, scikit-learn or what the model needs is not installed.
+    NonFinite
+        A result is NaN or infinite, with the cell named.
+    """
+    if kind_of(scale) not in experiment.models:
+        raise InvalidArgument(
+            f"the experiment {experiment.name!r} looks inside the digits network and exact "
+            f"mixtures, and cannot be run on {scale.model!r}; leave --model out"
+        )
+    folder = make_folder(Path(out) / experiment.name)
+    kept = make_folder(folder / "cells")
+    cells = experiment.cells(scale, folder)
+    shared = {"experiment": experiment.name, "scale": scale.identity()}
+    results = []
+    with progress_bar(len(cells), progress, experiment.name) as advance:
+        for cell in cells:
+            values = _values(cell, shared, kept)
+            results.append(Result(cell.settings, values))
+            advance()
+    _write(experiment, results, folder, scale)
+    return results
+
+
+def _values(cell: Cell, shared: Mapping[str, Any], folder: Path) -> dict[str, Value]:
+    """What a cell found: from its file, or by its work; `shared` is what all cells depend on."""
+    identity = {**shared, **cell.settings}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    file = folder / f"{key}.json"
+    if file.exists():
+        try:
+            found: dict[str, Value] = json.loads(file.read_text(encoding="utf-8"))["values"]
+            return found
+        except (ValueError, KeyError) as error:
+            raise WeightsFileError(
+                f"{str(file)!r} is damaged ({error}); delete it, and it is computed again"
+            ) from error
+    before = time.perf_counter()
+    values: dict[str, Value] = {}
+    for title, value in cell.work().items():
+        if isinstance(value, Estimate):
+            values |= {title: value.value, title + _ERROR: value.error}
+        else:
+            values[title] = value
+    for title, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NonFinite(f"{shared['experiment']}, {cell.settings}: {title} is {value}")
+    payload = {**identity, "values": values, "seconds": time.perf_counter() - before}
+    replace(file, (json.dumps(payload, indent=1) + "\n").encode())
+    return values
+
+
+def _write(experiment: Experiment, results: list[Result], folder: Path, scale: Scale) -> None:
+    import matplotlib.figure
+
+    bare = [{**one.settings, **one.values} for one in results]
+    names = list(dict.fromkeys(name for row in bare for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(bare)
+    replace(folder / "table.csv", text.getvalue().encode())
+    replace(folder / "table.md", experiment.printed(results).encode())
+    figure = matplotlib.figure.Figure(figsize=(9.0, 3.4), layout="constrained")
+    experiment.draw(average(results, experiment.pool), figure)
+    figure.savefig(folder / "plot.png", dpi=100, metadata={"Software": None})
+    about = {
+        **vars(scale),
+        "glass_flows": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    replace(folder / "about.json", (json.dumps(about, indent=1) + "\n").encode())

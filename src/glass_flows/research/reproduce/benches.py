@@ -1,0 +1,165 @@
+"""What is steered and how it is judged: the digits, or a model of images of prompts."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol, Union
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ...errors import InvalidArgument
+from ...images import ImageResult
+from ...jobs import Model
+from ...jobs.models import Digits, Shapes
+from ...jobs.prompts import PromptEntry, read_prompts, write_geneval
+from ...judging import Estimate, diversity, half_samples, mean, share
+from ...models.shapes import prompts
+from ...plans import Sampler
+from ...rewards import ClassReward, evaluate
+from ...steering import BestOf
+from ...steering.loop import Watch
+from ..digits import draw_digits, frechet, real_features
+from ..recipe import Recipe, judged
+from .base import Scale, model_of
+
+__all__ = ["Bench", "DigitsBench", "ImagesBench", "bench_of"]
+
+Found = dict[str, Union[Estimate, float]]
+
+
+class Bench(Protocol):
+    """A model with a reward, targets to steer towards, and tuned strengths.
+
+    Attributes
+    ----------
+    model : Model
+    targets : list of dict
+        What is steered towards, one at a time, under "target"; other entries sort them.
+    particles : int
+        N.
+    scale, guidance : float
+        λ, and the scale of guidance through the reward.
+    """
+
+    targets: list[dict[str, str]]
+    particles: int
+    scale: float
+    guidance: float
+
+    @property
+    def model(self) -> Model: ...
+
+    def run(self, recipe: Recipe, target: str, images: Path) -> Found:
+        """The best of N particles by the reward, population by population, and what it is worth.
+
+        `images` is a folder for them, where they are worth keeping.
+        """
+        ...
+
+
+class DigitsBench:
+    """The digits: each class is a target, and an independent classifier the judge."""
+
+    particles, scale, guidance = 4, 16.0, 1.0
+
+    def __init__(self, model: Digits, scale: Scale) -> None:
+        self.model, self.seed, self.populations = model, scale.seed, scale.of(96, 16)
+        self.targets = [{"target": str(n)} for n in range(scale.of(10, 2))]
+
+    def run(self, recipe: Recipe, target: str, images: Path) -> Found:
+        label = int(target)
+        found = draw_digits(self.model, recipe, label, self.populations, self.seed)
+        judge = ClassReward(self.model.classifiers["judge"], label)
+        passes = (found.forward + found.backward) * recipe.method.particles
+        return {
+            "judge": share(found.verdicts),
+            "reward": mean(found.rewards),
+            "other reward": mean(evaluate(judge, found.images, "the judge").double().numpy()),
+            "Fréchet": frechet(found.features, real_features(self.model, label), rounds=30),
+            "diversity": half_samples(found.features, diversity, rounds=30),
+            "evaluations": passes,
+        }
+
+
+class ImagesBench:
+    """A model of images of prompts, and a pre-trained reward; the targets are the prompts.
+
+    The best images are written where GenEval's evaluator looks for them. The Shapes world has
+    prompts of its own and a judge.
+    """
+
+    particles, guidance = 4, 1.0
+
+    def __init__(self, model: Model, scale: Scale) -> None:
+        self.model, self.seed, self.named = model, scale.seed, scale.reward
+        self.scale = 0.5 if scale.strength is None else scale.strength
+        entries = _entries(model, scale)
+        for entry in entries:
+            model.read_prompts([entry.text])
+        self.prompts = {f"{entry.number:05}": entry for entry in entries}
+        self.targets = [
+            {"category": entry.category or "all", "target": name}
+            for name, entry in self.prompts.items()
+        ]
+        self.reward: Any = model.reward(Recipe(BestOf(), Sampler()).job(model, reward=self.named))
+        self.others = [model.load_reward(name) for name in scale.also]
+        model.load()
+
+    def draw(self, recipe: Recipe, entry: PromptEntry) -> ImageResult:
+        """The particles of one prompt."""
+        job = recipe.job(
+            self.model,
+            prompts=self.model.read_prompts([entry.text]),
+            reward=self.named,
+            seed=self.seed + 1009 * entry.number,
+        )
+        return self.model.run(job, Watch(progress=False))
+
+    def run(self, recipe: Recipe, target: str, images: Path) -> Found:
+        entry = self.prompts[target]
+        drawn = self.draw(recipe, entry)
+        (best,), (every,) = drawn.best, drawn.images
+        write_geneval(images, entry, [best])
+        costs = drawn.result.costs
+        found: Found = {
+            "reward": float(drawn.rewards.max()),
+            "evaluations": costs.network_evaluations + costs.network_gradients,
+        }
+        for reward in self.others:
+            score = float(evaluate(reward, _pixels([best]), "the best image", [entry.text]))
+            found |= {reward.name: score, "other reward": found.get("other reward", score)}
+        if len(every) > 1 and hasattr(self.reward, "features"):
+            features = self.reward.features(_pixels(every))
+            found["diversity"] = diversity(features.double().cpu().numpy())
+        if verdicts := judged(self.model, drawn):
+            found["judge"] = float(verdicts[0])
+        return found
+
+
+def _entries(model: Model, scale: Scale) -> list[PromptEntry]:
+    if scale.prompts:
+        return read_prompts(scale.prompts, count=scale.of(10**9, 2))
+    if isinstance(model, Shapes):
+        listed = prompts("test", scale.of(120, 6), scale.seed)
+        return [PromptEntry(i, str(p), p.category) for i, p in enumerate(listed)]
+    raise InvalidArgument(
+        f"the model {scale.model!r} needs --prompts FILE (.txt, .jsonl, .tsv, .csv)"
+    )
+
+
+def _pixels(images: list[Image.Image]) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1]."""
+    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    return torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
+
+
+@lru_cache(maxsize=1)
+def bench_of(scale: Scale) -> Bench:
+    """The bench of a model, which is made once for all experiments."""
+    model = model_of(scale.model)
+    if isinstance(model, Digits):
+        return DigitsBench(model, scale)
+    return ImagesBench(model, scale)

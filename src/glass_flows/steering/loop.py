@@ -1,0 +1,146 @@
+"""The one loop: every method that looks at particles on their way goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from ..denoisers import DenoiserLike, as_denoiser
+from ..errors import InvalidArgument
+from ..execute import Boundary
+from ..plans import Sampler, Table
+from ..progress import progress_bar
+from ..rewards import RewardLike
+from .method import Course, Method
+from .results import SearchResult
+from .run import Population, Run, kept
+from .shards import Shards
+from .state import History, Observer, Recorder, Saved, Step
+
+__all__ = ["Watch", "begin", "conduct", "pass_boundaries"]
+
+
+class Watch:
+    """Who is told of a run, and where it goes on.
+
+    Parameters
+    ----------
+    record : Recorder, optional
+        Keeps the run; if it has kept a part of it already, the run goes on from there.
+    on_boundary : callable, optional
+        Called with every step.
+    progress : bool or None
+        Show a bar; None shows one on a terminal once the run takes over two seconds.
+    """
+
+    def __init__(
+        self,
+        record: Recorder | None = None,
+        on_boundary: Observer | None = None,
+        progress: bool | None = None,
+    ) -> None:
+        if on_boundary is not None and not callable(on_boundary):
+            raise InvalidArgument(f"on_boundary must be a function of a step, got {on_boundary!r}")
+        self.record, self.on_boundary, self.progress = record, on_boundary, progress
+        self.saved: Saved | None = None
+
+    def resume(self, seed: int | None) -> None:
+        """Look for an earlier part of the run."""
+        if self.record is None:
+            return
+        if seed is None:
+            raise InvalidArgument("a recorded run needs a seed=, so that it can go on where it was")
+        self.saved = self.record.saved()
+
+    def before(self, boundary: Boundary, course: Course, run: Run, history: History) -> None:
+        if self.saved is not None and boundary.index == self.saved.index:
+            run.resume(self.saved.costs)
+        if self.record is not None:
+            x = run.shards.gather(boundary.x)
+            stacked = history.stacked()
+            self.record.save(Saved(boundary.index, x, course.carried(), stacked, run.costs))
+
+    def after(self, step: Step) -> None:
+        if self.record is not None:
+            self.record.step(step)
+        if self.on_boundary is not None:
+            self.on_boundary(step)
+
+
+def conduct(
+    denoiser: DenoiserLike,
+    reward: RewardLike,
+    method: Method,
+    sampler: Sampler,
+    population: Population,
+    *,
+    shards: Shards | None = None,
+    watch: Watch | None = None,
+) -> SearchResult:
+    """Run a method from its start, or from where it was, to its end."""
+    denoiser = as_denoiser(denoiser)
+    watch = watch or Watch()
+    table = sampler.plan(denoiser.path)
+    method.check_table(table)
+    watch.resume(population.seed)
+    first = 0 if watch.saved is None else watch.saved.index
+    with progress_bar(method.calls(table, first), watch.progress, method.word) as advance:
+        run = begin(table, denoiser, reward, method, population, shards, watch, advance)
+        course = method.begin(run)
+        for last in pass_boundaries(run, run.boundaries(), course, watch):  # noqa: B007
+            pass
+        return course.result(last, method.biases(denoiser))
+
+
+def begin(
+    table: Table,
+    denoiser: DenoiserLike,
+    reward: RewardLike,
+    method: Method,
+    population: Population,
+    shards: Shards | None,
+    watch: Watch,
+    advance: Callable[[], None] = lambda: None,
+) -> Run:
+    """The run of a method through a table, at its first boundary or at the one that was saved."""
+    saved = watch.saved
+    run = Run(
+        table,
+        denoiser,
+        reward,
+        method,
+        population if saved is None else population.at(saved.x.to(population.home(denoiser))),
+        first=0 if saved is None else saved.index,
+        shards=shards,
+        advance=advance,
+    )
+    if watch.record is not None:
+        watch.record.begin(run)
+    return run
+
+
+@torch.no_grad()
+def pass_boundaries(
+    run: Run, source: Iterable[Boundary], course: Course, watch: Watch
+) -> Iterator[Step]:
+    """At every boundary that `source` stops at: look, weigh, select, and shift the noise."""
+    history = History()
+    if watch.saved is not None:
+        course.restore(watch.saved.carried)
+        history = History.of(watch.saved.history)
+    for boundary in source:
+        watch.before(boundary, course, run, history)
+        look = run.look(boundary, gradient=course.wants_gradient(boundary))
+        with kept(boundary):
+            course.value(look)
+            selection = course.select(boundary)
+        run.gather(boundary, selection.ancestors, selection.selected)
+        if not boundary.final:
+            course.gather(selection)
+            with kept(boundary):
+                course.move(look, selection)
+        step = course.step(boundary, selection, run.costs, history)
+        history.add(step)
+        watch.after(step)
+        yield step

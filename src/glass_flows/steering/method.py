@@ -1,0 +1,160 @@
+"""What every method is: settings, and a course through a run that looks at its boundaries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..denoisers import DenoiserLike
+from ..errors import InvalidArgument
+from ..execute import Boundary
+from ..guidance import Guidance
+from ..plans import Table
+from ..settings import Count, Listed, Number, Object, Settings, setting
+from .results import Costs, SearchResult
+from .run import Run
+from .state import History, Selection, Step
+from .values import FreeValue, Look, PosteriorValue, Value, resolve_value
+
+__all__ = ["BOUNDARIES", "GUIDANCE", "PARTICLES", "SCALE", "VALUE", "Course", "Method"]
+
+
+def _no_guidance(given: object) -> object:
+    raise InvalidArgument(
+        f"guidance must be glass_flows.Guidance(...), {GUIDANCE.allowed}, or None, got {given!r}"
+    )
+
+
+PARTICLES = Count()
+SCALE = Number("be a finite number >= 0", lambda scale: 0.0 <= scale < float("inf"))
+BOUNDARIES = Listed(Count(optional=True), item=Count(least=0))
+VALUE = Object(
+    "value",
+    "'free', 'posterior[:SAMPLES[:STEPS]]', PosteriorValue(samples, steps) or a function "
+    "V(x, t, D) in log units",
+    heads={"free": (FreeValue, {}), "posterior": (PosteriorValue, {})},
+    resolve=resolve_value,
+)
+GUIDANCE = Object(
+    "guidance",
+    "'reward[:SCALE]', 'network[:SCALE]', with ':clip=...' after it",
+    heads={
+        "reward": (Guidance, {"through": "reward"}),
+        "network": (Guidance, {"through": "network"}),
+    },
+    resolve=_no_guidance,
+    optional=True,
+)
+
+
+@dataclass(frozen=True, repr=False)
+class Method(Settings, ABC):
+    """A way to spend network evaluations and looks at the reward on N particles.
+
+    Parameters
+    ----------
+    particles : int
+        N >= 1, of a population: all that are moved at once.
+    scale : float
+        λ >= 0 of the target p(z) exp(λ r(z)); values are in log units, λ r.
+    """
+
+    particles: int = setting(8, PARTICLES)
+    scale: float = setting(1.0, SCALE)
+    weighted: ClassVar[bool] = False
+    """Whether the particles come with weights."""
+
+    @property
+    @abstractmethod
+    def guidance(self) -> Guidance | None: ...
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance is not None and self.guidance.scale > 0.0
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether gradients of the reward are asked for."""
+        return self.guided
+
+    @property
+    def looks_with(self) -> Value:
+        """How values are taken at a boundary."""
+        return FreeValue()
+
+    @abstractmethod
+    def steered(self, table: Table) -> frozenset[int]:
+        """The transition starts at which values are taken."""
+
+    def check_table(self, table: Table) -> None:
+        """Raise unless the table can be run in this way."""
+        self.steered(table)
+
+    def calls(self, table: Table, first: int = 0) -> int:
+        """Denoiser calls from transition `first` on, for progress bars."""
+        own = sum(len(transition.rows) for transition in table.transitions[first:])
+        looks = (k for k in self.steered(table) if k >= first)
+        return own + sum(self.looks_with.extra_calls(table.path, table.times[k]) for k in looks)
+
+    @property
+    def returns(self) -> int:
+        """How many particles of each population are returned."""
+        return self.particles
+
+    @abstractmethod
+    def begin(self, run: Run) -> Course:
+        """Before the first boundary of a run."""
+
+    def biases(self, denoiser: DenoiserLike) -> tuple[str, ...]:
+        """Why the weighted particles would not target p(z) exp(λ r(z)), p the sampler's own law."""
+        return ()
+
+
+class Course(ABC):
+    """What a method knows on its way through one run, and what it does at each boundary."""
+
+    @abstractmethod
+    def wants_gradient(self, boundary: Boundary) -> bool:
+        """Whether ∇r at D will be wanted with r."""
+
+    @abstractmethod
+    def value(self, look: Look) -> None:
+        """Take values, or at the end rewards, and weigh by them."""
+
+    @abstractmethod
+    def select(self, boundary: Boundary) -> Selection:
+        """Who goes on."""
+
+    @abstractmethod
+    def gather(self, selection: Selection) -> None:
+        """What is known of each particle goes to its copies."""
+
+    @abstractmethod
+    def move(self, look: Look, selection: Selection) -> None:
+        """Shift the noise of the transition about to run."""
+
+    @abstractmethod
+    def step(
+        self, boundary: Boundary, selection: Selection, costs: Costs, history: History
+    ) -> Step:
+        """What happened."""
+
+    @abstractmethod
+    def carried(self) -> dict[str, Tensor]:
+        """All that the next boundary needs."""
+
+    @abstractmethod
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`carried`."""
+
+    def returned(self, last: Step) -> Tensor:
+        """The particles that are returned of each population, (P, n)."""
+        return Selection.everyone(*last.rewards.shape).ancestors
+
+    @abstractmethod
+    def result(self, last: Step, biases: tuple[str, ...]) -> SearchResult:
+        """What the whole run comes to."""

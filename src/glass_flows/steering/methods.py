@@ -1,0 +1,119 @@
+"""The methods by name, and a method from what a person writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..errors import InvalidArgument, check_name
+from ..settings import Kind, build, explanations, kinds
+from .method import Method
+from .search import Beam, Greedy
+from .smc import BestOf, Steering
+from .twist import Twist
+
+__all__ = [
+    "METHODS",
+    "AnyMethod",
+    "Preset",
+    "every_setting",
+    "foreign_settings",
+    "method_of",
+    "read_method",
+]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A method under a name of its own: a class, and the fields that the name stands for."""
+
+    kind: type[Method]
+    fields: Mapping[str, Any]
+
+
+METHODS: dict[str, Preset] = {
+    "plain": Preset(BestOf, {"particles": 1}),
+    "best-of-n": Preset(BestOf, {}),
+    "steering": Preset(Steering, {}),
+    "twist": Preset(Steering, {"twist": Twist()}),
+    "beam": Preset(Beam, {}),
+    "greedy": Preset(Greedy, {}),
+    "svdd": Preset(Greedy, {"pick": "sample"}),
+}
+
+
+def method_of(
+    method: str | Method, given: Mapping[str, Any], texts: Mapping[str, str] | None = None
+) -> Method:
+    """A method by name with the settings `given` from Python and as `texts`, or one that is made.
+
+    Raises
+    ------
+    UnknownName
+        There is no such method.
+    InvalidArgument
+        The method has no such setting: it could not act.
+    """
+    named = {**given, **(texts or {})}
+    if isinstance(method, Method):
+        if named:
+            raise InvalidArgument(f"{', '.join(named)}: given beside {method!r}; put them into it")
+        return method
+    preset = METHODS[check_name("method", method, METHODS)]
+    if foreign := foreign_settings(method, named):
+        raise InvalidArgument(
+            f"method {method!r} has no {', '.join(foreign)}: it has "
+            f"{', '.join(name for name in kinds(preset.kind) if name not in preset.fields)}"
+        )
+    return build(preset.kind, given, texts, **preset.fields)
+
+
+def foreign_settings(method: str, names: Mapping[str, Any]) -> list[str]:
+    """Those names that a method has no setting for, or stands for itself."""
+    preset = METHODS[method]
+    allowed = kinds(preset.kind)
+    settled = {
+        name for name in preset.fields if name != "twist"
+    }  # a twist of other strength is one
+    return [name for name in names if name not in allowed or name in settled]
+
+
+def every_setting() -> dict[str, list[type[Method]]]:
+    """The settings of all methods, with the classes that have them."""
+    found: dict[str, list[type[Method]]] = {}
+    for kind in dict.fromkeys(preset.kind for preset in METHODS.values()):
+        for name in kinds(kind):
+            found.setdefault(name, []).append(kind)
+    return found
+
+
+def read_method(data: Mapping[str, Any]) -> Method:
+    """A method from its JSON form."""
+    words = {preset.kind.word: preset.kind for preset in METHODS.values()}
+    return words[check_name("method", data.get("type"), words)].from_json(data)
+
+
+class AnyMethod:
+    """All methods as one group of a front: a name with settings, or an object."""
+
+    @property
+    def kinds(self) -> Mapping[str, Kind]:
+        return {name: kinds(owners[0])[name] for name, owners in every_setting().items()}
+
+    @property
+    def told(self) -> Mapping[str, tuple[str, str]]:
+        found = {}
+        for name, owners in every_setting().items():
+            known = [explanations(owner)[name] for owner in owners]
+            allowed, meaning = max(known, key=lambda told: len(told[1]))
+            names = (n for n, preset in METHODS.items() if preset.kind in owners)
+            found[name] = allowed, f"{meaning} Of the methods {', '.join(names)}."
+        return found
+
+    def make(self, given: Any, default: Any, named: Mapping[str, Any]) -> Method:
+        return method_of(default if given is None else given, named)
+
+    def default_of(self, name: str, default: Any) -> Any:
+        (owner, *_) = every_setting()[name]
+        return next(one.default for one in fields(owner) if one.name == name)

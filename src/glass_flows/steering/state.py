@@ -1,0 +1,159 @@
+"""What happens at a boundary, what a run remembers of it, and who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..execute import Boundary
+from .results import Costs
+from .run import Run
+
+__all__ = ["History", "Observer", "Recorder", "Saved", "Selection", "Step", "under"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Who goes on at a boundary.
+
+    Attributes
+    ----------
+    ancestors : Tensor
+        (P, N) int64, within the population; 0..N-1 where nothing is selected.
+    selected : Tensor
+        (P,) bool, the populations in which it is.
+    """
+
+    ancestors: Tensor
+    selected: Tensor
+
+    @classmethod
+    def everyone(cls, populations: int, particles: int) -> Selection:
+        """Nothing is selected."""
+        ancestors = torch.arange(particles).repeat(populations, 1)
+        return cls(ancestors, torch.zeros(populations, dtype=torch.bool))
+
+
+@dataclass
+class History:
+    """What happened at the boundaries so far: tensors by name, one for each boundary."""
+
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, step: Step) -> None:
+        for name, found in step.remembered().items():
+            self.tensors.setdefault(name, []).append(found)
+
+    def stacked(self) -> dict[str, Tensor]:
+        """Each with a leading dimension for the boundaries; nothing before the first."""
+        return {name: torch.stack(found) for name, found in self.tensors.items()}
+
+    @classmethod
+    def of(cls, stacked: Mapping[str, Tensor]) -> History:
+        """Inverse of :meth:`stacked`."""
+        return cls({name: list(found) for name, found in stacked.items()})
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened at one boundary; P populations of N particles.
+
+    Attributes
+    ----------
+    boundary : Boundary
+        The executor's pause, after selection and with the shift of its noise; what it holds may
+        still be changed. At the end it holds the samples.
+    rewards : Tensor
+        (P, N), before selection: r(D_t(x_t)) for the free value, its mean over the draws for the
+        posterior one, at the end r(x_1); NaN where none was taken.
+    ancestors : Tensor
+        (P, N) int64, within the population; 0..N-1 where nothing was selected.
+    resampled : Tensor
+        (P,) bool, where something was.
+    costs : Costs
+    history : History
+        This boundary and those before.
+    """
+
+    boundary: Boundary
+    rewards: Tensor
+    ancestors: Tensor
+    resampled: Tensor
+    costs: Costs
+    history: History
+
+    def remembered(self) -> dict[str, Tensor]:
+        """What the result is made of."""
+        return {"ancestors": self.ancestors}
+
+    def told(self) -> dict[str, Any]:
+        """What an observer writes down of it."""
+        return {
+            "rewards": self.rewards,
+            "ancestors": self.ancestors,
+            "resampled": self.resampled,
+        }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run as it comes to a boundary, before anything is done there.
+
+    Attributes
+    ----------
+    index : int
+        Of the boundary, 0 to K.
+    x : Tensor
+        (P N, *shape), the particles.
+    carried, history : dict of Tensor
+        What the method knows from the boundaries before, and what happened there.
+    costs : Costs
+        So far, the boundary's own D included.
+    """
+
+    index: int
+    x: Tensor
+    carried: Mapping[str, Tensor]
+    history: Mapping[str, Tensor]
+    costs: Costs
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+Observer = Callable[[Step], None]
+"""Called at every boundary, when everything is done there."""
+
+
+class Recorder(Protocol):
+    """Keeps a run; :class:`glass_flows.runs.RunFolder` is one.
+
+    Attributes
+    ----------
+    pictures : callable, optional
+        Images of clean estimates (P N, *shape) where they are at hand, else None.
+    """
+
+    pictures: Callable[[Tensor], list[Any] | None] | None
+
+    def saved(self) -> Saved | None:
+        """Where an earlier run stopped, if there was one."""
+        ...
+
+    def begin(self, run: Run) -> None:
+        """Before the first boundary."""
+        ...
+
+    def save(self, saved: Saved) -> None:
+        """At every boundary, before anything is done there."""
+        ...
+
+    def step(self, step: Step) -> None:
+        """At every boundary, when everything is done there."""
+        ...

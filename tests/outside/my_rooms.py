@@ -1,0 +1,61 @@
+"""What somebody else adds to the library, from a file that is no part of it (docs/extending.md)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from glass_flows.integrations.diffusers.families import FAMILIES
+from glass_flows.integrations.diffusers.families.sd3 import StableDiffusion3
+from glass_flows.integrations.rewards import REWARDS
+from glass_flows.plans.kernels import RHO_RULES
+from glass_flows.plans.solvers import SOLVERS, FirstOrder
+from glass_flows.rewards import FunctionReward
+from glass_flows.steering import POTENTIALS, RESAMPLERS
+from glass_flows.steering.potentials import Potential
+
+# Half of a value counts where it is taken; the end makes good what is missing.
+POTENTIALS.register("my-half", Potential(lambda total, value, memory: (0.5 * value, memory)))
+
+
+@RESAMPLERS.register("my-top")
+def top(weights, bits):
+    """All children to the heaviest."""
+    return np.full(len(weights), weights.argmax())
+
+
+@RHO_RULES.register("my-late")
+def late(ends):
+    """Keeps the noise early and renews it late."""
+    return 1.0 - ends.t_next
+
+
+@RHO_RULES.register("my-power")
+@dataclass(frozen=True)
+class Power:
+    """DDPM's ρ to a power."""
+
+    exponent: float = 0.5
+
+    def rho(self, ends):
+        return ends.rho_ddpm**self.exponent
+
+
+@SOLVERS.register("my-euler")
+@dataclass(frozen=True)
+class Euler(FirstOrder):
+    """First order, under another name."""
+
+    name: ClassVar[str] = "my-euler"
+
+
+@REWARDS.register("my-redness")
+def redness(place, *, device=None):
+    """Mean red, times the number that stands in the place of a folder."""
+    factor = float(place or 1.0)
+    return FunctionReward(lambda images: factor * images[:, 0].mean((1, 2)), "my-redness")
+
+
+@FAMILIES.register("MyPipeline")
+class MyFamily(StableDiffusion3):
+    """Asked as Stable Diffusion 3 is."""

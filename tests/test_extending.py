@@ -1,0 +1,174 @@
+"""Everything that can be added from outside is added here, from a file that is no part of us."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+import glass_flows
+import tiny_pipelines as tiny
+from glass_flows import Sampler, Steering
+from glass_flows.errors import InvalidArgument, UnknownName
+from glass_flows.integrations.diffusers.families import FAMILIES, family_of
+from glass_flows.integrations.rewards import REWARDS
+from glass_flows.models import GaussianMixture
+from glass_flows.paths import Linear
+from glass_flows.plans.kernels import RHO_RULES, Ends
+from glass_flows.plans.solvers import SOLVERS
+from glass_flows.registry import Registry
+from glass_flows.steering import POTENTIALS, RESAMPLERS
+
+OUTSIDE = Path(__file__).parent / "outside"
+MEANS = torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
+DENOISER = GaussianMixture(MEANS, 0.5).denoiser(Linear())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rooms():
+    sys.path.insert(0, str(OUTSIDE))
+    import my_rooms
+
+    yield my_rooms
+    sys.path.remove(str(OUTSIDE))
+    for registry in (POTENTIALS, RESAMPLERS, RHO_RULES, SOLVERS, REWARDS, FAMILIES):
+        for name in [n for n in registry._things if n.startswith(("my-", "MyPipeline"))]:
+            del registry._things[name]
+
+
+def steered(**given):
+    shared = {"shape": (2,), "particles": 4, "seed": 1, "dtype": torch.float64}
+    return glass_flows.steer(DENOISER, lambda z: z[:, 0], **shared, **given)
+
+
+def test_a_potential_and_a_resampling_scheme():
+    result = steered(potential="my-half", resampling="my-top", ess_threshold=1.0, scale=3.0)
+    chosen = result.ancestry[1:]
+    assert (chosen == chosen[..., :1]).all() and (chosen != torch.arange(4)).any()
+    free = steered(potential="my-half", ess_threshold=0.0, scale=3.0)
+    torch.testing.assert_close(free.log_weights, 3.0 * free.rewards)  # the end made it good
+    settings = Steering(potential="my-half", resampling="my-top")
+    assert Steering.parse(str(settings)) == Steering.from_json(settings.as_json()) == settings
+
+
+def test_a_rho_rule_by_name_and_with_numbers():
+    late = steered(rho="my-late")
+    own = steered(rho=lambda t, t_next: 1.0 - t_next)
+    assert torch.equal(late.samples, own.samples)
+    sampler = Sampler(rho="my-power:0.25")
+    assert Sampler.from_json(json.loads(json.dumps(sampler.as_json()))) == sampler
+    table, ends = sampler.plan(Linear()), Ends.of(Linear(), 0.5, 2 / 3)
+    assert table.transitions[3].rho == pytest.approx(ends.rho_ddpm**0.25)
+
+
+def test_a_solver():
+    one, other = steered(solver="my-euler"), steered(solver="first-order")
+    assert torch.equal(one.samples, other.samples)
+    assert "my-euler" in str(Sampler(solver="my-euler"))
+
+
+def test_a_reward_by_name():
+    images = torch.rand(2, 3, 4, 4)
+    loaded = glass_flows.load_reward("my-redness:2")
+    torch.testing.assert_close(loaded(images), 2.0 * images[:, 0].mean((1, 2)))
+    with pytest.raises(UnknownName, match="Did you mean 'my-redness'"):
+        glass_flows.load_reward("my-rednes")
+
+
+def test_a_family_of_pipelines():
+    class MyPipeline(diffusers.StableDiffusion3Pipeline):
+        pass
+
+    base = tiny.build("sd3")
+    pipe = MyPipeline(**base.components)
+    pipe.set_progress_bar_config(disable=True)
+    given = {k: v for k, v in tiny.CALL["sd3"].items() if k != "prompt"}
+    given |= {"particles": 2, "transitions": 2, "steps": 1, "seed": 0}
+    reward = glass_flows.load_reward("my-redness")
+    assert family_of(pipe).__name__ == "MyFamily"
+    one, two = (glass_flows.steer_pipeline(p, "a cat", reward, **given) for p in (pipe, base))
+    assert torch.equal(one.result.samples, two.result.samples)
+
+
+@pytest.mark.parametrize(
+    ("registry", "thing", "match"),
+    [
+        (POTENTIALS, lambda: None, "must be a Potential"),
+        (RESAMPLERS, lambda weights, bits: [0, 1], "must be a function of normalised weights"),
+        (RESAMPLERS, lambda weights, bits: [0, 1, 2], "none of weight zero"),
+        (SOLVERS, lambda: None, "must be a frozen dataclass with transitions"),
+        (RHO_RULES, 0.4, "must be a function of the transition's ends"),
+        (RHO_RULES, int, "must be a function of the transition's ends"),
+        (REWARDS, "clip", "must be a function"),
+        (FAMILIES, dict, "must be a subclass of Family"),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_when_it_is_registered(registry, thing, match):
+    with pytest.raises(InvalidArgument, match=match):
+        registry.register("my-wrong", thing)
+    assert "my-wrong" not in registry
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:b", "a,b", "<a>", 5, "systematic"])
+def test_names_are_words_that_are_free(name):
+    with pytest.raises(InvalidArgument, match="among the resamplers"):
+        RESAMPLERS.register(name, lambda weights, bits: [0, 0, 1])
+
+
+PACKAGE = """
+[glass_flows.potentials]
+mine = my_package:potential
+broken = my_package:nothing
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with entry points."""
+    (tmp_path / "my_package.py").write_text(
+        "from glass_flows.steering.potentials import Potential\n"
+        "potential = Potential(lambda total, value, memory: (value, memory))\n"
+    )
+    about = tmp_path / "my_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_entry_points_are_found_when_they_are_wanted(package):
+    registry = Registry("potentials", {"ours": 1})
+    assert registry["ours"] == 1
+    assert registry._waiting is None  # nothing was looked for
+    assert list(registry) == ["ours", "mine", "broken"]
+    assert len(registry) == 3 and "mine" in registry and "other" not in registry
+    assert registry["mine"].exact
+    with pytest.raises(InvalidArgument, match=r"'broken' of the potentials.*my_package:nothing"):
+        registry["broken"]
+    with pytest.raises(KeyError):
+        registry["other"]
+
+
+def test_an_installed_package_reaches_the_command_line(package, tmp_path):
+    command = [sys.executable, "-m", "glass_flows", "align", "--populations", "2"]
+    command += ["--particles", "2", "--transitions", "2", "--steps", "1", "--potential"]
+    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "mine", "--out", str(tmp_path / "out")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    job = json.loads((tmp_path / "out" / "results.json").read_text())["job"]
+    assert job["method"]["potential"] == "mine"
+    wrong = subprocess.run(
+        [*command, "mien", "--out", str(tmp_path / "out")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Did you mean 'mine'" in wrong.stderr
