@@ -27,9 +27,9 @@ from torch import Tensor
 
 import glass_flows
 from glass_flows.denoisers import DenoiserLike
-from glass_flows.models import GaussianMixture, digits_mixture, load_digits_network
-from glass_flows.models.digits import NULL_CLASS, digits_images, digits_labels
 from glass_flows.paths import Linear
+from glass_flows.worlds import GaussianMixture, digits_mixture, load_digits_network
+from glass_flows.worlds.digits import NULL_CLASS, digits_images, digits_labels
 
 LINEAR = Linear()
 OURS, PAPER = (2, 3, 4, 6, 10), (10, 20, 40)

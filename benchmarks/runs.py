@@ -21,10 +21,10 @@ from glass_flows.jobs import Job, Model, resolve
 from glass_flows.jobs.batch import run_batch
 from glass_flows.jobs.items import Work, items_of, load_model
 from glass_flows.jobs.prompts import PromptEntry
-from glass_flows.models.shapes import prompts
 from glass_flows.research.recipe import Recipe
 from glass_flows.runs import RunFolder
 from glass_flows.steering.loop import Watch
+from glass_flows.worlds.shapes import prompts
 
 
 class Timed(RunFolder):

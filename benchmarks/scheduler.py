@@ -21,7 +21,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from glass_flows.integrations.diffusers import GlassScheduler
+from glass_flows.diffusers import GlassScheduler
 
 SHAPE = (8, 4096, 64)
 FLUX = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}

@@ -29,16 +29,16 @@ from torch import Tensor
 from glass_flows import Sampler, Steering, Twist, steer
 from glass_flows.denoisers import DenoiserLike
 from glass_flows.jobs.models import Digits, digits_denoiser
-from glass_flows.models import digits_mixture
-from glass_flows.models.digits import (
+from glass_flows.paths import Linear
+from glass_flows.plans import Default
+from glass_flows.rewards import ClassReward, FunctionReward, Reward
+from glass_flows.worlds import digits_mixture
+from glass_flows.worlds.digits import (
     IMAGE,
     digits_images,
     digits_labels,
     load_digits_classifier,
 )
-from glass_flows.paths import Linear
-from glass_flows.plans import Default
-from glass_flows.rewards import ClassReward, FunctionReward, Reward
 
 MARKERS = ("<!-- begin: python -m benchmarks.twist -->", "<!-- end -->")
 SIGMA_DATA = Digits.sigma_data

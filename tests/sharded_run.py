@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from glass_flows import Guidance, Twist, steer
 from glass_flows.jobs import digits_denoiser
-from glass_flows.models.digits import IMAGE, load_digits_classifier
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder
 from glass_flows.steering import Shards
+from glass_flows.worlds.digits import IMAGE, load_digits_classifier
 
 
 def main(out: Path, rank: int, count: int, options: dict) -> None:

@@ -16,12 +16,12 @@ from glass_flows import Table, sample
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, UnknownName
 from glass_flows.jobs import Job, compare_digits, digits_denoiser, resolve
-from glass_flows.jobs.pictures import Row, image_grid, make_folder
+from glass_flows.jobs.pictures import Strip, image_grid, make_folder
 from glass_flows.jobs.spelling import twisted
-from glass_flows.models import load_digits_classifier
 from glass_flows.plans import Sampler
 from glass_flows.research.check import checks
 from glass_flows.steering import Steering
+from glass_flows.worlds import load_digits_classifier
 
 
 def invoke(*arguments):
@@ -219,7 +219,7 @@ def test_conditional_digits_are_what_was_asked(dtype):
 
 def test_a_grid_shows_ink_dark_and_verdicts_in_colour():
     ink = torch.ones(1, 1, 8, 8)
-    grid = image_grid([Row("x", torch.cat([ink, -ink]), [True, False])], columns=2, size=16)
+    grid = image_grid([Strip("x", torch.cat([ink, -ink]), [True, False])], columns=2, size=16)
     # rows: gap 6, caption 26, then tiles of 16 with gaps of 6
     assert grid.getpixel((14, 40)) == (0, 0, 0)
     assert grid.getpixel((36, 40)) == (255, 255, 255)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, UnknownName
 from glass_flows.jobs import resolve
-from glass_flows.judging import diversity, frechet_distance, half_samples, mean, share
+from glass_flows.measures import diversity, frechet_distance, half_samples, mean, share
 from glass_flows.plans import Paper
 from glass_flows.research import compare as module
 from glass_flows.research.compare import chosen_methods, compare, methods

@@ -14,9 +14,9 @@ pytest.importorskip("diffusers")
 from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument
 from glass_flows.jobs import resolve
-from glass_flows.models.shapes.clip import build_clip, build_clip_processor
-from glass_flows.models.shapes.pipeline import build_pipeline
 from glass_flows.research import compare_shapes as compare
+from glass_flows.worlds.shapes.clip import build_clip, build_clip_processor
+from glass_flows.worlds.shapes.pipeline import build_pipeline
 
 SMALL = {"count": 12, "tuning_count": 2, "particles": 2, "transitions": 2, "steps": 1}
 

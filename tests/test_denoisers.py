@@ -22,8 +22,8 @@ from glass_flows.errors import (
     TimeError,
     UnknownName,
 )
-from glass_flows.models import GaussianMixture
 from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, VariancePreserving
+from glass_flows.worlds import GaussianMixture
 
 ZERO_SNR = DiscreteDiffusion([0.99 * (1 - k / 9) for k in range(10)])
 PATHS = [Linear(), Cosine(), VariancePreserving(), EDM(), ZERO_SNR]

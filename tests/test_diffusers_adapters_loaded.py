@@ -5,10 +5,10 @@ import torch
 
 import tiny_pipelines as tiny
 from glass_flows import Sampler
+from glass_flows.diffusers import GlassScheduler, LatentNoise, Schedule, compile_table
+from glass_flows.diffusers.families import family_of
+from glass_flows.diffusers.scheduler import config_of
 from glass_flows.execute import run
-from glass_flows.integrations.diffusers import GlassScheduler, LatentNoise, Schedule, compile_table
-from glass_flows.integrations.diffusers.families import family_of
-from glass_flows.integrations.diffusers.scheduler import config_of
 
 
 def both(pipe, name, loop_only=None, **extra):

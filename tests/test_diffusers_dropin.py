@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny_pipelines as tiny
+from glass_flows.diffusers import GlassScheduler, LatentNoise, Schedule
 from glass_flows.errors import (
     DegeneratePrediction,
     InvalidArgument,
@@ -17,7 +18,6 @@ from glass_flows.errors import (
     ShapeError,
     UnknownName,
 )
-from glass_flows.integrations.diffusers import GlassScheduler, LatentNoise, Schedule
 
 UNETS = ("sd", "sdxl", "dit")
 

@@ -5,10 +5,10 @@ import torch
 
 import tiny_pipelines as tiny
 from glass_flows import Sampler
+from glass_flows.diffusers import GlassScheduler, LatentNoise, Schedule, compile_table
+from glass_flows.diffusers.families import FAMILIES, family_of
+from glass_flows.diffusers.scheduler import config_of
 from glass_flows.execute import run
-from glass_flows.integrations.diffusers import GlassScheduler, LatentNoise, Schedule, compile_table
-from glass_flows.integrations.diffusers.families import FAMILIES, family_of
-from glass_flows.integrations.diffusers.scheduler import config_of
 
 BUILT = [name for name in tiny.FAMILIES if family_of(tiny.build(name)) is not None]
 PROMPTLESS = ("dit",)

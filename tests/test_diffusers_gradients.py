@@ -5,9 +5,9 @@ import torch
 
 import tiny_pipelines as tiny
 from glass_flows import Guidance, GuidedDenoiser
-from glass_flows.integrations.diffusers import Schedule
-from glass_flows.integrations.diffusers.families import family_of
-from glass_flows.integrations.diffusers.scheduler import config_of
+from glass_flows.diffusers import Schedule
+from glass_flows.diffusers.families import family_of
+from glass_flows.diffusers.scheduler import config_of
 from glass_flows.rewards import Decoded
 
 

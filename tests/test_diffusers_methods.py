@@ -14,9 +14,9 @@ import torch.distributed as dist
 import tiny_pipelines as tiny
 from glass_flows import Beam, BestOf, Greedy, Sampler, Steering, steer_pipeline
 from glass_flows.batching import Batching
+from glass_flows.diffusers import can_record, scheduler
+from glass_flows.diffusers import pipeline as module
 from glass_flows.errors import InvalidArgument, ShapeError, UnknownName
-from glass_flows.integrations.diffusers import can_record, scheduler
-from glass_flows.integrations.diffusers import pipeline as module
 from glass_flows.noise import KeyedNoise
 from glass_flows.runs import RunFolder, read_run
 from glass_flows.steering import Shards

@@ -8,9 +8,9 @@ import torch
 
 import tiny_pipelines as tiny
 from glass_flows import Sampler, steer_pipeline
+from glass_flows.diffusers import GlassScheduler
+from glass_flows.diffusers.refusals import _PIPELINES, check_call, check_pipeline
 from glass_flows.errors import InvalidArgument
-from glass_flows.integrations.diffusers import GlassScheduler
-from glass_flows.integrations.diffusers.refusals import _PIPELINES, check_call, check_pipeline
 
 
 def with_glass(name, steps=2, **variant):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from glass_flows.integrations.diffusers import GlassScheduler, GlassSchedulerOutput
+from glass_flows.diffusers import GlassScheduler, GlassSchedulerOutput
 
 BASES = {
     "flow": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),

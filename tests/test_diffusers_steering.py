@@ -8,8 +8,8 @@ from PIL import Image
 import glass_flows
 import tiny_pipelines as tiny
 from glass_flows import Guidance
+from glass_flows.diffusers import pipeline as module
 from glass_flows.errors import InvalidArgument
-from glass_flows.integrations.diffusers import pipeline as module
 from glass_flows.rewards import FunctionReward
 
 BUILT = tiny.FAMILIES

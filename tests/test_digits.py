@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from glass_flows import errors
-from glass_flows.models import digits
-from glass_flows.models.digits import (
+from glass_flows import training as loop
+from glass_flows.research import train_digits as training
+from glass_flows.worlds import digits
+from glass_flows.worlds.digits import (
     NULL_CLASS,
     DigitsClassifier,
     DigitsNet,
@@ -25,10 +27,8 @@ from glass_flows.models.digits import (
     load_digits_classifier,
     load_digits_network,
 )
-from glass_flows.research import train_digits as training
-from glass_flows.research import training as loop
 
-WEIGHTS = importlib.resources.files("glass_flows.models") / "weights"
+WEIGHTS = importlib.resources.files("glass_flows.worlds") / "weights"
 TINY = {"steps": 6, "batch": 8, "classifier_steps": 4, "checkpoint_every": 2, "progress": False}
 
 
@@ -247,7 +247,7 @@ def test_damaged_tensors(tmp_path, damage, message):
 
 
 def test_import_does_not_load_scikit_learn():
-    code = "import sys, glass_flows.models.digits; print('sklearn' in sys.modules)"
+    code = "import sys, glass_flows.worlds.digits; print('sklearn' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

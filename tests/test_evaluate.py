@@ -16,16 +16,16 @@ transformers = pytest.importorskip("transformers")
 
 from glass_flows.cli import app  # noqa: E402
 from glass_flows.errors import InvalidArgument, NonFinite, UnknownName  # noqa: E402
-from glass_flows.integrations.rewards import pretrained_reward  # noqa: E402
 from glass_flows.jobs.evaluate import (  # noqa: E402
     evaluate_folders,
     load_features,
     read_images,
 )
 from glass_flows.jobs.prompts import PromptEntry, write_geneval  # noqa: E402
-from glass_flows.judging import bootstrap, precision_recall  # noqa: E402
-from glass_flows.models.shapes import prompts, render, sample_scene  # noqa: E402
-from glass_flows.models.shapes.clip import BUNDLED  # noqa: E402
+from glass_flows.measures import bootstrap, precision_recall  # noqa: E402
+from glass_flows.rewards.pretrained import pretrained_reward  # noqa: E402
+from glass_flows.worlds.shapes import prompts, render, sample_scene  # noqa: E402
+from glass_flows.worlds.shapes.clip import BUNDLED  # noqa: E402
 
 CLIP = f"clip:{BUNDLED}"
 

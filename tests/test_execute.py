@@ -20,7 +20,6 @@ from glass_flows.errors import (
     UnknownName,
 )
 from glass_flows.execute import iterate, run
-from glass_flows.models import GaussianMixture
 from glass_flows.noise import (
     POSTERIOR,
     START,
@@ -33,6 +32,7 @@ from glass_flows.noise import (
 from glass_flows.paths import EDM, Cosine, Linear, VariancePreserving
 from glass_flows.plans import Mix, Paper, Row, Table, plan_transition
 from glass_flows.sampling import Tally
+from glass_flows.worlds import GaussianMixture
 
 MIXTURE = GaussianMixture(
     torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64), 0.4

@@ -15,15 +15,15 @@ import torch
 import glass_flows
 import tiny_pipelines as tiny
 from glass_flows import Sampler, Steering
+from glass_flows.diffusers.families import FAMILIES, family_of
 from glass_flows.errors import InvalidArgument, UnknownName
-from glass_flows.integrations.diffusers.families import FAMILIES, family_of
-from glass_flows.integrations.rewards import REWARDS
-from glass_flows.models import GaussianMixture
 from glass_flows.paths import Linear
 from glass_flows.plans.kernels import RHO_RULES, Ends
 from glass_flows.plans.solvers import SOLVERS
 from glass_flows.registry import Registry
+from glass_flows.rewards.pretrained import REWARDS
 from glass_flows.steering import POTENTIALS, RESAMPLERS
+from glass_flows.worlds import GaussianMixture
 
 OUTSIDE = Path(__file__).parent / "outside"
 MEANS = torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64)

@@ -12,10 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from glass_flows import Denoiser, Guidance, GuidedDenoiser, Twist, plan, sample, steer
 from glass_flows.errors import InvalidArgument, NonFinite, RewardError, ShapeError, UnknownName
 from glass_flows.jobs import digits_denoiser
-from glass_flows.models import GaussianMixture, load_digits_classifier
 from glass_flows.paths import EDM, DiscreteDiffusion, Linear
 from glass_flows.rewards import ClassReward, Decoded, FunctionReward
 from glass_flows.steering import PosteriorValue, Steering, iterate_steering
+from glass_flows.worlds import GaussianMixture, load_digits_classifier
 from statistics_rules import LEVEL, PATHS, accept, moment_p_values, time_of
 
 SLOPE = torch.tensor([0.8, -0.5], dtype=torch.float64)

@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 
 from glass_flows.errors import InvalidArgument, ShapeError
-from glass_flows.models.mixtures import GaussianMixture, digits_mixture
 from glass_flows.plans import DDIM
+from glass_flows.worlds.mixtures import GaussianMixture, digits_mixture
 from statistics_rules import (
     PATHS,
     SAMPLES,

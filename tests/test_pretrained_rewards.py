@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from glass_flows.errors import InvalidArgument, MissingExtra, ShapeError, UnknownName
-from glass_flows.integrations.rewards import (
+from glass_flows.rewards import evaluate, evaluate_with_gradient
+from glass_flows.rewards.pretrained import (
     PRETRAINED,
     AestheticReward,
     BlipReward,
@@ -22,8 +23,7 @@ from glass_flows.integrations.rewards import (
     Preprocessing,
     pretrained_reward,
 )
-from glass_flows.models.shapes.clip import build_clip, build_clip_processor
-from glass_flows.rewards import evaluate, evaluate_with_gradient
+from glass_flows.worlds.shapes.clip import build_clip, build_clip_processor
 
 PROMPTS = ["a red circle", "two blue squares", "a red circle", "a triangle on white"]
 

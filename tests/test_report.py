@@ -21,11 +21,11 @@ from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, RunFolderError
 from glass_flows.jobs import digits_denoiser
 from glass_flows.jobs.pictures import digit_image
-from glass_flows.models.digits import IMAGE, load_digits_classifier
 from glass_flows.rewards import ClassReward, FunctionReward
 from glass_flows.runs import RunFolder
 from glass_flows.runs.report import write_report
 from glass_flows.steering import Costs, SearchResult
+from glass_flows.worlds.digits import IMAGE, load_digits_classifier
 
 ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=alert(1)> \x1b[31mred"
 K, N, P = 4, 6, 2

@@ -16,9 +16,8 @@ from typer.testing import CliRunner
 import tiny_pipelines
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, NonFinite, UnknownName, WeightsFileError
-from glass_flows.integrations.sit import SiT, SiTConfig, convert
 from glass_flows.jobs import models
-from glass_flows.judging import Estimate
+from glass_flows.measures import Measure
 from glass_flows.paths import Linear
 from glass_flows.research.reproduce import (
     EXPERIMENTS,
@@ -38,6 +37,7 @@ from glass_flows.research.reproduce.base import (
     run_experiment,
 )
 from glass_flows.research.reproduce.benches import bench_of
+from glass_flows.sit import SiT, SiTConfig, convert
 
 QUICK = Scale(quick=True)
 TINY = SiTConfig(input_size=8, patch_size=2, channels=4, hidden_size=32, depth=2, heads=4,
@@ -64,7 +64,7 @@ def toy(work, count=4, **options):
 
 def random_walk(i):
     """A result that needs random numbers."""
-    return {"x": Estimate(float(torch.randn((), generator=torch.Generator().manual_seed(i))), 0.5)}
+    return {"x": Measure(float(torch.randn((), generator=torch.Generator().manual_seed(i))), 0.5)}
 
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_nan_stops_with_the_cell_named(tmp_path):
 
 def test_the_table_has_a_column_for_each_value_and_the_file_every_digit(tmp_path):
     found = run_experiment(
-        toy(lambda i: {"x": Estimate(i + 1 / 3, 0.25)}), tmp_path, QUICK, progress=False
+        toy(lambda i: {"x": Measure(i + 1 / 3, 0.25)}), tmp_path, QUICK, progress=False
     )
     table = (tmp_path / "toy" / "table.md").read_text().splitlines()
     assert table == [

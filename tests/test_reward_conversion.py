@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from glass_flows.errors import InvalidArgument, MissingExtra, UnknownName, WeightsFileError
-from glass_flows.integrations.rewards import CONVERTIBLE, convert_reward, pretrained_reward
-from glass_flows.integrations.rewards.hub import BERT, CLIP_H, CLIP_L
-from glass_flows.models.shapes.clip import build_clip, build_clip_processor
 from glass_flows.rewards import evaluate
+from glass_flows.rewards.pretrained import CONVERTIBLE, convert_reward, pretrained_reward
+from glass_flows.rewards.pretrained.hub import BERT, CLIP_H, CLIP_L
+from glass_flows.worlds.shapes.clip import build_clip, build_clip_processor
 
 PROMPTS = ["a red circle", "two blue squares", "a triangle on white"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "circle", "two"]

@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 import tiny_pipelines
 from glass_flows import Twist, best_of, steer
 from glass_flows.cli import app
+from glass_flows.diffusers import steer_pipeline
 from glass_flows.errors import InvalidArgument, RewardError, RunFolderError
-from glass_flows.integrations.diffusers import steer_pipeline
 from glass_flows.jobs import digits_denoiser
-from glass_flows.models.digits import IMAGE, load_digits_classifier
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder, clear_run, find_runs, read_run
+from glass_flows.worlds.digits import IMAGE, load_digits_classifier
 
 K, N = 5, 6
 

@@ -40,7 +40,6 @@ from glass_flows.errors import InvalidArgument, TimeError, UnknownName
 from glass_flows.fronts import FOREIGN, front
 from glass_flows.grids import Karras, Shifted, Uniform
 from glass_flows.jobs.job import Loading
-from glass_flows.models import GaussianMixture
 from glass_flows.paths import Linear
 from glass_flows.plans import Default, EulerMaruyama, FirstOrder, Paper, plan
 from glass_flows.settings import (
@@ -74,6 +73,7 @@ from glass_flows.steering import (
 )
 from glass_flows.steering.methods import AnyMethod, every_setting
 from glass_flows.steering.values import FreeValue, ValueFunction
+from glass_flows.worlds import GaussianMixture
 
 CLASSES = [Sampler, Steering, BestOf, Beam, Greedy, Batching, Loading]
 METHOD_CLASSES = [Steering, BestOf, Beam, Greedy]
@@ -310,7 +310,7 @@ OTHER = {
         "max_batch": ["1", "none"], "decode_batch": ["2", "none"], "checkpoint": ["true"],
     },
     Loading: {
-        "device": ["cpu", "none", ""], "dtype": ["bfloat16"], "offload": ["model", "sequential"],
+        "device": ["cpu", ""], "dtype": ["bfloat16"], "offload": ["model", "sequential"],
         "revision": ["main", "a=b"], "lora": ["some/lora"],
     },
 }  # fmt: skip
@@ -798,6 +798,7 @@ def test_children_divide_the_particles(cls):
         (Choice("letter", "ab"), "a", "a"),
         (Choice("letter", "ab", optional=True), "none", None),
         (Text(), "none", "none"),
+        (Text(optional=True), "none", None),
         (Switch(), "True", True),
         (Switch(), "false", False),
         (Listed(Count()), "3", 3),
@@ -856,7 +857,7 @@ def test_numbers_are_spelled_exactly(value):
     if isinstance(value, bool):
         assert Switch().parse("it", text) is value
     else:
-        assert float(text) == value
+        assert type(value)(text) == value
         assert not text.endswith(".0")
 
 

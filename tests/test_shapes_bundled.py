@@ -14,13 +14,13 @@ transformers = pytest.importorskip("transformers")
 
 from glass_flows.cli import app  # noqa: E402
 from glass_flows.errors import InvalidArgument  # noqa: E402
-from glass_flows.integrations.rewards import pretrained_reward  # noqa: E402
 from glass_flows.jobs import Job, resolve  # noqa: E402
-from glass_flows.models.shapes import contradict, prompts, render, sample_scene  # noqa: E402
-from glass_flows.models.shapes.clip import BUNDLED as CLIP  # noqa: E402
-from glass_flows.models.shapes.pipeline import BUNDLED, CALL, load_pipeline  # noqa: E402
 from glass_flows.research.compare_shapes import plain_acceptance  # noqa: E402
 from glass_flows.rewards import evaluate  # noqa: E402
+from glass_flows.rewards.pretrained import pretrained_reward  # noqa: E402
+from glass_flows.worlds.shapes import contradict, prompts, render, sample_scene  # noqa: E402
+from glass_flows.worlds.shapes.clip import BUNDLED as CLIP  # noqa: E402
+from glass_flows.worlds.shapes.pipeline import BUNDLED, CALL, load_pipeline  # noqa: E402
 
 
 def test_the_folders_hold_genuine_classes_in_safetensors_only():

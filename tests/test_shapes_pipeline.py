@@ -7,8 +7,8 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 
-from glass_flows.models.shapes import prompts  # noqa: E402
-from glass_flows.models.shapes.pipeline import (  # noqa: E402
+from glass_flows.worlds.shapes import prompts  # noqa: E402
+from glass_flows.worlds.shapes.pipeline import (  # noqa: E402
     CLIP_TOKENS,
     MAX_TOKENS,
     NEGATIVE,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glass_flows.errors import InvalidArgument, MissingExtra, ShapeError, UnknownName
-from glass_flows.models.shapes import (
+from glass_flows.worlds.shapes import (
     CATEGORIES,
     COLOURS,
     SHAPES,

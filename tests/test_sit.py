@@ -8,7 +8,7 @@ import torch
 
 import glass_flows
 from glass_flows.errors import InvalidArgument, WeightsFileError
-from glass_flows.integrations.sit import SiT, SiTConfig, convert, load
+from glass_flows.sit import SiT, SiTConfig, convert, load
 
 TINY = SiTConfig(input_size=8, patch_size=2, channels=4, hidden_size=32, depth=2, heads=4,
                  classes=10, learned_sigma=True)  # fmt: skip

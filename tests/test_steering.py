@@ -18,12 +18,12 @@ from glass_flows.errors import (
     TimeError,
     UnknownName,
 )
-from glass_flows.models import GaussianMixture
 from glass_flows.paths import Linear
 from glass_flows.plans import Paper
 from glass_flows.rewards import ClassReward
 from glass_flows.steering import LogWeights, Steering, best_of, iterate_steering, steer
 from glass_flows.steering.resampling import RESAMPLERS, multinomial, systematic
+from glass_flows.worlds import GaussianMixture
 
 MIXTURE = GaussianMixture(
     torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.3, -1.2]], dtype=torch.float64), 0.5

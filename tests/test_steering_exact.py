@@ -26,7 +26,6 @@ from glass_flows import Twist, beam, best_of, greedy, plan, sample, steer
 from glass_flows.denoisers import Estimate
 from glass_flows.errors import DegenerateWeights
 from glass_flows.execute import Boundary, iterate
-from glass_flows.models import GaussianMixture
 from glass_flows.noise import KeyedNoise
 from glass_flows.paths import EDM, Linear
 from glass_flows.plans import DDIM, Default, Paper
@@ -40,8 +39,9 @@ from glass_flows.steering import (
     iterate_steering,
 )
 from glass_flows.steering.loop import Watch, pass_boundaries
-from glass_flows.steering.run import Population, Run
+from glass_flows.steering.population import Population, Run
 from glass_flows.steering.twist import noise_gain
+from glass_flows.worlds import GaussianMixture
 from statistics_rules import LEVEL, accept
 
 slow = pytest.mark.slow

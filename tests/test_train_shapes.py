@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 diffusers = pytest.importorskip("diffusers")
 
+from glass_flows import training  # noqa: E402
 from glass_flows.errors import InvalidArgument  # noqa: E402
-from glass_flows.models.shapes import COLOURS, SHAPES, Prompt, accepts, examine, holds  # noqa: E402
-from glass_flows.models.shapes.pipeline import build_pipeline, t5_tokenizer  # noqa: E402
-from glass_flows.models.shapes.world import AREA  # noqa: E402
 from glass_flows.research import train_shapes as shapes  # noqa: E402
-from glass_flows.research import training  # noqa: E402
+from glass_flows.worlds.shapes import COLOURS, SHAPES, Prompt, accepts, examine, holds  # noqa: E402
+from glass_flows.worlds.shapes.pipeline import build_pipeline, t5_tokenizer  # noqa: E402
+from glass_flows.worlds.shapes.world import AREA  # noqa: E402
 
 TINY = {
     "steps": 3,

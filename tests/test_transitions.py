@@ -15,9 +15,9 @@ from scipy import stats
 
 from glass_flows import posterior, sample, transition
 from glass_flows.errors import InvalidArgument, TimeError
-from glass_flows.models.mixtures import GaussianMixture
 from glass_flows.noise import FixedNoise
 from glass_flows.plans import DDIM, Default, FirstOrder, Paper, plan, plan_transition
+from glass_flows.worlds.mixtures import GaussianMixture
 from statistics_rules import (
     FAMILY_ALARM,
     FAMILY_SIZE,

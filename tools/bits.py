@@ -1,6 +1,6 @@
 """Are the results the same to the bit as those of another revision?
 
-    python tools/bits.py --against v0.1.0        # both are run here and now, and compared
+    python tools/bits.py --against REVISION      # both are run here and now, and compared
     python tools/bits.py record bits.json        # of this revision only
     python tools/bits.py compare bits.json
 
@@ -42,15 +42,15 @@ def digits_jobs() -> Iterator[tuple[str, Job]]:
 
     import glass_flows
     from glass_flows import Guidance, Twist
-    from glass_flows.models.digits import (
+    from glass_flows.plans import DDIM, Paper
+    from glass_flows.rewards import ClassReward
+    from glass_flows.steering import Adaptive, PosteriorValue
+    from glass_flows.worlds.digits import (
         IMAGE,
         NULL_CLASS,
         load_digits_classifier,
         load_digits_network,
     )
-    from glass_flows.plans import DDIM, Paper
-    from glass_flows.rewards import ClassReward
-    from glass_flows.steering import Adaptive, PosteriorValue
 
     denoiser = glass_flows.Denoiser(
         load_digits_network(),
@@ -177,7 +177,7 @@ def pipeline_jobs() -> Iterator[tuple[str, Job]]:
     prompt, given = asked("flux")
     for method in ("best-of-n", "beam", "greedy", "svdd"):
         fewer = {k: v for k, v in small.items() if k != "ess_threshold"}
-        fewer |= {} if method == "beam" else {"steps": 3}
+        fewer |= {"rho": 0.4} | ({} if method == "beam" else {"steps": 3})
         yield (
             f"flux: {method}",
             lambda method=method, fewer=fewer: glass_flows.steer_pipeline(
@@ -212,8 +212,8 @@ def shapes_jobs() -> Iterator[tuple[str, Job]]:
     import torch
 
     import glass_flows
-    from glass_flows.models.shapes.clip import BUNDLED as CLIP
-    from glass_flows.models.shapes.pipeline import BUNDLED, CALL
+    from glass_flows.worlds.shapes.clip import BUNDLED as CLIP
+    from glass_flows.worlds.shapes.pipeline import BUNDLED, CALL
 
     pretrained = None
     for place in ("integrations.rewards", "rewards.pretrained"):
@@ -228,7 +228,7 @@ def shapes_jobs() -> Iterator[tuple[str, Job]]:
     )
     reward = pretrained("clip", CLIP)
     sentences = ["two blue squares", "a red circle and a green triangle"]
-    for more in ({"scale": 0.5}, {"scale": 0.5, "twist": 1.0}, {"method": "best-of-n"}):
+    for more in ({"scale": 0.5}, {"scale": 0.5, "twist": 1.0}, {"method": "best-of-n", "rho": 0.4}):
         yield (
             f"shapes: {more}",
             lambda more=more: glass_flows.steer_pipeline(
@@ -261,14 +261,14 @@ def process(folder: Path, rank: int, count: int) -> None:
 
     import glass_flows
     from glass_flows import Twist
-    from glass_flows.models.digits import (
+    from glass_flows.rewards import ClassReward
+    from glass_flows.steering import Shards
+    from glass_flows.worlds.digits import (
         IMAGE,
         NULL_CLASS,
         load_digits_classifier,
         load_digits_network,
     )
-    from glass_flows.rewards import ClassReward
-    from glass_flows.steering import Shards
 
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), count)

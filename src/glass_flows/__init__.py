@@ -1,4 +1,4 @@
-"""glass-flows: GLASS transitions, steering and friends for pre-trained flow and diffusion models.
+"""glass-flows: GLASS transitions, steering and friends for pre-trained flow and diffusion worlds.
 
 The method is GLASS Flows (arXiv 2509.25170): the stochastic transitions p(x_t' | x_t) of a model,
 sampled with an inner ODE built from the model itself.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import errors, execute, grids, models, noise, paths, plans, rewards, steering
+from . import errors, execute, grids, noise, paths, plans, rewards, steering, worlds
 from .denoisers import Denoiser
 from .guidance import Guidance, GuidedDenoiser
 from .plans import DDIM, Sampler, Table, plan
@@ -17,13 +17,13 @@ from .sampling import posterior, sample, transition
 from .steering import Beam, BestOf, Greedy, Steering, Twist, beam, best_of, greedy, steer
 
 if TYPE_CHECKING:
-    from .integrations.diffusers import GlassScheduler, steer_pipeline
+    from .diffusers import GlassScheduler, steer_pipeline
     from .jobs import load_reward
 
 _LAZY = {
-    "GlassScheduler": ".integrations.diffusers",
+    "GlassScheduler": ".diffusers",
     "load_reward": ".jobs",
-    "steer_pipeline": ".integrations.diffusers",
+    "steer_pipeline": ".diffusers",
 }
 """What imports diffusers or transformers, and is imported when it is wanted."""
 
@@ -47,7 +47,6 @@ __all__ = [
     "greedy",
     "grids",
     "load_reward",
-    "models",
     "noise",
     "paths",
     "plan",
@@ -59,6 +58,7 @@ __all__ = [
     "steer_pipeline",
     "steering",
     "transition",
+    "worlds",
 ]
 __version__ = "0.2.0"
 

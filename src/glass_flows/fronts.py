@@ -29,6 +29,7 @@ FOREIGN = {
     "generator": "seed=, from which every particle has streams of its own",
     "num_images_per_prompt": "particles= (N)",
     "num_particles": "particles= (N)",
+    "beams": "particles=, all that are moved, and children= of each that goes on",
     "batch_size": "particles= (N), and max_batch= for what the network sees at a time",
     "callback_on_step_end": "on_boundary=, a function of the step at every boundary",
     "callback": "on_boundary=, a function of the step at every boundary",
@@ -59,8 +60,13 @@ class Group(Protocol):
         """What each may be, and what it means."""
         ...
 
-    def make(self, given: Any, default: Any, named: Mapping[str, Any]) -> Any:
-        """The object: from what was `given` for it (None if nothing), or `named` over `default`."""
+    def make(
+        self, given: Any, default: Any, named: Mapping[str, Any], made: Mapping[str, Any]
+    ) -> Any:
+        """The object: from what was `given` for it (None if nothing), or `named` over `default`.
+
+        `made` holds the objects of the groups before this one.
+        """
         ...
 
     def default_of(self, name: str, default: Any) -> Any:
@@ -82,7 +88,9 @@ class One:
     def told(self) -> Mapping[str, tuple[str, str]]:
         return explanations(self.cls)
 
-    def make(self, given: Any, default: Any, named: Mapping[str, Any]) -> Settings:
+    def make(
+        self, given: Any, default: Any, named: Mapping[str, Any], made: Mapping[str, Any]
+    ) -> Settings:
         if given is None:
             held = {name: getattr(default, name) for name in self.kinds}
             return self.cls(**{**held, **self.cls.completed(named)})
@@ -125,10 +133,11 @@ def front(**groups: type[Settings] | Group) -> Callable[[F], F]:
                 bound = signature.bind(*args, **given)
             except TypeError as error:
                 raise InvalidArgument(f"{name}(): {error}") from None
+            made: dict[str, Any] = {}
             for owner, one in owned.items():
-                default = parameters[owner].default
-                made = one.make(bound.arguments.get(owner), default, named[owner])
-                bound.arguments[owner] = made
+                given_for, default = bound.arguments.get(owner), parameters[owner].default
+                made[owner] = one.make(given_for, default, named[owner], made)
+            bound.arguments |= made
             return function(*bound.args, **bound.kwargs)
 
         call.__doc__ = _documented(inspect.cleandoc(function.__doc__ or ""), owned, parameters)

@@ -140,7 +140,9 @@ class Text:
     optional: bool = False
 
     def read(self, name: str, given: object) -> str | None:
-        if not isinstance(given, str) and not (given is None and self.optional):
+        if self.optional and given in (None, "none"):
+            return None
+        if not isinstance(given, str):
             raise InvalidArgument(f"{name} must be a text, got {given!r}")
         return given
 
@@ -588,7 +590,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return found
 
 
-def explanations(cls: type) -> dict[str, tuple[str, str]]:
+def explanations(cls: type[Any]) -> dict[str, tuple[str, str]]:
     """What docstrings of a class and its bases say of their parameters: what is allowed, and what
     it means."""
     found: dict[str, tuple[str, str]] = {}
@@ -601,7 +603,8 @@ def explanations(cls: type) -> dict[str, tuple[str, str]]:
         for names, allowed, body in entries:
             told = allowed, " ".join(body.split())
             found |= {name.strip(): told for name in names.split(",")}
-    return found
+    held = {one.name for one in fields(cls)}
+    return {name: told for name, told in found.items() if name in held}
 
 
 def _default(one: Field[Any]) -> Any:

@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from glass_flows.integrations.diffusers.families import FAMILIES
-from glass_flows.integrations.diffusers.families.sd3 import StableDiffusion3
-from glass_flows.integrations.rewards import REWARDS
+from glass_flows.diffusers.families import FAMILIES
+from glass_flows.diffusers.families.sd3 import StableDiffusion3
 from glass_flows.plans.kernels import RHO_RULES
 from glass_flows.plans.solvers import SOLVERS, FirstOrder
 from glass_flows.rewards import FunctionReward
+from glass_flows.rewards.pretrained import REWARDS
 from glass_flows.steering import POTENTIALS, RESAMPLERS
 from glass_flows.steering.potentials import Potential
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -16,7 +17,7 @@ from ..batching import Batching
 from ..jobs.job import Loading, Placement
 from ..jobs.spelling import Options, flag, read_arguments
 from ..plans import Sampler
-from ..settings import Count, Kind, Number, Settings, explanations, kinds, spelled
+from ..settings import Count, Kind, Number, Settings, Switch, explanations, kinds, spelled
 from ..steering.methods import AnyMethod
 
 __all__ = ["Announce", "Device", "Model", "Out", "Reward", "Seed", "with_settings"]
@@ -132,7 +133,7 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
             found: dict[str, dict[str, Any]] = {group: {} for group in groups}
             for name, group in owners.items():
                 if (value := given.pop(name)) is not None:
-                    found[group][name] = value
+                    found[group][name] = str(value).lower() if isinstance(value, bool) else value
             call = found.get("call", {})
             listed = call.pop("argument", None) or []
             if "call" in found:
@@ -149,14 +150,19 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
 def _options_of(panel: _Panel) -> dict[str, Any]:
     found = {}
     for name, kind in panel.kinds.items():
-        allowed, meaning = panel.told[name]
-        metavar = {Count: "INTEGER", Number: "NUMBER"}.get(type(kind), "TEXT")
+        (allowed, meaning), default = panel.told[name], panel.defaults[name]
+        switch = isinstance(kind, Switch)
         option = typer.Option(
-            flag(name),
-            help=f"{meaning} ({allowed})".replace("`", "").replace("::", ":"),
-            metavar=metavar,
-            show_default=panel.defaults[name],
+            f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name),
+            help=_readable(f"{meaning} ({allowed})"),
+            metavar={Count: "INTEGER", Number: "NUMBER"}.get(type(kind), "TEXT"),
+            show_default=False if default == "none" or switch else default,
             rich_help_panel=panel.title,
         )
-        found[name] = Annotated[str | None, option]
+        found[name] = Annotated[(bool if switch else str) | None, option]
     return found
+
+
+def _readable(text: str) -> str:
+    """A docstring's line without its marks."""
+    return re.sub(r":\w+:`~?([^`]+)`", r"\1", text).replace("`", "")

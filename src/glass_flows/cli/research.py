@@ -45,7 +45,7 @@ def compare(
     evaluations: Annotated[
         int, typer.Option(help="Network passes per particle, forward and backward together.")
     ] = 24,
-    particles: Annotated[int, typer.Option(help="N, particles per run.")] = 8,
+    particles: Annotated[int, typer.Option(help="N, particles of a population.")] = 8,
     populations: Annotated[
         int | None, typer.Option(help="Per reward and method (digits; 256).")
     ] = None,
@@ -133,8 +133,8 @@ def _compare_digits(
     console.print(table)
     typer.echo(
         "judge: share of the returned images that an independent classifier accepts; gain: points "
-        "more than best-of-N with the ODE, run by run; passes: of the network per particle, "
-        f"forward+backward. Real images have diversity {report.real_diversity:.1f}."
+        "more than best-of-N with the ODE, population by population; passes: of the network per "
+        f"particle, forward+backward. Real images have diversity {report.real_diversity:.1f}."
     )
     typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
 

@@ -110,7 +110,7 @@ def convert_reward(
 
     Example: glass-flows convert reward imagereward ImageReward.pt weights/imagereward
     """
-    from ..integrations.rewards import convert_reward as run_conversion
+    from ..rewards.pretrained import convert_reward as run_conversion
 
     folder = run_conversion(name, file, out, base=base)
     typer.echo(f"reward: {folder}\nuse it with: --reward {name}:{folder}")

@@ -88,13 +88,15 @@ def align(
         seed=seed,
         micro_batch=micro_batch,
         populations=populations or 1,
+        budget=budget,
     )
     if not isinstance(found, Digits):
         _align_images(found, jobs[method], out, budget, overwrite)
         return
-    if budget is not None or overwrite:
-        given = "--budget" if budget is not None else "--overwrite"
-        raise InvalidArgument(f"{given}: only for a diffusers pipeline; --model is {model!r}")
+    if overwrite or budget is not None:
+        raise InvalidArgument(
+            f"--overwrite, --budget: only for a diffusers pipeline; --model is {model!r}"
+        )
     _align_digits(found, jobs[method], method, populations or 256, "twist" in options.method, out)
 
 
@@ -193,11 +195,11 @@ def sample(
     Example: glass-flows sample --class 3 --guidance-scale 2 --out out/threes
     """
     from ..jobs.models import Digits, digits_denoiser, resolve
-    from ..jobs.pictures import Row, image_grid, make_folder, save_png
-    from ..models.digits import IMAGE
+    from ..jobs.pictures import Strip, image_grid, make_folder, save_png
     from ..plans import Sampler
     from ..sampling import sample as draw
     from ..settings import build
+    from ..worlds.digits import IMAGE
 
     sampler = build(Sampler, {}, options.sampler)
     if not isinstance(found := resolve(model), Digits):
@@ -208,7 +210,7 @@ def sample(
     folder = make_folder(out)
     images = draw(denoiser, (count, *IMAGE), sampler, seed=seed)
     caption = f"{model}: {sampler}"
-    grid = image_grid([Row(caption, images, [None] * count)])
+    grid = image_grid([Strip(caption, images, [None] * count)])
     file = save_png(grid, folder / "samples.png", settings=caption, seed=seed)
     typer.echo(f"picture: {file}")
 
@@ -266,7 +268,9 @@ def batch(
 
     methods = method or ["steering"]
     place = build(Placement, {}, options.placement)
-    _, jobs = jobs_of(model, methods, options, reward=reward or "", threads=place.threads)
+    _, jobs = jobs_of(
+        model, methods, options, reward=reward or "", threads=place.threads, budget=budget
+    )
     entries = read_prompts(prompts, categories=category or (), count=count)
     items = items_of(entries, read_seeds(seeds), methods)
     errors = Console(stderr=True)

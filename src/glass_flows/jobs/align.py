@@ -25,7 +25,7 @@ from ..steering.loop import Watch
 from .budget import chosen_for
 from .job import Job
 from .models import Digits, Model
-from .pictures import Row, digit_image, image_grid, make_folder, save_png
+from .pictures import Strip, digit_image, image_grid, make_folder, save_png
 
 __all__ = ["Aligned", "Comparison", "Judged", "Line", "align", "compare_digits"]
 
@@ -107,7 +107,7 @@ def compare_digits(
     """
     model = model or Digits(job.model, job.model.partition(":")[2], job.loading)
     check_count("populations", job.populations, least=2)  # a standard error needs two
-    (label,) = model.labels(job)
+    label = model.label(job)
     jobs = _jobs(job, methods)
     # Bad settings stop here, before the folder is made and anything is drawn.
     for one in jobs.values():
@@ -162,7 +162,7 @@ def _write_comparison(
     verdicts = [judge(one.images).argmax(1) == label for one in returned]
     lines = tuple(one.line(verdict) for one, verdict in zip(returned, verdicts))
     rows = [
-        Row(
+        Strip(
             f"{line.method}: {line.evaluations} network evaluations per image, "
             f"reward {line.reward:.2f}, judge says {label}: {line.accuracy:.0%}",
             one.images[:32],
@@ -381,12 +381,12 @@ def _judged_sheet(job: Job, plain: ImageResult, result: ImageResult, judged: Jud
     )
 
 
-def _row(caption: str, images: list[Image.Image], rewards: Tensor, accepted: list[bool]) -> Row:
+def _row(caption: str, images: list[Image.Image], rewards: Tensor, accepted: list[bool]) -> Strip:
     """The images of one prompt, best first."""
     order = rewards.argsort(descending=True).tolist()
     arrays = np.stack([np.asarray(images[i].convert("RGB")) for i in order])
     pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
-    return Row(caption, pixels, [accepted[i] for i in order])
+    return Strip(caption, pixels, [accepted[i] for i in order])
 
 
 def _sheet(images: list[list[Image.Image]], rewards: Tensor) -> Image.Image:

@@ -19,7 +19,7 @@ from pathlib import Path
 from ..errors import InvalidArgument
 from ..files import replace
 
-__all__ = ["Budget", "Choice", "Prices", "choose", "chosen_for", "parse_budget"]
+__all__ = ["Budget", "Prices", "Split", "choose", "chosen_for", "parse_budget"]
 
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _ENOUGH = 24  # evaluations of a particle, beyond which images hardly gain
@@ -68,7 +68,7 @@ class Prices:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Split:
     """N, K and M, and what they are thought to cost."""
 
     particles: int
@@ -101,7 +101,7 @@ def parse_budget(text: str) -> Budget:
     )
 
 
-def choose(prices: Prices, amount: float) -> Choice:
+def choose(prices: Prices, amount: float) -> Split:
     """The best split that costs no more than `amount`, and nearly as much.
 
     Raises
@@ -118,7 +118,7 @@ def choose(prices: Prices, amount: float) -> Choice:
         )
     filling = [one for one in within if one[0] >= _FILLED * amount]
     price, particles, transitions, steps = max(filling or within, key=_worth)
-    return Choice(particles, transitions, steps, price)
+    return Split(particles, transitions, steps, price)
 
 
 def _worth(split: tuple[float, int, int, int]) -> float:
@@ -128,7 +128,7 @@ def _worth(split: tuple[float, int, int, int]) -> float:
     return images + math.log(particles) + 0.2 * math.log(transitions)
 
 
-def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Choice:
+def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Split:
     """Measure, and choose what is left of the budget for.
 
     The first trial warms up; four more, of one and of four particles, tell evaluations, looks,
@@ -173,13 +173,13 @@ def chosen_for(
     folder: Path,
     trial: Trial,
     announce: Callable[[str], None] = lambda text: None,
-) -> Choice:
+) -> Split:
     """The choice for a budget, kept in the folder: gone on with, a run has the same sizes."""
     budget, file = parse_budget(text), folder / "budget.json"
     if file.exists():
         known = json.loads(file.read_text(encoding="utf-8"))
         if known["budget"] == str(budget):
-            return Choice(**known["choice"])
+            return Split(**known["choice"])
     announce(f"measuring, to spend {budget}")
     choice = measure(trial, budget)
     replace(file, json.dumps({"budget": str(budget), "choice": asdict(choice)}).encode())

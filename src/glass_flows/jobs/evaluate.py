@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ..errors import InvalidArgument, MissingExtra, NonFinite, check_name
 from ..files import replace
-from ..integrations.rewards.base import Preprocessing
-from ..judging import bootstrap, diversity, frechet_distance, precision_recall
+from ..measures import bootstrap, diversity, frechet_distance, precision_recall
 from ..progress import progress_bar
 from ..rewards import Reward
 from ..rewards import evaluate as reward_of
+from ..rewards.pretrained.base import Preprocessing
 from .job import Loading
 from .models import resolve
 from .pictures import make_folder

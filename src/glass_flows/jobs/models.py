@@ -28,7 +28,12 @@ from torch import Tensor
 from ..denoisers import Denoiser
 from ..errors import InvalidArgument, MissingExtra, check_name, check_number, missing_name
 from ..images import ImageResult, to_bytes, to_images
-from ..models.digits import (
+from ..paths import Linear
+from ..rewards import ClassReward, Decoded, Reward
+from ..steering import SearchResult, Shards
+from ..steering.loop import Watch, conduct
+from ..steering.population import Population
+from ..worlds.digits import (
     FILES,
     IMAGE,
     NETWORK,
@@ -36,15 +41,10 @@ from ..models.digits import (
     load_digits_classifier,
     load_digits_network,
 )
-from ..models.shapes import Prompt, accepts
-from ..models.shapes.clip import BUNDLED as SHAPES_CLIP
-from ..models.shapes.pipeline import BUNDLED as SHAPES_PIPELINE
-from ..models.shapes.pipeline import CALL
-from ..paths import Linear
-from ..rewards import ClassReward, Decoded, Reward
-from ..steering import SearchResult, Shards
-from ..steering.loop import Watch, conduct
-from ..steering.run import Population
+from ..worlds.shapes import Prompt, accepts
+from ..worlds.shapes.clip import BUNDLED as SHAPES_CLIP
+from ..worlds.shapes.pipeline import BUNDLED as SHAPES_PIPELINE
+from ..worlds.shapes.pipeline import CALL
 from .job import Job, Loading
 from .pictures import digit_image
 from .pipelines import load_pipeline
@@ -158,7 +158,7 @@ class Digits(Model):
 
     reward_name = "class"
     sigma_data = 0.7  # of pixels in [-1, 1]
-    takes = ("populations",)
+    takes = ("populations", "budget")
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -198,11 +198,15 @@ class Digits(Model):
             raise InvalidArgument(f"reward 'class:N' needs a digit 0 to 9, got {job.reward!r}")
         return [int(value)]
 
-    def reward(self, job: Job) -> Reward:
-        (label, *more) = self.labels(job)
+    def label(self, job: Job) -> int:
+        """What is wanted, of all populations."""
+        label, *more = self.labels(job)
         if more:
             raise InvalidArgument(f"one digit at a time, got {len(more) + 1} prompts: use `batch`")
-        return ClassReward(self.classifiers["reward"], label)
+        return label
+
+    def reward(self, job: Job) -> Reward:
+        return ClassReward(self.classifiers["reward"], self.label(job))
 
     def steer(
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
@@ -252,7 +256,7 @@ class Pipeline(Model):
 
     @property
     def records(self) -> bool:
-        from ..integrations.diffusers import can_record
+        from ..diffusers import can_record
 
         return can_record(self.pipe)
 
@@ -266,7 +270,7 @@ class Pipeline(Model):
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
     ) -> ImageResult:
         reward, prompts = self.reward(job), self.as_asked(job.prompts)
-        from ..integrations.diffusers import Asked, run_pipeline
+        from ..diffusers import Asked, run_pipeline
 
         asked = Asked(
             self.pipe,
@@ -312,7 +316,7 @@ class SiT(Model):
     """A converted SiT; prompts are classes, the only call argument is `guidance_scale`."""
 
     call: ClassVar[Mapping[str, Any]] = {"guidance_scale": 4.0}  # of the published samples
-    takes = ("loading", "call")
+    takes = ("loading", "call", "budget")
 
     @cached_property
     def vae(self) -> Any:
@@ -338,7 +342,7 @@ class SiT(Model):
 
     @cached_property
     def denoiser(self) -> Denoiser:
-        from ..integrations import sit
+        from .. import sit
 
         return sit.load(self.place, 0, guidance_scale=1.0, device=self.device)
 
@@ -362,7 +366,7 @@ class SiT(Model):
     def run(
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
     ) -> ImageResult:
-        from ..integrations import sit
+        from .. import sit
 
         self.load()
         call = {**self.call, **job.call}

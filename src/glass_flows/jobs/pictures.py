@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 
-__all__ = ["Row", "digit_image", "image_grid", "make_folder", "save_png"]
+__all__ = ["Strip", "digit_image", "image_grid", "make_folder", "save_png"]
 
 _GOOD, _BAD, _PLAIN = (34, 139, 60), (200, 60, 50), (205, 205, 205)
 
 
 @dataclass(frozen=True)
-class Row:
+class Strip:
     """One captioned row: images (n, 1 or 3, H, W) in [-1, 1] and, per image, a verdict or None.
 
     Of one channel, 1 is black.
@@ -30,7 +30,7 @@ class Row:
     verdicts: Sequence[bool | None]
 
 
-def image_grid(rows: Sequence[Row], columns: int = 16, size: int = 48) -> Image.Image:
+def image_grid(rows: Sequence[Strip], columns: int = 16, size: int = 48) -> Image.Image:
     """The rows under their captions; green borders for a good verdict, red for a bad one."""
     gap, text = 6, 26
     columns = min(columns, max([8, *(len(row.images) for row in rows)]))

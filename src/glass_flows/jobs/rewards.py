@@ -18,7 +18,7 @@ def load_reward(text: str, *, device: str | None = None) -> Reward:
     Parameters
     ----------
     text : str
-        A name of :data:`~glass_flows.integrations.rewards.REWARDS`; with ":" and a hub id or a
+        A name of :data:`~glass_flows.rewards.pretrained.REWARDS`; with ":" and a hub id or a
         folder after it, weights of your own of that kind. Or "module:function": a function of
         images (B, 3, H, W) in [0, 1], or a Reward. The module is looked for in the current folder
         first. Its code is run: name only your own.
@@ -30,7 +30,7 @@ def load_reward(text: str, *, device: str | None = None) -> Reward:
     InvalidArgument, UnknownName, MissingExtra
         There is no such reward, or it cannot be loaded.
     """
-    from ..integrations.rewards import REWARDS
+    from ..rewards.pretrained import REWARDS
 
     name, _, attribute = text.partition(":")
     if name in REWARDS:

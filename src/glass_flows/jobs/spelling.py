@@ -9,11 +9,12 @@ from typing import Any
 
 from ..batching import Batching
 from ..errors import InvalidArgument, check_name
+from ..fronts import refuse_foreign
 from ..plans import Sampler
 from ..settings import build, kinds
 from ..steering import METHODS, Method, Twist, method_of
-from ..steering.methods import every_setting, foreign_settings
-from ..steering.smc import BestOf, Steering
+from ..steering.methods import every_setting, foreign_settings, sampler_for
+from ..steering.smc import Steering
 from .job import Job, Loading
 from .models import Model, resolve
 
@@ -46,7 +47,8 @@ def jobs_of(
     announce: Any = lambda text: None,
     **rest: Any,
 ) -> tuple[Model, dict[str, Job]]:
-    """The model, resolved, and a job for each method; `rest` are further fields of the jobs.
+    """The model, resolved, and a job for each method; `rest` are further fields of the jobs,
+    and "budget", which is looked at only.
 
     Raises
     ------
@@ -54,10 +56,11 @@ def jobs_of(
         An option cannot act: the model has no use for it, or none of the methods has it.
     """
     loading = build(Loading, {}, options.loading)
+    budget = rest.pop("budget", None)
     model = resolve(name, loading, announce)
     for method in methods:
         check_name("method", method, METHODS)
-    _refuse_unused(model, methods, options, rest)
+    _refuse_unused(model, methods, options, {**rest, "budget": budget})
     sampler = build(Sampler, {}, options.sampler)
     batching = build(Batching, {}, options.batching, **model.batching)
     found = {}
@@ -66,7 +69,7 @@ def jobs_of(
         found[method] = Job(
             model=name,
             method=made,
-            sampler=_sampler(made, sampler, options.sampler),
+            sampler=sampler_for(made, sampler, options.sampler),
             batching=batching,
             loading=loading,
             call=dict(options.call),
@@ -87,18 +90,12 @@ def _method(model: Model, name: str, texts: Mapping[str, str]) -> Method:
     return method
 
 
-def _sampler(method: Method, sampler: Sampler, texts: Mapping[str, str]) -> Sampler:
-    """Best-of-N spends its evaluations on the ODE, unless a ρ is asked for."""
-    if not isinstance(method, BestOf) or "rho" in texts or sampler.rho is None:
-        return sampler
-    return sampler.baseline()
-
-
 def _refuse_unused(
     model: Model, methods: Sequence[str], options: Options, rest: Mapping[str, Any]
 ) -> None:
     """What neither the model nor a method has a use for is refused, not ignored."""
     for name in options.call:
+        refuse_foreign(name)
         if name in _ours():
             raise InvalidArgument(f"--argument {name}=...: that is {flag(name)} here")
     given = {
@@ -106,6 +103,7 @@ def _refuse_unused(
         "loading": list(options.loading),
         "call": list(options.call),
         "micro_batch": ["micro_batch"] if rest.get("micro_batch") is not None else [],
+        "budget": ["budget"] if rest.get("budget") is not None else [],
         "populations": ["populations"] if rest.get("populations", 1) != 1 else [],
     }
     foreign = [n for group, names in given.items() if group not in model.takes for n in names]
@@ -132,7 +130,7 @@ def _ours() -> set[str]:
     own = {"model", "prompt", "prompts", "reward", "method", "seed", "populations", "budget", "out"}
     for cls in (Sampler, Batching, Loading):
         own |= set(kinds(cls))
-    return own | set(every_setting()) | {"micro_batch", "generator", "num_inference_steps"}
+    return own | set(every_setting()) | {"micro_batch"}
 
 
 def read_arguments(given: Sequence[str]) -> dict[str, Any]:

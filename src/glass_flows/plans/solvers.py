@@ -244,7 +244,7 @@ class FirstOrder:
 
 # --- the paper's Algorithm 1 --------------------------------------------------------------------
 
-Schedule = Callable[[float, Kernel, float], tuple[float, float, float, float]]
+InnerSchedule = Callable[[float, Kernel, float], tuple[float, float, float, float]]
 
 
 def linear_schedule(s: float, kernel: Kernel, sigma0: float) -> tuple[float, float, float, float]:
@@ -270,7 +270,7 @@ def cosine_schedule(s: float, kernel: Kernel, sigma0: float) -> tuple[float, flo
     )
 
 
-_SCHEDULES: dict[str, Schedule] = {"linear": linear_schedule, "cosine": cosine_schedule}
+_SCHEDULES: dict[str, InnerSchedule] = {"linear": linear_schedule, "cosine": cosine_schedule}
 
 
 @dataclass(frozen=True)
@@ -298,7 +298,7 @@ class Paper:
 
     sigma0: float = 1.0
     s_range: tuple[float, float] = (0.0, 1.0)
-    schedule: str | Schedule = "linear"
+    schedule: str | InnerSchedule = "linear"
     off_grid: str = "fractional"
     name: ClassVar[str] = "paper"
 

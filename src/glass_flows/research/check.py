@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.mixtures import GaussianMixture
 from ..paths import EDM, Cosine, Linear, Path, VariancePreserving
 from ..plans import DDIM, Rho
 from ..sampling import posterior, sample, transition
+from ..worlds.mixtures import GaussianMixture
 
 __all__ = ["Check", "checks"]
 

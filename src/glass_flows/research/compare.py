@@ -20,15 +20,15 @@ import numpy as np
 from ..errors import InvalidArgument, check_count, check_name
 from ..guidance import Guidance
 from ..jobs.models import Digits
-from ..jobs.pictures import Row, image_grid, make_folder, save_png
-from ..judging import Estimate, diversity, half_samples, mean, share
+from ..jobs.pictures import Strip, image_grid, make_folder, save_png
+from ..measures import Measure, diversity, half_samples, mean, share
 from ..plans import EulerMaruyama, Paper, Sampler
 from ..progress import progress_bar
 from ..steering import Beam, BestOf, Steering, Twist
 from .digits import Array, Returned, draw_digits, frechet, real_features
 from .recipe import Contender, Recipe, tune
 
-__all__ = ["CompareReport", "Figures", "chosen_methods", "compare", "methods"]
+__all__ = ["CompareReport", "MethodFigures", "chosen_methods", "compare", "methods"]
 
 _STEPS = (4, 6, 10)  # evaluations per transition that are tried
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)  # λ
@@ -39,21 +39,21 @@ _PICTURES = 32
 
 
 @dataclass(frozen=True)
-class Figures:
+class MethodFigures:
     """One line of the table; errors are standard errors over the populations.
 
     Attributes
     ----------
-    judge : Estimate
+    judge : Measure
         Share of the returned images that the judge accepts.
-    gain : Estimate
+    gain : Measure
         Difference of that share to best-of-N's, population by population.
-    reward : Estimate
+    reward : Measure
         Mean reward of the returned images.
-    frechet : Estimate
+    frechet : Measure
         Squared Fréchet distance of the returned images to the real ones, in the judge's features,
         averaged over the rewards.
-    diversity : Estimate
+    diversity : Measure
         Mean distance between two returned images, in the same features, averaged likewise.
     forward, backward : float
         Network passes per particle; together at most the evaluations that were allowed.
@@ -62,11 +62,11 @@ class Figures:
     """
 
     method: str
-    judge: Estimate
-    gain: Estimate
-    reward: Estimate
-    frechet: Estimate
-    diversity: Estimate
+    judge: Measure
+    gain: Measure
+    reward: Measure
+    frechet: Measure
+    diversity: Measure
     forward: float
     backward: float
     tuned: Recipe
@@ -74,7 +74,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class CompareReport:
-    methods: tuple[Figures, ...]
+    methods: tuple[MethodFigures, ...]
     real_diversity: float
     table: Path
     results: Path
@@ -198,8 +198,8 @@ def compare(
     listed = chosen_methods(methods(evaluations, particles, model.sigma_data), only)
     bench = _Bench(model, rewards)
     folder = make_folder(out)
-    found: list[Figures] = []
-    pictures: list[Row] = []
+    found: list[MethodFigures] = []
+    pictures: list[Strip] = []
     tuned: dict[str, Recipe] = {}
     baseline: _All | None = None
     draws = sum(one.trials + 1 for one in listed) * len(bench.labels)
@@ -282,9 +282,9 @@ class _Bench:
             advance()
         return _All(parts)
 
-    def figures(self, title: str, returned: _All, baseline: _All, tuned: Recipe) -> Figures:
+    def figures(self, title: str, returned: _All, baseline: _All, tuned: Recipe) -> MethodFigures:
         parts = returned.parts
-        return Figures(
+        return MethodFigures(
             title,
             share(returned.verdicts),
             mean(returned.verdicts - baseline.verdicts),
@@ -296,22 +296,24 @@ class _Bench:
             tuned=tuned,
         )
 
-    def row(self, title: str, returned: _All) -> Row:
+    def row(self, title: str, returned: _All) -> Strip:
         """The images towards the first reward."""
         first = returned.parts[0]
         verdicts = [bool(verdict) for verdict in first.verdicts[:_PICTURES]]
         says = f"judge says {self.labels[0]}: {float(first.verdicts.mean()):.0%}"
-        return Row(f"{title.strip()}: {says}", first.images[:_PICTURES], verdicts)
+        return Strip(f"{title.strip()}: {says}", first.images[:_PICTURES], verdicts)
 
 
-def _average(estimates: Iterable[Estimate]) -> Estimate:
+def _average(estimates: Iterable[Measure]) -> Measure:
     """The mean of independent estimates."""
     listed = list(estimates)
     error = sum(one.error**2 for one in listed) ** 0.5
-    return Estimate(sum(one.value for one in listed) / len(listed), error / len(listed))
+    return Measure(sum(one.value for one in listed) / len(listed), error / len(listed))
 
 
-def _write(folder: Path, asked: _Asked, lines: Sequence[Figures], real: float) -> tuple[Path, Path]:
+def _write(
+    folder: Path, asked: _Asked, lines: Sequence[MethodFigures], real: float
+) -> tuple[Path, Path]:
     """The table and the figures of the methods that are finished."""
     table, results = folder / "comparison.md", folder / "comparison.json"
     table.write_text(_table(lines, real, asked))
@@ -321,14 +323,14 @@ def _write(folder: Path, asked: _Asked, lines: Sequence[Figures], real: float) -
     return table, results
 
 
-def _table(lines: Sequence[Figures], real: float, asked: _Asked) -> str:
+def _table(lines: Sequence[MethodFigures], real: float, asked: _Asked) -> str:
     """The comparison in Markdown."""
     with_interval = "{:.1f} ({:.1f} to {:.1f})"
 
-    def percent(estimate: Estimate) -> str:
+    def percent(estimate: Measure) -> str:
         return with_interval.format(*(100 * v for v in (estimate.value, *estimate.interval)))
 
-    def plain(estimate: Estimate) -> str:
+    def plain(estimate: Measure) -> str:
         return f"{estimate.value:.2f} ± {estimate.error:.2f}"
 
     rows = [

@@ -27,13 +27,13 @@ from ..files import replace
 from ..guidance import Guidance
 from ..jobs import Job
 from ..jobs.models import Shapes
-from ..jobs.pictures import Row, image_grid, make_folder, save_png
-from ..judging import Estimate, mean, share
-from ..models.shapes import CATEGORIES, SINGLE, TWO, Prompt, prompts
+from ..jobs.pictures import Strip, image_grid, make_folder, save_png
+from ..measures import Measure, mean, share
 from ..plans import Sampler
 from ..progress import progress_bar
 from ..steering import BestOf, Steering, Twist
 from ..steering.loop import Watch
+from ..worlds.shapes import CATEGORIES, SINGLE, TWO, Prompt, prompts
 from .recipe import Contender, Recipe, judged, tune
 
 __all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods", "plain_acceptance"]
@@ -57,9 +57,9 @@ class ShapesFigures:
     ----------
     judge : dict
         Share of the returned images that the judge accepts, by category and over "all".
-    gain : Estimate
+    gain : Measure
         What it accepts more than of best-of-N's, prompt by prompt.
-    reward : Estimate
+    reward : Measure
         Mean reward of the returned images.
     evaluations : float
         Of the network, per image returned.
@@ -67,9 +67,9 @@ class ShapesFigures:
     """
 
     method: str
-    judge: dict[str, Estimate]
-    gain: Estimate
-    reward: Estimate
+    judge: dict[str, Measure]
+    gain: Measure
+    reward: Measure
     evaluations: float
     tuned: Recipe
 
@@ -191,7 +191,7 @@ def compare_shapes(
 
 def plain_acceptance(
     model: Shapes, *, per_group: int = 100, evaluations: int = 24, seed: int = 0
-) -> dict[str, Estimate]:
+) -> dict[str, Measure]:
     """What the judge accepts of plain samples for held-out prompts, by kinds of prompt.
 
     The part "test" holds few different sentences of a single object; they are drawn several times.
@@ -334,7 +334,7 @@ def _write(
 
 
 def _table(lines: Sequence[ShapesFigures], asked: _Asked) -> str:
-    def percent(estimate: Estimate) -> str:
+    def percent(estimate: Measure) -> str:
         low, high = (100 * end for end in estimate.interval)
         return f"{100 * estimate.value:.0f} ({low:.0f} to {high:.0f})"
 
@@ -393,5 +393,5 @@ def _grid(bench: _Bench, plain: Recipe, steered: Recipe, file: Path) -> Path:
         images = [np.asarray(image) for one in shown for image in one.images]
         verdicts = [bool(v) for one in shown for v in one.verdicts]
         pixels: Tensor = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1
-        rows.append(Row(f"{prompt}: plain, steered", pixels, verdicts))
+        rows.append(Strip(f"{prompt}: plain, steered", pixels, verdicts))
     return save_png(image_grid(rows, 2 * _COLUMNS), file, settings=json.dumps(steered.brief()))

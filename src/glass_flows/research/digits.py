@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..jobs.models import Digits
-from ..judging import Estimate, frechet_distance, half_samples
-from ..models.digits import digits_images, digits_labels
+from ..measures import Measure, frechet_distance, half_samples
 from ..steering.loop import Watch
+from ..worlds.digits import digits_images, digits_labels
 from .recipe import Recipe
 
 __all__ = ["Returned", "draw_digits", "frechet", "judge_features", "real_features"]
@@ -73,6 +73,6 @@ def real_features(model: Digits, label: int | None = None) -> Array:
     return judge_features(model, images if label is None else images[digits_labels() == label])
 
 
-def frechet(features: Array, real: Array, rounds: int = 100) -> Estimate:
+def frechet(features: Array, real: Array, rounds: int = 100) -> Measure:
     """Fréchet distance to real digits in the judge's features, with its error."""
     return half_samples(features, lambda some: frechet_distance(some, real), rounds=rounds)

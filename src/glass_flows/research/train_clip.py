@@ -1,4 +1,4 @@
-"""Trains the CLIP of :mod:`glass_flows.models.shapes`, the reward that steering there maximises.
+"""Trains the CLIP of :mod:`glass_flows.worlds.shapes`, the reward that steering there maximises.
 
 Contrastive as the original (Radford et al. 2021, arXiv 2103.00020), and every picture also against
 sentences that contradict its own in one word: without these a CLIP reads a bag of words
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..models.shapes import Prompt, contradict, holds
-from ..models.shapes.clip import build_clip, build_clip_processor, load_clip
-from ..models.shapes.pipeline import CLIP_TOKENS
+from ..training import Loss, TrainingTask, begin, fingerprint, fit
+from ..worlds.shapes import Prompt, contradict, holds
+from ..worlds.shapes.clip import build_clip, build_clip_processor, load_clip
+from ..worlds.shapes.pipeline import CLIP_TOKENS
 from .train_shapes import device_named, draw_scenes, half_precision, matmul_attention, pixels
-from .training import Job, Loss, begin, fingerprint, fit
 
 __all__ = ["train_clip"]
 
@@ -61,7 +61,7 @@ def train_clip(
     folder, checkpoints = Path(out), Path(out) / "checkpoints"
     begin(checkpoints, settings, checkpoint_every, resume)
     settings["start"] = fingerprint(start)
-    job = Job(
+    job = TrainingTask(
         "shapes-clip",
         lambda: build_clip() if start is None else load_clip(start),
         _clip_loss(scenes, seed, home),

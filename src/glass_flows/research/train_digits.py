@@ -1,4 +1,4 @@
-"""Trains the models of :mod:`glass_flows.models.digits`: about one minute on two CPU cores.
+"""Trains the models of :mod:`glass_flows.worlds.digits`: about one minute on two CPU cores.
 
 Three jobs share one loop: the velocity network (flow matching) and two classifiers. The loop
 is deterministic for a seed, a machine and a number of threads, also across an interruption:
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..files import replace
-from ..models.digits import (
+from ..training import Loss, TrainingTask, begin, fit, save_tensors
+from ..worlds.digits import (
     CLASSES,
     FILES,
     NETWORK,
@@ -29,7 +30,6 @@ from ..models.digits import (
     digits_labels,
     digits_split,
 )
-from .training import Job, Loss, begin, fit, save_tensors
 
 __all__ = ["train_digits"]
 
@@ -103,16 +103,16 @@ def train_digits(
 # ---------------------------------------------------------------------------------- three jobs
 
 
-def _jobs(steps: int, batch: int, seed: int, classifier_steps: int) -> list[Job]:
+def _jobs(steps: int, batch: int, seed: int, classifier_steps: int) -> list[TrainingTask]:
     images, labels = digits_images(), digits_labels()
     reward, judge = digits_split()
 
-    def classifier(name: str, half: Tensor, job_seed: int) -> Job:
+    def classifier(name: str, half: Tensor, job_seed: int) -> TrainingTask:
         loss = _classifier_loss(images[half], labels[half])
-        return Job(name, DigitsClassifier, loss, classifier_steps, job_seed, LEARNING_RATE)
+        return TrainingTask(name, DigitsClassifier, loss, classifier_steps, job_seed, LEARNING_RATE)
 
     return [
-        Job(
+        TrainingTask(
             NETWORK,
             DigitsNet,
             _flow_loss(images, labels, batch),
@@ -262,7 +262,7 @@ Small real models for trying out samplers on a CPU. Written by
 | `digits_judge.safetensors` | classifier to report | {classifier:,} |
 
 All float32. Load with `load_digits_network()`, `load_digits_classifier("reward")` and
-`load_digits_classifier("judge")` from `glass_flows.models.digits`.
+`load_digits_classifier("judge")` from `glass_flows.worlds.digits`.
 
 ## Data and licence
 

@@ -1,4 +1,4 @@
-"""Trains the models of :mod:`glass_flows.models.shapes`: the autoencoder, then the flow.
+"""Trains the models of :mod:`glass_flows.worlds.shapes`: the autoencoder, then the flow.
 
 The flow job trains transformer and both text encoders together by flow matching (Lipman et al.
 2023) on latents of scenes that are drawn as it goes.
@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidArgument, check_count, check_name
-from ..models.shapes import COLOURS, SHAPES, Prompt, holds, render, sample_prompt, sample_scene
-from ..models.shapes.pipeline import (
+from ..training import Loss, TrainingTask, begin, fingerprint, fit
+from ..worlds.shapes import COLOURS, SHAPES, Prompt, holds, render, sample_prompt, sample_scene
+from ..worlds.shapes.pipeline import (
     CLIP_TOKENS,
     MAX_TOKENS,
     NEGATIVE,
     build_pipeline,
     load_pipeline,
 )
-from ..models.shapes.world import (
+from ..worlds.shapes.world import (
     BACKGROUNDS,
     OPPOSITE,
     RELATIONS,
@@ -36,7 +37,6 @@ from ..models.shapes.world import (
     SIZES,
     coverage,
 )
-from .training import Job, Loss, begin, fingerprint, fit
 
 __all__ = [
     "device_named",
@@ -124,7 +124,7 @@ def train_shapes(
 
     images, said, placed = draw_scenes(scenes, seed)
     if start is None:
-        job = Job(
+        job = TrainingTask(
             "shapes-vae",
             lambda: pipe.vae,
             _vae_loss(images, home),
@@ -155,7 +155,7 @@ def train_shapes(
         layout = nn.Linear(pipe.transformer.inner_dim, placed.shape[-1])
     language = _Language(pipe, said, home)
     if text_steps:
-        job = Job(
+        job = TrainingTask(
             "shapes-text",
             lambda: texts,
             language.loss,
@@ -171,7 +171,7 @@ def train_shapes(
         texts = fit(job, checkpoints / "text.safetensors", own, checkpoint_every, progress)  # type: ignore[assignment]
         texts.requires_grad_(True)
     parts = nn.ModuleDict({**texts, "transformer": pipe.transformer, "layout": layout})
-    job = Job(
+    job = TrainingTask(
         "shapes-flow",
         lambda: parts,
         _flow_loss(pipe, (latents - shift) * scale, language, placed, home),

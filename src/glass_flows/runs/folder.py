@@ -29,7 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
@@ -46,7 +46,7 @@ from ..errors import RunFolderError
 from ..files import replace
 from ..settings import differences
 from ..steering import Costs, Saved, SearchResult, SteeringResult, Step
-from ..steering.run import Run
+from ..steering.population import Run
 from ..steering.state import under
 
 __all__ = ["RunFolder", "RunRecord", "clear_run", "find_runs", "read_run"]
@@ -102,7 +102,7 @@ class RunFolder:
             self._again = not self.finished
         else:
             self._again = False
-            self.about["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            self.about["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             self.about["versions"] = _versions()
             self._put("run.json", self.about)
         self._run: Run | None = None

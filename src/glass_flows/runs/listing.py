@@ -15,8 +15,8 @@ from .folder import RunRecord, find_runs, read_run
 
 __all__ = [
     "COSTS",
-    "Figures",
     "Passed",
+    "RunFigures",
     "Seen",
     "as_json",
     "clean",
@@ -72,7 +72,7 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Figures:
+class RunFigures:
     """What a run came to, or has come to so far; NaN where it has no such figure.
 
     Attributes
@@ -129,10 +129,10 @@ class Seen:
         return self.boundaries[-1].boundary if self.boundaries else None
 
     @property
-    def figures(self) -> Figures:
+    def figures(self) -> RunFigures:
         last = self.boundaries[-1] if self.boundaries else None
         counted = _counted(self.record.result or {}) or (last.costs if last else {})
-        return Figures(
+        return RunFigures(
             best=_mean([max(row) for row in _taken(self.rewards)]),
             mean=_mean([r for row in _taken(self.rewards) for r in row]),
             ess=_mean(last.ess) if last else math.nan,
@@ -241,7 +241,11 @@ def flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Settings as text, nested ones by their dotted names: "settings.scale"."""
     found: dict[str, str] = {}
     for name, value in job.items():
-        if isinstance(value, dict) and value:
+        if name == "version":
+            continue
+        if name == "type":  # of the object whose settings these are
+            found[prefix.removesuffix(".")] = str(value)
+        elif isinstance(value, dict) and value:
             found |= flat(value, f"{prefix}{name}.")
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

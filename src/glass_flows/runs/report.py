@@ -33,7 +33,7 @@ from .listing import (
     rows,
 )
 
-__all__ = ["Family", "write_report"]
+__all__ = ["Lineage", "write_report"]
 
 MOST_RUNS = 24
 _MOST_POPULATIONS = 4
@@ -48,7 +48,7 @@ _SMALL = 20_000  # bytes; smaller pictures stay exact
 
 
 @dataclass(frozen=True)
-class Family:
+class Lineage:
     """The particles of one population through the boundaries that were passed, a column for each.
 
     Attributes
@@ -67,7 +67,7 @@ class Family:
     best: list[int]
 
     @classmethod
-    def of(cls, boundaries: Sequence[Passed], population: int) -> Family:
+    def of(cls, boundaries: Sequence[Passed], population: int) -> Lineage:
         """Of at least one boundary."""
         last = boundaries[-1]
         parents = [b.ancestors[population] for b in boundaries[:-1]]
@@ -260,7 +260,7 @@ def _tree(seen: Seen, population: int, sheets: dict[int, Sheet]) -> Tree | None:
     boundaries, N = seen.boundaries, seen.record.particles
     if not boundaries or N > _MOST_IN_TREE:
         return None
-    family = Family.of(boundaries, population)
+    family = Lineage.of(boundaries, population)
     captions = N <= 16
     width, height = tile = _tile_size(N, sheets)
     across, down = width + (44 if N <= 16 else 32), height + (20 if captions else 6)
@@ -325,7 +325,7 @@ def _column(passed: Passed, population: int) -> tuple[str, str]:
     return f"t = {passed.t:.2f}", "samples" if passed.final else what
 
 
-def _told(boundaries: Sequence[Passed], population: int, family: Family) -> str:
+def _told(boundaries: Sequence[Passed], population: int, family: Lineage) -> str:
     """A tree in words."""
     again = [str(b.boundary) for b in boundaries if b.resampled[population]]
     first, all_ = len(family.alive[0]), len(boundaries[0].ancestors[population])
@@ -475,7 +475,7 @@ def _from_to(values: Sequence[float]) -> str:
 
 
 @dataclass(frozen=True)
-class Population:
+class PopulationView:
     """One prompt of a run."""
 
     name: str
@@ -494,7 +494,7 @@ class Side:
     heading: str
     seen: Seen
     sheets: list[Sheet]
-    populations: list[Population]
+    populations: list[PopulationView]
     left_out: int
     facts: dict[str, str]
     settings: dict[str, str]
@@ -555,7 +555,7 @@ def _side(seen: Seen, name: str, prefix: str) -> Side:
     for p in range(shown):
         pictures = _pictures(seen, p, sheets)
         populations.append(
-            Population(
+            PopulationView(
                 name=prompts[p] if record.populations > 1 else "",
                 pictures=pictures[:_MOST_PICTURES],
                 more_pictures=max(0, len(pictures) - _MOST_PICTURES),

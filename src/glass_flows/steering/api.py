@@ -16,9 +16,9 @@ from ..plans import Rho, Sampler, Solver, Table
 from ..rewards import RewardLike
 from .loop import Watch, begin, conduct, pass_boundaries
 from .method import Method
+from .population import Boundaries, Population
 from .results import SearchResult, SteeringResult
-from .run import Boundaries, Population
-from .schedules import Schedule
+from .schedules import ScaleSchedule
 from .search import Beam, Greedy
 from .shards import Shards
 from .smc import BestOf, Steering
@@ -43,7 +43,7 @@ def steer(
     particles: int = 8,
     scale: float = 1.0,
     potential: str = "difference",
-    schedule: Schedule = "constant",
+    schedule: ScaleSchedule = "constant",
     boundaries: Boundaries = None,
     resampling: str = "systematic",
     ess_threshold: float = 0.5,

@@ -13,8 +13,8 @@ from ..plans import Sampler, Table
 from ..progress import progress_bar
 from ..rewards import RewardLike
 from .method import Course, Method
+from .population import Population, Run, kept
 from .results import SearchResult
-from .run import Population, Run, kept
 from .shards import Shards
 from .state import History, Observer, Recorder, Saved, Step
 

@@ -15,8 +15,8 @@ from ..execute import Boundary
 from ..guidance import Guidance
 from ..plans import Table
 from ..settings import Count, Listed, Number, Object, Settings, setting
+from .population import Run
 from .results import Costs, SearchResult
-from .run import Run
 from .state import History, Selection, Step
 from .values import FreeValue, Look, PosteriorValue, Value, resolve_value
 
@@ -61,6 +61,24 @@ class Method(Settings, ABC):
         N >= 1, of a population: all that are moved at once.
     scale : float
         λ >= 0 of the target p(z) exp(λ r(z)); values are in log units, λ r.
+    boundaries : None, int, or list of int
+        Where values are taken: at every n-th transition start, or at those listed. None is
+        wherever a transition draws noise, if what is seen there can act.
+    value : "free", "posterior[:SAMPLES[:STEPS]]", a Value, or a function V(x, t, D)
+        "free" is λ r(D_t(x_t)), which costs no network evaluation; a posterior value is the
+        log-mean-exp of λ r over so many draws of p(z | x_t) of so many evaluations each; a
+        function returns (B,) in log units.
+    guidance : None, "reward[:SCALE]", "network[:SCALE]", or Guidance
+        Tilt the denoiser that moves the particles by the reward's gradient, through the reward
+        alone or through the network too. Biases the target; a result with weights says so.
+    degenerate : "error" or "carry"
+        When all weights of a population vanish: stop with DegenerateWeights, or carry the weights
+        on without resampling (they count again at later boundaries; a population that ends
+        without weight has log-evidence -inf).
+
+    Notes
+    -----
+    The first two are of every method, the others of those that have such a field.
     """
 
     particles: int = setting(8, PARTICLES)

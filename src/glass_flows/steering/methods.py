@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from ..errors import InvalidArgument, check_name
+from ..fronts import One
+from ..plans import Sampler
 from ..settings import Kind, build, explanations, kinds
 from .method import Method
 from .search import Beam, Greedy
@@ -17,10 +19,12 @@ __all__ = [
     "METHODS",
     "AnyMethod",
     "Preset",
+    "SamplerOfMethod",
     "every_setting",
     "foreign_settings",
     "method_of",
     "read_method",
+    "sampler_for",
 ]
 
 
@@ -94,6 +98,23 @@ def read_method(data: Mapping[str, Any]) -> Method:
     return words[check_name("method", data.get("type"), words)].from_json(data)
 
 
+def sampler_for(method: Method, sampler: Sampler, asked: Collection[str]) -> Sampler:
+    """Best-of-N spends its evaluations on the ODE, unless ρ is among the settings asked for."""
+    if isinstance(method, BestOf) and "rho" not in asked and sampler.rho is not None:
+        return sampler.baseline()
+    return sampler
+
+
+class SamplerOfMethod(One):
+    """The sampler of a front whose method, made before, may be any."""
+
+    def make(
+        self, given: Any, default: Any, named: Mapping[str, Any], made: Mapping[str, Any]
+    ) -> Sampler:
+        found = cast(Sampler, super().make(given, default, named, made))
+        return found if given is not None else sampler_for(made["method"], found, named)
+
+
 class AnyMethod:
     """All methods as one group of a front: a name with settings, or an object."""
 
@@ -111,7 +132,9 @@ class AnyMethod:
             found[name] = allowed, f"{meaning} Of the methods {', '.join(names)}."
         return found
 
-    def make(self, given: Any, default: Any, named: Mapping[str, Any]) -> Method:
+    def make(
+        self, given: Any, default: Any, named: Mapping[str, Any], made: Mapping[str, Any]
+    ) -> Method:
         return method_of(default if given is None else given, named)
 
     def default_of(self, name: str, default: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InvalidArgument, check_number
 from .weights import effective_size
 
-__all__ = ["Adaptive", "Schedule", "check_schedule", "share_at"]
+__all__ = ["Adaptive", "ScaleSchedule", "check_schedule", "share_at"]
 
 _BISECTIONS = 40
 
@@ -47,12 +47,12 @@ class Adaptive:
         return torch.where(enough, torch.ones_like(high), high)
 
 
-Schedule = Union[str, Sequence[float], Callable[[float], float], Adaptive]
+ScaleSchedule = Union[str, Sequence[float], Callable[[float], float], Adaptive]
 
 _NAMED: dict[str, Callable[[float], float]] = {"constant": lambda t: 1.0, "linear": lambda t: t}
 
 
-def check_schedule(schedule: object) -> Schedule:
+def check_schedule(schedule: object) -> ScaleSchedule:
     """Return `schedule` if it is one that is no name and no list."""
     if isinstance(schedule, Adaptive) or (callable(schedule) and not isinstance(schedule, type)):
         return schedule
@@ -62,7 +62,7 @@ def check_schedule(schedule: object) -> Schedule:
     )
 
 
-def share_at(schedule: Schedule, index: int, t: float, transitions: int) -> float:
+def share_at(schedule: ScaleSchedule, index: int, t: float, transitions: int) -> float:
     """λ_k/λ at the start of transition `index`; 1 at the end, and where particles choose it."""
     if index == transitions or isinstance(schedule, Adaptive):
         return 1.0

@@ -23,8 +23,8 @@ from ..noise import RESAMPLING
 from ..plans import Table
 from ..settings import Choice, Count, setting
 from .method import BOUNDARIES, GUIDANCE, VALUE, Course, Method
+from .population import Run, kept, place, steered_boundaries
 from .results import Costs, SearchResult
-from .run import Run, kept, place, steered_boundaries
 from .state import History, Selection, Step
 from .values import FreeValue, Look, Value, scaled
 from .weights import LogWeights
@@ -41,8 +41,6 @@ class _Search(Method):
     children : int
         w >= 1, of every particle that goes on, each with noise of its own; must divide N, which
         counts them all.
-    value, boundaries, guidance : as of Steering
-        As of :class:`Steering`.
     """
 
     children: int = setting(2, Count())

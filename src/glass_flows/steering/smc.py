@@ -24,11 +24,11 @@ from ..noise import RESAMPLING, KeyedNoise
 from ..plans import Table
 from ..settings import Choice, Listed, Number, Object, setting
 from .method import BOUNDARIES, GUIDANCE, VALUE, Course, Method
+from .population import Run, place, steered_boundaries
 from .potentials import POTENTIALS, Potential
 from .resampling import RESAMPLERS
 from .results import Costs, SteeringResult
-from .run import Run, place, steered_boundaries
-from .schedules import Adaptive, Schedule, check_schedule, share_at
+from .schedules import Adaptive, ScaleSchedule, check_schedule, share_at
 from .state import History, Selection, Step, under
 from .twist import Twist, Twister, informative
 from .values import FreeValue, Look, Value, scaled
@@ -62,32 +62,18 @@ class Steering(Method):
     schedule : "constant", "linear", "adaptive[:ESS]", a function of t, or K shares
         Share λ_k/λ of λ that each boundary uses; the end always uses all of it. Adaptive is the
         largest at which the effective sample size stays at the fraction ESS of N.
-    boundaries : None, int, or list of int
-        Where values are taken: at every n-th transition start, or at those listed. None is
-        wherever a transition draws noise, if particles may be resampled or their noise twisted.
     resampling : str
         "systematic", "ssp", "stratified", "residual" or "multinomial".
     ess_threshold : float
         In [0, 1]: a population is resampled when its effective sample size is at most this fraction
         of N; 1 is at every boundary, 0 never (importance sampling).
-    value : "free", "posterior[:SAMPLES[:STEPS]]", a Value, or a function V(x, t, D)
-        "free" is λ r(D_t(x_t)), which costs no network evaluation; a posterior value is the
-        log-mean-exp of λ r over so many draws of p(z | x_t) of so many evaluations each; a
-        function returns (B,) in log units.
-    guidance : None, "reward[:SCALE]", "network[:SCALE]", or Guidance
-        Tilt the denoiser that moves the particles by the reward's gradient, through the reward
-        alone or through the network too; biases the target, and the result says so.
     twist : float, "ETA:cap=CAP", or Twist
         η >= 0 of the twisted noise, guidance by the reward's gradient whose weight is exact; 0 is
         off. The cap is the longest shift, in standard deviations of the noise.
-    degenerate : "error" or "carry"
-        When all weights of a population vanish: stop with DegenerateWeights, or carry the weights
-        on without resampling (they count again at later boundaries; a population that ends
-        without weight has log-evidence -inf).
     """
 
     potential: str = setting("difference", Choice("potential", POTENTIALS))
-    schedule: Schedule = setting("constant", SCHEDULE)
+    schedule: ScaleSchedule = setting("constant", SCHEDULE)
     boundaries: int | tuple[int, ...] | None = setting(None, BOUNDARIES)
     resampling: str = setting("systematic", Choice("resampling scheme", RESAMPLERS))
     ess_threshold: float = setting(0.5, Number("lie in [0, 1]", lambda share: 0 <= share <= 1))
@@ -131,13 +117,7 @@ class Steering(Method):
 
 @dataclass(frozen=True, repr=False)
 class BestOf(Method):
-    """Best-of-N: independent samples, weighted by their rewards at the end, never resampled.
-
-    Parameters
-    ----------
-    guidance, degenerate : as of Steering
-        As of :class:`Steering`.
-    """
+    """Best-of-N: independent samples, weighted by their rewards at the end, never resampled."""
 
     guidance: Guidance | None = setting(None, GUIDANCE)
     degenerate: str = setting("error", DEGENERATE)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..execute import Boundary
+from .population import Run
 from .results import Costs
-from .run import Run
 
 __all__ = ["History", "Observer", "Recorder", "Saved", "Selection", "Step", "under"]
 

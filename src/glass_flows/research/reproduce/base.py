@@ -29,7 +29,7 @@ from ...files import replace
 from ...jobs import Model, resolve
 from ...jobs.models import Digits
 from ...jobs.pictures import make_folder
-from ...judging import Estimate
+from ...measures import Measure
 from ...progress import progress_bar
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 
 Value = Union[str, int, float]
 Settings = dict[str, Value]
-Work = Callable[[], Mapping[str, Union[Value, Estimate]]]
+Work = Callable[[], Mapping[str, Union[Value, Measure]]]
 _ERROR = " error"  # `x error` is the standard error of the result `x`
 
 
@@ -60,7 +60,7 @@ class Cell:
     settings : dict
         What it is; no two cells of an experiment have the same.
     work : () -> results by name
-        Numbers, or :class:`Estimate` with their standard errors.
+        Numbers, or :class:`Measure` with their standard errors.
     """
 
     settings: Settings
@@ -328,7 +328,7 @@ def _values(cell: Cell, shared: Mapping[str, Any], folder: Path) -> dict[str, Va
     before = time.perf_counter()
     values: dict[str, Value] = {}
     for title, value in cell.work().items():
-        if isinstance(value, Estimate):
+        if isinstance(value, Measure):
             values |= {title: value.value, title + _ERROR: value.error}
         else:
             values[title] = value

@@ -15,19 +15,19 @@ from ...images import ImageResult
 from ...jobs import Model
 from ...jobs.models import Digits, Shapes
 from ...jobs.prompts import PromptEntry, read_prompts, write_geneval
-from ...judging import Estimate, diversity, half_samples, mean, share
-from ...models.shapes import prompts
+from ...measures import Measure, diversity, half_samples, mean, share
 from ...plans import Sampler
 from ...rewards import ClassReward, evaluate
 from ...steering import BestOf
 from ...steering.loop import Watch
+from ...worlds.shapes import prompts
 from ..digits import draw_digits, frechet, real_features
 from ..recipe import Recipe, judged
 from .base import Scale, model_of
 
 __all__ = ["Bench", "DigitsBench", "ImagesBench", "bench_of"]
 
-Found = dict[str, Union[Estimate, float]]
+Found = dict[str, Union[Measure, float]]
 
 
 class Bench(Protocol):

@@ -17,15 +17,15 @@ from ...denoisers import DenoiserLike
 from ...errors import PlanError
 from ...execute import run
 from ...jobs.models import Digits
-from ...judging import Estimate, mean
-from ...models.digits import digits_images, digits_labels
-from ...models.mixtures import GaussianMixture, digits_mixture
+from ...measures import Measure, mean
 from ...noise import noise_source
 from ...paths import Linear
 from ...plans import EulerMaruyama, Sampler
 from ...plans.kernels import Ends, resolve_rho
 from ...rewards import ClassReward, evaluate
 from ...sampling import posterior, transition
+from ...worlds.digits import digits_images, digits_labels
+from ...worlds.mixtures import GaussianMixture, digits_mixture
 from .base import Cell, Column, Experiment, Result, Scale, digits_of
 from .plots import lines
 
@@ -86,7 +86,7 @@ def _kernel_cells(scale: Scale, folder: Path) -> list[Cell]:
 
 def _kernel(
     scale: Scale, t: float, t_next: float, rho: Union[float, str], steps: int
-) -> dict[str, Estimate]:
+) -> dict[str, Measure]:
     """Moments of x_t' given eight different x_t, and its correlation with x_t over all of them."""
     mixture, n = plane_mixture(), scale.of(20_000, 2_000)
     denoiser = mixture.denoiser(_PATH)
@@ -106,7 +106,7 @@ def _kernel(
     return {
         "mean": mean(np.array(centre)),
         "covariance": mean(np.array(spread)),
-        "correlation": Estimate(
+        "correlation": Measure(
             _correlation(x, x_next) - _theory(mixture, t, t_next, rho), 1 / (2 * n) ** 0.5
         ),
     }
@@ -228,7 +228,7 @@ def _estimated(
     return torch.logsumexp(torch.stack(found), 0) - math.log(samples)
 
 
-def _agreement(estimate: Tensor, truth: Tensor) -> dict[str, Union[Estimate, float]]:
+def _agreement(estimate: Tensor, truth: Tensor) -> dict[str, Union[Measure, float]]:
     """Correlation, bias and root mean square error, over the particles."""
     difference = (estimate - truth).double().numpy()
     return {
@@ -241,7 +241,7 @@ def _agreement(estimate: Tensor, truth: Tensor) -> dict[str, Union[Estimate, flo
 
 def _exact_value(
     scale: Scale, t: float, method: str, samples: int, steps: int
-) -> dict[str, Union[Estimate, float]]:
+) -> dict[str, Union[Measure, float]]:
     """A linear reward on a mixture over the digits, whose value is in closed form."""
     mixture, count = digits_mixture(0.2), scale.of(400, 50)
     images, labels = digits_images().double(), digits_labels()
@@ -263,7 +263,7 @@ def _exact_value(
 
 def _network_value(
     scale: Scale, t: float, method: str, samples: int, steps: int
-) -> dict[str, Union[Estimate, float]]:
+) -> dict[str, Union[Measure, float]]:
     """The digits' network and classifier; the truth are many posterior samples of many steps."""
     model, (x, truth) = digits_of(scale), _long_run(scale, t)
     estimate = _estimated(

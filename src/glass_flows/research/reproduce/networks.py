@@ -19,20 +19,20 @@ from torch.utils._pytree import tree_map_only
 
 from ...denoisers import Denoiser
 from ...jobs.models import Digits
-from ...judging import Estimate, diversity, half_samples, mean
-from ...models.digits import IMAGE, DigitsNet, digits_images
+from ...measures import Measure, diversity, half_samples, mean
 from ...paths import DiscreteDiffusion, Linear
 from ...plans import EulerMaruyama, Paper, Rho, Sampler
 from ...sampling import sample
+from ...training import Loss, TrainingTask, fit
+from ...worlds.digits import IMAGE, DigitsNet, digits_images
 from ..digits import frechet, judge_features, real_features
-from ..training import Job, Loss, fit
 from .base import Cell, Column, Experiment, Result, Scale, digits_of
 from .exact import at_time, draw_posterior, plane_mixture
 from .plots import lines
 
 __all__ = ["DISCRETE", "POSTERIOR", "SAMPLING"]
 
-Found = dict[str, Union[Estimate, float]]
+Found = dict[str, Union[Measure, float]]
 _PATH = Linear()
 _METHODS = ("GLASS", "GLASS, Algorithm 1", "DDPM", "Euler-Maruyama")
 
@@ -321,7 +321,7 @@ def _discrete(
 def _trained(scale: Scale, folder: Path, timesteps: int) -> nn.Module:
     """A digits network that predicts ε at these timesteps and no others."""
     steps = scale.of(1_000, 120)
-    job = Job(
+    job = TrainingTask(
         "discrete-network",
         DigitsNet,
         _epsilon_loss(_schedule(timesteps)),

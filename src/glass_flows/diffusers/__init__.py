@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from ...errors import MissingExtra
+from ..errors import MissingExtra
 
 if importlib.util.find_spec("diffusers") is None:
     raise MissingExtra("diffusers", "diffusers", "GLASS on diffusers pipelines")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from ...errors import InvalidArgument
+from ..errors import InvalidArgument
 
 __all__ = ["check_call", "check_pipeline", "rounds_its_clock"]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ...batching import Batching
-from ...errors import InvalidArgument
-from ...noise import check_seed
-from ...plans import Sampler
-from ...rewards import RewardLike
-from ...steering import Method
+from ..batching import Batching
+from ..errors import InvalidArgument
+from ..noise import check_seed
+from ..plans import Sampler
+from ..rewards import RewardLike
+from ..steering import Method
 
 __all__ = ["Asked"]
 

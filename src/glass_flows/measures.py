@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "Estimate",
+    "Measure",
     "bootstrap",
     "diversity",
     "frechet_distance",
@@ -24,7 +24,7 @@ _NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Measure:
     """A figure and its standard error over runs; `trials` for the share of so many yes or no."""
 
     value: float
@@ -42,16 +42,16 @@ class Estimate:
         return centre - half, centre + half
 
 
-def mean(values: Array) -> Estimate:
+def mean(values: Array) -> Measure:
     """Mean over the runs (n,), n >= 2."""
     values = np.asarray(values, dtype=float)
-    return Estimate(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
+    return Measure(float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5))
 
 
-def share(verdicts: Array) -> Estimate:
+def share(verdicts: Array) -> Measure:
     """Share of ones among verdicts of 0 and 1 (n,), n >= 2."""
     one = mean(verdicts)
-    return Estimate(one.value, one.error, len(verdicts))
+    return Measure(one.value, one.error, len(verdicts))
 
 
 def frechet_distance(features: Array, reference: Array) -> float:
@@ -78,7 +78,7 @@ def diversity(features: Array) -> float:
 
 def half_samples(
     samples: Array, figure: Callable[[Array], float], rounds: int = 100, seed: int = 0
-) -> Estimate:
+) -> Measure:
     """`figure` of the samples (n, d), its error from half-samples drawn without replacement.
 
     Half-samples have no ties, which would shrink distances; their spread is that of the whole
@@ -87,7 +87,7 @@ def half_samples(
     rng = np.random.default_rng(seed)
     half = len(samples) // 2
     drawn = [figure(samples[rng.permutation(len(samples))[:half]]) for _ in range(rounds)]
-    return Estimate(figure(samples), float(np.std(drawn, ddof=1)))
+    return Measure(figure(samples), float(np.std(drawn, ddof=1)))
 
 
 def precision_recall(features: Array, reference: Array, neighbours: int = 3) -> tuple[float, float]:

@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...errors import ShapeError
-from ...images import to_bytes, to_images
-from ...noise import START, KeyedNoise
-from ...rewards import Decoded
-from ...steering import SearchResult, Shards
-from ...steering.loop import Watch, conduct
-from ...steering.run import Population
+from ..errors import ShapeError
+from ..images import to_bytes, to_images
+from ..noise import START, KeyedNoise
+from ..rewards import Decoded
+from ..steering import SearchResult, Shards
+from ..steering.loop import Watch, conduct
+from ..steering.population import Population
 from .asked import Asked
 from .families import Family
 from .refusals import rounds_its_clock

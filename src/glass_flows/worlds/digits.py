@@ -244,7 +244,7 @@ def load_digits_classifier(
 def _load(model: _Model, name: str, path: str | Path | None) -> _Model:
     with ExitStack() as stack:
         if path is None:
-            shipped = importlib.resources.files("glass_flows.models") / "weights" / FILES[name]
+            shipped = importlib.resources.files("glass_flows.worlds") / "weights" / FILES[name]
             path = stack.enter_context(importlib.resources.as_file(shipped))
         tensors = _read(Path(path), name, model.state_dict())
     model.load_state_dict(tensors)

@@ -20,12 +20,12 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ...denoisers import PREDICTIONS, Estimate, clean_estimate
-from ...errors import InvalidArgument, PlanError, ShapeError, check_count, check_name, check_number
-from ...execute import Boundary, Query, interpret
-from ...noise import TRANSITION, KeyedNoise
-from ...plans import DDIM, Sampler, Table
-from ...settings import build
+from ..denoisers import PREDICTIONS, Estimate, clean_estimate
+from ..errors import InvalidArgument, PlanError, ShapeError, check_count, check_name, check_number
+from ..execute import Boundary, Query, interpret
+from ..noise import TRANSITION, KeyedNoise
+from ..plans import DDIM, Sampler, Table
+from ..settings import build
 from .refusals import check_call, check_pipeline, rounds_its_clock
 from .schedules import _DISCRETE, _FLOW, Schedule
 

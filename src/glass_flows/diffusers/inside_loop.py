@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...denoisers import BaseDenoiser
-from ...errors import InvalidArgument, check_name
-from ...execute import Boundary
-from ...noise import START, KeyedNoise
-from ...paths import Path
-from ...plans.sampler import RHO, SOLVER
-from ...rewards import Decoded
-from ...steering import PosteriorValue, SearchResult, Step
-from ...steering.loop import Watch, pass_boundaries
-from ...steering.run import Population, Run
+from ..denoisers import BaseDenoiser
+from ..errors import InvalidArgument, check_name
+from ..execute import Boundary
+from ..noise import START, KeyedNoise
+from ..paths import Path
+from ..plans.sampler import RHO, SOLVER
+from ..rewards import Decoded
+from ..steering import PosteriorValue, SearchResult, Step
+from ..steering.loop import Watch, pass_boundaries
+from ..steering.population import Population, Run
 from .asked import Asked
 from .scheduler import GlassScheduler
 

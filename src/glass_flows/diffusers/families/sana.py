@@ -11,7 +11,7 @@ from diffusers import SanaPipeline
 from diffusers.pipelines.sana import pipeline_sana
 from torch import Tensor
 
-from ....errors import InvalidArgument
+from ...errors import InvalidArgument
 from .base import Family
 
 __all__ = ["Sana"]

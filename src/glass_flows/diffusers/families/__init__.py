@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ....errors import InvalidArgument
-from ....registry import Registry
+from ...errors import InvalidArgument
+from ...registry import Registry
 from .base import Family
 from .dit import DiT
 from .flux import Flux

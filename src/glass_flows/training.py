@@ -17,17 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import InvalidArgument, NonFinite, WeightsFileError
-from ..files import replace
-from ..progress import track
+from .errors import InvalidArgument, NonFinite, WeightsFileError
+from .files import replace
+from .progress import track
 
-__all__ = ["Job", "Loss", "begin", "fingerprint", "fit", "save_tensors"]
+__all__ = ["Loss", "TrainingTask", "begin", "fingerprint", "fit", "save_tensors"]
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingTask:
     """What to train, and how.
 
     Attributes
@@ -67,7 +67,7 @@ class Job:
 class Training:
     """Everything that a step changes: model, EMA, optimiser, random generator, step count."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingTask) -> None:
         self.job, self.step, self.loss = job, 0, math.nan
         with torch.random.fork_rng(devices=[]):  # initialise without touching the user's stream
             torch.default_generator.manual_seed(job.seed)
@@ -125,7 +125,7 @@ class Training:
 
 
 def fit(
-    job: Job, path: Path, settings: dict[str, int], checkpoint_every: int, progress: bool
+    job: TrainingTask, path: Path, settings: dict[str, int], checkpoint_every: int, progress: bool
 ) -> nn.Module:
     """Run a job to its end, from its checkpoint at `path` if there is one; its EMA model."""
     training = Training(job)

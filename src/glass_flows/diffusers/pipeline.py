@@ -14,21 +14,21 @@ from typing import Any
 
 from torch import Tensor
 
-from ...batching import Batching
-from ...errors import InvalidArgument, UnknownName
-from ...fronts import FOREIGN, front, refuse_foreign
-from ...grids import Times
-from ...guidance import Guidance
-from ...images import ImageResult
-from ...plans import Rho, Sampler, Solver
-from ...rewards import RewardLike
-from ...steering import Method, Recorder, Shards, Twist
-from ...steering.loop import Watch
-from ...steering.methods import AnyMethod
-from ...steering.run import Boundaries
-from ...steering.schedules import Schedule
-from ...steering.state import Observer
-from ...steering.values import AnyValue
+from ..batching import Batching
+from ..errors import InvalidArgument, UnknownName
+from ..fronts import FOREIGN, front, refuse_foreign
+from ..grids import Times
+from ..guidance import Guidance
+from ..images import ImageResult
+from ..plans import Rho, Sampler, Solver
+from ..rewards import RewardLike
+from ..steering import Method, Recorder, Shards, Twist
+from ..steering.loop import Watch
+from ..steering.methods import AnyMethod, SamplerOfMethod
+from ..steering.population import Boundaries
+from ..steering.schedules import ScaleSchedule
+from ..steering.state import Observer
+from ..steering.values import AnyValue
 from .adapted import run_adapted
 from .asked import Asked
 from .families import family_of
@@ -40,7 +40,7 @@ __all__ = ["can_record", "run_pipeline", "steer_pipeline"]
 _SAMPLER, _BATCHING = Sampler(), Batching()
 
 
-@front(method=AnyMethod(), sampler=Sampler, batching=Batching)
+@front(method=AnyMethod(), sampler=SamplerOfMethod(Sampler), batching=Batching)
 def steer_pipeline(
     pipe: Any,
     prompt: Any,
@@ -52,7 +52,7 @@ def steer_pipeline(
     particles: int = 8,
     scale: float = 1.0,
     potential: str = "difference",
-    schedule: Schedule = "constant",
+    schedule: ScaleSchedule = "constant",
     boundaries: Boundaries = None,
     resampling: str = "systematic",
     ess_threshold: float = 0.5,
@@ -97,7 +97,8 @@ def steer_pipeline(
         Images (B, 3, H, W) in [0, 1], and prompts if it takes them, to (B,); higher is better.
         Gradients (guidance, twist) flow through it into the decoder.
     method : "plain", "best-of-n", "steering", "twist", "beam", "greedy", "svdd", or an object
-        Such as :class:`~glass_flows.Steering` or :class:`~glass_flows.Beam`.
+        Such as :class:`~glass_flows.Steering` or :class:`~glass_flows.Beam`. Best-of-n and plain
+        spend K M evaluations on the ODE, unless `rho` or a `sampler` is given.
     {settings}
     seed : int, optional
         Every particle has streams of its own, found from (seed, particle).

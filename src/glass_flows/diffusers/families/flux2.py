@@ -10,7 +10,7 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
-from ....errors import InvalidArgument
+from ...errors import InvalidArgument
 from .base import Family
 
 __all__ = ["Flux2", "Flux2Klein"]

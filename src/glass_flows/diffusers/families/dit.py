@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ....errors import InvalidArgument
+from ...errors import InvalidArgument
 from .base import Family
 
 __all__ = ["DiT"]

@@ -22,9 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..denoisers import Denoiser
-from ..errors import InvalidArgument, WeightsFileError, check_count
-from ..paths import Linear
+from .denoisers import Denoiser
+from .errors import InvalidArgument, WeightsFileError, check_count
+from .paths import Linear
 
 __all__ = ["SiT", "SiTConfig", "convert", "load"]
 
@@ -237,8 +237,7 @@ def load(
         config = SiTConfig(**data)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise WeightsFileError(
-            f"{str(home)!r} is no converted SiT ({error}): make one with "
-            "glass_flows.integrations.sit.convert"
+            f"{str(home)!r} is no converted SiT ({error}): make one with glass_flows.sit.convert"
         ) from error
     network = SiT(config)
     _check(network, state, lambda problem: WeightsFileError(f"{str(home)!r}: {problem}"))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ....errors import InvalidArgument
+from ...errors import InvalidArgument
 from .base import Family
 
 __all__ = ["Flux"]

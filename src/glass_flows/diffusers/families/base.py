@@ -15,8 +15,8 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from ....denoisers import Denoiser, Fitting
-from ....errors import InvalidArgument, check_count, check_name
+from ...denoisers import Denoiser, Fitting
+from ...errors import InvalidArgument, check_count, check_name
 from ..schedules import Schedule
 
 __all__ = ["Family", "joined"]

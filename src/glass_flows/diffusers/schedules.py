@@ -17,9 +17,9 @@ import diffusers
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgument, PlanError
-from ...grids import snap_to_trained
-from ...paths import DiscreteDiffusion, KnownTimes, Linear, Path, check_time
+from ..errors import InvalidArgument, PlanError
+from ..grids import snap_to_trained
+from ..paths import DiscreteDiffusion, KnownTimes, Linear, Path, check_time
 
 __all__ = ["Schedule"]
 

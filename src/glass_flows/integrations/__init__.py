@@ -1,1 +1,0 @@
-"""The edge to other libraries; each is imported only when its subpackage is."""
