@@ -5,7 +5,7 @@ probability at most ``FAMILY_ALARM`` = 1e-3 over the choice of the seeds (which 
 Bonferroni each p-value is compared with ``LEVEL`` = 1e-3 / ``FAMILY_SIZE``, and :func:`accept`
 refuses to judge more p-values than that. ``SAMPLES`` is chosen so that a law whose standard
 deviation, or whose mean in units of it, is wrong by 5 % is found with power at least 0.9;
-tests/test_transitions.py shows both the alarm rate and the power.
+tests/core/test_transitions.py shows both the alarm rate and the power.
 """
 
 from __future__ import annotations

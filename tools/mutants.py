@@ -72,6 +72,12 @@ NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_cla
 LEFT_OUT = {
     "test_batch",
     "test_budget",
+    "test_cli",
+    "test_compare",
+    "test_diffusers_methods",
+    "test_extending",
+    "test_house",
+    "test_jobs",
     "test_report",
     "test_run_folder",
     "test_settings",
@@ -382,12 +388,12 @@ def mutants() -> list[Mutant]:
 
 def test_files(mutant: Mutant) -> list[str]:
     """The test files that exist, those that look closest at the mutant first."""
-    there = sorted(path.stem for path in (ROOT / "tests").glob("test_*.py"))
+    places = {p.stem: p.relative_to(ROOT) for p in sorted((ROOT / "tests").rglob("test_*.py"))}
     sharper = SHARPER.get(mutant.scope.split(".")[0], "")
     first = dict.fromkeys([sharper, *TARGETS[mutant.file], *NEXT])
-    order = [*(name for name in first if name in there), *(n for n in there if n not in first)]
+    order = [*(name for name in first if name in places), *(n for n in places if n not in first)]
     wanted = ONLY_TESTS or set(order) - LEFT_OUT
-    return [f"tests/{name}.py" for name in order if name in wanted]
+    return [str(places[name]) for name in order if name in wanted]
 
 
 def warm_up() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import sharded_run
 import torch
 from safetensors.torch import load_file
 
@@ -16,20 +16,20 @@ from glass_flows.errors import InvalidArgument
 from glass_flows.runs import read_run
 from glass_flows.steering import Shards
 
-SCRIPT = Path(__file__).with_name("sharded_run.py")
+FORK = multiprocessing.get_context("fork")  # what they import is imported already
 
 
 def run(out: Path, count: int, **options):
     """What every process of a dealt-out run ends with: (tensors, counts) by rank."""
     out.mkdir()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, str(SCRIPT), str(out)]
-    given = json.dumps(options)
-    jobs = [
-        subprocess.Popen([*command, str(r), str(count), given], env=environment)
-        for r in range(count)
-    ]
-    assert [job.wait(timeout=120) for job in jobs] == [0] * count
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    given = [(out, rank, count, dict(options)) for rank in range(count)]
+    jobs = [FORK.Process(target=sharded_run.main, args=one) for one in given]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(120)
+    assert [job.exitcode for job in jobs] == [0] * count
     return [
         (load_file(out / f"{r}.safetensors"), json.loads((out / f"{r}.json").read_text()))
         for r in range(count)
@@ -41,6 +41,8 @@ CASES = {
     "twisted": {"twist": {"scale": 1.0, "cap": 0.75, "sigma_data": 0.7}, "populations": 2},
     "guided": {"guidance": {"scale": 1.0, "through": "network", "clip": 1.0}, "value": "posterior"},
     "uneven": {"particles": 7, "micro_batch": 1, "ess_threshold": 1.0},
+    "beam": {"call": "beam", "children": 2},
+    "svdd": {"call": "greedy", "children": 4, "pick": "sample", "populations": 2},
 }
 
 

@@ -1,9 +1,8 @@
-"""One process of a run that is dealt out: python sharded_run.py OUT RANK COUNT OPTIONS(json)."""
+"""One process of a run that is dealt out."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from glass_flows import Guidance, Twist, steer
+from glass_flows import Guidance, Twist, beam, greedy, steer
 from glass_flows.jobs import digits_denoiser
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder
@@ -30,7 +29,8 @@ def main(out: Path, rank: int, count: int, options: dict) -> None:
     if "guidance" in options:
         options["guidance"] = Guidance(**options["guidance"])
     folder = RunFolder(out / "run", {"seed": 5}, writes=rank == 0)
-    result = steer(
+    call = {"steer": steer, "beam": beam, "greedy": greedy}[options.pop("call", "steer")]
+    result = call(
         digits_denoiser(),
         ClassReward(load_digits_classifier("reward"), 8),
         shape=IMAGE,
@@ -47,7 +47,3 @@ def main(out: Path, rank: int, count: int, options: dict) -> None:
     (out / f"{rank}.json").write_text(json.dumps(about))
     if count > 1:
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4]))
