@@ -298,7 +298,9 @@ class Stop:
         return redness(images)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "svdd")) for n in METHODS]
+)
 def test_a_search_that_was_stopped_goes_on_to_the_same_bits(name, tmp_path):
     pipe = tiny.build("sd3")
 

@@ -183,6 +183,7 @@ def test_an_output_folder_that_cannot_be_is_named(tmp_path):
         make_folder(tmp_path / "file" / "below")
 
 
+@pytest.mark.slow
 def test_the_checks_pass_and_can_fail(monkeypatch):
     results = list(checks(seed=1, samples=2000))
     assert len(results) == 33

@@ -40,6 +40,7 @@ def few(monkeypatch):
     monkeypatch.setattr(compare, "_COLUMNS", 2)
 
 
+@pytest.mark.slow
 def test_every_method_is_run_judged_and_written(parts, tmp_path):
     report = compare.compare_shapes(tmp_path, **parts, **SMALL)
     names = [line.method.strip() for line in report.methods]

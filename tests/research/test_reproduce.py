@@ -180,6 +180,7 @@ def test_the_correlation_that_theory_has_is_that_of_exact_draws(rho):
     assert exact._correlation(x, y) == pytest.approx(wanted, abs=5 / (2 * n) ** 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", networks._METHODS)
 def test_every_posterior_sampler_comes_to_the_exact_posterior(method):
     mixture, t, n = exact.plane_mixture(), 0.4, 2_000
@@ -204,6 +205,7 @@ def test_energy_distance_is_zero_in_the_mean_for_one_law_and_the_gap_for_two():
     assert networks._energy_distance(a, b + far) == pytest.approx(200 - 2 * inner, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_value_from_posterior_samples_is_their_log_mean_exp():
     mixture, t = exact.plane_mixture(), 0.5
     x = exact.at_time(mixture.sample(100, seed=0), t, 1)
@@ -218,6 +220,7 @@ def test_a_value_from_posterior_samples_is_their_log_mean_exp():
     assert bool((low <= truth).all())
 
 
+@pytest.mark.slow
 def test_nothing_loses_digits_over_all_rho_and_times(tmp_path):
     reproduce(["stability"], tmp_path, scale=QUICK, progress=False)
     with open(tmp_path / "stability" / "table.csv", encoding="utf-8") as file:

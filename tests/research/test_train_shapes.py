@@ -39,7 +39,9 @@ def small(monkeypatch):
     monkeypatch.setattr(shapes, "BATCH", {"vae": 4, "text": 4, "flow": 4})
 
 
-@pytest.mark.parametrize("after", [2, 4, 7])  # in the autoencoder, the encoders and the flow
+@pytest.mark.parametrize(  # in the autoencoder, the encoders and the flow
+    "after", [pytest.param(k, marks=[pytest.mark.slow] * (k != 4)) for k in (2, 4, 7)]
+)
 def test_an_interrupted_training_ends_with_the_same_bits(small, after, tmp_path, monkeypatch):
     shapes.train_shapes(tmp_path / "whole", **TINY)
     count, advance = [0], training.Training.advance
@@ -177,6 +179,7 @@ def test_a_perfect_reading_costs_nothing_and_the_loss_sees_every_word():
         spoilt.copy_(kept)
 
 
+@pytest.mark.slow
 def test_a_run_from_other_weights_is_not_gone_on_with(small, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for folder, seed in ((first, 0), (second, 1)):

@@ -88,6 +88,7 @@ def test_a_sentence_that_the_networks_would_not_read_to_its_end_is_refused():
         Prompt.parse("a small red circle to the left of a large blue square on white")
 
 
+@pytest.mark.slow
 def test_the_judge_accepts_every_clean_render():
     asked, placed, images = scenes(4000, seed=1)
     findings = [examine(i) for i in images]
@@ -222,6 +223,7 @@ def test_scenes_vary_and_follow_their_seed():
     assert len(places) == 10
 
 
+@pytest.mark.slow
 def test_a_contradiction_is_false_of_every_scene():
     rng = np.random.default_rng(8)
     asked, _, images = scenes(2_000, 8)
