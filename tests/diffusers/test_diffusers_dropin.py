@@ -3,11 +3,11 @@
 import copy
 import json
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
-import diffusers
 import tiny_pipelines as tiny
 from glass_flows.diffusers import GlassScheduler, LatentNoise, Schedule
 from glass_flows.errors import (

@@ -431,3 +431,46 @@ def test_wrong_arguments_are_answered_with_the_right_ones(wrong, message, adapte
 def test_latents_of_another_shape_are_refused():
     with pytest.raises(ShapeError, match=r"latents must be \(8, 4, 8, 8\).*got \(1, 2\)"):
         draw(tiny.build("sd3"), METHODS["beam"], latents=torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("name", ["flux", "qwenimage"])
+def test_a_guidance_scale_that_the_network_does_not_take_is_refused(name):
+    pipe = tiny.build(name, **({"guidance_embeds": False} if name == "flux" else {}))
+    given = {k: v for k, v in tiny.CALL[name].items() if k not in ("prompt", "guidance_scale")}
+    with pytest.raises(InvalidArgument, match=r"does nothing.*true_cfg_scale"):
+        steer_pipeline(pipe, "a cat", redness, guidance_scale=2.0, **given)
+    few = {"particles": 1, "transitions": 1, "steps": 1, "seed": 0}
+    steer_pipeline(pipe, "a cat", redness, **few, **given)
+
+
+def test_a_single_transition_starts_at_noise_whatever_the_terminal_sigma():
+    """diffusers #14411: stretching one sigma to the terminal one divides 0 by 0."""
+    pipe, given = tiny.build("qwenimage"), dict(tiny.CALL["qwenimage"])
+    prompt = given.pop("prompt")
+    result = steer_pipeline(
+        pipe, prompt, redness, "best-of-n", particles=2, transitions=2, steps=2, seed=0, **given
+    )
+    assert len(result.result.ancestry) == 1  # the ODE in one go
+    assert result.result.network_evaluations == 2 * 4 * 2
+    assert torch.isfinite(result.rewards).all()
+    inside = scheduler.GlassScheduler.from_pipeline(pipe, rho="ode", steps=4)
+    inside.set_timesteps(sigmas=[1.0], mu=0.7)
+    assert inside.table.times == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "dit", "sana", "flux"])
+def test_the_ode_in_one_go_starts_at_noise(name):
+    """A grid of one step with "leading" spacing starts at timestep 1, which is data already."""
+    pipe, given = tiny.build(name), dict(tiny.CALL[name])
+    labels = given.pop("class_labels", None)
+    prompt = given.pop("prompt", None) or labels
+    whole, cut = (
+        steer_pipeline(pipe, prompt, redness, "plain", sampler, seed=0, **given).result.samples
+        for sampler in (Sampler.ode(40), Sampler(40, 1, "ode"))
+    )
+    # the same ODE by other steps: as near as its steps are small, and of the size of images
+    assert (whole - cut).norm() < 0.25 * cut.norm()
+    own = scheduler.GlassScheduler.from_pipeline(pipe, rho="ode", steps=40)
+    if name in ("sd", "sdxl", "dit", "sana"):
+        own.set_timesteps(1)
+        assert own.table.times[0] < 0.1

@@ -2,10 +2,10 @@
 
 import warnings
 
+import diffusers
 import pytest
 import torch
 
-import diffusers
 import tiny_pipelines as tiny
 from glass_flows import Sampler, steer_pipeline
 from glass_flows.diffusers import GlassScheduler

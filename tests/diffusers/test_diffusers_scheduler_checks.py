@@ -2,11 +2,11 @@
 
 import inspect
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 
-import diffusers
 from glass_flows.diffusers import GlassScheduler, GlassSchedulerOutput
 
 BASES = {

@@ -1,10 +1,10 @@
 """steer_pipeline on tiny random pipelines of every family, with and without an adapter."""
 
+import diffusers
 import pytest
 import torch
 from PIL import Image
 
-import diffusers
 import glass_flows
 import tiny_pipelines as tiny
 from glass_flows import Guidance

@@ -30,7 +30,7 @@ def run_adapted(
     schedule = Schedule.of(config_of(asked.pipe.scheduler), rounds_its_clock(asked.pipe))
     sampler, batching = asked.sampler, asked.batching
     if sampler.times is None:
-        sampler = sampler.at(adapter.times(schedule, sampler.transitions))
+        sampler = sampler.at(adapter.times(schedule, sampler))
     decoder = _Decoder(adapter, len(asked.prompts) * asked.method.particles)
     denoiser = adapter.denoiser(
         asked.prompts, schedule, max_batch=batching.max_batch, checkpoint=batching.checkpoint

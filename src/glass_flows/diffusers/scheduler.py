@@ -483,6 +483,10 @@ def compile_table(
 ) -> Table:
     """The table of a scheduler's own grid; see :class:`GlassScheduler`."""
     times = schedule.outer_times(transitions, timesteps=timesteps, sigmas=sigmas, mu=mu)
+    steps = sampler.steps
+    if transitions == 1 and isinstance(steps, int) and steps > 1 and timesteps is sigmas is None:
+        # Many a grid of one step starts near data: go from where that of M steps starts.
+        times = (schedule.outer_times(steps, mu=mu)[0], 1.0)
     last = schedule.time(0.0) if schedule.discrete else 1.0
     stops_short = schedule.discrete and not schedule.base.config.get("set_alpha_to_one", True)
     itself = sampler.steps == 1 and sampler.rho in (1.0, DDIM(0.0)) and stops_short

@@ -157,8 +157,13 @@ class Schedule:
         else:
             given = {name: v for name, v in (("sigmas", sigmas), ("mu", mu)) if v is not None}
             count = transitions if sigmas is None else len(sigmas)
-            self.base.set_timesteps(count, **given)
-            if self.discrete:
+            # The stretch to a terminal sigma is 0/0 for a single one, which is where noise is.
+            alone = count == 1 and self.base.config.get("shift_terminal")
+            if not alone:
+                self.base.set_timesteps(count, **given)
+            if alone:
+                starts = [0.0]
+            elif self.discrete:
                 starts = [self.time(float(k)) for k in self.base.timesteps]
             else:
                 starts = [1.0 - float(sigma) for sigma in self.base.sigmas[:-1]]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...denoisers import Denoiser, Fitting
 from ...errors import InvalidArgument, check_count, check_name
+from ...plans import Sampler
 from ..schedules import Schedule
 
 __all__ = ["Family", "joined"]
@@ -70,6 +71,7 @@ class Family(ABC):
                 check_count(name, size)
         self.height: Any = height  # numbers after `prepare`
         self.width: Any = width
+        self.asked = frozenset(options)
         self.given: dict[str, Any] = {**self.options, **options}
         self.prepare()
 
@@ -141,9 +143,17 @@ class Family(ABC):
         """Where the pipeline runs, also under CPU offloading."""
         return torch.device(self.pipe._execution_device)
 
-    def times(self, schedule: Schedule, transitions: int) -> tuple[float, ...]:
-        """The outer times of the pipeline's own grid of K steps."""
-        return schedule.outer_times(transitions, **self.grid(transitions))
+    def times(self, schedule: Schedule, sampler: Sampler) -> tuple[float, ...]:
+        """The outer times of the pipeline's own grid of K steps.
+
+        A single transition goes from where the grid of its M evaluations starts: many a grid of one
+        step starts near data.
+        """
+        count = sampler.transitions
+        if count == 1 and sampler.evaluations > 1:
+            grid = self.grid(sampler.evaluations)
+            return (schedule.outer_times(sampler.evaluations, **grid)[0], 1.0)
+        return schedule.outer_times(count, **self.grid(count))
 
     def denoiser(
         self,
@@ -200,6 +210,15 @@ class Family(ABC):
         if len(text) != len(prompts):
             raise InvalidArgument(f"{len(text)} of {name} given for {len(prompts)} prompts")
         return list(text)
+
+    def refuse_idle_guidance(self) -> None:
+        """Raise if `guidance_scale` was asked for and the network takes no guidance as an input."""
+        if "guidance_scale" in self.asked and not self.network.config.guidance_embeds:
+            raise InvalidArgument(
+                f"guidance_scale does nothing on this {type(self.pipe).__name__}, whose network "
+                f"takes none: classifier-free guidance is {self.guidance_argument} here, with a "
+                "negative_prompt"
+            )
 
     def default_size(self, factor: int) -> None:
         """Set the pipeline's default height and width; both must be multiples of `factor`."""

@@ -33,6 +33,7 @@ class Flux(Family):
     guidance_argument: ClassVar[str] = "true_cfg_scale"
 
     def prepare(self) -> None:
+        self.refuse_idle_guidance()
         self.default_size(self.pipe.vae_scale_factor * 2)
         rows, columns = (
             size // (self.pipe.vae_scale_factor * 2) for size in (self.height, self.width)

@@ -30,6 +30,7 @@ class QwenImage(Family):
     guidance_argument: ClassVar[str] = "true_cfg_scale"
 
     def prepare(self) -> None:
+        self.refuse_idle_guidance()
         scale = self.pipe.vae_scale_factor * 2
         self.default_size(scale)
         rows, columns = self.height // scale, self.width // scale
