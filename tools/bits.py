@@ -8,6 +8,8 @@ What is run: the digits with every potential, with and without twist and guidanc
 resampling scheme; values, schedules, solvers, the searches; pipelines of all families, through
 their adapters and from inside their own loops; the Shapes pipeline; and a population over two
 processes.
+The tool imports what this revision has: a revision whose modules have other names (0.1) is recorded
+with the tool as it stood then (git show ef6f278:tools/bits.py), and compared with ``compare``.
 A result is told by a hash of its tensors and images. Bits depend on the processor and on the number
 of threads, which is one here: records of two machines may differ.
 """
