@@ -172,3 +172,39 @@ def test_an_installed_package_reaches_the_command_line(package, tmp_path):
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "Did you mean 'mine'" in wrong.stderr
+
+
+def test_a_package_that_cannot_be_loaded_does_not_stop_the_others(package):
+    """Entry points of the settings' own kinds, one broken and one that imports glass_flows."""
+    (package / "my_rules.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from glass_flows import Sampler\n"
+        "@dataclass(frozen=True)\n"
+        "class Half:\n"
+        "    share: float = 0.5\n"
+        "    def rho(self, ends):\n"
+        "        return self.share\n"
+    )
+    (package / "my_package-1.0.dist-info" / "entry_points.txt").write_text(
+        "[glass_flows.rho_rules]\nmy-half = my_rules:Half\n"
+        "[glass_flows.solvers]\nmy-broken = my_missing:Solver\n"
+    )
+    code = (
+        "from glass_flows import Sampler\n"
+        "from glass_flows.errors import GlassError\n"
+        "from glass_flows.paths import Linear\n"
+        "table = Sampler(rho='my-half:0.25').plan(Linear())\n"
+        "print(Sampler(rho=0.3), '/', table.transitions[1].rho)\n"
+        "try:\n"
+        "    Sampler(solver='my-broken')\n"
+        "except GlassError as error:\n"
+        "    print(error)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(package)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "sampler rho=0.3 / 0.25"
+    assert "my_missing:Solver" in second

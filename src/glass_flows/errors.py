@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -76,11 +77,29 @@ class NonFinite(GlassError, ArithmeticError):
     ----------
     particles : tuple of int
         Indices in the batch of the affected particles.
+    first : int
+        Row of the batch from which those in the message are counted.
     """
 
     def __init__(self, message: str, particles: tuple[int, ...] = ()) -> None:
         super().__init__(message)
-        self.particles = particles
+        self.particles, self.first = particles, 0
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}, counted from row {self.first} of the batch" if self.first else text
+
+
+@contextmanager
+def rows_from(first: int) -> Iterator[None]:
+    """What is raised inside of rows of a batch's part, which begins at row `first`."""
+    try:
+        yield
+    except NonFinite as error:
+        if not error.first:  # the part is not one of a part, of which this was said already
+            error.first = first
+            error.particles = tuple(first + particle for particle in error.particles)
+        raise
 
 
 class RewardError(GlassError, RuntimeError):
@@ -133,8 +152,8 @@ def check_number(name: str, given: object, rule: str, holds: Callable[[float], b
 
 def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:
     """Return `given` if it is one of `allowed`, else raise :class:`UnknownName`."""
-    names = sorted(allowed)
-    if isinstance(given, str) and given in names:
+    names = allowed if isinstance(allowed, Collection) else list(allowed)
+    if isinstance(given, str) and given in names:  # of a registry without looking at all of it
         return given
     raise missing_name(kind, given, names)
 

@@ -89,7 +89,8 @@ class Registry(Mapping[str, T], Generic[T]):
         return self._things[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self._things, *self._found()]))
+        yield from (ours := list(self._things))
+        yield from (name for name in self._found() if name not in ours)
 
     def __len__(self) -> int:
         return len(list(iter(self)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -215,6 +215,10 @@ def starting_noise(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """x at the table's first time, drawn from noise: (B, *shape) for a shape with the batch."""
+    if not isinstance(shape, Iterable) or isinstance(shape, str):
+        raise InvalidArgument(f"shape must be (batch, *sizes), got {shape!r}")
+    if not isinstance(dtype, torch.dtype):
+        raise InvalidArgument(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
     sizes = tuple(check_count("shape: every size", n) for n in shape)
     if not sizes:
         raise InvalidArgument("shape must be (batch, *sizes), got an empty one")

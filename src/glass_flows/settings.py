@@ -217,6 +217,9 @@ class Heads(Mapping[str, Head]):
         thing = self.registry[name]
         return (thing, {}) if isinstance(thing, type) else None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.registry
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.registry)
 
@@ -257,13 +260,14 @@ class Object:
             return None
         if isinstance(given, str):
             return self.parse(name, given)
-        if isinstance(given, tuple(self._classes)):
-            return given
         if _is_number(given):
             if self.numbers is not None:
                 return self.numbers.read(name, given)
             if self.bare is not None:
                 return self.bare(given)
+        # One by one: the classes of a registry are loaded only as far as they are looked at.
+        if any(isinstance(given, cls) for cls in self._classes()):
+            return given
         if self.resolve is not None:
             return self.resolve(given)
         raise InvalidArgument(f"{name} must be {self.allowed}, got {given!r}")
@@ -294,8 +298,8 @@ class Object:
         raise InvalidArgument(f"{name} must be {self.allowed}, got {text!r}")
 
     def write(self, value: Any) -> Json:
-        if value is None or isinstance(value, str):
-            return value
+        if value is None or isinstance(value, str) or _is_number(value):
+            return cast(Json, value)
         for head, entry in self.heads.items():
             if entry is not None and type(value) is entry[0]:
                 preset = entry[1]
@@ -305,12 +309,14 @@ class Object:
             first, *_ = fields(cast(Any, self.bare))
             told = _told(value, {}, always=first.name)
             return ":".join(told)
-        return value if _is_number(value) else _nameless(value)
+        return _nameless(value)
 
-    @property
-    def _classes(self) -> list[type]:
-        found = [entry[0] for entry in self.heads.values() if entry is not None]
-        return [*found, self.bare] if self.bare is not None else found
+    def _classes(self) -> Iterator[type]:
+        if self.bare is not None:
+            yield self.bare
+        for entry in self.heads.values():
+            if entry is not None:
+                yield entry[0]
 
 
 def _made(

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -184,13 +185,15 @@ def _sizes(state: dict[str, Tensor], heads: int | None) -> SiTConfig:
         raise ValueError(f"{outputs} outputs for {channels} channels in patches of {patch}")
     if heads is None and width not in _HEADS:
         raise ValueError(f"width {width} is none of {sorted(_HEADS)}: pass heads=")
+    if heads is not None and width % check_count("heads", heads):
+        raise ValueError(f"width {width} is no multiple of {heads} heads")
     return SiTConfig(
         input_size=math.isqrt(state["pos_embed"].shape[1]) * patch,
         patch_size=patch,
         channels=channels,
         hidden_size=width,
         depth=len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
-        heads=_HEADS[width] if heads is None else check_count("heads", heads),
+        heads=_HEADS[width] if heads is None else heads,
         classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
         learned_sigma=outputs == 2 * patch**2 * channels,
     )
@@ -243,7 +246,9 @@ def load(
     _check(network, state, lambda problem: WeightsFileError(f"{str(home)!r}: {problem}"))
     network.load_state_dict(state)
     network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
-    listed = [labels] if isinstance(labels, int) else list(labels)
+    listed = list(labels) if isinstance(labels, Iterable) else [labels]
+    if isinstance(labels, Tensor):
+        listed = labels.flatten().tolist()
     check_classes(network, listed)
     return Denoiser(
         network,
@@ -260,5 +265,6 @@ def load(
 def check_classes(network: SiT, labels: Sequence[int]) -> None:
     """Raise :class:`InvalidArgument` unless the network knows these classes."""
     classes = network.config.classes
-    if not labels or any(not 0 <= label < classes for label in labels):
+    whole = all(isinstance(label, Integral) and not isinstance(label, bool) for label in labels)
+    if not labels or not whole or any(not 0 <= label < classes for label in labels):
         raise InvalidArgument(f"classes are numbered 0 to {classes - 1}, got {list(labels)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from dataclasses import fields
 from itertools import pairwise
@@ -16,7 +17,7 @@ from glass_flows import Beam, BestOf, Greedy, Sampler, Steering, steer_pipeline
 from glass_flows.batching import Batching
 from glass_flows.diffusers import can_record, scheduler
 from glass_flows.diffusers import pipeline as module
-from glass_flows.errors import InvalidArgument, ShapeError, UnknownName
+from glass_flows.errors import InvalidArgument, RewardError, ShapeError, UnknownName
 from glass_flows.noise import KeyedNoise
 from glass_flows.runs import RunFolder, read_run
 from glass_flows.steering import Shards
@@ -474,3 +475,107 @@ def test_the_ode_in_one_go_starts_at_noise(name):
     if name in ("sd", "sdxl", "dit", "sana"):
         own.set_timesteps(1)
         assert own.table.times[0] < 0.1
+
+
+# --- every family alike ---------------------------------------------------------------------------
+
+SMALL = {"transitions": 2, "steps": 1, "particles": 2, "seed": 0, "progress": False}
+GUIDED = {"flux": "true_cfg_scale", "qwenimage": "true_cfg_scale"}
+NEGATIVE = ["flux", "sd", "sdxl", "sd3", "sana", "qwenimage", "zimage"]
+
+
+def drawn(name, prompt, **changes):
+    given = {k: v for k, v in tiny.CALL[name].items() if k not in ("prompt", "class_labels")}
+    return steer_pipeline(tiny.build(name), prompt, redness, **{**given, **SMALL, **changes})
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_texts_of_each_prompt_go_to_their_own_particles(name):
+    scale = {GUIDED.get(name, "guidance_scale"): 5.0}
+    both = drawn(name, PROMPTS, negative_prompt=["x", "yy"], **scale)
+    swapped = drawn(name, PROMPTS, negative_prompt=["yy", "x"], **scale)
+    equal = drawn(name, PROMPTS, negative_prompt=["x", "x"], **scale)
+    one = drawn(name, PROMPTS, negative_prompt="x", **scale)
+    assert torch.equal(equal.rewards, one.rewards)
+    assert torch.equal(both.rewards[0], equal.rewards[0])
+    assert not torch.equal(both.rewards[1], equal.rewards[1])
+    assert not torch.equal(swapped.rewards[0], both.rewards[0])
+    for wrong, message in ((["x"] * 3, "3 of negative_prompt given for 2"), (5, "text or a list")):
+        with pytest.raises(InvalidArgument, match=message):
+            drawn(name, PROMPTS, negative_prompt=wrong, **scale)
+
+
+@pytest.mark.parametrize("name", NEGATIVE)
+def test_what_acts_under_guidance_only_is_refused_without_it(name):
+    off = {GUIDED.get(name, "guidance_scale"): 0.0 if name == "zimage" else 1.0}
+    with pytest.raises(InvalidArgument, match=r"negative_prompt: nothing to do without"):
+        drawn(name, "a cat", negative_prompt="x", **off)
+    if name == "qwenimage":
+        with pytest.raises(InvalidArgument, match="true_cfg_scale > 1 needs a negative_prompt"):
+            drawn(name, "a cat", negative_prompt=None, true_cfg_scale=7.0)
+
+
+@pytest.mark.parametrize("name", tiny.CALL)
+@pytest.mark.parametrize("wrong", ["5", math.nan, [3.0]])
+def test_a_guidance_scale_is_a_number(name, wrong):
+    argument = "true_cfg_scale" if name == "qwenimage" else "guidance_scale"
+    prompt = 1 if name == "dit" else "a cat"
+    with pytest.raises(InvalidArgument, match=f"{argument} must be finite"):
+        drawn(name, prompt, **{argument: wrong})
+
+
+def test_dit_is_asked_for_classes_by_number_or_by_name():
+    pipe = tiny.build("dit")
+    pipe.labels = {"golden retriever": 3}
+    given = {"guidance_scale": 4.0, **SMALL}
+    named = steer_pipeline(pipe, "golden retriever", redness, **given)
+    assert torch.equal(named.rewards, steer_pipeline(pipe, np.array([3]), redness, **given).rewards)
+    with pytest.raises(UnknownName, match="unknown class 'golden retreiver'"):
+        steer_pipeline(pipe, "golden retreiver", redness, **given)
+
+
+def test_a_decoder_that_was_widened_is_as_it_was_when_the_run_is_over():
+    pipe = tiny.build("sdxl")
+    pipe.vae.to(torch.float16)
+    pipe.vae.register_to_config(force_upcast=True)
+    given = {k: v for k, v in tiny.CALL["sdxl"].items() if k != "prompt"}
+    steer_pipeline(pipe, "a cat", redness, guidance="reward:1", **{**given, **SMALL})
+    assert pipe.vae.dtype == torch.float16
+    with pytest.raises(RewardError):
+        steer_pipeline(pipe, "a cat", lambda z: 1 / 0, guidance="reward:1", **{**given, **SMALL})
+    assert pipe.vae.dtype == torch.float16
+
+
+@pytest.mark.parametrize("setting", [{"times": "karras"}, {"solver": "first-order"}])
+def test_best_of_n_on_the_ode_refuses_what_is_nothing_to_it(setting):
+    with pytest.raises(InvalidArgument, match=f"{next(iter(setting))}: nothing to BestOf"):
+        drawn("sd3", "a cat", method="best-of-n", **setting)
+    drawn("sd3", "a cat", method="best-of-n", rho=0.4, solver="first-order")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"max_batch": 1}, "max_batch and checkpoint need an adapter"),
+        ({"checkpoint": True}, "max_batch and checkpoint need an adapter"),
+        ({"output_type": "latent"}, "output_type: images are returned as PIL"),
+        ({"return_dict": False}, "return_dict: images are returned as PIL"),
+        ({"negative_prompt": ["x"]}, "1 of negative_prompt given for 2 prompts"),
+    ],
+)
+def test_inside_a_loop_what_cannot_act_is_refused(wrong, message, inside):
+    inside()
+    with pytest.raises(InvalidArgument, match=message):
+        draw(tiny.build("sd3"), METHODS["beam"], **wrong)
+
+
+def test_inside_a_loop_the_bar_is_the_one_that_was_asked_for(inside, capsys):
+    inside()
+    pipe = tiny.build("sd3")
+    pipe.set_progress_bar_config(desc="own")
+    texts = {"negative_prompt": ["x", "yy"]}
+    quiet = draw(pipe, METHODS["beam"], **texts)
+    assert "own" not in capsys.readouterr().err
+    shown = draw(pipe, METHODS["beam"], **{**texts, "progress": True})
+    assert "own" in capsys.readouterr().err
+    same(quiet, shown)

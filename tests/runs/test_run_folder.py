@@ -287,3 +287,27 @@ def test_a_pipeline_under_torchrun_has_the_bits_of_one_process(tmp_path):
     for name in names:
         one, two = ((tmp_path / count / name).read_bytes() for count in ("1", "2"))
         assert one == two, name
+
+
+@pytest.mark.parametrize("stop", [1, 3])  # questions to the reward: in the first boundary, later
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"scale": 2.0}, "method.scale: 4.0 there, 2.0 here"),
+        ({"potential": "max"}, "method.potential: the default there, max here"),
+        ({"twist": 1.0}, "method.twist: the default there, 1 here"),
+        ({"seed": 4}, "seed: 3 there, 4 here"),
+        ({"transitions": 2}, "table"),
+        ({"rho": 0.5}, "table"),
+    ],
+)
+def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(
+    tmp_path, stop, changes, differs
+):
+    """The job {"seed": 3} says nothing of them."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, stop=stop)
+    with pytest.raises(RunFolderError, match=f"another job, which differs in .*{differs}"):
+        run(tmp_path, **changes)
+    whole = run(tmp_path)  # and nothing was lost
+    same(whole, run(tmp_path / "again"))

@@ -32,7 +32,7 @@ from glass_flows.errors import (
 )
 from glass_flows.paths import Linear
 from glass_flows.rewards import FunctionReward
-from glass_flows.steering import Adaptive, PosteriorValue, Steering, iterate_steering
+from glass_flows.steering import Adaptive, PosteriorValue, Shards, Steering, iterate_steering
 
 SAMPLER = {"transitions": 3, "steps": 2, "rho": 0.4}
 SETTINGS = {"shape": (2,), "particles": 6, "seed": 1, "dtype": torch.float64, **SAMPLER}
@@ -609,3 +609,81 @@ def test_the_reward_of_a_guided_denoiser_is_not_that_of_the_steering():
         boundary = step.boundary
         D = boundary.x if boundary.final else DENOISER(boundary.x, boundary.t)
         torch.testing.assert_close(step.rewards[0], D[:, 1], rtol=0, atol=1e-12)
+
+
+# --- values and micro-batches ---------------------------------------------------------------------
+
+
+class Answer:
+    """A value that returns what it is given."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, look):
+        return self.answer
+
+    def extra_calls(self, path, t):
+        return 0
+
+
+@pytest.mark.parametrize("method", [steer, beam, greedy])
+@pytest.mark.parametrize(
+    ("answer", "error", "message"),
+    [
+        ((torch.tensor([0.0, math.nan, 0, 0, 0, 0]), None), NonFinite, r"NaN or \+inf .*\[1\]"),
+        ((torch.zeros(5), None), ShapeError, r"shape \(6,\)"),
+        (([0.0] * 6, None), ShapeError, "got list"),
+        (torch.zeros(6), InvalidArgument, r"a value returns \(V, rewards or None\)"),
+    ],
+)
+def test_what_a_value_returns_is_checked(method, answer, error, message):
+    with pytest.raises(error, match=message):
+        method(DENOISER, good, value=Answer(answer), **SETTINGS)
+
+
+@pytest.mark.parametrize("method", [steer, beam])
+@pytest.mark.parametrize("guidance", [None, "reward:1"])
+def test_micro_batches_name_the_particles_of_the_whole_batch(method, guidance):
+    def broken(z):
+        return torch.where(z == z[-1:], math.nan, z).sum(1)  # the last of every micro-batch
+
+    with pytest.raises(NonFinite) as caught:
+        method(DENOISER, broken, shards=Shards(6), guidance=guidance, **SETTINGS)
+    assert caught.value.particles == (5,)
+    calls = []
+
+    def second(z):
+        calls.append(len(z))
+        return broken(z) if len(calls) == 2 else z.sum(1)
+
+    with pytest.raises(NonFinite, match="counted from row 2 of the batch") as caught:
+        method(DENOISER, second, shards=Shards(2), guidance=guidance, **SETTINGS)
+    assert caught.value.particles == (3,)
+
+
+def test_a_value_function_sees_micro_batches_like_the_network_and_the_reward():
+    seen = []
+
+    def value(x, t, D):
+        assert len(x) == len(D)
+        seen.append(len(x))
+        return D.sum(1)
+
+    cut = steer(DENOISER, good, value=value, shards=Shards(4), **SETTINGS)
+    assert set(seen) == {4, 2}
+    torch.testing.assert_close(cut.samples, steer(DENOISER, good, value=value, **SETTINGS).samples)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"record": "runs/a"}, r"record is glass_flows.runs.RunFolder\(...\)"),
+        ({"shards": 2}, "shards must be Shards"),
+        ({"progress": "no"}, "progress must be True, False or None"),
+        ({"dtype": "float32"}, "dtype must be torch.float32 or torch.float64"),
+    ],
+)
+def test_careless_arguments_are_named(wrong, message):
+    with pytest.raises(InvalidArgument, match=message):
+        steer(DENOISER, good, **{**SETTINGS, **wrong})

@@ -37,16 +37,19 @@ def run_adapted(
     )
     if watch.record is not None:
         watch.record.pictures = decoder.known
-    result = conduct(
-        denoiser,
-        Decoded(asked.reward, decoder, max_batch=batching.decode_batch),
-        asked.method,
-        sampler,
-        _population(asked, adapter),
-        shards=shards,
-        watch=watch,
-    )
-    images = decoder.images(result.samples, shards)
+    try:
+        result = conduct(
+            denoiser,
+            Decoded(asked.reward, decoder, max_batch=batching.decode_batch),
+            asked.method,
+            sampler,
+            _population(asked, adapter),
+            shards=shards,
+            watch=watch,
+        )
+        images = decoder.images(result.samples, shards)
+    finally:
+        adapter.restore()
     if hasattr(asked.pipe, "maybe_free_model_hooks"):
         asked.pipe.maybe_free_model_hooks()
     return result, images

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -46,12 +47,20 @@ class Asked:
     decode: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, pipe: Any, prompt: Any, *, seed: int | None, **rest: Any) -> Asked:
+    def of(
+        cls, pipe: Any, prompt: Any, *, seed: int | None, latents: Any = None, **rest: Any
+    ) -> Asked:
         """With one prompt or a list, and a seed or none."""
-        prompts = (prompt,) if isinstance(prompt, (str, int)) else tuple(prompt)
-        if not prompts:
-            raise InvalidArgument("give a prompt, or a list with at least one")
-        return cls(pipe, prompts, seed=check_seed(seed), **rest)
+        one = isinstance(prompt, (str, Integral)) and not isinstance(prompt, bool)
+        listed: Any = (prompt,) if one else prompt
+        if hasattr(listed, "tolist"):  # classes, of an array
+            listed = listed.tolist()
+        if not isinstance(listed, Sequence) or not listed:
+            raise InvalidArgument(f"give a prompt, or a list with at least one, got {prompt!r}")
+        prompts = tuple(int(p) if isinstance(p, Integral) else p for p in listed)
+        if latents is not None and not isinstance(latents, Tensor):
+            raise InvalidArgument(f"latents must be a tensor, got {type(latents).__name__}")
+        return cls(pipe, prompts, seed=check_seed(seed), latents=latents, **rest)
 
     @property
     def name(self) -> str:

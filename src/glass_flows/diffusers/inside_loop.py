@@ -26,11 +26,23 @@ from .scheduler import GlassScheduler
 
 __all__ = ["run_inside"]
 
+_PROMPTS = ("prompt", "class_labels")
+
 
 def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Image.Image]]:
     """The result and the images of its samples."""
     takes = inspect.signature(asked.pipe.__call__).parameters
-    check_name(f"argument of {asked.name}", "generator", takes)
+    for name in ("generator", *(["latents"] if asked.latents is not None else [])):
+        check_name(f"argument of {asked.name}", name, takes)
+    if not any(name in takes for name in _PROMPTS):
+        raise InvalidArgument(f"{asked.name} takes neither of {', '.join(_PROMPTS)}")
+    if unused := [name for name in ("output_type", "return_dict") if name in asked.call]:
+        raise InvalidArgument(f"{', '.join(unused)}: images are returned as PIL; leave it out")
+    if isinstance(asked.batching.max_batch, int) or asked.batching.checkpoint:
+        raise InvalidArgument(
+            f"max_batch and checkpoint need an adapter: {asked.name} has none, and its own loop "
+            "asks its network about all particles at once. Take fewer particles, or decode_batch="
+        )
     posterior = isinstance(asked.method.looks_with, PosteriorValue)
     if asked.method.guided or posterior:
         wish = "a posterior value" if posterior else "guidance"
@@ -82,6 +94,29 @@ class _InsideLoop:
         self.steps: Iterator[Step] | None = None
         self.called = 0
 
+    @contextmanager
+    def _bar(self) -> Iterator[None]:
+        """The pipeline's own progress bar, shown or not as it was asked for."""
+        pipe, wanted = self.asked.pipe, self.watch.progress
+        if wanted is None:
+            yield
+            return
+        held = dict(vars(pipe).get("_progress_bar_config", {}))
+        pipe.set_progress_bar_config(**{**held, "disable": not wanted})
+        try:
+            yield
+        finally:
+            pipe.set_progress_bar_config(**held)
+
+    def _repeated(self, name: str, given: Any) -> Any:
+        """A text of each prompt, such as the negative one, for each of its particles."""
+        asked = self.asked
+        if "prompt" not in name or not isinstance(given, (list, tuple)):
+            return given
+        if len(given) != len(asked.prompts):
+            raise InvalidArgument(f"{len(given)} of {name} given for {len(asked.prompts)} prompts")
+        return [one for one in given for _ in range(asked.method.particles)]
+
     def run(self, scheduler: GlassScheduler) -> tuple[SearchResult, list[Image.Image]]:
         asked, pipe = self.asked, self.asked.pipe
         prompts = [p for p in asked.prompts for _ in range(asked.method.particles)]
@@ -89,14 +124,14 @@ class _InsideLoop:
         seeds = [int(noise.bits(START, 0, i).random_raw()) >> 1 for i in range(len(prompts))]
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         own, scheduler.at_boundary = pipe.scheduler, self._at_boundary
-        given = dict(asked.call)
+        given = {name: self._repeated(name, one) for name, one in asked.call.items()}
         if asked.latents is not None:
             given["latents"] = asked.latents
         takes = inspect.signature(pipe.__call__).parameters
-        given[next(name for name in ("prompt", "class_labels") if name in takes)] = prompts
+        given[next(name for name in _PROMPTS if name in takes)] = prompts
         try:
             pipe.scheduler = scheduler
-            with self._counted():
+            with self._counted(), self._bar():
                 images = pipe(
                     num_inference_steps=asked.sampler.transitions, generator=generators, **given
                 ).images

@@ -166,7 +166,8 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"solver={solver!r} as numbers or texts, such as 'ddim:0.5' or 'paper:0.5'"
             )
         check_name("end", end, ("auto", "data", "trained"))
-        check_number("seed", seed, "be an integer in [0, 2^63)", lambda v: 0 <= v < 2**63)
+        check_count("seed", seed, least=0)
+        check_number("seed", seed, "be an integer in [0, 2^63)", lambda v: v < 2**63)
         self.schedule = Schedule.of(base, time_dtype)
         # Pipelines read the settings of the scheduler they know.
         self.register_to_config(

@@ -264,7 +264,7 @@ class Pipeline(Model):
         """As the pipeline takes them: DiT is asked for classes."""
         if type(self.pipe).__name__ != "DiTPipeline":
             return list(prompts)
-        return [int(p) if p.isdigit() else self.pipe.get_label_ids(p)[0] for p in prompts]
+        return [int(p) if p.isdigit() else p for p in prompts]
 
     def run(
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None

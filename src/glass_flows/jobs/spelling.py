@@ -13,7 +13,7 @@ from ..fronts import refuse_foreign
 from ..plans import Sampler
 from ..settings import build, kinds
 from ..steering import METHODS, Method, Twist, method_of
-from ..steering.methods import every_setting, foreign_settings, sampler_for
+from ..steering.methods import every_setting, foreign_settings, idle_settings, sampler_for
 from ..steering.smc import Steering
 from .job import Job, Loading
 from .models import Model, resolve
@@ -63,7 +63,7 @@ def jobs_of(
     _refuse_unused(model, methods, options, {**rest, "budget": budget})
     sampler = build(Sampler, {}, options.sampler)
     batching = build(Batching, {}, options.batching, **model.batching)
-    found = {}
+    found, idle = {}, []
     for method in methods:
         made = _method(model, method, options.method)
         found[method] = Job(
@@ -74,6 +74,12 @@ def jobs_of(
             loading=loading,
             call=dict(options.call),
             **rest,
+        )
+        idle.append(idle_settings(made, sampler, options.sampler))
+    if all(idle):
+        raise InvalidArgument(
+            f"{', '.join(map(flag, idle[0]))}: nothing to --method {', '.join(methods)} without "
+            "--rho, which runs the ODE in one go; give --rho ode or another, too"
         )
     return model, found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Protocol, Union, runtime_checkable
 
 from ..errors import InvalidArgument, check_name
 from ..paths import Path
@@ -110,13 +110,20 @@ RHO_RULES: Registry[Any] = Registry(
 """ρ by name: functions of a transition's ends, and classes with a method `rho(ends)`."""
 
 
+@runtime_checkable
+class _Rule(Protocol):
+    """An instance of a class among the rules."""
+
+    def rho(self, ends: Ends) -> float: ...
+
+
 def resolve_rho(rule: Rho, ends: Ends) -> float:
     """The number ρ that `rule` gives for one transition, checked to lie in [-1, 1]."""
     given: Any = rule
     if isinstance(rule, str):
         given = RHO_RULES[check_name("rho rule", rule, RHO_RULES)](ends)
-    elif isinstance(rule, tuple(kind for kind in RHO_RULES.values() if isinstance(kind, type))):
-        given = rule.rho(ends)  # type: ignore[union-attr]
+    elif isinstance(rule, _Rule):
+        given = rule.rho(ends)
     elif callable(rule):
         given = rule(ends.t, ends.t_next)
     try:

@@ -57,6 +57,9 @@ _LONGEST = 80  # of a setting in a message
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
 _KEPT = ("events.jsonl", "state.safetensors", "result.json")
+_FIXED = (
+    "method", "seed", "table", "populations", "particles", "shape", "prompts", "micro_batch"
+)  # fmt: skip
 _EMPTY: Mapping[str, Any] = {}
 
 
@@ -106,6 +109,7 @@ class RunFolder:
             self.about["versions"] = _versions()
             self._put("run.json", self.about)
         self._run: Run | None = None
+        self._from_state = False
         self._since, self._seconds = time.monotonic(), 0.0
 
     @property
@@ -136,12 +140,15 @@ class RunFolder:
                 f"{str(file)!r} is damaged ({error}); delete it, and the run starts afresh"
             ) from error
         self._resumed(saved.index)
+        self._from_state = True
         return saved
 
     def begin(self, run: Run) -> None:
         self._run, table = run, run.table
         prompts = run.population.prompts
-        now = {
+        told = {
+            "method": run.tilt.as_json(),
+            "seed": run.population.seed,
             "table": json.loads(table.to_json()),
             "table_text": str(table),
             "populations": run.population.count,
@@ -153,6 +160,10 @@ class RunFolder:
             "processes": run.shards.count,
             "micro_batch": run.shards.micro_batch,
         }
+        now = json.loads(json.dumps(told, default=repr))
+        if self._from_state:  # what the job does not say, and a boundary's state depends on
+            fixed = [name for name in _FIXED if name in self.about]
+            self._same({n: self.about[n] for n in fixed}, {n: now[n] for n in fixed})
         if not now.items() <= self.about.items():
             self.about |= now
             self._put("run.json", self.about)
@@ -270,12 +281,15 @@ class RunFolder:
                 f"{about.get('format')!r}, this one writes {_FORMAT}): it can be looked at and not "
                 "gone on with. Give another folder, or throw it away (--overwrite, clear_run)"
             )
-        found = differences(about["job"], self.job)
+        self._same(about["job"], self.job)
+
+    def _same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        """Raise, with what differs, unless the job of the folder is this one."""
+        found = differences(there, here)
         if not found:
             return
         shown = "; ".join(
-            f"{name}: {_shown(there)} there, {_shown(here)} here"
-            for name, (there, here) in found.items()
+            f"{name}: {_shown(old)} there, {_shown(new)} here" for name, (old, new) in found.items()
         )
         raise RunFolderError(
             f"{str(self.folder)!r} holds a run of another job, which differs in {shown}. Give "

@@ -96,7 +96,7 @@ def steer(
         Of the state: float32 or float64, by default where the network's parameters are.
     x : Tensor, optional
         (P N, *shape), the particles at the first of `times`, instead of noise drawn from the seed;
-        that time need not be 0 then.
+        that time need not be 0 then. They stay in their own dtype and on their own device.
     shards : Shards, optional
         Deal the particles out to the processes of torch.distributed, all of which make this call
         and get the whole result.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
 
 import torch
 
@@ -42,6 +43,13 @@ class Watch:
     ) -> None:
         if on_boundary is not None and not callable(on_boundary):
             raise InvalidArgument(f"on_boundary must be a function of a step, got {on_boundary!r}")
+        if isinstance(record, (str, PathLike)):
+            raise InvalidArgument(
+                f"record is glass_flows.runs.RunFolder(...), for example of {str(record)!r}, and "
+                "not the path itself"
+            )
+        if progress not in (True, False, None):
+            raise InvalidArgument(f"progress must be True, False or None, got {progress!r}")
         self.record, self.on_boundary, self.progress = record, on_boundary, progress
         self.saved: Saved | None = None
 

@@ -22,6 +22,7 @@ __all__ = [
     "SamplerOfMethod",
     "every_setting",
     "foreign_settings",
+    "idle_settings",
     "method_of",
     "read_method",
     "sampler_for",
@@ -100,9 +101,16 @@ def read_method(data: Mapping[str, Any]) -> Method:
 
 def sampler_for(method: Method, sampler: Sampler, asked: Collection[str]) -> Sampler:
     """Best-of-N spends its evaluations on the ODE, unless ρ is among the settings asked for."""
-    if isinstance(method, BestOf) and "rho" not in asked and sampler.rho is not None:
-        return sampler.baseline()
-    return sampler
+    return sampler.baseline() if _on_the_ode(method, sampler, asked) else sampler
+
+
+def idle_settings(method: Method, sampler: Sampler, asked: Collection[str]) -> list[str]:
+    """Settings of the sampler that were asked for, and are nothing to :func:`sampler_for`'s ODE."""
+    return sorted({"times", "solver"} & set(asked)) if _on_the_ode(method, sampler, asked) else []
+
+
+def _on_the_ode(method: Method, sampler: Sampler, asked: Collection[str]) -> bool:
+    return isinstance(method, BestOf) and "rho" not in asked and sampler.rho is not None
 
 
 class SamplerOfMethod(One):
@@ -112,7 +120,14 @@ class SamplerOfMethod(One):
         self, given: Any, default: Any, named: Mapping[str, Any], made: Mapping[str, Any]
     ) -> Sampler:
         found = cast(Sampler, super().make(given, default, named, made))
-        return found if given is not None else sampler_for(made["method"], found, named)
+        if given is not None:
+            return found
+        if idle := idle_settings(made["method"], found, named):
+            raise InvalidArgument(
+                f"{', '.join(idle)}: nothing to {made['method']!r} without rho=, which runs the "
+                "ODE in one go; give rho='ode' or another, too"
+            )
+        return sampler_for(made["method"], found, named)
 
 
 class AnyMethod:

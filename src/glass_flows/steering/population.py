@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -18,16 +18,17 @@ from ..errors import (
     ShapeError,
     TimeError,
     check_count,
+    rows_from,
 )
 from ..execute import Boundary, check_state, iterate
 from ..guidance import Guidance, GuidedDenoiser
 from ..noise import KeyedNoise
 from ..plans import Table
-from ..rewards import Reward, RewardLike, as_reward
+from ..rewards import FunctionReward, Reward, RewardLike, as_reward, evaluate
 from ..sampling import Tally, check_whole, starting_noise
 from .results import Costs
 from .shards import Pieces, Shards
-from .values import Look, Scorer
+from .values import Look, Scorer, Value
 
 __all__ = ["Boundaries", "Population", "Run", "Tilt", "kept", "place", "steered_boundaries"]
 
@@ -131,6 +132,10 @@ class Tilt(Protocol):
         """Whether gradients of the reward are asked for."""
         ...
 
+    def as_json(self) -> Mapping[str, object]:
+        """All its settings."""
+        ...
+
 
 class Run:
     """A batch on its way: where it stops, how it is looked at, and what that has cost.
@@ -154,12 +159,15 @@ class Run:
         whole, scored = as_denoiser(denoiser), as_reward(reward)
         _check_asked(table, scored, tilt, population)
         self.table, self.scale, self.population = table, tilt.scale, population
+        self.tilt = tilt
         self.returns = tilt.returns
+        if not isinstance(shards, (Shards, type(None))):
+            raise InvalidArgument(f"shards must be Shards(...) or None, got {shards!r}")
         self.shards, self.first, self.before = shards or Shards.alone(), first, Costs()
         self.shards.cut(len(population))
         own, prompts = self.shards.own, population.prompts
         self.noise = KeyedNoise(population.seed, first_particle=own.start)
-        self.scorer = Scorer(scored, prompts and prompts[own], self.shards.pieces)
+        self.scorer = Scorer(scored, prompts and prompts[own], self.shards.pieces, own.start)
         model = whole.spread(population.count, population.particles)
         guidance = tilt.guidance
         self.guides = guidance is not None and guidance.scale > 0.0
@@ -200,9 +208,10 @@ class Run:
         """The executor's pauses, the last with the samples."""
         last = None
         try:
-            for boundary in iterate(self.table, self.moving, self.x, self.noise, self.first):
-                last = boundary
-                yield boundary
+            with rows_from(self.shards.own.start):
+                for boundary in iterate(self.table, self.moving, self.x, self.noise, self.first):
+                    last = boundary
+                    yield boundary
         except GlassError as error:  # raised between boundaries: the last one has the particles
             error.boundary = error.boundary or last
             raise
@@ -227,6 +236,16 @@ class Run:
             boundary.x, boundary.D = self.shards.select(rows, boundary.x, boundary.D)
         if boundary.final:
             boundary.x = self.shards.gather(boundary.x)
+
+    def valued(self, value: Value, look: Look) -> tuple[Tensor, Tensor | None]:
+        """V at a boundary, checked, and the rewards behind it if there are: (P, N) each."""
+        answer = value(look)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            raise InvalidArgument(f"a value returns (V, rewards or None), got {answer!r}")
+        seen, behind = answer
+        with rows_from(self.shards.own.start):
+            seen = evaluate(FunctionReward(lambda x: seen, name="value"), look.x, look.where)
+        return self.split(seen), None if behind is None else self.split(behind)
 
     def split(self, values: Tensor) -> Tensor:
         """This process's (n,) of all P N to those of all, (P, N)."""

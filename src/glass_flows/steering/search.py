@@ -149,9 +149,8 @@ class Chosen(Course):
         if boundary.final:
             self.rewards = run.split(run.scorer.rewards(boundary.x, look.where))
         elif boundary.index in self.steered and boundary.stochastic:
-            seen, behind = self.settings.value(look)
-            self.values = run.split(seen)
-            self.rewards = self.rewards if behind is None else run.split(behind)
+            self.values, behind = run.valued(self.settings.value, look)
+            self.rewards = self.rewards if behind is None else behind
 
     def select(self, boundary: Boundary) -> Selection:
         everyone = Selection.everyone(*self.rewards.shape)

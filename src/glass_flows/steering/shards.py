@@ -6,7 +6,8 @@ particle's number, and decisions are taken by every process alike from the value
 given micro-batch the results have the same bits, whatever the number of processes.
 
 What is exchanged at a boundary: 8 bytes a particle for every number gathered (values, rewards) and,
-where particles are resampled, each survivor that another process copies, once, with its D.
+where particles are resampled, each survivor that another process copies, once, with its D; with
+twisted noise also the gradients and estimates of all.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
-from ..errors import InvalidArgument, check_count
+from ..errors import InvalidArgument, check_count, rows_from
 
 __all__ = ["Pieces", "Shards"]
 
@@ -161,14 +162,18 @@ class Pieces(WrappedDenoiser):
 
     def __init__(self, denoiser: BaseDenoiser, shards: Shards, rows: int) -> None:
         super().__init__(denoiser)
-        first = shards.own.start
+        self.first = first = shards.own.start
         self.parts = [
             (piece, denoiser.rows(slice(first + piece.start, first + piece.stop), rows))
             for piece in shards.pieces
         ]
 
     def estimate(self, x: Tensor, t: float) -> Estimate:
-        return joined([denoiser.estimate(x[piece], t) for piece, denoiser in self.parts])
+        found = []
+        for piece, denoiser in self.parts:
+            with rows_from(self.first + piece.start):
+                found.append(denoiser.estimate(x[piece], t))
+        return joined(found)
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:

@@ -214,9 +214,8 @@ class Weighted(Course):
             )
             self.paths = self.paths.ended(self.values)
         elif boundary.index in self.steered:
-            seen, behind = settings.value(look)
-            self.values = run.split(seen)
-            self.rewards = self.rewards if behind is None else run.split(behind)
+            self.values, behind = run.valued(settings.value, look)
+            self.rewards = self.rewards if behind is None else behind
             self.share = self._share(boundary, self.values)
             self.paths = self.paths.valued(scaled(self.share, self.values))
         must_live = boundary.final or self._may_resample(boundary)

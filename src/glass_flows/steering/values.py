@@ -7,7 +7,7 @@ makes the weights exact whatever they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Union, runtime_checkable
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
-from ..errors import InvalidArgument, check_count, check_name
+from ..errors import InvalidArgument, check_count, check_name, rows_from
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
@@ -29,7 +29,7 @@ __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "res
 class Scorer:
     """A reward with the prompts of the batch, counting what it is asked.
 
-    It is asked about one of `pieces` of the batch at a time.
+    It is asked about one of `pieces` of the batch at a time, which begins at row `first`.
 
     Attributes
     ----------
@@ -38,39 +38,37 @@ class Scorer:
     """
 
     def __init__(
-        self, reward: Reward, prompts: Sequence[object] | None, pieces: Sequence[slice]
+        self,
+        reward: Reward,
+        prompts: Sequence[object] | None,
+        pieces: Sequence[slice],
+        first: int = 0,
     ) -> None:
-        self.reward, self.prompts, self.pieces = reward, prompts, pieces
+        self.reward, self.prompts, self.pieces, self.first = reward, prompts, pieces, first
         self.evaluations = self.decodes = 0
 
     def rewards(self, z: Tensor, where: str) -> Tensor:
         """r(z), (B,) float64 on the CPU."""
         self._count(z)
-        parts = self._parts(z, where)
-        return torch.cat(
-            [evaluate(self.reward, part, place, words) for part, words, place in parts]
-        )
+        found = []
+        for piece in self.pieces:
+            with rows_from(self.first + piece.start):
+                found.append(evaluate(self.reward, z[piece], where, self._words(piece)))
+        return torch.cat(found)
 
     def with_gradient(self, z: Tensor, where: str) -> tuple[Tensor, Tensor]:
         """r(z) and ∇r(z), the latter shaped like z."""
         self._count(z)
-        found = [
-            evaluate_with_gradient(self.reward, part, place, words)
-            for part, words, place in self._parts(z, where)
-        ]
+        found = []
+        for piece in self.pieces:
+            with rows_from(self.first + piece.start):
+                words = self._words(piece)
+                found.append(evaluate_with_gradient(self.reward, z[piece], where, words))
         rewards, gradients = zip(*found)
         return torch.cat(rewards), torch.cat(gradients)
 
-    def _parts(
-        self, z: Tensor, where: str
-    ) -> Iterator[tuple[Tensor, Sequence[object] | None, str]]:
-        """The micro-batches, with their prompts and the place."""
-        if len(self.pieces) == 1:
-            yield z, self.prompts, where
-            return
-        for piece in self.pieces:
-            words = None if self.prompts is None else self.prompts[piece]
-            yield z[piece], words, f"{where}, rows {piece.start} to {piece.stop - 1}"
+    def _words(self, piece: slice) -> Sequence[object] | None:
+        return None if self.prompts is None else self.prompts[piece]
 
     def _count(self, z: Tensor) -> None:
         self.evaluations += z.shape[0]
@@ -224,9 +222,16 @@ class ValueFunction:
         return getattr(self.function, "__name__", repr(self.function))
 
     def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
-        D = look.estimate.untilted
-        score = FunctionReward(lambda x: self.function(x, look.t, D), name="value function")
-        return evaluate(score, look.x, look.where), None
+        whole, found = look.estimate.untilted, []
+        for piece in look.scorer.pieces:
+            D = whole[piece]
+            score = FunctionReward(
+                lambda x, D=D: self.function(x, look.t, D),
+                name="value function",
+            )
+            with rows_from(look.scorer.first + piece.start):
+                found.append(evaluate(score, look.x[piece], look.where))
+        return torch.cat(found), None
 
     def extra_calls(self, path: Path, t: float) -> int:
         return 0

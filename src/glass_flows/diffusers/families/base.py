@@ -7,6 +7,7 @@ sampler. To add one: subclass :class:`Family` in a file of its own, and list it 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -16,11 +17,14 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ...denoisers import Denoiser, Fitting
-from ...errors import InvalidArgument, check_count, check_name
+from ...errors import InvalidArgument, check_count, check_name, check_number
 from ...plans import Sampler
 from ..schedules import Schedule
 
 __all__ = ["Family", "joined"]
+
+_NUMBERS = ("guidance_scale", "true_cfg_scale", "guidance_rescale")
+_GUIDED_ONLY = ("negative_", "guidance_rescale", "cfg_")
 
 
 class Family(ABC):
@@ -73,7 +77,11 @@ class Family(ABC):
         self.width: Any = width
         self.asked = frozenset(options)
         self.given: dict[str, Any] = {**self.options, **options}
+        for name in self.asked.intersection(_NUMBERS):
+            if self.given[name] is not None or self.options[name] is not None:
+                check_number(name, self.given[name], "be finite", math.isfinite)
         self.prepare()
+        self._refuse_idle()
 
     # --- what a family defines ------------------------------------------------------------------
 
@@ -125,6 +133,9 @@ class Family(ABC):
     @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """Images (B, 3, height, width) in [0, 1] of clean states; differentiable."""
+
+    def restore(self) -> None:  # noqa: B027 (most have nothing to put back)
+        """Leave the pipeline as it was found, when a run is over or has failed."""
 
     # --- what all have --------------------------------------------------------------------------
 
@@ -207,17 +218,42 @@ class Family(ABC):
         text = self.given[name]
         if text is None or isinstance(text, str):
             return None if text is None else [text] * len(prompts)
+        if not isinstance(text, (list, tuple)) or not all(isinstance(one, str) for one in text):
+            raise InvalidArgument(f"{name} must be a text or a list of texts, got {text!r}")
         if len(text) != len(prompts):
             raise InvalidArgument(f"{len(text)} of {name} given for {len(prompts)} prompts")
         return list(text)
 
+    def _refuse_idle(self) -> None:
+        """Raise if something was asked for that acts under classifier-free guidance only."""
+        idle = [
+            name
+            for name in self.options
+            if name in self.asked
+            and name.startswith(_GUIDED_ONLY)
+            and self.given[name] != self.options[name]
+        ]
+        if idle and self.passes == 1:
+            raise InvalidArgument(
+                f"{', '.join(idle)}: nothing to do without classifier-free guidance, which "
+                f"{self.guidance_argument}={self.given[self.guidance_argument]!r} leaves off"
+            )
+
+    def embedded_guidance(self, x: Tensor) -> Tensor | None:
+        """`guidance_scale` as an input of the network, (B,), float32; None if it takes none."""
+        if not self.network.config.guidance_embeds:
+            return None
+        scale = self.given["guidance_scale"]
+        return torch.full([1], scale, device=x.device, dtype=torch.float32).expand(len(x))
+
     def refuse_idle_guidance(self) -> None:
         """Raise if `guidance_scale` was asked for and the network takes no guidance as an input."""
         if "guidance_scale" in self.asked and not self.network.config.guidance_embeds:
+            other = self.guidance_argument != "guidance_scale"
+            instead = f": give {self.guidance_argument}, with a negative_prompt" if other else ""
             raise InvalidArgument(
                 f"guidance_scale does nothing on this {type(self.pipe).__name__}, whose network "
-                f"takes none: classifier-free guidance is {self.guidance_argument} here, with a "
-                "negative_prompt"
+                f"takes none{instead}"
             )
 
     def default_size(self, factor: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgument
+from ...errors import InvalidArgument, UnknownName
 from .base import Family
 
 __all__ = ["DiT"]
@@ -35,13 +36,26 @@ class DiT(Family):
         self.passes = 2 if self.given["guidance_scale"] > 1 else 1
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        labels = [p if isinstance(p, int) else self.pipe.get_label_ids(p)[0] for p in prompts]
+        labels = [self._label(p) for p in prompts]
         if any(not 0 <= label < _NULL for label in labels):
             raise InvalidArgument(f"classes are numbered 0 to {_NULL - 1}, got {labels}")
         found = {"cond": torch.tensor(labels, device=self.device)}
         if self.passes == 2:
             found["uncond"] = torch.full_like(found["cond"], _NULL)
         return found
+
+    def _label(self, prompt: Any) -> int:
+        """A class by its number or its name."""
+        if isinstance(prompt, int):
+            return prompt
+        if prompt in self.pipe.labels:
+            return int(self.pipe.labels[prompt])
+        near = difflib.get_close_matches(str(prompt), self.pipe.labels, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UnknownName(
+            f"unknown class {prompt!r}.{hint} Give a number, 0 to {_NULL - 1}, or one of the names "
+            "in pipe.labels"
+        )
 
     def predict(
         self, x: Tensor, timestep: Tensor, *, cond: Any, uncond: Any = None, **more: Any

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument
@@ -50,10 +49,10 @@ class Flux(Family):
         )
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        conditioning = {"cond": self._texts(list(prompts), self.given["prompt_2"])}
+        conditioning = {"cond": self._texts(list(prompts), self.for_each("prompt_2", prompts))}
         if self.true_cfg:
-            negative = [self.given["negative_prompt"]] * len(prompts)
-            conditioning["uncond"] = self._texts(negative, None)
+            negative = self.for_each("negative_prompt", prompts)
+            conditioning["uncond"] = self._texts(negative or [], None)
         image, known = (self.given[f"ip_adapter_image{end}"] for end in ("", "_embeds"))
         if image is not None or known is not None:
             blank = [np.zeros((self.width, self.height, 3), dtype=np.uint8)]
@@ -65,11 +64,11 @@ class Flux(Family):
                     )
         return conditioning
 
-    def _texts(self, prompts: list[str], second: str | None) -> dict[str, Any]:
+    def _texts(self, prompts: list[str], second: list[str] | None) -> dict[str, Any]:
         scale = (self.given["joint_attention_kwargs"] or {}).get("scale")
         words, pooled, self.text_ids = self.pipe.encode_prompt(
             prompt=prompts,
-            prompt_2=None if second is None else [second] * len(prompts),
+            prompt_2=second,
             device=self.device,
             max_sequence_length=self.given["max_sequence_length"],
             lora_scale=scale,
@@ -77,17 +76,13 @@ class Flux(Family):
         return {"words": words, "pooled": pooled}
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
-        guidance = None
-        if self.network.config.guidance_embeds:
-            scale = self.given["guidance_scale"]
-            guidance = torch.full([1], scale, device=x.device, dtype=torch.float32).expand(len(x))
         extra = dict(self.given["joint_attention_kwargs"] or {})
         if "images" in texts:
             extra["ip_adapter_image_embeds"] = texts["images"]
         output: Tensor = self.network(
             hidden_states=x,
             timestep=timestep.to(x.dtype) / 1000,
-            guidance=guidance,
+            guidance=self.embedded_guidance(x),
             pooled_projections=texts["pooled"],
             encoder_hidden_states=texts["words"],
             txt_ids=self.text_ids,

@@ -38,7 +38,8 @@ class Flux2(Family):
         self.check_guidance()
 
     def check_guidance(self) -> None:
-        """Set `passes`: the scale is an input of the network."""
+        """Set `passes`: the scale is an input of the network, if it takes one."""
+        self.refuse_idle_guidance()
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         return {"cond": self._texts(list(prompts))}
@@ -54,8 +55,7 @@ class Flux2(Family):
 
     def guidance(self, x: Tensor) -> Tensor | None:
         """The scale as an input of the network, (B,)."""
-        scale = self.given["guidance_scale"]
-        return torch.full([1], scale, device=x.device, dtype=torch.float32).expand(len(x))
+        return self.embedded_guidance(x)
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         output: Tensor = self.network(

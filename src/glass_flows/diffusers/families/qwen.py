@@ -38,6 +38,8 @@ class QwenImage(Family):
         self.frame = [(1, rows, columns)]
         negative = self.given["negative_prompt"] is not None
         self.passes = 2 if self.given["true_cfg_scale"] > 1 and negative else 1
+        if "true_cfg_scale" in self.asked and self.given["true_cfg_scale"] > 1 and not negative:
+            raise InvalidArgument("true_cfg_scale > 1 needs a negative_prompt")
         if self.network.config.guidance_embeds and self.given["guidance_scale"] is None:
             raise InvalidArgument("this Qwen-Image is distilled with guidance: give guidance_scale")
 
@@ -61,14 +63,10 @@ class QwenImage(Family):
         return both * (length / torch.norm(both, dim=-1, keepdim=True))
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
-        guidance = None
-        if self.network.config.guidance_embeds:
-            scale = self.given["guidance_scale"]
-            guidance = torch.full([1], scale, device=x.device, dtype=torch.float32).expand(len(x))
         output: Tensor = self.network(
             hidden_states=x,
             timestep=timestep.to(x.dtype) / 1000,
-            guidance=guidance,
+            guidance=self.embedded_guidance(x),
             encoder_hidden_states_mask=texts["mask"],
             encoder_hidden_states=texts["words"],
             img_shapes=[self.frame] * len(x),

@@ -62,7 +62,7 @@ class Sana(Family):
         words, mask, blank, blank_mask = self.pipe.encode_prompt(
             list(prompts),
             self.passes == 2,
-            negative_prompt=self.given["negative_prompt"],
+            negative_prompt=self.for_each("negative_prompt", prompts),
             device=self.device,
             lora_scale=(self.given["attention_kwargs"] or {}).get("scale"),
             **{name: self.given[name] for name in names},

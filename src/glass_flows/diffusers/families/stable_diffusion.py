@@ -131,6 +131,10 @@ class StableDiffusionXL(StableDiffusion):
         "negative_target_size": None,
     }
 
+    def prepare(self) -> None:
+        super().prepare()
+        self.decoder_dtype = self.pipe.vae.dtype  # changed by :meth:`decode`
+
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         words, blank, pooled, blank_pooled = self.pipe.encode_prompt(
             prompt=list(prompts),
@@ -182,3 +186,7 @@ class StableDiffusionXL(StableDiffusion):
         if widened and not image.requires_grad:  # the way back needs the weights as they were
             vae.to(torch.float16)
         return image
+
+    def restore(self) -> None:
+        if self.pipe.vae.dtype != self.decoder_dtype:
+            self.pipe.vae.to(self.decoder_dtype)
