@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, check_count
 from ..jobs.spelling import Options
 from .options import Model, Out, Reward, Seed, with_settings
 
@@ -202,6 +202,7 @@ def sample(
     from ..worlds.digits import IMAGE
 
     sampler = build(Sampler, {}, options.sampler)
+    check_count("--count", count)
     if not isinstance(found := resolve(model), Digits):
         raise InvalidArgument(f"`sample` draws digits; for {model!r}: align --method plain")
     if label is None and guidance_scale != 1.0:

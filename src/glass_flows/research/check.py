@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import check_count
 from ..paths import EDM, Cosine, Linear, Path, VariancePreserving
 from ..plans import DDIM, Rho
 from ..sampling import posterior, sample, transition
@@ -37,6 +38,7 @@ def checks(seed: int = 0, samples: int = 20_000) -> Iterator[Check]:
     many exact ones, in standard errors; at the limit of 5 all of them together (about 150
     comparisons) raise a false alarm in fewer than one run in a thousand.
     """
+    check_count("samples", samples, least=2)
     generator = torch.Generator().manual_seed(seed)
     means = 1.5 * torch.randn(6, 2, generator=generator, dtype=torch.float64)
     mixture = GaussianMixture(means, 0.25)
