@@ -13,13 +13,24 @@ import pytest
 import typer
 
 from glass_flows.cli import app
+from glass_flows.plans.kernels import RHO_RULES
+from glass_flows.steering import METHODS, RESAMPLERS
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = sorted((ROOT / "docs" / "diffusers").glob("*.md"))  # one pipeline each, of real size
 EVERY = [*DOCUMENTS, *PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 COMMANDS = typer.main.get_command(app)
-GROUPS = {"potentials", "resamplers", "rho_rules", "solvers", "rewards", "families"}
+GROUPS = {
+    "methods",
+    "models",
+    "potentials",
+    "resamplers",
+    "rho_rules",
+    "solvers",
+    "rewards",
+    "families",
+}
 """Of entry points; each is named as glass_flows.GROUP."""
 OTHERS = {"--against", "--nproc-per-node", "--out", "--quick"}
 """Options of tools, benchmarks and torchrun that documents name by themselves."""
@@ -29,6 +40,16 @@ def blocks(document):
     return re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
 
 
+@pytest.fixture
+def nothing_stays_registered():
+    registries = METHODS, RESAMPLERS, RHO_RULES
+    before = [dict(registry._things) for registry in registries]
+    yield
+    for registry, things in zip(registries, before):
+        registry._things = things
+
+
+@pytest.mark.usefixtures("nothing_stays_registered")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_examples_run(document, capsys, tmp_path, monkeypatch):
     namespace: dict[str, object] = {}
@@ -37,7 +58,7 @@ def test_examples_run(document, capsys, tmp_path, monkeypatch):
         namespace["pipe"] = tiny.build("sd3")  # small at its default size
     monkeypatch.chdir(tmp_path)
     for block in blocks(document):
-        exec(compile(block, document.name, "exec"), namespace)
+        exec(compile(block, document.name, "exec", dont_inherit=True), namespace)
 
 
 def test_there_are_examples_to_run():

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import diffusers
 import pytest
@@ -17,12 +19,23 @@ import tiny_pipelines as tiny
 from glass_flows import Sampler, Steering
 from glass_flows.diffusers.families import FAMILIES, family_of
 from glass_flows.errors import InvalidArgument, UnknownName
+from glass_flows.jobs.models import MODELS, Model
+from glass_flows.jobs.spelling import Options, jobs_of
 from glass_flows.paths import Linear
 from glass_flows.plans.kernels import RHO_RULES, Ends
 from glass_flows.plans.solvers import SOLVERS
 from glass_flows.registry import Registry
 from glass_flows.rewards.pretrained import REWARDS
-from glass_flows.steering import POTENTIALS, RESAMPLERS
+from glass_flows.settings import Count, setting
+from glass_flows.steering import (
+    METHODS,
+    POTENTIALS,
+    RESAMPLERS,
+    Beam,
+    Method,
+    method_of,
+    read_method,
+)
 from glass_flows.worlds import GaussianMixture
 
 OUTSIDE = Path(__file__).parent / "outside"
@@ -37,9 +50,40 @@ def rooms():
 
     yield my_rooms
     sys.path.remove(str(OUTSIDE))
-    for registry in (POTENTIALS, RESAMPLERS, RHO_RULES, SOLVERS, REWARDS, FAMILIES):
+    for registry in (
+        POTENTIALS,
+        RESAMPLERS,
+        RHO_RULES,
+        SOLVERS,
+        REWARDS,
+        FAMILIES,
+        METHODS,
+        MODELS,
+    ):
         for name in [n for n in registry._things if n.startswith(("my-", "MyPipeline"))]:
             del registry._things[name]
+
+
+@dataclass(frozen=True, repr=False)
+class Untold(Beam):
+    """Has a setting that it does not explain."""
+
+    depth: int = setting(1, Count())
+    word: ClassVar[str] = "my-wrong"
+
+
+@dataclass(frozen=True, repr=False)
+class Unread(Beam):
+    """Has a field that nobody can read.
+
+    Parameters
+    ----------
+    depth : int
+        Of something.
+    """
+
+    depth: int = 1
+    word: ClassVar[str] = "my-wrong"
 
 
 def steered(**given):
@@ -96,6 +140,34 @@ def test_a_family_of_pipelines():
     assert torch.equal(one.result.samples, two.result.samples)
 
 
+def test_a_method(rooms):
+    method = method_of("my-beam", {"particles": 4}, {"boldness": "0"})
+    assert method == rooms.HalfBeam(4, boldness=0.0)
+    assert read_method(method.as_json()) == method
+    assert str(method) == "my-beam particles=4 boldness=0"
+    pipe, reward = tiny.build("sd3"), glass_flows.load_reward("my-redness")
+    given = {k: v for k, v in tiny.CALL["sd3"].items() if k != "prompt"}
+    given |= {"transitions": 3, "steps": 1, "seed": 0}
+    first = glass_flows.steer_pipeline(pipe, "a cat", reward, method, **given)
+    ancestry = first.result.ancestry
+    assert (ancestry[1:-1] == torch.tensor([0, 0, 1, 1])).all() and len(ancestry) == 3
+    whole = rooms.HalfBeam(4)
+    bold = glass_flows.steer_pipeline(pipe, "a cat", reward, whole, **given)
+    beam = glass_flows.steer_pipeline(pipe, "a cat", reward, Beam(4), **given)
+    assert torch.equal(bold.result.samples, beam.result.samples)
+
+
+def test_a_method_and_a_model_as_the_command_line_reads_them():
+    options = Options({"particles": "4", "boldness": "0.5"}, {"transitions": "2", "steps": "1"})
+    model, jobs = jobs_of("my-digits", ["my-beam"], options, seed=0)
+    (job,) = jobs.values()
+    assert (job.method.boldness, type(job).from_json(job.as_json())) == (0.5, job)
+    result = model.run(job)
+    assert result.prompts == ("8",) and result.rewards.shape == (1, 4)
+    with pytest.raises(InvalidArgument, match="--boldness: nothing to --method beam"):
+        jobs_of("digits", ["beam"], options)
+
+
 @pytest.mark.parametrize(
     ("registry", "thing", "match"),
     [
@@ -107,6 +179,12 @@ def test_a_family_of_pipelines():
         (RHO_RULES, int, "must be a function of the transition's ends"),
         (REWARDS, "clip", "must be a function"),
         (FAMILIES, dict, "must be a subclass of Family"),
+        (METHODS, dict, "must be a subclass of glass_flows.steering.Method"),
+        (METHODS, Method, "with all that is abstract there"),
+        (METHODS, Beam, "`word`, its name in files, must be the same, got 'beam'"),
+        (METHODS, Untold, "its docstring says nothing of depth under Parameters"),
+        (METHODS, Unread, "depth must be made by glass_flows.settings.setting"),
+        (MODELS, Model, "must be a subclass of Model with `load` and `run`"),
     ],
 )
 def test_what_is_of_another_kind_is_refused_when_it_is_registered(registry, thing, match):
@@ -154,6 +232,8 @@ def test_entry_points_are_found_when_they_are_wanted(package):
         registry["broken"]
     with pytest.raises(KeyError):
         registry["other"]
+    registry.load()
+    assert list(registry.loaded) == ["ours", "mine"]
 
 
 def test_an_installed_package_reaches_the_command_line(package, tmp_path):

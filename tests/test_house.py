@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import re
 import sys
 from pathlib import Path
 
@@ -63,15 +62,14 @@ def test_circles_are_found_through_packages_and_inside_functions():
 
 
 def test_the_rooms_of_the_architecture_page_are_those_of_the_house():
+    import rooms
+
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    section = page[page.index("## The rooms") : page.index("## Two walks")]
-    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
-    for place in ROOT.joinpath("src", "glass_flows").iterdir():
-        if place.suffix == ".py" and not place.name.startswith("__"):
-            assert f"`{place.name}`" in table, place.name
-        elif (place / "__init__.py").exists():
-            assert f"`{place.name}/`" in table, place.name
-    for name in re.findall(r"`(\w+)/`", table):
-        assert list((ROOT / "src" / "glass_flows").rglob(f"{name}/__init__.py")), name
-    for name in re.findall(r"`(\w+\.py)`", table):
-        assert list((ROOT / "src" / "glass_flows").rglob(name)), name
+    _, _, rest = page.partition("<!-- begin: python tools/rooms.py -->\n\n")
+    found, end, _ = rest.partition("\n\n<!-- end -->")
+    assert end and found == "\n".join(rooms.lines()), "paste what `python tools/rooms.py` prints"
+    told = {line.split(" | ")[0].removeprefix("| ").strip("`") for line in rooms.lines()}
+    for file in rooms.SOURCE.rglob("*.py"):
+        place = file.relative_to(rooms.SOURCE).as_posix().removesuffix("__init__.py")
+        assert place in told | {"", "__main__.py"}, place
+    assert all(line.endswith(". |") for line in found.splitlines()[2:])

@@ -15,6 +15,7 @@ wanted, and loaded when they are used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
@@ -74,6 +75,17 @@ class Registry(Mapping[str, T], Generic[T]):
             points = metadata.entry_points(group=f"glass_flows.{self.what}")
             self._waiting = {point.name: point for point in points}
         return self._waiting
+
+    @property
+    def loaded(self) -> Mapping[str, T]:
+        """What is here: all but the entry points that nobody has asked for yet."""
+        return self._things
+
+    def load(self) -> None:
+        """Load all entry points; one that cannot be says why when it is asked for by its name."""
+        for name in self:
+            with suppress(InvalidArgument):
+                self[name]
 
     def __getitem__(self, name: str) -> T:
         if name not in self._things:

@@ -4,14 +4,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from glass_flows.diffusers.families import FAMILIES
 from glass_flows.diffusers.families.sd3 import StableDiffusion3
+from glass_flows.jobs.models import MODELS, Digits
 from glass_flows.plans.kernels import RHO_RULES
 from glass_flows.plans.solvers import SOLVERS, FirstOrder
 from glass_flows.rewards import FunctionReward
 from glass_flows.rewards.pretrained import REWARDS
-from glass_flows.steering import POTENTIALS, RESAMPLERS
+from glass_flows.settings import Number, setting
+from glass_flows.steering import METHODS, POTENTIALS, RESAMPLERS, Beam
 from glass_flows.steering.potentials import Potential
 
 # Half of a value counts where it is taken; the end makes good what is missing.
@@ -59,3 +62,29 @@ def redness(place, *, device=None):
 @FAMILIES.register("MyPipeline")
 class MyFamily(StableDiffusion3):
     """Asked as Stable Diffusion 3 is."""
+
+
+@METHODS.register("my-beam")
+@dataclass(frozen=True, repr=False)
+class HalfBeam(Beam):
+    """Beams that go on by a part of their value.
+
+    Parameters
+    ----------
+    boldness : float
+        >= 0, what a value counts; at 0 the first ones go on.
+    """
+
+    boldness: float = setting(1.0, Number("be >= 0", lambda boldness: boldness >= 0))
+    word: ClassVar[str] = "my-beam"
+
+    def choose(self, values, boundary, run):
+        order = torch.arange(values.shape[1], dtype=values.dtype)
+        return super().choose(self.boldness * values - 1e-9 * order, boundary, run)
+
+
+@MODELS.register("my-digits")
+class MyDigits(Digits):
+    """The bundled digits, asked for an eight if nothing is asked for."""
+
+    reward_name = "class:8"

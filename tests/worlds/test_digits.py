@@ -256,7 +256,7 @@ def test_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     digits._digits.cache_clear()
     for function in (digits_images, digits_labels, digits_split):
-        with pytest.raises(errors.MissingExtra, match=r"glass-flows\[experiments\]"):
+        with pytest.raises(errors.MissingExtra, match=r"glass-flows\[digits\]"):
             function()
 
 

@@ -190,7 +190,7 @@ def test_images_of_another_shape_are_refused():
 
 def test_without_scipy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(MissingExtra, match="experiments"):
+    with pytest.raises(MissingExtra, match="shapes"):
         examine(np.zeros((32, 32, 3), np.uint8))
 
 

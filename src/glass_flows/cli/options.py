@@ -18,7 +18,7 @@ from ..jobs.job import Loading, Placement
 from ..jobs.spelling import Options, flag, read_arguments
 from ..plans import Sampler
 from ..settings import Count, Kind, Number, Settings, Switch, explanations, kinds, spelled
-from ..steering.methods import AnyMethod
+from ..steering.methods import METHODS, AnyMethod
 
 __all__ = ["Announce", "Device", "Model", "Out", "Reward", "Seed", "with_settings"]
 
@@ -64,6 +64,7 @@ def _default(cls: type[Settings], name: str) -> Any:
 
 
 def _methods() -> _Panel:
+    METHODS.load()  # installed packages' methods have options, too
     every = AnyMethod()
     defaults = {n: spelled(k.write(every.default_of(n, None))) for n, k in every.kinds.items()}
     title = "Method, such as: --particles 8 --scale 5 --twist 1:cap=1.5"

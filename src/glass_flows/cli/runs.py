@@ -1,4 +1,4 @@
-"""`glass-flows report` and `glass-flows runs list|show|compare`: looking at runs."""
+"""`glass-flows report` and `glass-flows runs`: looking at runs."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from ..denoisers import Denoiser
 from ..errors import InvalidArgument, MissingExtra, check_name, check_number, missing_name
 from ..images import ImageResult, to_bytes, to_images
 from ..paths import Linear
+from ..registry import Registry
 from ..rewards import ClassReward, Decoded, Reward
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
@@ -50,7 +52,7 @@ from .pictures import digit_image
 from .pipelines import load_pipeline
 from .rewards import load_reward
 
-__all__ = ["Digits", "Model", "Pipeline", "Shapes", "SiT", "digits_denoiser", "resolve"]
+__all__ = ["MODELS", "Digits", "Model", "Pipeline", "Shapes", "SiT", "digits_denoiser", "resolve"]
 
 Announce = Callable[[str], None]
 _OF_PIPELINES = ("batching", "loading", "call", "micro_batch", "budget")
@@ -73,6 +75,8 @@ class Model(ABC):
         Of "batching", "loading", "call", "micro_batch", "budget" and "populations": what can act.
     batching, call : dict
         Defaults of its own.
+    needs_folder : bool
+        Whether a folder must stand after the scheme; after any there may be one.
     records : bool
         Whether its runs are kept at every boundary.
     """
@@ -82,6 +86,7 @@ class Model(ABC):
     takes: ClassVar[tuple[str, ...]] = _OF_PIPELINES
     batching: ClassVar[Mapping[str, Any]] = {}
     call: ClassVar[Mapping[str, Any]] = {}
+    needs_folder: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -317,6 +322,7 @@ class SiT(Model):
 
     call: ClassVar[Mapping[str, Any]] = {"guidance_scale": 4.0}  # of the published samples
     takes = ("loading", "call", "budget")
+    needs_folder = True
 
     @cached_property
     def vae(self) -> Any:
@@ -394,7 +400,19 @@ class SiT(Model):
 
 # --- by name --------------------------------------------------------------------------------------
 
-SCHEMES: dict[str, type[Model]] = {"digits": Digits, "shapes": Shapes, "sit": SiT}
+
+def _is_model(name: str, given: Any) -> type[Model]:
+    if isinstance(given, type) and issubclass(given, Model) and not isabstract(given):
+        return given
+    raise InvalidArgument(
+        f"model {name!r} must be a subclass of Model with `load` and `run`, got {given!r}"
+    )
+
+
+MODELS: Registry[type[Model]] = Registry(
+    "models", {"digits": Digits, "shapes": Shapes, "sit": SiT}, _is_model
+)
+"""Models by the scheme that their names begin with."""
 
 
 def resolve(
@@ -411,14 +429,15 @@ def resolve(
     """
     given = loading or Loading()
     scheme, colon, place = name.partition(":")
-    if scheme in SCHEMES:
-        if (colon or scheme == "sit") and not Path(place or "?").is_dir():
+    if scheme in MODELS:
+        kind = MODELS[scheme]
+        if (colon or kind.needs_folder) and not Path(place or "?").is_dir():
             raise InvalidArgument(f"--model {name}: {place!r} is no folder; give {scheme}:FOLDER")
-        return SCHEMES[scheme](name, place, given, announce)
+        return kind(name, place, given, announce)
     if name and Path(name).is_dir():
         return Pipeline(name, name, given, announce)
     if re.match(r"[./~]", name):
         raise InvalidArgument(f"--model {name}: there is no such folder")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return Pipeline(name, name, given, announce)
-    raise missing_name("model", name, (*SCHEMES, "FOLDER", "ORGANISATION/NAME"))
+    raise missing_name("model", name, (*MODELS, "FOLDER", "ORGANISATION/NAME"))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
+from inspect import isabstract
 from typing import Any, cast
 
 from ..errors import InvalidArgument, check_name
 from ..fronts import One
 from ..plans import Sampler
+from ..registry import Registry
 from ..settings import Kind, build, explanations, kinds
 from .method import Method
 from .search import Beam, Greedy
@@ -37,15 +39,46 @@ class Preset:
     fields: Mapping[str, Any]
 
 
-METHODS: dict[str, Preset] = {
-    "plain": Preset(BestOf, {"particles": 1}),
-    "best-of-n": Preset(BestOf, {}),
-    "steering": Preset(Steering, {}),
-    "twist": Preset(Steering, {"twist": Twist()}),
-    "beam": Preset(Beam, {}),
-    "greedy": Preset(Greedy, {}),
-    "svdd": Preset(Greedy, {"pick": "sample"}),
-}
+def _preset(name: str, given: Any) -> Preset:
+    """A preset, or the class of a method, which files and texts know by the same name."""
+    if isinstance(given, Preset):
+        return given
+    if not (isinstance(given, type) and issubclass(given, Method)) or isabstract(given):
+        raise InvalidArgument(
+            f"method {name!r} must be a subclass of glass_flows.steering.Method with all that is "
+            f"abstract there, or a Preset of one, got {given!r}"
+        )
+    if given.word != name:
+        raise InvalidArgument(
+            f"method {name!r}: its class attribute `word`, its name in files, must be the same, "
+            f"got {given.word!r}"
+        )
+    if plain := [field.name for field in fields(given) if "kind" not in field.metadata]:
+        raise InvalidArgument(
+            f"method {name!r}: {', '.join(plain)} must be made by glass_flows.settings.setting("
+            "default, kind), which says how they are read and written"
+        )
+    if untold := [field for field in kinds(given) if field not in explanations(given)]:
+        raise InvalidArgument(
+            f"method {name!r}: its docstring says nothing of {', '.join(untold)} under Parameters, "
+            "from where the help comes"
+        )
+    return Preset(given, {})
+
+
+METHODS: Registry[Preset] = Registry(
+    "methods",
+    {
+        "plain": Preset(BestOf, {"particles": 1}),
+        "best-of-n": Preset(BestOf, {}),
+        "steering": Preset(Steering, {}),
+        "twist": Preset(Steering, {"twist": Twist()}),
+        "beam": Preset(Beam, {}),
+        "greedy": Preset(Greedy, {}),
+        "svdd": Preset(Greedy, {"pick": "sample"}),
+    },
+    _preset,
+)
 
 
 def method_of(
@@ -85,9 +118,9 @@ def foreign_settings(method: str, names: Mapping[str, Any]) -> list[str]:
 
 
 def every_setting() -> dict[str, list[type[Method]]]:
-    """The settings of all methods, with the classes that have them."""
+    """The settings of all methods that are loaded, with the classes that have them."""
     found: dict[str, list[type[Method]]] = {}
-    for kind in dict.fromkeys(preset.kind for preset in METHODS.values()):
+    for kind in dict.fromkeys(preset.kind for preset in METHODS.loaded.values()):
         for name in kinds(kind):
             found.setdefault(name, []).append(kind)
     return found
@@ -95,8 +128,7 @@ def every_setting() -> dict[str, list[type[Method]]]:
 
 def read_method(data: Mapping[str, Any]) -> Method:
     """A method from its JSON form."""
-    words = {preset.kind.word: preset.kind for preset in METHODS.values()}
-    return words[check_name("method", data.get("type"), words)].from_json(data)
+    return METHODS[check_name("method", data.get("type"), METHODS)].kind.from_json(data)
 
 
 def sampler_for(method: Method, sampler: Sampler, asked: Collection[str]) -> Sampler:
@@ -143,7 +175,7 @@ class AnyMethod:
         for name, owners in every_setting().items():
             known = [explanations(owner)[name] for owner in owners]
             allowed, meaning = max(known, key=lambda told: len(told[1]))
-            names = (n for n, preset in METHODS.items() if preset.kind in owners)
+            names = (n for n, preset in METHODS.loaded.items() if preset.kind in owners)
             found[name] = allowed, f"{meaning} Of the methods {', '.join(names)}."
         return found
 

@@ -331,7 +331,7 @@ def _digits() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise MissingExtra("scikit-learn", "experiments", "The digits data set") from error
+        raise MissingExtra("scikit-learn", "digits", "The digits data set") from error
     pixels, labels = load_digits(return_X_y=True)
     images = torch.from_numpy(pixels / 8 - 1).float().reshape(-1, *IMAGE)
     return images, torch.from_numpy(labels).long()

@@ -98,7 +98,7 @@ def examine(image: NDArray[np.uint8]) -> Finding:
     try:
         from scipy import ndimage
     except ImportError as error:
-        raise MissingExtra("scipy", "experiments", "the judge of the Shapes world") from error
+        raise MissingExtra("scipy", "shapes", "the judge of the Shapes world") from error
     pixels = image.astype(float)
     ground = np.median(pixels.reshape(-1, 3), 0)
     offset = pixels - ground
