@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.optimize import brentq
 
-from glass_flows.errors import InvalidArgument
+from glass_flows.errors import InvalidArgument, PlanError
 from glass_flows.paths import EDM
 from glass_flows.plans import Paper, plan, plan_transition
 from statistics_rules import PATHS, Exact, ends_of, execute, normal, time_of
@@ -252,3 +252,59 @@ def test_settings_are_written_down():
     assert Paper().config()["schedule"] == "linear"
     with pytest.raises(InvalidArgument):
         Paper(s_range=(0.1, 0.5, 0.9))
+
+
+def test_a_range_given_as_a_list_is_the_same_solver():
+    assert Paper(s_range=[0, 1]) == Paper() and Paper(s_range=[0.1, 0.9]).s_range == (0.1, 0.9)
+    solver = Paper(s_range=[0, 1])
+    table = plan_transition(PATHS["linear"], 0.3, 1.0, rho=0.2, steps=3, solver=solver)
+    assert table.transitions[0].law == 0.0  # the whole range keeps its exact law
+
+
+def own_noise(s, kernel, sigma0):
+    """Starts at a noise of its own, 0.4, whatever σ̄_0 is."""
+    alpha_bar, sigma_bar = kernel.alpha_bar, kernel.sigma_bar
+    return s * alpha_bar, 0.4 + s * (sigma_bar - 0.4), alpha_bar, sigma_bar - 0.4
+
+
+@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("s_range", [(0.0, 1.0), (0.001, 0.999)])
+def test_a_schedule_of_ones_own_starts_at_its_own_noise(name, s_range):
+    """The same as the linear one from there; it started at σ̄_0 once, whatever the schedule said."""
+    path = PATHS[name]
+    t = time_of(path, 0.5)
+    for t_next in (time_of(path, 2.5), 1.0):
+        own = Paper(schedule=own_noise, s_range=s_range)
+        same = Paper(sigma0=0.4, s_range=s_range)
+        x, eps = normal(6, 2), normal(6, 2, seed=1)
+        drawn = [
+            execute(
+                plan_transition(path, t, t_next, rho=0.3, steps=4, solver=solver),
+                Exact(path, wiggly), x, eps,
+            )
+            for solver in (own, same)
+        ]  # fmt: skip
+        np.testing.assert_allclose(*drawn, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda s, a, b, da, db: (a + 0.1, b, da, db), r"alpha\(0\) = 0.1; it must be 0"),
+        (lambda s, a, b, da, db: (a * 2, b, da * 2, db), r"alpha\(1\) = "),
+        (lambda s, a, b, da, db: (a, b + 0.1, da, db), r"sigma\(1\) = "),
+        (lambda s, a, b, da, db: (a, b, -da, db), r"the slope of alpha at 0.25 = "),
+        (lambda s, a, b, da, db: (a, b, da, 0.0), r"the slope of sigma at 0.25 = "),
+        (lambda s, a, b, da, db: (a, s * b, da, b + s * db), r"sigma\(0\) = 0.0; it must be pos"),
+        (lambda s, a, b, da, db: (a, b), "must return 4 numbers"),
+        (lambda s, a, b, da, db: (a, b, "x", db), "must return 4 numbers"),
+    ],
+)
+def test_a_schedule_that_contradicts_itself_is_refused(change, match):
+    def schedule(s, kernel, sigma0):
+        return change(s, *custom(s, kernel, sigma0))
+
+    with pytest.raises(PlanError, match=match):
+        plan_transition(
+            PATHS["linear"], 0.3, 0.8, rho=0.2, steps=3, solver=Paper(schedule=schedule)
+        )

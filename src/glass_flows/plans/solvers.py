@@ -289,8 +289,9 @@ class Paper:
         Where s starts and ends. The reference code cuts to (0.001, 0.999), which is not exact even
         for a point mass; the table then claims no law.
     schedule : "linear", "cosine" or callable
-        (s, kernel, σ̄_0) → (ᾱ_s, σ̄_s, dᾱ_s/ds, dσ̄_s/ds). Euler is exact for a point mass with the
-        linear one only.
+        (s, kernel, σ̄_0) → (ᾱ_s, σ̄_s, dᾱ_s/ds, dσ̄_s/ds), with ᾱ_s from 0 to the kernel's ᾱ and σ̄_s
+        to its σ̄; ε is drawn at the schedule's own σ̄ at s = 0. Euler is exact for a point mass with
+        the linear one only.
     off_grid : "fractional" or "nearest"
         On paths with trained timesteps: ask the network at fractional timesteps (exact
         interpolation of the path), or at the nearest trained one (noise power kept).
@@ -305,8 +306,7 @@ class Paper:
     def __post_init__(self) -> None:
         if not 0.0 < self.sigma0 < math.inf:
             raise InvalidArgument(f"sigma0 must be a positive number, got {self.sigma0!r}")
-        if len(self.s_range) != 2 or not 0.0 <= self.s_range[0] < self.s_range[1] <= 1.0:
-            raise InvalidArgument(f"s_range must be 0 <= start < end <= 1, got {self.s_range!r}")
+        object.__setattr__(self, "s_range", _range(self.s_range))
         if not callable(self.schedule):
             check_name("inner schedule", self.schedule, _SCHEDULES)
         check_name("off_grid rule", self.off_grid, ("fractional", "nearest"))
@@ -326,7 +326,12 @@ class Paper:
         _refuse_pure(self.name, path, pure)
         flow = InnerFlow.glass(path, ends, resolve_rho(rule, ends))
         kernel = flow.kernel
-        schedule = _SCHEDULES[self.schedule] if isinstance(self.schedule, str) else self.schedule
+        drawn = self.sigma0
+        if isinstance(self.schedule, str):
+            schedule = _SCHEDULES[self.schedule]
+        else:
+            schedule = self.schedule
+            drawn = _check_schedule(schedule, kernel, drawn)
         first, last = self.s_range
         grid = [first + i / steps * (last - first) for i in range(steps + 1)]
         nearest, rows, queries = self.off_grid == "nearest", [], []
@@ -337,7 +342,7 @@ class Paper:
             queries.append((t, replace(asked, u=asked.u / sigma_bar), flow.on_path(q)))
             h = following - s
             carried, signal = 1.0 + h * slope, h * (alpha_dot - slope * alpha_bar)
-            start = Mix(eps=carried * self.sigma0) if s == first else Mix(u=carried)
+            start = Mix(eps=carried * drawn) if s == first else Mix(u=carried)
             rows.append((t, replace(start, D=signal)))
         hand_on = [mix for _, mix, _ in queries[1:]] + [Mix(x=kernel.gamma, u=1.0)]
         table = [Row(t, update, emit) for (t, update), emit in zip(rows, hand_on)]
@@ -346,7 +351,54 @@ class Paper:
         on_path = all(ok for *_, ok in queries)
         snapped = nearest and path.trained_times is not None
         law = 0.0 if whole and on_path and not snapped else None
-        return (flow.finish(table, Mix(x=asked.x, eps=asked.u * self.sigma0), law),)
+        return (flow.finish(table, Mix(x=asked.x, eps=asked.u * drawn), law),)
+
+
+def _check_schedule(schedule: InnerSchedule, kernel: Kernel, sigma0: float) -> float:
+    """σ̄ at s = 0, where a schedule of one's own starts; its ends and its slopes must be true."""
+
+    def at(s: float) -> tuple[float, float, float, float]:
+        try:
+            alpha, sigma, alpha_dot, sigma_dot = map(float, schedule(s, kernel, sigma0))
+        except (TypeError, ValueError) as error:
+            raise PlanError(
+                f"the inner schedule must return 4 numbers, (alpha, sigma, and their slopes), "
+                f"at s = {s:g}: {error}"
+            ) from error
+        return alpha, sigma, alpha_dot, sigma_dot
+
+    def close(found: float, wanted: float, tolerance: float) -> bool:
+        return abs(found - wanted) <= tolerance * (1.0 + abs(wanted))
+
+    signal, noise, *_ = at(0.0)
+    wanted = {
+        "alpha(0)": (signal, 0.0, 1e-9),
+        "alpha(1)": (at(1.0)[0], kernel.alpha_bar, 1e-9),
+        "sigma(1)": (at(1.0)[1], kernel.sigma_bar, 1e-9),
+    }
+    step = 1e-5
+    for s in (0.25, 0.5, 0.75):
+        for i, name in enumerate(("alpha", "sigma")):
+            slope = (at(s + step)[i] - at(s - step)[i]) / (2 * step)
+            wanted[f"the slope of {name} at {s}"] = at(s)[i + 2], slope, 1e-4
+    for name, (found, right, tolerance) in wanted.items():
+        if not close(found, right, tolerance):
+            raise PlanError(f"the inner schedule has {name} = {found:.6g}; it must be {right:.6g}")
+    if not 0.0 < noise < math.inf:
+        raise PlanError(f"the inner schedule has sigma(0) = {noise!r}; it must be positive")
+    return noise
+
+
+def _range(given: Sequence[float]) -> tuple[float, float]:
+    """(start, end) of s, however it was given."""
+    try:
+        first, last = map(float, given)
+        fits = 0.0 <= first < last <= 1.0
+    except (TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise InvalidArgument(f"s_range must be 0 <= start < end <= 1, got {given!r}")
+    return first, last
 
 
 # --- Euler-Maruyama ---------------------------------------------------------------------------

@@ -80,7 +80,8 @@ def steer(
     reward : callable or Reward
         (B, *shape) clean samples to (B,) rewards, higher is better. -inf excludes a sample,
         and where particles are resampled also those whose estimate D is excluded, which biases the
-        law: give such rewards a finite floor, or ``ess_threshold=0``.
+        law (and `biases` of the result says so): give such rewards a finite floor, or
+        ``ess_threshold=0``.
     shape : sequence of int
         Of one sample, without the batch.
     {settings}

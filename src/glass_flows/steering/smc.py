@@ -178,6 +178,12 @@ class SteeringStep(Step):
         return super().told() | weights | {name: getattr(self, name) for name in names}
 
 
+_EXCLUDED = (
+    "particles were dropped whose estimate D has the reward -inf, though their end might not have "
+    "had it: give the reward a finite floor, or ess_threshold=0"
+)
+
+
 class Weighted(Course):
     """Particles with weights: look, weigh, resample, twist."""
 
@@ -189,6 +195,7 @@ class Weighted(Course):
         self.twister = Twister(settings.twist, self.table, P, run.split, run.shards.pieces)
         self.share = torch.zeros(P, 1, dtype=torch.float64)
         self.log_evidence = torch.zeros(P, dtype=torch.float64)
+        self.excluded = torch.zeros(P, dtype=torch.bool)  # whether a weight of zero was dropped
         self.values: Tensor | None = None  # V of this boundary, (P, N)
         self.rewards = torch.empty(P, N)
         self.weights = LogWeights.uniform(P, N)
@@ -254,6 +261,8 @@ class Weighted(Course):
         if tired.any():
             gained = torch.where(tired, self.weights.log_mean(), 0.0)
             self.log_evidence = self.log_evidence + gained
+            without = (self.weights.values == -math.inf).any(1)
+            self.excluded = self.excluded | (tired & without)
         self.paths = self.paths.chosen(selection.ancestors, tired, self.before)
 
     def move(self, look: Look, selection: Selection) -> None:
@@ -290,16 +299,20 @@ class Weighted(Course):
 
     def carried(self) -> dict[str, Tensor]:
         twist = {f"twist.{name}": found for name, found in self.twister.state().items()}
-        own = {"share": self.share, "log_evidence": self.log_evidence}
+        names = ("share", "log_evidence", "excluded")
+        own = {name: getattr(self, name) for name in names}
         return {**self.paths.state(), **own, **twist}
 
     def restore(self, carried: Mapping[str, Tensor]) -> None:
         self.paths = self.before = self.paths.restored(carried)
         self.share, self.log_evidence = carried["share"], carried["log_evidence"]
+        self.excluded = carried["excluded"]
         self.twister.restore(under("twist.", carried))
 
     def result(self, last: Step, biases: tuple[str, ...]) -> SteeringResult:
         end = cast(SteeringStep, last)
+        if self.excluded.any():
+            biases = (*biases, _EXCLUDED)
         samples, history = end.boundary.x, end.history.stacked()
         return SteeringResult(
             samples=samples.view(*end.ancestors.shape, *samples.shape[1:]),
