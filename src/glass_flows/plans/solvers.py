@@ -16,7 +16,7 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Protocol, cast
 
 from ..errors import InvalidArgument, PlanError, check_name
@@ -556,7 +556,8 @@ class _Sphere:
         """
         lengths = [1.0] * steps
         lengths[0], lengths[-1] = first_step, last_step
-        shares = [sum(lengths[:i]) / sum(lengths) for i in range(steps)]
+        *starts, whole = accumulate(lengths, initial=0.0)
+        shares = [start / whole for start in starts]
 
         def grid(stop: float, shares: Sequence[float]) -> list[float]:
             first, last = (self._colatitude(q) ** (1.0 / warp) for q in (flow.q0, stop))

@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -50,7 +50,7 @@ class Mix:
 
     def terms(self) -> tuple[tuple[str, float], ...]:
         """(register, coefficient) for every coefficient that is not zero."""
-        return tuple((f.name, v) for f in fields(self) if (v := getattr(self, f.name)) != 0.0)
+        return tuple((name, value) for name, value in vars(self).items() if value != 0.0)
 
     def __str__(self) -> str:
         return " ".join(f"{value:+.6g} {name}" for name, value in self.terms()) or "0"
@@ -124,7 +124,7 @@ class Transition:
         covariance with x_t.
         """
         for mix in (self.input, *(m for row in self.rows for m in (row.update, row.emit) if m)):
-            if not all(math.isfinite(value) for value in asdict(mix).values()):
+            if not all(math.isfinite(value) for value in vars(mix).values()):
                 raise PlanError(f"transition {self.t:.6g} -> {self.t_next:.6g}: {mix} not finite")
         self._verify_order()
         self._verify_ends(path)
@@ -143,7 +143,8 @@ class Transition:
         }
 
         def mixed(mix: Mix) -> tuple[float, ...]:
-            return tuple(sum(c * registers[r][i] for r, c in mix.terms()) for i in range(4))
+            terms = mix.terms()
+            return tuple(sum(c * registers[r][i] for r, c in terms) for i in range(4))
 
         y = mixed(self.input)
         for number, row in enumerate(self.rows):
