@@ -37,6 +37,9 @@ __all__ = [
 ]
 
 
+_NEAR_DATA = 1e4  # amplitude α/σ
+
+
 @dataclass(frozen=True)
 class InnerFlow:
     """One transition's inner flow: everything that a solver needs to know.
@@ -107,7 +110,9 @@ class InnerFlow:
         t = self.path.time(min(max(amplitude, low), high))
         if trained is not None:
             t = min(trained, key=lambda candidate: abs(candidate - t))
-        if amplitude > high:  # more is known than the network was trained on: keep the signal
+        if amplitude > min(high, _NEAR_DATA):
+            # More is known than the network was trained on, or t has lost the digits of σ: keep the
+            # signal.
             scale = self.path.alpha(t) / amplitude**2
         else:
             scale = self.path.sigma(t) / amplitude
@@ -571,7 +576,7 @@ class _Sphere:
         if flow.amplitude(wanted[-1]) <= end:
             return tuple(wanted), ""
         reach = math.sqrt(max(end**2 - flow.known**2, 0.0))
-        if reach <= flow.q0 or steps == 1:
+        if reach <= flow.q0 * (1.0 + 1e-6) or steps == 1:  # nearer, and slopes lose their digits
             return (flow.q0,), "the path ends here: one evaluation"
         shortened = grid(reach, [share / shares[-1] for share in shares])
         return tuple(shortened), "queries end with the path"
