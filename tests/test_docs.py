@@ -99,7 +99,7 @@ def test_the_ci_runs_the_commands_of_the_readme():
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     assert "pip install -c constraints.txt -e '.[test]' && .venv/bin/pytest\n" in readme
     assert "pip\" install -q -c constraints.txt -e '.[test]'" in ci
-    assert "\npytest\n" in ci
+    assert '" pytest -m "slow or not slow"\n' in ci  # all of what `pytest` runs, and the slow ones
 
 
 # --- what documents name --------------------------------------------------------------------------

@@ -19,8 +19,9 @@ particles survive on the way.
 The names with "fkd-" are the formulas of the code released with that paper, for comparison. They
 differ from the exact ones: the reward's memory starts at 0 instead of at nothing (so that max never
 sees a negative reward); max and sum end with exp(λ max) and exp(λ Σ) instead of exp(λ r(x_1)); a
-boundary that does not resample forgets its potential; weights are capped at 1e10. Their weighted
-particles do not target p(z) exp(λ r(z)), and their evidence estimate is not one of it.
+boundary that does not resample forgets its potential; weights are capped at 1e10; an effective
+sample size just at the threshold does not resample. Their weighted particles do not target
+p(z) exp(λ r(z)), and their evidence estimate is not one of it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Potential:
         Whether a boundary that does not resample keeps its potential in the weight.
     exact : bool
         Whether the product is exp(λ r(x_1)).
+    strict : bool
+        Whether a population whose effective sample size is just the threshold is left alone.
     """
 
     update: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -63,6 +66,7 @@ class Potential:
     start: float = 0.0
     carries: bool = True
     exact: bool = True
+    strict: bool = False
 
 
 def _difference(total: Tensor, value: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +107,7 @@ def _fkd(
         last = log_potential - total if corrected else log_potential
         return total + last.clamp(max=_FKD_CAP)
 
-    return Potential(update, terminal, carries=False, exact=False)
+    return Potential(update, terminal, carries=False, exact=False, strict=True)
 
 
 def _higher(value: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:

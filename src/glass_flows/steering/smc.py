@@ -250,9 +250,10 @@ class Weighted(Course):
         return torch.full_like(self.share, fixed)
 
     def select(self, boundary: Boundary) -> Selection:
-        ess, N = self.weights.ess(), self.settings.particles
-        few = (ess <= self.settings.ess_threshold * N) & (ess > 0.0)
-        tired = few & self._may_resample(boundary)
+        ess, share = self.weights.ess(), self.settings.ess_threshold
+        least, strict = share * self.settings.particles, POTENTIALS[self.settings.potential].strict
+        few = ess < least if strict and share < 1.0 else ess <= least  # 1 is at every boundary
+        tired = few & (ess > 0.0) & self._may_resample(boundary)
         noise, scheme = self.run.noise, self.settings.resampling
         return Selection(_ancestors(self.weights, tired, scheme, noise, boundary.index), tired)
 
