@@ -22,6 +22,7 @@ from ..steering import PosteriorValue, SearchResult, Step
 from ..steering.loop import Watch, pass_boundaries
 from ..steering.population import Population, Run
 from .asked import Asked
+from .families.base import decode_latents
 from .scheduler import GlassScheduler
 
 __all__ = ["run_inside"]
@@ -197,6 +198,4 @@ class _InsideLoop:
                 "not simply those of its autoencoder: pass decode=, a function from clean latents "
                 "to images in [0, 1]"
             )
-        latents = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (image if image.dtype == torch.float64 else image.float()) / 2 + 0.5
+        return decode_latents(vae, z)

@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from ...errors import InvalidArgument
-from .base import Family
+from .base import Packed
 
 __all__ = ["Flux"]
 
 
-class Flux(Family):
-    """FluxPipeline; the state is the packed latents, (tokens, 4 · channels)."""
+class Flux(Packed):
+    """FluxPipeline."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
     options: ClassVar[dict[str, Any]] = {
@@ -30,29 +29,19 @@ class Flux(Family):
     }
 
     guidance_argument: ClassVar[str] = "true_cfg_scale"
+    embeds_guidance: ClassVar[bool] = True
 
     def prepare(self) -> None:
-        self.refuse_idle_guidance()
-        self.default_size(self.pipe.vae_scale_factor * 2)
-        rows, columns = (
-            size // (self.pipe.vae_scale_factor * 2) for size in (self.height, self.width)
-        )
-        self.shape = (rows * columns, self.network.config.in_channels)
-        self.true_cfg = (
-            self.given["true_cfg_scale"] > 1 and self.given["negative_prompt"] is not None
-        )
-        self.passes = 2 if self.true_cfg else 1
-        if self.given["true_cfg_scale"] > 1 and not self.true_cfg:
-            raise InvalidArgument("true_cfg_scale > 1 needs a negative_prompt")
+        super().prepare()
         self.image_ids = self.pipe._prepare_latent_image_ids(
-            1, rows, columns, self.device, self.network.dtype
+            1, self.rows, self.columns, self.device, self.network.dtype
         )
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        conditioning = {"cond": self._texts(list(prompts), self.for_each("prompt_2", prompts))}
-        if self.true_cfg:
-            negative = self.for_each("negative_prompt", prompts)
-            conditioning["uncond"] = self._texts(negative or [], None)
+        conditioning = {"cond": self._read(prompts)}
+        if self.passes == 2:
+            negative = self.for_each("negative_prompt", prompts) or []
+            conditioning["uncond"] = self._read(negative, prompt_2=None)
         image, known = (self.given[f"ip_adapter_image{end}"] for end in ("", "_embeds"))
         if image is not None or known is not None:
             blank = [np.zeros((self.width, self.height, 3), dtype=np.uint8)]
@@ -64,22 +53,15 @@ class Flux(Family):
                     )
         return conditioning
 
-    def _texts(self, prompts: list[str], second: list[str] | None) -> dict[str, Any]:
-        scale = (self.given["joint_attention_kwargs"] or {}).get("scale")
-        words, pooled, self.text_ids = self.pipe.encode_prompt(
-            prompt=prompts,
-            prompt_2=second,
-            device=self.device,
-            max_sequence_length=self.given["max_sequence_length"],
-            lora_scale=scale,
-        )
+    def _read(self, prompts: Sequence[Any], **others: Any) -> dict[str, Any]:
+        words, pooled, self.text_ids = self.texts(prompts, **others)
         return {"words": words, "pooled": pooled}
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         extra = dict(self.given["joint_attention_kwargs"] or {})
         if "images" in texts:
             extra["ip_adapter_image_embeds"] = texts["images"]
-        output: Tensor = self.network(
+        return self.network(
             hidden_states=x,
             timestep=timestep.to(x.dtype) / 1000,
             guidance=self.embedded_guidance(x),
@@ -90,12 +72,6 @@ class Flux(Family):
             joint_attention_kwargs=extra,
             return_dict=False,
         )[0]
-        return output
-
-    def grid(self, transitions: int) -> dict[str, Any]:
-        mu = self.dynamic_shift(self.shape[0])
-        return {"sigmas": np.linspace(1.0, 1 / transitions, transitions), "mu": mu}
 
     def decode(self, x: Tensor) -> Tensor:
-        latents = self.pipe._unpack_latents(x, self.height, self.width, self.pipe.vae_scale_factor)
-        return self.decode_latents(latents)
+        return self.decode_latents(self.unpacked(x))

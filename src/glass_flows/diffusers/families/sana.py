@@ -6,13 +6,12 @@ import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
 from diffusers import SanaPipeline
 from diffusers.pipelines.sana import pipeline_sana
 from torch import Tensor
 
 from ...errors import InvalidArgument
-from .base import Family
+from .base import Family, wide
 
 __all__ = ["Sana"]
 
@@ -58,19 +57,8 @@ class Sana(Family):
         self.passes = 2 if self.given["guidance_scale"] > 1.0 else 1
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        names = ("clean_caption", "max_sequence_length", "complex_human_instruction")
-        words, mask, blank, blank_mask = self.pipe.encode_prompt(
-            list(prompts),
-            self.passes == 2,
-            negative_prompt=self.for_each("negative_prompt", prompts),
-            device=self.device,
-            lora_scale=(self.given["attention_kwargs"] or {}).get("scale"),
-            **{name: self.given[name] for name in names},
-        )
-        found = {"cond": {"words": words, "mask": mask}}
-        if self.passes == 2:
-            found["uncond"] = {"words": blank, "mask": blank_mask}
-        return found
+        words, mask, blank, blank_mask = self.texts(prompts)
+        return self.both({"words": words, "mask": mask}, {"words": blank, "mask": blank_mask})
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         output = self.network(
@@ -81,8 +69,7 @@ class Sana(Family):
             return_dict=False,
             attention_kwargs=self.given["attention_kwargs"],
         )[0]
-        wide: Tensor = output if output.dtype == torch.float64 else output.float()
-        return wide[:, : x.shape[1]]
+        return wide(output)[:, : x.shape[1]]
 
     def decode(self, x: Tensor) -> Tensor:
         vae = self.pipe.vae

@@ -13,6 +13,8 @@ from .base import Family
 
 __all__ = ["StableDiffusion", "StableDiffusionXL"]
 
+_ADDED = {"pooled": "text_embeds", "sizes": "time_ids", "images": "image_embeds"}
+
 
 class StableDiffusion(Family):
     """StableDiffusionPipeline; the state is the latents. The safety checker is not run."""
@@ -46,45 +48,14 @@ class StableDiffusion(Family):
         self.passes = 2 if self.given["guidance_scale"] > 1 and not embedded else 1
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, blank = self.pipe.encode_prompt(
-            list(prompts),
-            self.device,
-            1,
-            self.passes == 2,
-            self.for_each("negative_prompt", prompts),
-            lora_scale=(self.given["cross_attention_kwargs"] or {}).get("scale"),
-            clip_skip=self.given["clip_skip"],
-        )
-        found: dict[str, Any] = {"cond": {"words": words}}
-        if self.passes == 2:
-            found["uncond"] = {"words": blank}
-        self._add_images(found, len(prompts))
+        words, blank = self.texts(prompts)
+        found = self.both({"words": words}, {"words": blank})
+        self.add_images(found, len(prompts))
         return found
 
-    def _add_images(self, found: dict[str, Any], count: int) -> None:
-        """The IP-Adapter's image prompt, if there is one: lists of one row for each prompt."""
-        image, known = (self.given[f"ip_adapter_image{end}"] for end in ("", "_embeds"))
-        if image is None and known is None:
-            return
-        images = self.pipe.prepare_ip_adapter_image_embeds(
-            image, known, self.device, count, self.passes == 2
-        )
-        parts = [image.chunk(self.passes) for image in images]
-        for name, part in zip(("cond", "uncond"), (-1, 0)):
-            if name in found:
-                found[name]["images"] = [image[part] for image in parts]
-
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
-        added = {
-            name: texts[key]
-            for name, key in (
-                ("text_embeds", "pooled"),
-                ("time_ids", "sizes"),
-                ("image_embeds", "images"),
-            )
-            if key in texts
-        }
-        output: Tensor = self.network(
+        added = {_ADDED[name]: value for name, value in texts.items() if name in _ADDED}
+        return self.network(
             x,
             timestep,
             encoder_hidden_states=texts["words"],
@@ -93,7 +64,6 @@ class StableDiffusion(Family):
             added_cond_kwargs=added or None,
             return_dict=False,
         )[0]
-        return output
 
     def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         result, rescale = super().guide(conditional, unconditional), self.given["guidance_rescale"]
@@ -136,25 +106,17 @@ class StableDiffusionXL(StableDiffusion):
         self.decoder_dtype = self.pipe.vae.dtype  # changed by :meth:`decode`
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, blank, pooled, blank_pooled = self.pipe.encode_prompt(
-            prompt=list(prompts),
-            prompt_2=self.for_each("prompt_2", prompts),
-            device=self.device,
-            do_classifier_free_guidance=self.passes == 2,
-            negative_prompt=self.for_each("negative_prompt", prompts),
-            negative_prompt_2=self.for_each("negative_prompt_2", prompts),
-            lora_scale=(self.given["cross_attention_kwargs"] or {}).get("scale"),
-            clip_skip=self.given["clip_skip"],
-        )
+        words, blank, pooled, blank_pooled = self.texts(prompts)
         sizes = self._sizes("", pooled, words.dtype)
         both = (self.given["negative_original_size"], self.given["negative_target_size"])
         blank_sizes = sizes if None in both else self._sizes("negative_", pooled, words.dtype)
-        found: dict[str, Any] = {"cond": {"words": words, "pooled": pooled, "sizes": sizes}}
-        if self.passes == 2:
-            found["uncond"] = {"words": blank, "pooled": blank_pooled, "sizes": blank_sizes}
+        found = self.both(
+            {"words": words, "pooled": pooled, "sizes": sizes},
+            {"words": blank, "pooled": blank_pooled, "sizes": blank_sizes},
+        )
         for part in found.values():
             part["sizes"] = part["sizes"].to(self.device).expand(len(prompts), -1)
-        self._add_images(found, len(prompts))
+        self.add_images(found, len(prompts))
         return found
 
     def _sizes(self, prefix: str, pooled: Tensor, dtype: torch.dtype) -> Tensor:
