@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from .errors import DegeneratePrediction, InvalidArgument, ShapeError, check_count, check_name
+from .errors import (
+    DegeneratePrediction,
+    InvalidArgument,
+    ShapeError,
+    check_count,
+    check_name,
+    check_number,
+)
 from .paths import DiscreteDiffusion, Path, check_time
 
 __all__ = [
@@ -364,16 +371,11 @@ class Denoiser(BaseDenoiser):
             raise InvalidArgument(f"path must be a glass_flows.paths.Path, got {self.path!r}")
         if not callable(self.time):
             check_name("time convention", self.time, CLOCKS)
-        for name, given in (
-            ("conditioning", self.conditioning),
-            ("unconditional", self.unconditional),
-        ):
-            if not isinstance(given, Mapping) and not (name == "unconditional" and given is None):
+        unconditional = {} if self.unconditional is None else self.unconditional
+        for name, given in (("conditioning", self.conditioning), ("unconditional", unconditional)):
+            if not isinstance(given, Mapping):
                 raise InvalidArgument(f"{name} must be a mapping of names to values, got {given!r}")
-        if not isinstance(self.guidance_scale, (int, float)) or not math.isfinite(
-            self.guidance_scale
-        ):
-            raise InvalidArgument(f"guidance_scale must be finite, got {self.guidance_scale!r}")
+        check_number("guidance_scale", self.guidance_scale, "be finite", math.isfinite)
         if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
             raise InvalidArgument(
                 f"dtype must be a torch.dtype such as torch.bfloat16, got {self.dtype!r}"
@@ -409,10 +411,8 @@ class Denoiser(BaseDenoiser):
         """The denoiser of `part` of a batch of `batch` rows: its conditioning cut to size."""
         return replace(
             self,
-            conditioning=_parts(self.conditioning, part, batch),
-            unconditional=None
-            if self.unconditional is None
-            else _parts(self.unconditional, part, batch),
+            conditioning=_cut(self.conditioning, part, batch),
+            unconditional=_cut(self.unconditional, part, batch),
         )
 
     def spread(self, populations: int, particles: int) -> Denoiser:
@@ -466,7 +466,7 @@ class Denoiser(BaseDenoiser):
         parts = []
         for first in range(0, batch, limit):
             part = slice(first, min(first + limit, batch))
-            inputs = _parts(conditioning, part, batch)
+            inputs = _cut(conditioning, part, batch)
             if self.checkpoint and torch.is_grad_enabled():
                 output = recomputed(
                     self.network, asked[part], times[part], use_reentrant=False, **inputs
@@ -522,9 +522,7 @@ class Fitting:
             size = min(self.limit or batch, batch)
             parts = [slice(i, min(i + size, batch)) for i in range(0, batch, size)]
             try:
-                answers = [
-                    self.network(x[p], t[p], **_parts(conditioning, p, batch)) for p in parts
-                ]
+                answers = [self.network(x[p], t[p], **_cut(conditioning, p, batch)) for p in parts]
                 return answers[0] if len(answers) == 1 else torch.cat(answers)
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
@@ -533,44 +531,43 @@ class Fitting:
             torch.cuda.empty_cache()  # not inside the handler, whose traceback holds tensors
 
 
-def _parts(values: Mapping[str, Any], part: slice, batch: int) -> dict[str, Any]:
-    return {name: _part(value, part, batch, name) for name, value in values.items()}
+def _mapped(value: Any, name: str, function: Callable[[Tensor, str], Tensor]) -> Any:
+    """Nested conditioning with ``function(tensor, its name)`` in the place of every tensor."""
+    if isinstance(value, Mapping):
+        return {k: _mapped(item, f"{name}[{k!r}]", function) for k, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_mapped(item, f"{name}[{i}]", function) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    return function(value, name) if isinstance(value, Tensor) else value
 
 
-def _spread(value: Any, populations: int, particles: int, name: str) -> Any:
+def _spread(values: Any, populations: int, particles: int, name: str) -> Any:
     """Tensors of one row for each population, repeated for its particles."""
-    if isinstance(value, Mapping):
-        return {
-            key: _spread(item, populations, particles, f"{name}[{key!r}]")
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        items = [_spread(v, populations, particles, f"{name}[{i}]") for i, v in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
-    if not isinstance(value, Tensor) or (value.ndim > 0 and value.shape[0] == 1):
-        return value
-    if value.ndim == 0 or value.shape[0] != populations:
-        raise ShapeError(
-            f"steering takes {name} with a leading dimension of 1 (shared) or {populations} (one "
-            f"row for each population), got shape {tuple(value.shape)}"
-        )
-    return value.repeat_interleave(particles, 0)
+
+    def spread(value: Tensor, name: str) -> Tensor:
+        if value.ndim > 0 and value.shape[0] == 1:
+            return value
+        if value.ndim == 0 or value.shape[0] != populations:
+            raise ShapeError(
+                f"steering takes {name} with a leading dimension of 1 (shared) or {populations} "
+                f"(one row for each population), got shape {tuple(value.shape)}"
+            )
+        return value.repeat_interleave(particles, 0)
+
+    return _mapped(values, name, spread)
 
 
-def _part(value: Any, part: slice, batch: int, name: str) -> Any:
-    """One call's share of a conditioning argument."""
-    if isinstance(value, Mapping):
-        return {key: _part(item, part, batch, f"{name}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_part(item, part, batch, f"{name}[{i}]") for i, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
-    if not isinstance(value, Tensor):
-        return value
-    if value.ndim == 0 or value.shape[0] not in (1, batch):
-        raise ShapeError(
-            f"conditioning {name!r} must have a leading dimension of 1 (shared) or {batch} (one "
-            f"per particle), got shape {tuple(value.shape)}"
-        )
-    if value.shape[0] == batch:
-        return value[part]
-    return value.expand(part.stop - part.start, *value.shape[1:])
+def _cut(values: Any, part: slice, batch: int) -> Any:
+    """One call's share of conditioning."""
+
+    def cut(value: Tensor, name: str) -> Tensor:
+        if value.ndim == 0 or value.shape[0] not in (1, batch):
+            raise ShapeError(
+                f"{name} must have a leading dimension of 1 (shared) or {batch} (one per "
+                f"particle), got shape {tuple(value.shape)}"
+            )
+        if value.shape[0] == batch:
+            return value[part]
+        return value.expand(part.stop - part.start, *value.shape[1:])
+
+    return _mapped(values, "conditioning", cut)

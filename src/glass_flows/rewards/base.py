@@ -391,8 +391,7 @@ def evaluate_with_gradient(
     with _placed(reward, where):
         values, gradient = reward.value_and_gradient(z, prompts)
     rewards = _checked(reward, values, where)
-    wild = ~torch.isfinite(gradient).unsqueeze(-1).flatten(1).all(1)
-    _check_particles(wild, f"the gradient of the reward {reward.name!r} has NaN or infinity", where)
+    check_finite(gradient, f"the gradient of the reward {reward.name!r}", where)
     return rewards, gradient
 
 
@@ -436,6 +435,12 @@ def _checked(reward: Reward, values: Tensor, where: str) -> Tensor:
             f"({len(outside)} of {len(rewards)}); declare a wider range or clip it"
         )
     return rewards
+
+
+def check_finite(gradient: Tensor, what: str, where: str) -> None:
+    """Raise :class:`NonFinite` for particles of whose gradient something is not finite."""
+    wild = ~torch.isfinite(gradient).unsqueeze(-1).flatten(1).all(1)
+    _check_particles(wild, f"{what} has NaN or infinity", where)
 
 
 def _check_particles(bad: Tensor, what: str, where: str) -> None:
