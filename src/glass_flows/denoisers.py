@@ -37,6 +37,7 @@ __all__ = [
     "Fitting",
     "WrappedDenoiser",
     "as_denoiser",
+    "check_device",
     "clean_estimate",
 ]
 
@@ -498,6 +499,16 @@ class Denoiser(BaseDenoiser):
         if not isinstance(self.network, torch.nn.Module):
             return None
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
+
+
+def check_device(given: torch.device | str | None) -> torch.device | None:
+    """Return the device of this name, or raise :class:`InvalidArgument`."""
+    try:
+        return None if given is None else torch.device(given)
+    except (RuntimeError, TypeError):
+        raise InvalidArgument(
+            f"device must be a torch.device or the name of one, as 'cuda:0', got {given!r}"
+        ) from None
 
 
 class Fitting:

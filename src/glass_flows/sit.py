@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoints import State, check_tensors, read_tensors
-from .denoisers import Denoiser
+from .denoisers import Denoiser, check_device
 from .errors import InvalidArgument, WeightsFileError, check_count
 from .paths import Linear
 
@@ -208,6 +208,9 @@ def load(
 
     Decode with Stable Diffusion's autoencoder: ``vae.decode(z / 0.18215).sample``.
     """
+    device = check_device(device)
+    if not isinstance(dtype, torch.dtype):
+        raise InvalidArgument(f"dtype must be a torch.dtype such as torch.bfloat16, got {dtype!r}")
     home = Path(folder)
     try:
         data = json.loads((home / _FILES[0]).read_text(encoding="utf-8"))

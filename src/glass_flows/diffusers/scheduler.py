@@ -325,20 +325,17 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             clean_estimate(coefficients, query.y, output.to(query.y.dtype))
         )
         self._noise.generator = generator
-        steps = self._steps
-        pending = steps.send(Estimate(D, D))
-        while isinstance(pending, Boundary):
+        answer = self._steps.send(Estimate(D, D))
+        while isinstance(answer, Boundary):
             if self.at_boundary is not None:
-                self.at_boundary(pending)
-            last, pending = pending, next(steps, None)
-            if pending is None:
-                self._check_edits()
-                y = last.x
-        if pending is not None:
-            y = pending.y
-        self._pending = pending
-        if pending is None:
+                self.at_boundary(answer)
+            y, answer = answer.x, next(self._steps, None)
+        self._pending = answer
+        if answer is None:
+            self._check_edits()
             self._steps, self._finished = None, True
+        else:
+            y = answer.y
         self._step_index = query_row + 1
         self._handed = y.to(sample.dtype)
         self._version = self._handed._version

@@ -19,6 +19,7 @@ from typing import Any, Union, cast
 import torch
 from torch import Tensor
 
+from ..denoisers import check_device
 from ..errors import (
     GlassError,
     InvalidArgument,
@@ -223,7 +224,7 @@ class FunctionReward(Reward):
         self.range = (low, high)
         self.takes_prompts, self.differentiable = takes_prompts, differentiable
         self.max_batch = None if max_batch is None else check_count("max_batch", max_batch)
-        self.device = None if device is None else torch.device(device)
+        self.device = check_device(device)
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         return self.function(z, prompts) if self.takes_prompts else self.function(z)

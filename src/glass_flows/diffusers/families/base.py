@@ -61,6 +61,9 @@ class Family(ABC):
         The call argument that scales it.
     embeds_guidance : bool
         Whether `guidance_scale` is an input of the network, if that takes one.
+    encoded : tuple of str
+        Names of what the pipeline's `encode_prompt` returns, with "-" before those of the
+        unconditional texts.
     passes : int
         Network evaluations per sample of one prediction (2 under classifier-free guidance).
     shape : tuple of int
@@ -72,6 +75,7 @@ class Family(ABC):
     doubled: ClassVar[bool] = False
     guidance_argument: ClassVar[str] = "guidance_scale"
     embeds_guidance: ClassVar[bool] = False
+    encoded: ClassVar[tuple[str, ...]] = ("words",)
     passes: int = 1
     shape: tuple[int, ...]
 
@@ -102,7 +106,6 @@ class Family(ABC):
     def prepare(self) -> None:
         """Check the settings; set `height`, `width`, `shape` and `passes`."""
 
-    @abstractmethod
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """The conditioning of these prompts: tensors (also nested) of one row for each.
 
@@ -110,6 +113,12 @@ class Family(ABC):
         under guidance "uncond", repeated for particles and cut into chunks with the batch; what all
         samples share belongs on `self`.
         """
+        found: dict[str, dict[str, Any]] = {"cond": {}, "uncond": {}}
+        for name, value in zip(self.encoded, self.texts(prompts)):
+            found["uncond" if name[0] == "-" else "cond"][name.removeprefix("-")] = value
+        found = self.both(**found)
+        self.add_images(found, len(prompts))
+        return found
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         """The network's prediction at x (B, *shape), in its dtype, for one conditioning.
@@ -348,6 +357,17 @@ class Packed(Family):
             self.passes = 2 if strong and negative is not None else 1
             if strong and negative is None and "true_cfg_scale" in self.asked:
                 raise InvalidArgument("true_cfg_scale > 1 needs a negative_prompt")
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        if self.passes == 1:
+            return {"cond": self.read(prompts)}
+        told = "negative_prompt" in self.given
+        blank = self.for_each("negative_prompt", prompts) if told else [""] * len(prompts)
+        return {"cond": self.read(prompts), "uncond": self.read(blank or [], prompt_2=None)}
+
+    def read(self, prompts: Sequence[Any], **others: Any) -> dict[str, Any]:
+        """The conditioning of these texts."""
+        return dict(zip(self.encoded, self.texts(prompts, **others)))
 
     def shift_of(self, transitions: int) -> float:
         """`mu` of a grid of K steps."""

@@ -38,10 +38,7 @@ class Flux(Packed):
         )
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        conditioning = {"cond": self._read(prompts)}
-        if self.passes == 2:
-            negative = self.for_each("negative_prompt", prompts) or []
-            conditioning["uncond"] = self._read(negative, prompt_2=None)
+        conditioning = super().encode(prompts)
         image, known = (self.given[f"ip_adapter_image{end}"] for end in ("", "_embeds"))
         if image is not None or known is not None:
             blank = [np.zeros((self.width, self.height, 3), dtype=np.uint8)]
@@ -53,7 +50,7 @@ class Flux(Packed):
                     )
         return conditioning
 
-    def _read(self, prompts: Sequence[Any], **others: Any) -> dict[str, Any]:
+    def read(self, prompts: Sequence[Any], **others: Any) -> dict[str, Any]:
         words, pooled, self.text_ids = self.texts(prompts, **others)
         return {"words": words, "pooled": pooled}
 

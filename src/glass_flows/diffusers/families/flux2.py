@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -27,19 +26,12 @@ class Flux2(Packed):
     }
 
     embeds_guidance: ClassVar[bool] = True
+    encoded: ClassVar[tuple[str, ...]] = ("words", "ids")
 
     def prepare(self) -> None:
         super().prepare()
         like = torch.empty(1, self.shape[1], self.rows, self.columns)
         self.image_ids = self.pipe._prepare_latent_ids(like).to(self.device)
-
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        return {"cond": self._read(prompts)}
-
-    def _read(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        layers = tuple(self.given["text_encoder_out_layers"])
-        words, ids = self.texts(prompts, text_encoder_out_layers=layers)
-        return {"words": words, "ids": ids}
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         return self.network(
@@ -84,10 +76,6 @@ class Flux2Klein(Flux2):
                 "there is no posterior to draw from. Use the base checkpoint"
             )
         self.passes = 2 if self.given["guidance_scale"] > 1 else 1
-
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        blank = self._read([""] * len(prompts)) if self.passes == 2 else None
-        return self.both(self._read(prompts), blank)
 
     def embedded_guidance(self, x: Tensor) -> Tensor | None:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,19 +27,12 @@ class QwenImage(Packed):
 
     guidance_argument: ClassVar[str] = "true_cfg_scale"
     embeds_guidance: ClassVar[bool] = True
+    encoded: ClassVar[tuple[str, ...]] = ("words", "mask")
 
     def prepare(self) -> None:
         super().prepare()
         if self.network.config.guidance_embeds and self.given["guidance_scale"] is None:
             raise InvalidArgument("this Qwen-Image is distilled with guidance: give guidance_scale")
-
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        negative = self.for_each("negative_prompt", prompts) or []
-        return self.both(self._read(prompts), self._read(negative) if self.passes == 2 else None)
-
-    def _read(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, mask = self.texts(prompts)
-        return {"words": words, "mask": mask}
 
     def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         both = super().guide(conditional, unconditional)

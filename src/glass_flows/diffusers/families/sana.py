@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from diffusers import SanaPipeline
@@ -37,6 +36,7 @@ class Sana(Family):
     }
 
     doubled: ClassVar[bool] = True
+    encoded: ClassVar[tuple[str, ...]] = ("words", "mask", "-words", "-mask")
 
     def prepare(self) -> None:
         self.height, self.width = self.height or 1024, self.width or 1024
@@ -55,10 +55,6 @@ class Sana(Family):
         rows, columns = (size // scale for size in self.drawn)
         self.shape = (self.network.config.in_channels, rows, columns)
         self.passes = 2 if self.given["guidance_scale"] > 1.0 else 1
-
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, mask, blank, blank_mask = self.texts(prompts)
-        return self.both({"words": words, "mask": mask}, {"words": blank, "mask": blank_mask})
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         output = self.network(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -30,20 +29,13 @@ class StableDiffusion3(Family):
     }
 
     doubled: ClassVar[bool] = True
+    encoded: ClassVar[tuple[str, ...]] = ("words", "-words", "pooled", "-pooled")
 
     def prepare(self) -> None:
         side = self.pipe.patch_size
         rows, columns = self.default_size(self.pipe.vae_scale_factor * side)
         self.shape = (self.network.config.in_channels, rows * side, columns * side)
         self.passes = 2 if self.given["guidance_scale"] > 1 else 1
-
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, blank, pooled, blank_pooled = self.texts(prompts)
-        found = self.both(
-            {"words": words, "pooled": pooled}, {"words": blank, "pooled": blank_pooled}
-        )
-        self.add_images(found, len(prompts))
-        return found
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         extra = self.given["joint_attention_kwargs"]

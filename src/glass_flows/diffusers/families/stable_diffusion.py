@@ -31,6 +31,7 @@ class StableDiffusion(Family):
     }
 
     doubled: ClassVar[bool] = True
+    encoded: ClassVar[tuple[str, ...]] = ("words", "-words")
 
     @property
     def network(self) -> Any:
@@ -46,12 +47,6 @@ class StableDiffusion(Family):
         self.shape = (channels, self.height // scale, self.width // scale)
         embedded = self.network.config.time_cond_proj_dim is not None
         self.passes = 2 if self.given["guidance_scale"] > 1 and not embedded else 1
-
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, blank = self.texts(prompts)
-        found = self.both({"words": words}, {"words": blank})
-        self.add_images(found, len(prompts))
-        return found
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         added = {_ADDED[name]: value for name, value in texts.items() if name in _ADDED}
@@ -101,22 +96,19 @@ class StableDiffusionXL(StableDiffusion):
         "negative_target_size": None,
     }
 
+    encoded: ClassVar[tuple[str, ...]] = ("words", "-words", "pooled", "-pooled")
+
     def prepare(self) -> None:
         super().prepare()
         self.decoder_dtype = self.pipe.vae.dtype  # changed by :meth:`decode`
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, blank, pooled, blank_pooled = self.texts(prompts)
-        sizes = self._sizes("", pooled, words.dtype)
-        both = (self.given["negative_original_size"], self.given["negative_target_size"])
-        blank_sizes = sizes if None in both else self._sizes("negative_", pooled, words.dtype)
-        found = self.both(
-            {"words": words, "pooled": pooled, "sizes": sizes},
-            {"words": blank, "pooled": blank_pooled, "sizes": blank_sizes},
-        )
-        for part in found.values():
-            part["sizes"] = part["sizes"].to(self.device).expand(len(prompts), -1)
-        self.add_images(found, len(prompts))
+        found = super().encode(prompts)
+        words, pooled = found["cond"]["words"], found["cond"]["pooled"]
+        own = None in (self.given["negative_original_size"], self.given["negative_target_size"])
+        for part, prefix in zip(found, ("", "" if own else "negative_")):
+            sizes = self._sizes(prefix, pooled, words.dtype)
+            found[part]["sizes"] = sizes.to(self.device).expand(len(prompts), -1)
         return found
 
     def _sizes(self, prefix: str, pooled: Tensor, dtype: torch.dtype) -> Tensor:

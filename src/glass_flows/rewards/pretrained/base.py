@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...denoisers import check_device
 from ...errors import InvalidArgument, ShapeError, check_count, check_name
 from ...rewards import Reward
 
@@ -102,7 +103,7 @@ class PretrainedReward(Reward):
         self.network = network.eval().requires_grad_(False)
         self.preprocess = preprocess
         self.name = name
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.max_batch = None if max_batch is None else check_count("max_batch", max_batch)
         self.offload = offload
         if not offload:
