@@ -23,6 +23,7 @@ from ..steering.loop import Watch, pass_boundaries
 from ..steering.population import Population, Run
 from .asked import Asked
 from .families.base import decode_latents
+from .refusals import network_of
 from .scheduler import GlassScheduler
 
 __all__ = ["run_inside"]
@@ -170,8 +171,7 @@ class _InsideLoop:
     @contextmanager
     def _counted(self) -> Iterator[None]:
         """Count the rows of every network call."""
-        pipe = self.asked.pipe
-        network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+        network = network_of(self.asked.pipe)
         if not isinstance(network, torch.nn.Module):
             raise InvalidArgument(f"{self.asked.name} has no transformer or unet to count")
 

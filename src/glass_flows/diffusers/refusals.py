@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 
 from ..errors import InvalidArgument
 
-__all__ = ["check_call", "check_pipeline", "rounds_its_clock"]
+__all__ = ["check_call", "check_pipeline", "network_of", "rounds_its_clock"]
 
 # Pipelines that replace or require a certain scheduler, or keep its state themselves.
 _PIPELINES = {
@@ -94,6 +94,11 @@ def _outside() -> int:
     return level
 
 
+def network_of(pipe: Any) -> Any:
+    """Its transformer or UNet; None if it has neither."""
+    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+
+
 def rounds_its_clock(pipe: Any) -> str | None:
     """The dtype to which this pipeline rounds timesteps, None where it keeps float32."""
     network = getattr(pipe, "transformer", None)
@@ -140,7 +145,7 @@ def _check_arguments(pipe: Any, given: Mapping[str, Any], steps: int) -> None:
             f"{steps} per transition here: use steps=1, or leave it out"
         )
     mask = given.get("mask_image", given.get("mask"))
-    network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    network = network_of(pipe)
     channels = getattr(getattr(network, "config", None), "in_channels", 4)
     if mask is not None and "Inpaint" in name and channels != 9:  # 9: it takes the mask as input
         raise InvalidArgument(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from ...plans import Sampler
 from ...settings import Count, Kind, Number
 from ..schedules import Schedule
 
-__all__ = ["Family", "Packed", "decode_latents", "joined"]
+__all__ = ["Family", "Packed", "decode_latents", "joined", "picture", "wide"]
 
 _KINDS: dict[str, Kind] = {
     "guidance_scale": Number(),
@@ -200,8 +200,10 @@ class Family(ABC):
 
         `max_batch` "auto" finds the largest batch that fits in the device's memory.
         """
+        network: Callable[..., Tensor] = self.predict
         if isinstance(max_batch, str):
             check_name("max_batch", max_batch, ("auto",))
+            network, max_batch = Fitting(network), None
         config = schedule.base.config
         if config.get("clip_sample") or config.get("thresholding"):
             raise InvalidArgument(
@@ -210,15 +212,14 @@ class Family(ABC):
             )
         with torch.no_grad():
             conditioning = self.encode(list(prompts))
-        fits = max_batch == "auto"
         return Denoiser(
-            Fitting(self.predict) if fits else self.predict,
+            network,
             schedule.path,
             prediction=schedule.prediction,
             time=schedule.model_time,
             conditioning=conditioning,
             dtype=self.network.dtype,
-            max_batch=None if isinstance(max_batch, str) else max_batch,
+            max_batch=max_batch,
             checkpoint=checkpoint,
             passes=self.passes,
         )
@@ -286,13 +287,8 @@ class Family(ABC):
 
     def _refuse_idle(self) -> None:
         """Raise if something was asked for that acts under classifier-free guidance only."""
-        idle = [
-            name
-            for name in self.options
-            if name in self.asked
-            and name.startswith(_GUIDED_ONLY)
-            and self.given[name] != self.options[name]
-        ]
+        asked = [n for n in self.options if n in self.asked and n.startswith(_GUIDED_ONLY)]
+        idle = [name for name in asked if self.given[name] != self.options[name]]
         if idle and self.passes == 1:
             raise InvalidArgument(
                 f"{', '.join(idle)}: nothing to do without classifier-free guidance, which "
@@ -336,10 +332,6 @@ class Family(ABC):
     def decode_latents(self, latents: Tensor, *, shift: bool = True) -> Tensor:
         """Images in [0, 1] of unpacked latents, by a KL autoencoder with scale (and shift)."""
         return decode_latents(self.pipe.vae, latents, shift)
-
-    def picture(self, latents: Tensor) -> Tensor:
-        """Images in [0, 1] of what the autoencoder's decoder takes."""
-        return _picture(self.pipe.vae, latents)
 
     def unit_range(self, image: Tensor) -> Tensor:
         """A decoder's output, [-1, 1] or so, as an image in [0, 1], in float32 at least."""
@@ -387,10 +379,11 @@ def decode_latents(vae: Any, latents: Tensor, shift: bool = True) -> Tensor:
     latents = latents / vae.config.scaling_factor
     if shift and getattr(vae.config, "shift_factor", None):
         latents = latents + vae.config.shift_factor
-    return _picture(vae, latents)
+    return picture(vae, latents)
 
 
-def _picture(vae: Any, latents: Tensor) -> Tensor:
+def picture(vae: Any, latents: Tensor) -> Tensor:
+    """Images in [0, 1] of what an autoencoder's decoder takes."""
     return wide(vae.decode(latents.to(vae.dtype), return_dict=False)[0]) / 2 + 0.5
 
 

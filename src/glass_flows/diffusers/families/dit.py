@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument, UnknownName, did_you_mean
-from .base import Family
+from .base import Family, picture
 
 __all__ = ["DiT"]
 
@@ -64,4 +64,4 @@ class DiT(Family):
         return output if uncond is None else self.guide(*output.chunk(2))
 
     def decode(self, x: Tensor) -> Tensor:
-        return self.picture(1 / self.pipe.vae.config.scaling_factor * x)
+        return picture(self.pipe.vae, 1 / self.pipe.vae.config.scaling_factor * x)

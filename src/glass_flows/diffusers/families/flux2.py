@@ -9,7 +9,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from ...errors import InvalidArgument
-from .base import Packed
+from .base import Packed, picture
 
 __all__ = ["Flux2", "Flux2Klein"]
 
@@ -54,7 +54,7 @@ class Flux2(Packed):
         mean = vae.bn.running_mean.view(size).to(latents)
         variance = vae.bn.running_var.view(size) + vae.config.batch_norm_eps
         latents = latents * torch.sqrt(variance).to(latents) + mean
-        return self.picture(self.pipe._unpatchify_latents(latents))
+        return picture(vae, self.pipe._unpatchify_latents(latents))
 
 
 class Flux2Klein(Flux2):

@@ -53,9 +53,7 @@ class ImageTextReward(PretrainedReward):
         self._texts: dict[str, Tensor] = {}
 
     def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:
-        network = self.network
-        pixels = self.preprocess(z).to(network.dtype)
-        seen = network.get_image_features(pixel_values=pixels).pooler_output
+        seen = self._see(z)
         read = self._read([str(p) for p in prompts or ()])
         wide = torch.promote_types(seen.dtype, torch.float32)
         return self.scale * F.cosine_similarity(seen.to(wide), read.to(seen.device, wide), dim=-1)
@@ -63,9 +61,11 @@ class ImageTextReward(PretrainedReward):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """What the network makes of images (B, 3, H, W) in [0, 1]: (B, d), before any text."""
-        pixels = self.preprocess(images.to(self.device)).to(self.network.dtype)
-        found: Tensor = self.network.get_image_features(pixel_values=pixels).pooler_output
-        return found
+        return self._see(images.to(self.device))
+
+    def _see(self, images: Tensor) -> Tensor:
+        pixels = self.preprocess(images).to(self.network.dtype)
+        return self.network.get_image_features(pixel_values=pixels).pooler_output
 
     @torch.no_grad()
     def _read(self, prompts: list[str]) -> Tensor:
