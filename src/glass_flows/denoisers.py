@@ -25,6 +25,7 @@ from .errors import (
     check_number,
 )
 from .paths import DiscreteDiffusion, Path, check_time
+from .settings import ANY_COUNT
 
 __all__ = [
     "CLOCKS",
@@ -386,8 +387,7 @@ class Denoiser(BaseDenoiser):
                 f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
                 "pass unconditional={...}, e.g. the null label or the empty prompt"
             )
-        if self.max_batch is not None:
-            check_count("max_batch", self.max_batch)
+        ANY_COUNT.read("max_batch", self.max_batch)
         check_count("passes", self.passes)
 
     @property
@@ -545,7 +545,8 @@ class Fitting:
 def _mapped(value: Any, name: str, function: Callable[[Tensor, str], Tensor]) -> Any:
     """Nested conditioning with ``function(tensor, its name)`` in the place of every tensor."""
     if isinstance(value, Mapping):
-        return {k: _mapped(item, f"{name}[{k!r}]", function) for k, item in value.items()}
+        named = {key: f"{name}[{key!r}]" if name else key for key in value}
+        return {key: _mapped(item, named[key], function) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         items = [_mapped(item, f"{name}[{i}]", function) for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
@@ -574,11 +575,11 @@ def _cut(values: Any, part: slice, batch: int) -> Any:
     def cut(value: Tensor, name: str) -> Tensor:
         if value.ndim == 0 or value.shape[0] not in (1, batch):
             raise ShapeError(
-                f"{name} must have a leading dimension of 1 (shared) or {batch} (one per "
-                f"particle), got shape {tuple(value.shape)}"
+                f"conditioning {name!r} must have a leading dimension of 1 (shared) or {batch} "
+                f"(one per particle), got shape {tuple(value.shape)}"
             )
         if value.shape[0] == batch:
             return value[part]
         return value.expand(part.stop - part.start, *value.shape[1:])
 
-    return _mapped(values, "conditioning", cut)
+    return _mapped(values, "", cut)

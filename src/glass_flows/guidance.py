@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -31,12 +32,12 @@ from .denoisers import BaseDenoiser, DenoiserLike, Estimate, WrappedDenoiser
 from .errors import (
     InvalidArgument,
     ShapeError,
-    check_count,
     check_name,
     check_number,
 )
 from .rewards import Reward, as_reward, evaluate_with_gradient
 from .rewards.base import check_finite
+from .settings import ANY_COUNT
 
 __all__ = ["Guidance", "GuidedDenoiser"]
 
@@ -83,8 +84,7 @@ class Guidance:
             raise InvalidArgument(
                 f"guidance schedule must be a callable of t, got {self.schedule!r}"
             )
-        if self.max_batch is not None:
-            check_count("guidance max_batch", self.max_batch)
+        ANY_COUNT.read("guidance max_batch", self.max_batch)
 
     def strength(self, t: float) -> float:
         """w at time t, with the schedule's factor."""
@@ -191,14 +191,9 @@ class GuidedDenoiser(WrappedDenoiser):
 
     def _around(self, denoiser: BaseDenoiser, prompts: Sequence[object] | None) -> GuidedDenoiser:
         """The same guidance of another denoiser."""
-        return GuidedDenoiser(
-            denoiser,
-            self.reward,
-            self.guidance,
-            scale=self.scale,
-            value=self.value,
-            prompts=prompts,
-        )
+        other = copy(self)
+        other.denoiser, other.prompts = denoiser, prompts
+        return other
 
     @torch.no_grad()
     def estimate(self, x: Tensor, t: float) -> Estimate:

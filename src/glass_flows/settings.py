@@ -34,6 +34,7 @@ from .errors import (
 )
 
 __all__ = [
+    "ANY_COUNT",
     "Choice",
     "Count",
     "Kind",
@@ -103,6 +104,9 @@ class Count(Kind):
 
     def said(self, name: str, text: str) -> object:
         return int(text) if _is_integer(text) else text
+
+
+ANY_COUNT = Count(optional=True)
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from ..errors import (
     NonFinite,
     RewardError,
     ShapeError,
-    check_count,
 )
+from ..settings import ANY_COUNT
 
 __all__ = [
     "Clipped",
@@ -223,7 +223,7 @@ class FunctionReward(Reward):
         self.name = "reward" if name == "<lambda>" else name
         self.range = (low, high)
         self.takes_prompts, self.differentiable = takes_prompts, differentiable
-        self.max_batch = None if max_batch is None else check_count("max_batch", max_batch)
+        self.max_batch = ANY_COUNT.read("max_batch", max_batch)
         self.device = check_device(device)
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:

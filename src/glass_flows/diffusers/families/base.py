@@ -12,18 +12,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import diffusers
 import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ...denoisers import Denoiser, Fitting
-from ...errors import InvalidArgument, check_count, check_name
+from ...errors import InvalidArgument, check_name
 from ...plans import Sampler
-from ...settings import Count, Kind, Number
+from ...settings import ANY_COUNT, Count, Kind, Number
 from ..schedules import Schedule
 
-__all__ = ["Family", "Packed", "decode_latents", "joined", "picture", "wide"]
+__all__ = ["Family", "OwnDefaults", "Packed", "decode_latents", "joined", "picture", "wide"]
 
 _KINDS: dict[str, Kind] = {
     "guidance_scale": Number(),
@@ -33,6 +34,18 @@ _KINDS: dict[str, Kind] = {
     "max_sequence_length": Count(),
 }
 _GUIDED_ONLY = ("negative_", "guidance_rescale", "cfg_")
+
+
+class OwnDefaults:
+    """`options` of a family: these call arguments, with the defaults of the pipeline's own call."""
+
+    def __init__(self, names: str) -> None:
+        self.names = names.split()
+
+    def __get__(self, instance: Any, family: type[Family]) -> dict[str, Any]:
+        call = getattr(diffusers, family.pipelines[0]).__call__
+        takes = inspect.signature(call).parameters
+        return {name: takes[name].default for name in self.names}
 
 
 class Family(ABC):
@@ -71,7 +84,7 @@ class Family(ABC):
     """
 
     pipelines: ClassVar[tuple[str, ...]]
-    options: ClassVar[dict[str, Any]]
+    options: ClassVar[dict[str, Any] | OwnDefaults]
     doubled: ClassVar[bool] = False
     guidance_argument: ClassVar[str] = "guidance_scale"
     embeds_guidance: ClassVar[bool] = False
@@ -85,11 +98,8 @@ class Family(ABC):
         for name in options:
             check_name(f"argument of {type(pipe).__name__}", name, self.takes())
         self.pipe = pipe
-        for name, size in (("height", height), ("width", width)):
-            if size is not None:
-                check_count(name, size)
-        self.height: Any = height  # numbers after `prepare`
-        self.width: Any = width
+        self.height: Any = ANY_COUNT.read("height", height)  # numbers after `prepare`
+        self.width: Any = ANY_COUNT.read("width", width)
         self.asked = frozenset(options)
         self.given: dict[str, Any] = {**self.options, **options}
         for name in self.asked.intersection(_KINDS):

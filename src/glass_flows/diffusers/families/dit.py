@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument, UnknownName, did_you_mean
-from .base import Family, picture
+from .base import Family, OwnDefaults, picture
 
 __all__ = ["DiT"]
 
@@ -20,7 +20,7 @@ class DiT(Family):
     """DiTPipeline; prompts are class numbers, or names that the pipeline knows."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("DiTPipeline",)
-    options: ClassVar[dict[str, Any]] = {"guidance_scale": 4.0}
+    options = OwnDefaults("guidance_scale")
 
     def prepare(self) -> None:
         side = self.network.config.sample_size

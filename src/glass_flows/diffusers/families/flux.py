@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from .base import Packed
+from .base import OwnDefaults, Packed
 
 __all__ = ["Flux"]
 
@@ -17,16 +17,10 @@ class Flux(Packed):
     """FluxPipeline."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("FluxPipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        "prompt_2": None,
-        "negative_prompt": None,
-        "true_cfg_scale": 1.0,
-        "guidance_scale": 3.5,
-        "max_sequence_length": 512,
-        "joint_attention_kwargs": None,
-        "ip_adapter_image": None,
-        "ip_adapter_image_embeds": None,
-    }
+    options = OwnDefaults(
+        "prompt_2 negative_prompt true_cfg_scale guidance_scale max_sequence_length "
+        "joint_attention_kwargs ip_adapter_image ip_adapter_image_embeds"
+    )
 
     guidance_argument: ClassVar[str] = "true_cfg_scale"
     embeds_guidance: ClassVar[bool] = True

@@ -9,7 +9,7 @@ from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
 from ...errors import InvalidArgument
-from .base import Packed, picture
+from .base import OwnDefaults, Packed, picture
 
 __all__ = ["Flux2", "Flux2Klein"]
 
@@ -18,12 +18,9 @@ class Flux2(Packed):
     """Flux2Pipeline."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2Pipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        "guidance_scale": 4.0,
-        "max_sequence_length": 512,
-        "text_encoder_out_layers": (10, 20, 30),
-        "attention_kwargs": None,
-    }
+    options = OwnDefaults(
+        "guidance_scale max_sequence_length text_encoder_out_layers attention_kwargs"
+    )
 
     embeds_guidance: ClassVar[bool] = True
     encoded: ClassVar[tuple[str, ...]] = ("words", "ids")
@@ -61,10 +58,6 @@ class Flux2Klein(Flux2):
     """Flux2KleinPipeline; the distilled checkpoints are refused, the base ones are meant."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        **Flux2.options,
-        "text_encoder_out_layers": (9, 18, 27),
-    }
 
     embeds_guidance: ClassVar[bool] = False
 

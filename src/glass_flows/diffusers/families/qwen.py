@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument
-from .base import Packed
+from .base import OwnDefaults, Packed
 
 __all__ = ["QwenImage"]
 
@@ -17,13 +17,9 @@ class QwenImage(Packed):
     """QwenImagePipeline."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("QwenImagePipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        "negative_prompt": None,
-        "true_cfg_scale": 4.0,
-        "guidance_scale": None,
-        "max_sequence_length": 512,
-        "attention_kwargs": None,
-    }
+    options = OwnDefaults(
+        "negative_prompt true_cfg_scale guidance_scale max_sequence_length attention_kwargs"
+    )
 
     guidance_argument: ClassVar[str] = "true_cfg_scale"
     embeds_guidance: ClassVar[bool] = True

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, ClassVar
 
-from diffusers import SanaPipeline
 from diffusers.pipelines.sana import pipeline_sana
 from torch import Tensor
 
 from ...errors import InvalidArgument
-from .base import Family, wide
+from .base import Family, OwnDefaults, wide
 
 __all__ = ["Sana"]
 
-_ARGUMENTS = inspect.signature(SanaPipeline.__call__).parameters
 _BINS = {16: 512, 32: 1024, 64: 2048, 128: 4096}
 
 
@@ -22,18 +19,10 @@ class Sana(Family):
     """SanaPipeline; the state is the latents, in float32."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        name: _ARGUMENTS[name].default
-        for name in (
-            "negative_prompt",
-            "guidance_scale",
-            "clean_caption",
-            "use_resolution_binning",
-            "max_sequence_length",
-            "complex_human_instruction",
-            "attention_kwargs",
-        )
-    }
+    options = OwnDefaults(
+        "negative_prompt guidance_scale clean_caption use_resolution_binning "
+        "max_sequence_length complex_human_instruction attention_kwargs"
+    )
 
     doubled: ClassVar[bool] = True
     encoded: ClassVar[tuple[str, ...]] = ("words", "mask", "-words", "-mask")

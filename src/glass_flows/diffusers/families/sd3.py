@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from .base import Family
+from .base import Family, OwnDefaults
 
 __all__ = ["StableDiffusion3"]
 
@@ -15,18 +15,10 @@ class StableDiffusion3(Family):
     """StableDiffusion3Pipeline; the state is the latents, (channels, height, width)."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusion3Pipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        "prompt_2": None,
-        "prompt_3": None,
-        "negative_prompt": None,
-        "negative_prompt_2": None,
-        "negative_prompt_3": None,
-        "guidance_scale": 7.0,
-        "max_sequence_length": 256,
-        "clip_skip": None,
-        "joint_attention_kwargs": None,
-        "ip_adapter_image": None,
-    }
+    options = OwnDefaults(
+        "prompt_2 prompt_3 negative_prompt negative_prompt_2 negative_prompt_3 guidance_scale "
+        "max_sequence_length clip_skip joint_attention_kwargs ip_adapter_image"
+    )
 
     doubled: ClassVar[bool] = True
     encoded: ClassVar[tuple[str, ...]] = ("words", "-words", "pooled", "-pooled")

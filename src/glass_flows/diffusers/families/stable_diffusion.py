@@ -9,10 +9,14 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from .base import Family
+from .base import Family, OwnDefaults
 
 __all__ = ["StableDiffusion", "StableDiffusionXL"]
 
+_OPTIONS = (
+    "negative_prompt guidance_scale guidance_rescale clip_skip cross_attention_kwargs "
+    "ip_adapter_image ip_adapter_image_embeds"
+)
 _ADDED = {"pooled": "text_embeds", "sizes": "time_ids", "images": "image_embeds"}
 
 
@@ -20,15 +24,7 @@ class StableDiffusion(Family):
     """StableDiffusionPipeline; the state is the latents. The safety checker is not run."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        "negative_prompt": None,
-        "guidance_scale": 7.5,
-        "guidance_rescale": 0.0,
-        "clip_skip": None,
-        "cross_attention_kwargs": None,
-        "ip_adapter_image": None,
-        "ip_adapter_image_embeds": None,
-    }
+    options = OwnDefaults(_OPTIONS)
 
     doubled: ClassVar[bool] = True
     encoded: ClassVar[tuple[str, ...]] = ("words", "-words")
@@ -83,18 +79,10 @@ class StableDiffusionXL(StableDiffusion):
     """StableDiffusionXLPipeline."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        **StableDiffusion.options,
-        "guidance_scale": 5.0,
-        "prompt_2": None,
-        "negative_prompt_2": None,
-        "original_size": None,
-        "crops_coords_top_left": (0, 0),
-        "target_size": None,
-        "negative_original_size": None,
-        "negative_crops_coords_top_left": (0, 0),
-        "negative_target_size": None,
-    }
+    options = OwnDefaults(
+        f"{_OPTIONS} prompt_2 negative_prompt_2 original_size crops_coords_top_left target_size "
+        "negative_original_size negative_crops_coords_top_left negative_target_size"
+    )
 
     encoded: ClassVar[tuple[str, ...]] = ("words", "-words", "pooled", "-pooled")
 

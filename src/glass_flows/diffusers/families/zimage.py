@@ -10,7 +10,7 @@ from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sig
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .base import Family, wide
+from .base import Family, OwnDefaults, wide
 
 __all__ = ["ZImage"]
 
@@ -19,14 +19,10 @@ class ZImage(Family):
     """ZImagePipeline; the state is the latents, in float32."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        "negative_prompt": None,
-        "guidance_scale": 5.0,
-        "cfg_normalization": False,
-        "cfg_truncation": 1.0,
-        "max_sequence_length": 512,
-        "joint_attention_kwargs": None,
-    }
+    options = OwnDefaults(
+        "negative_prompt guidance_scale cfg_normalization cfg_truncation max_sequence_length "
+        "joint_attention_kwargs"
+    )
 
     def prepare(self) -> None:
         self.height, self.width = self.height or 1024, self.width or 1024

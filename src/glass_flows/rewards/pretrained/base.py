@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...denoisers import check_device
-from ...errors import InvalidArgument, ShapeError, check_count, check_name
+from ...errors import InvalidArgument, ShapeError, check_name
 from ...rewards import Reward
+from ...settings import ANY_COUNT
 
 __all__ = ["Preprocessing", "PretrainedReward"]
 
@@ -104,7 +105,7 @@ class PretrainedReward(Reward):
         self.preprocess = preprocess
         self.name = name
         self.device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.max_batch = None if max_batch is None else check_count("max_batch", max_batch)
+        self.max_batch = ANY_COUNT.read("max_batch", max_batch)
         self.offload = offload
         if not offload:
             self.network.to(self.device)
