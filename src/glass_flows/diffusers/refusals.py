@@ -62,21 +62,20 @@ def check_pipeline(pipe: Any) -> None:
         why = _PIPELINES.get(kind.__name__)
         if why is not None:
             raise InvalidArgument(f"{kind.__name__} is not supported: {why}")
-    _warn_if_distilled(pipe)
     if not hasattr(getattr(pipe, "scheduler", None), "config"):
         raise InvalidArgument(f"{type(pipe).__name__} has no scheduler that GLASS could replace")
+    _warn_if_distilled(pipe)
 
 
 def _warn_if_distilled(pipe: Any) -> None:
     """Models distilled to few steps, told by their configuration or by the name they came from."""
-    config = getattr(getattr(pipe, "scheduler", None), "config", {})
-    network = getattr(getattr(pipe, "transformer", None), "config", {})
+    network = getattr(network_of(pipe), "config", {})
     schnell = (
         type(pipe).__name__.startswith("Flux")
         and network.get("guidance_embeds") is False
-        and config.get("use_dynamic_shifting") is False
+        and pipe.scheduler.config.get("use_dynamic_shifting") is False
     )
-    name = str(getattr(pipe, "name_or_path", ""))
+    name = str(pipe.name_or_path or "")
     if schnell or _FEW_STEPS.search(os.path.basename(name.rstrip("/"))):
         warnings.warn(
             f"{name or 'this pipeline'} looks distilled to few steps (schnell, turbo, ...): its "
@@ -101,8 +100,7 @@ def network_of(pipe: Any) -> Any:
 
 def rounds_its_clock(pipe: Any) -> str | None:
     """The dtype to which this pipeline rounds timesteps, None where it keeps float32."""
-    network = getattr(pipe, "transformer", None)
-    dtype = getattr(network, "dtype", None)
+    dtype = getattr(network_of(pipe), "dtype", None)
     if dtype not in (torch.bfloat16, torch.float16):
         return None
     casts = type(pipe).__name__.startswith(_ROUNDING)

@@ -320,12 +320,12 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if self.at_boundary is not None:
                 self.at_boundary(answer)
             y, answer = answer.x, next(self._steps, None)
-        self._pending = answer
         if answer is None:
             self._check_edits()
             self._steps, self._finished = None, True
         else:
             y = answer.y
+        self._pending = answer
         self._step_index = query_row + 1
         self._handed = y.to(sample.dtype)
         self._version = self._handed._version
