@@ -72,11 +72,9 @@ class DenoiserLike(Protocol):
     @property
     def evaluations_per_call(self) -> int:
         """Network evaluations per particle of one call (2 under classifier-free guidance)."""
-        ...
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """E[z | x_t = x] for x of shape (B, *shape) and one time t in [0, 1]."""
-        ...
 
 
 class BaseDenoiser(ABC):
@@ -453,7 +451,8 @@ class Denoiser(BaseDenoiser):
 
     def _ask(self, x: Tensor, t: float, conditioning: Mapping[str, Any]) -> Tensor:
         batch, limit = x.shape[0], self.max_batch or x.shape[0]
-        dtype = self._network_dtype(x)
+        parameter = self._parameter()
+        dtype = self.dtype or (x.dtype if parameter is None else parameter.dtype)
         clock = CLOCKS[self.time] if isinstance(self.time, str) else self.time
         told = clock(self.path, t)
         if not math.isfinite(told):
@@ -487,12 +486,6 @@ class Denoiser(BaseDenoiser):
         if result is not None:
             return result
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
-
-    def _network_dtype(self, x: Tensor) -> torch.dtype:
-        if self.dtype is not None:
-            return self.dtype
-        parameter = self._parameter()
-        return x.dtype if parameter is None else parameter.dtype
 
     def _parameter(self) -> Tensor | None:
         """The network's first floating-point parameter, if it is a module."""

@@ -52,12 +52,10 @@ class Group(Protocol):
     @property
     def kinds(self) -> Mapping[str, Kind]:
         """The settings, by name."""
-        ...
 
     @property
     def told(self) -> Mapping[str, tuple[str, str]]:
         """What each may be, and what it means."""
-        ...
 
     def make(
         self, given: Any, default: Any, named: Mapping[str, Any], made: Mapping[str, Any]
@@ -66,11 +64,9 @@ class Group(Protocol):
 
         `made` holds the objects of the groups before this one.
         """
-        ...
 
     def default_of(self, name: str, default: Any) -> Any:
         """What a setting is when it is not given."""
-        ...
 
 
 @dataclass(frozen=True)
