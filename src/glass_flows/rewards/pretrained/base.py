@@ -83,6 +83,8 @@ class PretrainedReward(Reward):
     ----------
     network : torch.nn.Module
     preprocess : Preprocessing
+    name : str, optional
+        The class's own by default.
     device : str, optional
         "cuda" where there is one.
     max_batch : int, optional
@@ -96,14 +98,14 @@ class PretrainedReward(Reward):
         network: Any,
         preprocess: Preprocessing,
         *,
-        name: str,
+        name: str | None = None,
         device: str | None = None,
         max_batch: int | None = None,
         offload: bool = False,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.preprocess = preprocess
-        self.name = name
+        self.name = name or self.name
         self.device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.max_batch = ANY_COUNT.read("max_batch", max_batch)
         self.offload = offload

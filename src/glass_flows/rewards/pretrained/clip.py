@@ -33,6 +33,7 @@ class ImageTextReward(PretrainedReward):
         As in :class:`PretrainedReward`.
     """
 
+    name = "clip"
     takes_prompts = True
 
     def __init__(
@@ -42,11 +43,10 @@ class ImageTextReward(PretrainedReward):
         scale: float | None = None,
         *,
         fit: str = "floor",
-        name: str = "clip",
         **options: Any,
     ) -> None:
         preprocess = Preprocessing(processor.image_processor, fit)
-        super().__init__(network, preprocess, name=name, **options)
+        super().__init__(network, preprocess, **options)
         self.scale = float(network.logit_scale.exp()) if scale is None else scale
         self.range = (-abs(self.scale), abs(self.scale))
         self.tokenizer = processor.tokenizer
@@ -96,17 +96,11 @@ class AestheticReward(PretrainedReward):
         As in :class:`PretrainedReward`.
     """
 
-    def __init__(
-        self,
-        vision: Any,
-        head: nn.Linear,
-        processor: Any,
-        *,
-        name: str = "aesthetic",
-        **options: Any,
-    ) -> None:
+    name = "aesthetic"
+
+    def __init__(self, vision: Any, head: nn.Linear, processor: Any, **options: Any) -> None:
         network = nn.ModuleDict({"vision": vision, "head": head})
-        super().__init__(network, Preprocessing(processor, "round"), name=name, **options)
+        super().__init__(network, Preprocessing(processor, "round"), **options)
 
     def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:
         vision, head = self.network["vision"], self.network["head"]
