@@ -215,13 +215,12 @@ def starting_noise(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """x at the table's first time, drawn from noise: (B, *shape) for a shape with the batch."""
-    if not isinstance(shape, Iterable) or isinstance(shape, str):
-        raise InvalidArgument(f"shape must be (batch, *sizes), got {shape!r}")
     if not isinstance(dtype, torch.dtype):
         raise InvalidArgument(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
-    sizes = tuple(check_count("shape: every size", n) for n in shape)
+    listed = () if isinstance(shape, str) or not isinstance(shape, Iterable) else shape
+    sizes = tuple(check_count("shape: every size", n) for n in listed)
     if not sizes:
-        raise InvalidArgument("shape must be (batch, *sizes), got an empty one")
+        raise InvalidArgument(f"shape must be (batch, *sizes), got {shape!r}")
     like = torch.empty(sizes, dtype=dtype, device=check_device(device))
     return check_state(source(0, like, START) * table.start_scale)
 
