@@ -80,9 +80,7 @@ class _Witness(BaseDenoiser):
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         raise InvalidArgument(
-            "a pipeline without an adapter runs its own loop, so that its network can be asked "
-            "nothing else: posterior values and guidance need an adapter "
-            "(docs/diffusers/new-family.md)"
+            "a pipeline without an adapter runs its own loop: its network can be asked nothing else"
         )
 
 

@@ -73,7 +73,7 @@ def convert_reward(
     *,
     base: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Read a reward's published file and write the folder that ``pretrained_reward`` loads.
+    """Read a reward's published file and write the folder `out` that ``pretrained_reward`` loads.
 
     Only tensors are read (``weights_only=True``): a file that holds code is refused. Nothing is
     written before all of them are checked.
@@ -90,11 +90,6 @@ def convert_reward(
         Folder or hub id of what the file lacks: of "hps" the ``CLIPModel``'s configuration and
         processor, of "imagereward" BERT's tokenizer, of "aesthetic" the ``CLIPModel`` itself.
         By default the published one, at a pinned commit.
-
-    Returns
-    -------
-    Path
-        `out`.
 
     Raises
     ------
