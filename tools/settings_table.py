@@ -71,13 +71,9 @@ def objects() -> str:
 def heads(kind: Kind) -> Iterator[tuple[str, Any, Sequence[str]]]:
     """Name, class and settled fields of every object that a kind can be."""
     one = kind.one if isinstance(kind, Listed) else kind
-    if not isinstance(one, Object):
-        return
-    for head, entry in one.heads.items():
-        if entry is not None:
-            yield head, entry[0], list(entry[1])
-    if one.bare is not None:
-        yield "", one.bare, []
+    if isinstance(one, Object):
+        for head, made, preset in one.objects():
+            yield head, made, list(preset)
 
 
 def plain(value: Any) -> str:

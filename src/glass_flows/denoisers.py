@@ -16,8 +16,16 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from .errors import DegeneratePrediction, InvalidArgument, ShapeError, check_count, check_name
+from .errors import (
+    DegeneratePrediction,
+    InvalidArgument,
+    ShapeError,
+    check_count,
+    check_name,
+    check_number,
+)
 from .paths import DiscreteDiffusion, Path, check_time
+from .settings import ANY_COUNT
 
 __all__ = [
     "CLOCKS",
@@ -30,6 +38,7 @@ __all__ = [
     "Fitting",
     "WrappedDenoiser",
     "as_denoiser",
+    "check_device",
     "clean_estimate",
 ]
 
@@ -63,11 +72,9 @@ class DenoiserLike(Protocol):
     @property
     def evaluations_per_call(self) -> int:
         """Network evaluations per particle of one call (2 under classifier-free guidance)."""
-        ...
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         """E[z | x_t = x] for x of shape (B, *shape) and one time t in [0, 1]."""
-        ...
 
 
 class BaseDenoiser(ABC):
@@ -364,16 +371,11 @@ class Denoiser(BaseDenoiser):
             raise InvalidArgument(f"path must be a glass_flows.paths.Path, got {self.path!r}")
         if not callable(self.time):
             check_name("time convention", self.time, CLOCKS)
-        for name, given in (
-            ("conditioning", self.conditioning),
-            ("unconditional", self.unconditional),
-        ):
-            if not isinstance(given, Mapping) and not (name == "unconditional" and given is None):
+        unconditional = {} if self.unconditional is None else self.unconditional
+        for name, given in (("conditioning", self.conditioning), ("unconditional", unconditional)):
+            if not isinstance(given, Mapping):
                 raise InvalidArgument(f"{name} must be a mapping of names to values, got {given!r}")
-        if not isinstance(self.guidance_scale, (int, float)) or not math.isfinite(
-            self.guidance_scale
-        ):
-            raise InvalidArgument(f"guidance_scale must be finite, got {self.guidance_scale!r}")
+        check_number("guidance_scale", self.guidance_scale, "be finite", math.isfinite)
         if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
             raise InvalidArgument(
                 f"dtype must be a torch.dtype such as torch.bfloat16, got {self.dtype!r}"
@@ -383,8 +385,7 @@ class Denoiser(BaseDenoiser):
                 f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
                 "pass unconditional={...}, e.g. the null label or the empty prompt"
             )
-        if self.max_batch is not None:
-            check_count("max_batch", self.max_batch)
+        ANY_COUNT.read("max_batch", self.max_batch)
         check_count("passes", self.passes)
 
     @property
@@ -409,10 +410,8 @@ class Denoiser(BaseDenoiser):
         """The denoiser of `part` of a batch of `batch` rows: its conditioning cut to size."""
         return replace(
             self,
-            conditioning=_parts(self.conditioning, part, batch),
-            unconditional=None
-            if self.unconditional is None
-            else _parts(self.unconditional, part, batch),
+            conditioning=_cut(self.conditioning, part, batch),
+            unconditional=_cut(self.unconditional, part, batch),
         )
 
     def spread(self, populations: int, particles: int) -> Denoiser:
@@ -452,7 +451,8 @@ class Denoiser(BaseDenoiser):
 
     def _ask(self, x: Tensor, t: float, conditioning: Mapping[str, Any]) -> Tensor:
         batch, limit = x.shape[0], self.max_batch or x.shape[0]
-        dtype = self._network_dtype(x)
+        parameter = self._parameter()
+        dtype = self.dtype or (x.dtype if parameter is None else parameter.dtype)
         clock = CLOCKS[self.time] if isinstance(self.time, str) else self.time
         told = clock(self.path, t)
         if not math.isfinite(told):
@@ -466,7 +466,7 @@ class Denoiser(BaseDenoiser):
         parts = []
         for first in range(0, batch, limit):
             part = slice(first, min(first + limit, batch))
-            inputs = _parts(conditioning, part, batch)
+            inputs = _cut(conditioning, part, batch)
             if self.checkpoint and torch.is_grad_enabled():
                 output = recomputed(
                     self.network, asked[part], times[part], use_reentrant=False, **inputs
@@ -487,17 +487,21 @@ class Denoiser(BaseDenoiser):
             return result
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
 
-    def _network_dtype(self, x: Tensor) -> torch.dtype:
-        if self.dtype is not None:
-            return self.dtype
-        parameter = self._parameter()
-        return x.dtype if parameter is None else parameter.dtype
-
     def _parameter(self) -> Tensor | None:
         """The network's first floating-point parameter, if it is a module."""
         if not isinstance(self.network, torch.nn.Module):
             return None
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
+
+
+def check_device(given: torch.device | str | None) -> torch.device | None:
+    """Return the device of this name, or raise :class:`InvalidArgument`."""
+    try:
+        return None if given is None else torch.device(given)
+    except (RuntimeError, TypeError):
+        raise InvalidArgument(
+            f"device must be a torch.device or the name of one, as 'cuda:0', got {given!r}"
+        ) from None
 
 
 class Fitting:
@@ -522,9 +526,7 @@ class Fitting:
             size = min(self.limit or batch, batch)
             parts = [slice(i, min(i + size, batch)) for i in range(0, batch, size)]
             try:
-                answers = [
-                    self.network(x[p], t[p], **_parts(conditioning, p, batch)) for p in parts
-                ]
+                answers = [self.network(x[p], t[p], **_cut(conditioning, p, batch)) for p in parts]
                 return answers[0] if len(answers) == 1 else torch.cat(answers)
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
@@ -533,44 +535,44 @@ class Fitting:
             torch.cuda.empty_cache()  # not inside the handler, whose traceback holds tensors
 
 
-def _parts(values: Mapping[str, Any], part: slice, batch: int) -> dict[str, Any]:
-    return {name: _part(value, part, batch, name) for name, value in values.items()}
+def _mapped(value: Any, name: str, function: Callable[[Tensor, str], Tensor]) -> Any:
+    """Nested conditioning with ``function(tensor, its name)`` in the place of every tensor."""
+    if isinstance(value, Mapping):
+        named = {key: f"{name}[{key!r}]" if name else key for key in value}
+        return {key: _mapped(item, named[key], function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [_mapped(item, f"{name}[{i}]", function) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    return function(value, name) if isinstance(value, Tensor) else value
 
 
-def _spread(value: Any, populations: int, particles: int, name: str) -> Any:
+def _spread(values: Any, populations: int, particles: int, name: str) -> Any:
     """Tensors of one row for each population, repeated for its particles."""
-    if isinstance(value, Mapping):
-        return {
-            key: _spread(item, populations, particles, f"{name}[{key!r}]")
-            for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        items = [_spread(v, populations, particles, f"{name}[{i}]") for i, v in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
-    if not isinstance(value, Tensor) or (value.ndim > 0 and value.shape[0] == 1):
-        return value
-    if value.ndim == 0 or value.shape[0] != populations:
-        raise ShapeError(
-            f"steering takes {name} with a leading dimension of 1 (shared) or {populations} (one "
-            f"row for each population), got shape {tuple(value.shape)}"
-        )
-    return value.repeat_interleave(particles, 0)
+
+    def spread(value: Tensor, name: str) -> Tensor:
+        if value.ndim > 0 and value.shape[0] == 1:
+            return value
+        if value.ndim == 0 or value.shape[0] != populations:
+            raise ShapeError(
+                f"steering takes {name} with a leading dimension of 1 (shared) or {populations} "
+                f"(one row for each population), got shape {tuple(value.shape)}"
+            )
+        return value.repeat_interleave(particles, 0)
+
+    return _mapped(values, name, spread)
 
 
-def _part(value: Any, part: slice, batch: int, name: str) -> Any:
-    """One call's share of a conditioning argument."""
-    if isinstance(value, Mapping):
-        return {key: _part(item, part, batch, f"{name}[{key!r}]") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        items = [_part(item, part, batch, f"{name}[{i}]") for i, item in enumerate(value)]
-        return items if isinstance(value, list) else tuple(items)
-    if not isinstance(value, Tensor):
-        return value
-    if value.ndim == 0 or value.shape[0] not in (1, batch):
-        raise ShapeError(
-            f"conditioning {name!r} must have a leading dimension of 1 (shared) or {batch} (one "
-            f"per particle), got shape {tuple(value.shape)}"
-        )
-    if value.shape[0] == batch:
-        return value[part]
-    return value.expand(part.stop - part.start, *value.shape[1:])
+def _cut(values: Any, part: slice, batch: int) -> Any:
+    """One call's share of conditioning."""
+
+    def cut(value: Tensor, name: str) -> Tensor:
+        if value.ndim == 0 or value.shape[0] not in (1, batch):
+            raise ShapeError(
+                f"conditioning {name!r} must have a leading dimension of 1 (shared) or {batch} "
+                f"(one per particle), got shape {tuple(value.shape)}"
+            )
+        if value.shape[0] == batch:
+            return value[part]
+        return value.expand(part.stop - part.start, *value.shape[1:])
+
+    return _mapped(values, "", cut)

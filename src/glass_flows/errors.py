@@ -30,6 +30,7 @@ __all__ = [
     "check_count",
     "check_name",
     "check_number",
+    "did_you_mean",
     "missing_name",
 ]
 
@@ -161,6 +162,11 @@ def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:
 def missing_name(kind: str, given: object, allowed: Iterable[str]) -> UnknownName:
     """The error for a name that is not one of `allowed`, with the nearest."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(given, names)
     return UnknownName(f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(map(repr, names))}.")
+
+
+def did_you_mean(given: object, names: Iterable[str]) -> str:
+    """The question for a message, with a blank before it; nothing if no name is near."""
+    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -316,15 +316,14 @@ class _Watch:
         """Raise :class:`NonFinite` for the first evaluation seen that was not finite."""
         if not self.seen:
             return
-        finite = torch.isfinite(torch.stack([sums for sums, _ in self.seen]))
-        if not bool(finite.all()):
-            for good, (_, where) in zip(finite, self.seen):
-                if not bool(good.all()):
-                    bad = tuple(torch.nonzero(~good).flatten().tolist())
-                    shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-                    raise NonFinite(
-                        f"the network returned NaN or infinity at {where} for particles {shown} "
-                        f"({len(bad)} of {len(good)})",
-                        bad,
-                    )
+        wild = ~torch.isfinite(torch.stack([sums for sums, _ in self.seen]))
+        if bool(wild.any()):
+            first = int(wild.any(1).nonzero()[0])
+            bad = tuple(wild[first].nonzero().flatten().tolist())
+            shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
+            raise NonFinite(
+                f"the network returned NaN or infinity at {self.seen[first][1]} for particles "
+                f"{shown} ({len(bad)} of {wild.shape[1]})",
+                bad,
+            )
         self.seen.clear()

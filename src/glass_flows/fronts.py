@@ -7,7 +7,6 @@ that stands in the signature; the function itself gets the objects only.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import textwrap
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
-from .errors import InvalidArgument, UnknownName
+from .errors import InvalidArgument, UnknownName, did_you_mean
 from .settings import Kind, Settings, explanations, kinds
 
 __all__ = ["FOREIGN", "Group", "One", "front", "refuse_foreign"]
@@ -53,12 +52,10 @@ class Group(Protocol):
     @property
     def kinds(self) -> Mapping[str, Kind]:
         """The settings, by name."""
-        ...
 
     @property
     def told(self) -> Mapping[str, tuple[str, str]]:
         """What each may be, and what it means."""
-        ...
 
     def make(
         self, given: Any, default: Any, named: Mapping[str, Any], made: Mapping[str, Any]
@@ -67,11 +64,9 @@ class Group(Protocol):
 
         `made` holds the objects of the groups before this one.
         """
-        ...
 
     def default_of(self, name: str, default: Any) -> Any:
         """What a setting is when it is not given."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -125,7 +120,10 @@ def front(**groups: type[Settings] | Group) -> Callable[[F], F]:
             for unknown in [n for n in given if n not in parameters]:
                 refuse_foreign(unknown)
                 if not open_ended:
-                    raise _unknown(name, unknown, list(parameters))
+                    raise UnknownName(
+                        f"{name}() has no argument {unknown!r}.{did_you_mean(unknown, parameters)} "
+                        f"help({name}) lists them"
+                    )
             named: dict[str, dict[str, Any]] = {owner: {} for owner in owned}
             for setting in [n for n in given if n in owners]:
                 named[owners[setting]][setting] = given.pop(setting)
@@ -145,12 +143,6 @@ def front(**groups: type[Settings] | Group) -> Callable[[F], F]:
         return cast(F, call)
 
     return decorate
-
-
-def _unknown(function: str, name: str, known: list[str]) -> UnknownName:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return UnknownName(f"{function}() has no argument {name!r}.{hint} help({function}) lists them")
 
 
 def _check_defaults(

@@ -22,21 +22,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .denoisers import DenoiserLike, Estimate, WrappedDenoiser
+from .denoisers import BaseDenoiser, DenoiserLike, Estimate, WrappedDenoiser
 from .errors import (
     InvalidArgument,
-    NonFinite,
     ShapeError,
-    check_count,
     check_name,
     check_number,
 )
 from .rewards import Reward, as_reward, evaluate_with_gradient
+from .rewards.base import check_finite
+from .settings import ANY_COUNT
 
 __all__ = ["Guidance", "GuidedDenoiser"]
 
@@ -83,8 +84,7 @@ class Guidance:
             raise InvalidArgument(
                 f"guidance schedule must be a callable of t, got {self.schedule!r}"
             )
-        if self.max_batch is not None:
-            check_count("guidance max_batch", self.max_batch)
+        ANY_COUNT.read("guidance max_batch", self.max_batch)
 
     def strength(self, t: float) -> float:
         """w at time t, with the schedule's factor."""
@@ -180,25 +180,20 @@ class GuidedDenoiser(WrappedDenoiser):
                     f"{populations} populations, got {len(prompts)}"
                 )
             prompts = [prompt for prompt in prompts for _ in range(particles)]
-        return GuidedDenoiser(
-            self.denoiser.spread(populations, particles),
-            self.reward,
-            self.guidance,
-            scale=self.scale,
-            value=self.value,
-            prompts=prompts,
-        )
+        return self._around(self.denoiser.spread(populations, particles), prompts)
 
     def rows(self, part: slice, batch: int) -> GuidedDenoiser:
         """See :meth:`Denoiser.rows`."""
-        return GuidedDenoiser(
-            self.denoiser.rows(part, batch),
-            self.reward,
-            self.guidance,
-            scale=self.scale,
-            value=self.value,
-            prompts=None if self.prompts is None else self.prompts[part],
-        )
+        return self._around(self.denoiser.rows(part, batch), self._words(part))
+
+    def _words(self, part: slice) -> Sequence[object] | None:
+        return None if self.prompts is None else self.prompts[part]
+
+    def _around(self, denoiser: BaseDenoiser, prompts: Sequence[object] | None) -> GuidedDenoiser:
+        """The same guidance of another denoiser."""
+        other = copy(self)
+        other.denoiser, other.prompts = denoiser, prompts
+        return other
 
     @torch.no_grad()
     def estimate(self, x: Tensor, t: float) -> Estimate:
@@ -249,9 +244,8 @@ class GuidedDenoiser(WrappedDenoiser):
             with torch.inference_mode(False), torch.enable_grad():
                 leaf = x[part].clone().detach().requires_grad_()
                 D = denoiser(leaf, t)
-            prompts = None if self.prompts is None else self.prompts[part]
             named = where if limit >= batch else f"{where}, rows {part.start} to {part.stop - 1}"
-            rewards, gradient = evaluate_with_gradient(reward, D.detach(), named, prompts)
+            rewards, gradient = evaluate_with_gradient(reward, D.detach(), named, self._words(part))
             pulled = None
             if D.requires_grad:
                 (pulled,) = torch.autograd.grad(D, leaf, gradient, allow_unused=True)
@@ -279,14 +273,7 @@ class GuidedDenoiser(WrappedDenoiser):
                 f"a value function must return a tensor of shape ({x.shape[0]},) that depends on "
                 f"x differentiably, got {given} at t = {t:.6g}"
             )
-        wild = torch.nonzero(~torch.isfinite(gradient.reshape(len(x), -1)).all(1)).flatten()
-        if len(wild):
-            particles = tuple(wild.tolist())
-            raise NonFinite(
-                f"the gradient of the value function has NaN or infinity at t = {t:.6g} "
-                f"for particles {list(particles[:8])} ({len(particles)} of {len(x)})",
-                particles,
-            )
+        check_finite(gradient, "the gradient of the value function", f"t = {t:.6g}")
         return self._factor(t) * gradient
 
     def _factor(self, t: float) -> float:

@@ -40,7 +40,10 @@ class Registry(Mapping[str, T], Generic[T]):
     """
 
     def __init__(
-        self, what: str, things: Mapping[str, T], check: Callable[[str, Any], T] | None = None
+        self,
+        what: str,
+        things: Mapping[str, T],
+        check: Callable[[str, Any], T] = lambda name, thing: thing,
     ) -> None:
         self.what, self.check = what, check
         self._things = dict(things)
@@ -62,12 +65,8 @@ class Registry(Mapping[str, T], Generic[T]):
             )
         if name in self._things and self._things[name] is not thing:
             raise InvalidArgument(f"there is a {name!r} among the {self.what} already")
-        self._things[name] = self._checked(name, thing)
+        self._things[name] = self.check(name, thing)
         return thing
-
-    def _checked(self, name: str, thing: Any) -> T:
-        found: T = thing if self.check is None else self.check(name, thing)
-        return found
 
     def _found(self) -> dict[str, metadata.EntryPoint]:
         """Entry points of installed packages that are not loaded yet."""
@@ -97,7 +96,7 @@ class Registry(Mapping[str, T], Generic[T]):
                     f"{name!r} of the {self.what} is in the package's entry point "
                     f"{point.value!r}, which cannot be loaded: {error}"
                 ) from error
-            self._things[name] = self._checked(name, thing)
+            self._things[name] = self.check(name, thing)
         return self._things[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .denoisers import DenoiserLike, Estimate, WrappedDenoiser, as_denoiser
+from .denoisers import DenoiserLike, Estimate, WrappedDenoiser, as_denoiser, check_device
 from .errors import InvalidArgument, TimeError, check_count
 from .execute import check_state, run
 from .fronts import front
@@ -72,7 +72,7 @@ def transition(
     table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=solver)
     source: Noise
     if noise is None:
-        source = _AtTime(noise_source(seed, generator), table, SINGLE)
+        source = _AtTime(_source(seed, generator), table, SINGLE)
     elif generator is not None or seed is not None:
         raise InvalidArgument("give noise, generator or seed, not several of them")
     elif len(table) > 1:
@@ -152,7 +152,7 @@ def sample(
     denoiser = as_denoiser(denoiser)
     table = sampler.plan(denoiser.path)
     check_whole(table)
-    source = noise_source(seed, generator, randomness)
+    source = _source(seed, generator, randomness)
     if isinstance(shape_or_noise, Tensor):
         x = check_state(shape_or_noise, "noise") * table.start_scale
     else:
@@ -199,7 +199,7 @@ def posterior(
     samples = check_count("samples", samples)
     check_state(x)
     table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
-    source = _AtTime(noise_source(seed, generator), table, POSTERIOR, samples)
+    source = _AtTime(_source(seed, generator), table, POSTERIOR, samples)
     repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
     if table.transitions[0].alpha == 0.0:
         repeated = source(0, repeated) * table.start_scale
@@ -215,15 +215,22 @@ def starting_noise(
     device: torch.device | str | None = None,
 ) -> Tensor:
     """x at the table's first time, drawn from noise: (B, *shape) for a shape with the batch."""
-    if not isinstance(shape, Iterable) or isinstance(shape, str):
-        raise InvalidArgument(f"shape must be (batch, *sizes), got {shape!r}")
     if not isinstance(dtype, torch.dtype):
         raise InvalidArgument(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
-    sizes = tuple(check_count("shape: every size", n) for n in shape)
+    listed = () if isinstance(shape, str) or not isinstance(shape, Iterable) else shape
+    sizes = tuple(check_count("shape: every size", n) for n in listed)
     if not sizes:
-        raise InvalidArgument("shape must be (batch, *sizes), got an empty one")
-    like = torch.empty(sizes, dtype=dtype, device=device)
+        raise InvalidArgument(f"shape must be (batch, *sizes), got {shape!r}")
+    like = torch.empty(sizes, dtype=dtype, device=check_device(device))
     return check_state(source(0, like, START) * table.start_scale)
+
+
+def _source(
+    seed: int | None, generator: torch.Generator | None, randomness: str = "particle"
+) -> Noise:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InvalidArgument(f"generator must be a torch.Generator, got {generator!r}")
+    return noise_source(seed, generator, randomness)
 
 
 def check_whole(table: Table) -> None:

@@ -15,7 +15,6 @@ with blanks are in quotes, as for a shell.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -23,14 +22,21 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar, Protocol, TypeVar, Union, cast
+from typing import Any, ClassVar, TypeVar, Union, cast
 
-from .errors import InvalidArgument, UnknownName, check_count, check_name, check_number
+from .errors import (
+    InvalidArgument,
+    UnknownName,
+    check_count,
+    check_name,
+    check_number,
+    did_you_mean,
+)
 
 __all__ = [
+    "ANY_COUNT",
     "Choice",
     "Count",
-    "Heads",
     "Kind",
     "Listed",
     "Number",
@@ -49,127 +55,116 @@ Json = Union[None, bool, int, float, str, list[Any], dict[str, Any]]
 S = TypeVar("S", bound="Settings")
 
 
-class Kind(Protocol):
-    """What a field may hold, and how it is spelled."""
+class Kind:
+    """What a field may hold, and how it is spelled. Subclasses define :meth:`check`.
+
+    Attributes
+    ----------
+    optional : bool
+        Whether it may be None, as a text "none".
+    """
+
+    optional: bool = False
 
     def read(self, name: str, given: object) -> Any:
         """The value for what was given from Python or stood in a JSON file; checked."""
-        ...
+        return None if given is None and self.optional else self.check(name, given)
 
     def parse(self, name: str, text: str) -> Any:
         """The value for a text."""
-        ...
+        if text == "none" and self.optional:
+            return None
+        return self.check(name, self.said(name, text))
+
+    def check(self, name: str, given: object) -> Any:
+        """The value, or InvalidArgument."""
+        raise NotImplementedError
+
+    def said(self, name: str, text: str) -> object:
+        """What a text says, before it is checked."""
+        return text
 
     def write(self, value: Any) -> Json:
         """For a JSON file; :meth:`read` reads it."""
-        ...
+        return cast(Json, value)
 
 
 # --- what a field may hold ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Count:
-    """An integer of at least `least`; None or "none" too if it is `optional`."""
+class Count(Kind):
+    """An integer of at least `least`."""
 
     least: int = 1
     optional: bool = False
 
-    def read(self, name: str, given: object) -> int | None:
-        if given is None and self.optional:
-            return None
+    def check(self, name: str, given: object) -> int:
         return check_count(name, given, self.least)
 
-    def parse(self, name: str, text: str) -> int | None:
-        if self.optional and text == "none":
-            return None
-        return check_count(name, int(text) if _is_integer(text) else text, self.least)
+    def said(self, name: str, text: str) -> object:
+        return int(text) if _is_integer(text) else text
 
-    def write(self, value: int | None) -> Json:
-        return value
+
+ANY_COUNT = Count(optional=True)
 
 
 @dataclass(frozen=True)
-class Number:
-    """A number that `holds`; `rule` says what that is, as "be finite". None if it is `optional`."""
+class Number(Kind):
+    """A number that `holds`; `rule` says what that is, as "be finite"."""
 
     rule: str = "be finite"
     holds: Callable[[float], bool] = math.isfinite
     optional: bool = False
 
-    def read(self, name: str, given: object) -> float | None:
-        if given is None and self.optional:
-            return None
+    def check(self, name: str, given: object) -> float:
         return check_number(name, given, self.rule, self.holds)
 
-    def parse(self, name: str, text: str) -> float | None:
-        if self.optional and text == "none":
-            return None
-        return check_number(name, number_in(text, name, self.rule), self.rule, self.holds)
-
-    def write(self, value: float | None) -> Json:
-        return value
+    def said(self, name: str, text: str) -> object:
+        if _is_number_text(text):
+            return float(text)
+        raise InvalidArgument(f"{name} must be a number and {self.rule}, got {text!r}")
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One of some names; `what` says of what. None if it is `optional`."""
+class Choice(Kind):
+    """One of some names; `what` says of what."""
 
     what: str
     names: Iterable[str]
     optional: bool = False
 
-    def read(self, name: str, given: object) -> str | None:
-        if given is None and self.optional:
-            return None
+    def check(self, name: str, given: object) -> str:
         return check_name(self.what, given, self.names)
-
-    def parse(self, name: str, text: str) -> str | None:
-        if self.optional and text == "none":
-            return None
-        return check_name(self.what, text, self.names)
-
-    def write(self, value: str | None) -> Json:
-        return value
 
 
 @dataclass(frozen=True)
-class Text:
-    """Any text; None if it is `optional`."""
+class Text(Kind):
+    """Any text; "none" is None wherever it stands, if it is `optional`."""
 
     optional: bool = False
 
-    def read(self, name: str, given: object) -> str | None:
-        if self.optional and given in (None, "none"):
-            return None
+    def check(self, name: str, given: object) -> str | None:
         if not isinstance(given, str):
             raise InvalidArgument(f"{name} must be a text, got {given!r}")
-        return given
-
-    parse = read
-
-    def write(self, value: str | None) -> Json:
-        return value
+        return None if given == "none" and self.optional else given
 
 
 @dataclass(frozen=True)
-class Switch:
+class Switch(Kind):
     """True or false."""
 
-    def read(self, name: str, given: object) -> bool:
+    def check(self, name: str, given: object) -> bool:
         if not isinstance(given, bool):
             raise InvalidArgument(f"{name} must be True or False, got {given!r}")
         return given
 
-    def parse(self, name: str, text: str) -> bool:
+    def said(self, name: str, text: str) -> object:
         return check_name(name, text.lower(), ("true", "false")) == "true"
-
-    def write(self, value: bool) -> Json:
-        return value
 
 
 @dataclass(frozen=True)
-class Listed:
+class Listed(Kind):
     """One value of a kind for all, or a list of them, held as a tuple.
 
     `item` is the kind of a list's entries where it is another. The text of a list of one ends in a
@@ -204,40 +199,17 @@ class Listed:
         return self.item or self.one
 
 
-Head = Union[tuple[type, Mapping[str, Any]], None]
-
-
-class Heads(Mapping[str, Head]):
-    """The heads of a registry: its classes by name, and names that stand for themselves."""
-
-    def __init__(self, registry: Mapping[str, Any]) -> None:
-        self.registry = registry
-
-    def __getitem__(self, name: str) -> Head:
-        thing = self.registry[name]
-        return (thing, {}) if isinstance(thing, type) else None
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.registry
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.registry)
-
-    def __len__(self) -> int:
-        return len(self.registry)
-
-
 @dataclass(frozen=True)
-class Object:
+class Object(Kind):
     """A small object with a name, such as ``posterior:2:3``, or what else `others` may be.
 
     Attributes
     ----------
     what, allowed : str
         For messages: what it is, and all that may be given.
-    heads : dict
-        Name to (class, fields that the name stands for), or to None if the name is itself the
-        value.
+    heads : mapping
+        Name to a class, or to (class, fields that the name stands for); to anything else if the
+        name is itself the value. A registry is one.
     bare : type, optional
         The class whose first field is written in the place of a name.
     resolve : callable, optional
@@ -249,24 +221,22 @@ class Object:
 
     what: str
     allowed: str
-    heads: Mapping[str, Head] = field(default_factory=dict)
+    heads: Mapping[str, Any] = field(default_factory=dict)
     bare: type | None = None
     resolve: Callable[[Any], Any] | None = None
     numbers: Kind | None = None
     optional: bool = False
 
     def read(self, name: str, given: object) -> Any:
-        if given is None and self.optional:
-            return None
-        if isinstance(given, str):
-            return self.parse(name, given)
+        return self.parse(name, given) if isinstance(given, str) else super().read(name, given)
+
+    def check(self, name: str, given: object) -> Any:
         if _is_number(given):
             if self.numbers is not None:
                 return self.numbers.read(name, given)
             if self.bare is not None:
                 return self.bare(given)
-        # One by one: the classes of a registry are loaded only as far as they are looked at.
-        if any(isinstance(given, cls) for cls in self._classes()):
+        if any(isinstance(given, cls) for _, cls, _ in self.objects()):
             return given
         if self.resolve is not None:
             return self.resolve(given)
@@ -281,42 +251,44 @@ class Object:
             )
         head, *parts = text.split(":")
         if head in self.heads:
-            entry = self.heads[head]
-            if entry is None and not parts:
+            if named := self._named(head):
+                return _made(name, head, *named, parts)
+            if not parts:
                 return head
-            if entry is not None:
-                return _made(name, head, *entry, parts)
         elif _is_number_text(head):
             if self.numbers is not None and not parts:
                 return self.numbers.parse(name, text)
             if self.bare is not None:
                 return _made(name, self.what, self.bare, {}, [head, *parts])
         elif self.heads:
-            near = difflib.get_close_matches(head, self.heads, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(head, self.heads)
             raise UnknownName(f"unknown {self.what} {head!r}.{hint} {name} must be {self.allowed}")
         raise InvalidArgument(f"{name} must be {self.allowed}, got {text!r}")
 
     def write(self, value: Any) -> Json:
         if value is None or isinstance(value, str) or _is_number(value):
             return cast(Json, value)
-        for head, entry in self.heads.items():
-            if entry is not None and type(value) is entry[0]:
-                preset = entry[1]
-                if all(getattr(value, key) == given for key, given in preset.items()):
-                    return ":".join([head, *_told(value, preset)])
-        if self.bare is not None and type(value) is self.bare:
-            first, *_ = fields(cast(Any, self.bare))
-            told = _told(value, {}, always=first.name)
-            return ":".join(told)
-        return _nameless(value)
+        for head, cls, preset in self.objects():
+            if type(value) is cls and all(getattr(value, k) == v for k, v in preset.items()):
+                return ":".join(_told(value, head, preset))
+        return spelled(value)
 
-    def _classes(self) -> Iterator[type]:
+    def objects(self) -> Iterator[tuple[str, type, Mapping[str, Any]]]:
+        """Name ("" for the bare one), class and settled fields of every object that it can be.
+
+        One by one: the classes of a registry are loaded only as far as they are looked at.
+        """
         if self.bare is not None:
-            yield self.bare
-        for entry in self.heads.values():
-            if entry is not None:
-                yield entry[0]
+            yield "", self.bare, {}
+        for head in self.heads:
+            if named := self._named(head):
+                yield head, *named
+
+    def _named(self, head: str) -> tuple[type, Mapping[str, Any]] | None:
+        entry = self.heads[head]
+        if isinstance(entry, type):
+            return entry, {}
+        return entry if isinstance(entry, tuple) else None
 
 
 def _made(
@@ -346,33 +318,15 @@ def _made(
         raise InvalidArgument(f"{name}: {shown!r} has a value of the wrong type") from None
 
 
-def _told(value: Any, preset: Mapping[str, Any], always: str = "") -> list[str]:
-    """The parts of an object's text: what differs from the defaults."""
+def _told(value: Any, head: str, preset: Mapping[str, Any]) -> list[str]:
+    """The parts of an object's text: its name or first field, and what is not as by default."""
     listed = [one for one in fields(value) if one.name not in preset]
-    found = []
+    found = [head] if head else []
     for i, one in enumerate(listed):
         held = getattr(value, one.name)
-        if held == _default(one) and one.name != always:
-            continue
-        text = spelled(_plain(held))
-        found.append(text if i == 0 else f"{one.name}={text}")
+        if held != _default(one) or not (found or i):
+            found.append(spelled(held) if i == 0 else f"{one.name}={spelled(held)}")
     return found
-
-
-def _plain(value: Any) -> Json:
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, Real):
-        return int(value) if isinstance(value, Integral) else float(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return _nameless(value)
-
-
-def _nameless(value: Any) -> str:
-    """What has no text: a function, somebody's own object."""
-    name = getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
-    return f"<{name.strip('<>')}>"
 
 
 def _scalar(text: str, whole: Callable[[str], Any]) -> Any:
@@ -402,29 +356,25 @@ def _is_number(given: object) -> bool:
     return isinstance(given, Real) and not isinstance(given, bool)
 
 
-def number_in(text: str, name: str, rule: str = "") -> float:
-    """A number, or :class:`InvalidArgument` that names the setting."""
-    try:
-        return float(text)
-    except ValueError:
-        also = f" and {rule}" if rule else ""
-        raise InvalidArgument(f"{name} must be a number{also}, got {text!r}") from None
-
-
 def _quoted(text: str) -> str:
     """In quotes, if it would not be one word without."""
     return shlex.quote(text) if re.search(r"[\s'\"\\]", text) else text
 
 
-def spelled(value: Json) -> str:
-    """A JSON value of a field as its text."""
-    if isinstance(value, list):
+def spelled(value: object) -> str:
+    """A value of a field, or of its JSON form, as its text; what has none as ``<name>``."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (list, tuple)):
         return ",".join(map(spelled, value)) + ("," if len(value) < 2 else "")
     if isinstance(value, bool) or value is None:
         return str(value).lower()
-    if isinstance(value, float):
-        return repr(value).removesuffix(".0")
-    return str(value)
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Real):
+        return repr(float(value)).removesuffix(".0")
+    name = getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    return f"<{name.strip('<>')}>"
 
 
 # --- the objects ----------------------------------------------------------------------------------
@@ -481,12 +431,8 @@ class Settings:
 
     def differing(self) -> dict[str, Json]:
         """The fields that are not as by default, as JSON."""
-        found = {}
-        for one in fields(self):
-            value = getattr(self, one.name)
-            if value != _default(one):
-                found[one.name] = kinds(type(self))[one.name].write(value)
-        return found
+        other = (one.name for one in fields(self) if getattr(self, one.name) != _default(one))
+        return {name: kinds(type(self))[name].write(getattr(self, name)) for name in other}
 
     def every(self) -> dict[str, Json]:
         """All fields, as JSON."""

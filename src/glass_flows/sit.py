@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,7 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .denoisers import Denoiser
+from .checkpoints import State, check_tensors, read_tensors
+from .denoisers import Denoiser, check_device
 from .errors import InvalidArgument, WeightsFileError, check_count
 from .paths import Linear
 
@@ -152,23 +151,12 @@ def convert(checkpoint: str | Path, folder: str | Path, *, heads: int | None = N
     def refuse(problem: str) -> WeightsFileError:
         return WeightsFileError(f"SiT checkpoint {str(checkpoint)!r}: {problem}")
 
-    try:
-        found: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise refuse("there is no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise refuse(f"it is damaged, or holds more than tensors ({error})") from error
-    for wrapper in ("ema", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise refuse("it is not a state dict of tensors")
-    state: dict[str, Tensor] = {str(k).removeprefix("module."): v for k, v in found.items()}
+    state = read_tensors(checkpoint, refuse, "ema", "model")
     try:
         config = _sizes(state, heads)
     except (KeyError, IndexError, ValueError) as error:
         raise refuse(f"it is not a SiT ({error})") from error
-    _check(SiT(config), state, refuse)
+    check_tensors(SiT(config).state_dict(), state, refuse)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in state.items()}, target / _FILES[1])
@@ -177,7 +165,7 @@ def convert(checkpoint: str | Path, folder: str | Path, *, heads: int | None = N
     return config
 
 
-def _sizes(state: dict[str, Tensor], heads: int | None) -> SiTConfig:
+def _sizes(state: State, heads: int | None) -> SiTConfig:
     """The configuration that these shapes belong to."""
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     outputs = state["final_layer.linear.weight"].shape[0]
@@ -197,17 +185,6 @@ def _sizes(state: dict[str, Tensor], heads: int | None) -> SiTConfig:
         classes=state["y_embedder.embedding_table.weight"].shape[0] - 1,
         learned_sigma=outputs == 2 * patch**2 * channels,
     )
-
-
-def _check(network: SiT, state: dict[str, Tensor], refuse: Any) -> None:
-    expected = network.state_dict()
-    if strange := sorted(expected.keys() ^ state.keys()):
-        raise refuse(f"tensors missing or not known: {', '.join(strange[:8])}")
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            raise refuse(f"{name} is {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
-        if not bool(torch.isfinite(state[name]).all()):
-            raise refuse(f"{name} holds NaN or infinity")
 
 
 def load(
@@ -231,6 +208,9 @@ def load(
 
     Decode with Stable Diffusion's autoencoder: ``vae.decode(z / 0.18215).sample``.
     """
+    device = check_device(device)
+    if not isinstance(dtype, torch.dtype):
+        raise InvalidArgument(f"dtype must be a torch.dtype such as torch.bfloat16, got {dtype!r}")
     home = Path(folder)
     try:
         data = json.loads((home / _FILES[0]).read_text(encoding="utf-8"))
@@ -243,7 +223,9 @@ def load(
             f"{str(home)!r} is no converted SiT ({error}): make one with glass_flows.sit.convert"
         ) from error
     network = SiT(config)
-    _check(network, state, lambda problem: WeightsFileError(f"{str(home)!r}: {problem}"))
+    check_tensors(
+        network.state_dict(), state, lambda problem: WeightsFileError(f"{str(home)!r}: {problem}")
+    )
     network.load_state_dict(state)
     network = network.to(device=device, dtype=dtype).eval().requires_grad_(False)
     listed = list(labels) if isinstance(labels, Iterable) else [labels]

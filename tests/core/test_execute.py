@@ -402,6 +402,7 @@ def test_table_and_denoiser_must_share_the_path():
         ({"seed": -1}, InvalidArgument, "seed"),
         ({"seed": 1, "noise": torch.zeros(6, 3)}, InvalidArgument, "not several"),
         ({"seed": 1, "generator": torch.Generator()}, InvalidArgument, "not both"),
+        ({"generator": "a"}, InvalidArgument, "generator must be a torch.Generator, got 'a'"),
         ({"noise": torch.zeros(1, 3)}, ShapeError, r"tensor like x, \(6, 3\), got \(1, 3\)"),
         ({"noise": [0.0] * 18}, ShapeError, "got list"),
         ({"noise": torch.full((6, 3), math.nan)}, NonFinite, "noise of transition 0"),
@@ -423,6 +424,8 @@ def test_bad_arguments_of_a_transition_are_named(arguments, error, match):
     ("arguments", "error", "match"),
     [
         ({"transitions": 0}, InvalidArgument, "transitions must be an integer >= 1"),
+        ({"generator": "a"}, InvalidArgument, "generator must be a torch.Generator, got 'a'"),
+        ({"device": "bad"}, InvalidArgument, "device must be a torch.device .* got 'bad'"),
         ({"times": [0.0, 0.5, 0.4, 1.0]}, TimeError, "times must increase"),
         ({"times": [0.1, 0.5, 0.7, 1.0]}, TimeError, "samples start at noise"),
         ({"times": [0.0, 0.5, 0.7, 0.9]}, TimeError, "end at data"),

@@ -524,6 +524,18 @@ def test_a_guidance_scale_is_a_number(name, wrong):
         drawn(name, prompt, **{argument: wrong})
 
 
+@pytest.mark.parametrize("name", [name for name in tiny.CALL if name != "dit"])
+def test_a_prompt_is_a_text(name):
+    with pytest.raises(InvalidArgument, match=r"prompts of .* must be texts, got 2"):
+        drawn(name, ["a cat", 2])
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3"])
+def test_skipped_layers_are_a_count(name):
+    with pytest.raises(InvalidArgument, match="clip_skip must be an integer >= 0, got 'a'"):
+        drawn(name, "a cat", clip_skip="a")
+
+
 def test_dit_is_asked_for_classes_by_number_or_by_name():
     pipe = tiny.build("dit")
     pipe.labels = {"golden retriever": 3}

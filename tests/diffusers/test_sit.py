@@ -138,6 +138,9 @@ def test_missing_files_heads_and_labels(folder, tmp_path):
         convert(tmp_path / "sit.pt", tmp_path / "out")
     with pytest.raises(WeightsFileError, match="no converted SiT"):
         load(tmp_path / "nothing", 0)
+    for name, wrong in (("device", "bad"), ("device", [0]), ("dtype", "float32")):
+        with pytest.raises(InvalidArgument, match=f"{name} must be a torch.{name}"):
+            load(folder, 0, **{name: wrong})
     for labels in (10, [], [-1]):
         with pytest.raises(InvalidArgument, match="0 to 9"):
             load(folder, labels)

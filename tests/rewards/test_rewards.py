@@ -141,6 +141,8 @@ def test_samples_are_moved_to_the_rewards_device():
     assert reward(Z).device.type == "meta"
     assert reward.device == torch.device("meta")
     assert FunctionReward(sines)(Z.to("meta")).device.type == "meta"  # None leaves them
+    with pytest.raises(InvalidArgument, match=r"device must be a torch.device .* got 'bad'"):
+        FunctionReward(sines, device="bad")
 
 
 def test_whole_numbers_become_floats():

@@ -22,6 +22,8 @@ from ..steering import PosteriorValue, SearchResult, Step
 from ..steering.loop import Watch, pass_boundaries
 from ..steering.population import Population, Run
 from .asked import Asked
+from .families.base import decode_latents
+from .refusals import network_of
 from .scheduler import GlassScheduler
 
 __all__ = ["run_inside"]
@@ -78,9 +80,7 @@ class _Witness(BaseDenoiser):
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         raise InvalidArgument(
-            "a pipeline without an adapter runs its own loop, so that its network can be asked "
-            "nothing else: posterior values and guidance need an adapter "
-            "(docs/diffusers/new-family.md)"
+            "a pipeline without an adapter runs its own loop: its network can be asked nothing else"
         )
 
 
@@ -169,8 +169,7 @@ class _InsideLoop:
     @contextmanager
     def _counted(self) -> Iterator[None]:
         """Count the rows of every network call."""
-        pipe = self.asked.pipe
-        network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+        network = network_of(self.asked.pipe)
         if not isinstance(network, torch.nn.Module):
             raise InvalidArgument(f"{self.asked.name} has no transformer or unet to count")
 
@@ -197,6 +196,4 @@ class _InsideLoop:
                 "not simply those of its autoencoder: pass decode=, a function from clean latents "
                 "to images in [0, 1]"
             )
-        latents = z / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-        image = vae.decode(latents.to(vae.dtype), return_dict=False)[0]
-        return (image if image.dtype == torch.float64 else image.float()) / 2 + 0.5
+        return decode_latents(vae, z)

@@ -7,7 +7,6 @@ recorded. Any other runs its own loop with a :class:`GlassScheduler`, and is ste
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ..batching import Batching
-from ..errors import InvalidArgument, UnknownName
+from ..errors import InvalidArgument, UnknownName, did_you_mean
 from ..fronts import FOREIGN, front, refuse_foreign
 from ..grids import Times
 from ..guidance import Guidance
@@ -169,8 +168,7 @@ def _check_call(asked: Asked, takes: Iterable[str]) -> None:
         refuse_foreign(name)
         if name in allowed:
             continue
-        near = difflib.get_close_matches(name, [*allowed, *ours], n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, [*allowed, *ours])
         raise UnknownName(
             f"{asked.name} takes no {name!r}.{hint} The pipeline's arguments: "
             f"{', '.join(sorted(allowed))}; for ours see help(steer_pipeline)"

@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 
 from ..errors import InvalidArgument
 
-__all__ = ["check_call", "check_pipeline", "rounds_its_clock"]
+__all__ = ["check_call", "check_pipeline", "network_of", "rounds_its_clock"]
 
 # Pipelines that replace or require a certain scheduler, or keep its state themselves.
 _PIPELINES = {
@@ -62,21 +62,20 @@ def check_pipeline(pipe: Any) -> None:
         why = _PIPELINES.get(kind.__name__)
         if why is not None:
             raise InvalidArgument(f"{kind.__name__} is not supported: {why}")
-    _warn_if_distilled(pipe)
     if not hasattr(getattr(pipe, "scheduler", None), "config"):
         raise InvalidArgument(f"{type(pipe).__name__} has no scheduler that GLASS could replace")
+    _warn_if_distilled(pipe)
 
 
 def _warn_if_distilled(pipe: Any) -> None:
     """Models distilled to few steps, told by their configuration or by the name they came from."""
-    config = getattr(getattr(pipe, "scheduler", None), "config", {})
-    network = getattr(getattr(pipe, "transformer", None), "config", {})
+    network = getattr(network_of(pipe), "config", {})
     schnell = (
         type(pipe).__name__.startswith("Flux")
         and network.get("guidance_embeds") is False
-        and config.get("use_dynamic_shifting") is False
+        and pipe.scheduler.config.get("use_dynamic_shifting") is False
     )
-    name = str(getattr(pipe, "name_or_path", ""))
+    name = str(pipe.name_or_path or "")
     if schnell or _FEW_STEPS.search(os.path.basename(name.rstrip("/"))):
         warnings.warn(
             f"{name or 'this pipeline'} looks distilled to few steps (schnell, turbo, ...): its "
@@ -94,10 +93,14 @@ def _outside() -> int:
     return level
 
 
+def network_of(pipe: Any) -> Any:
+    """Its transformer or UNet; None if it has neither."""
+    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+
+
 def rounds_its_clock(pipe: Any) -> str | None:
     """The dtype to which this pipeline rounds timesteps, None where it keeps float32."""
-    network = getattr(pipe, "transformer", None)
-    dtype = getattr(network, "dtype", None)
+    dtype = getattr(network_of(pipe), "dtype", None)
     if dtype not in (torch.bfloat16, torch.float16):
         return None
     casts = type(pipe).__name__.startswith(_ROUNDING)
@@ -140,7 +143,7 @@ def _check_arguments(pipe: Any, given: Mapping[str, Any], steps: int) -> None:
             f"{steps} per transition here: use steps=1, or leave it out"
         )
     mask = given.get("mask_image", given.get("mask"))
-    network = getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+    network = network_of(pipe)
     channels = getattr(getattr(network, "config", None), "in_channels", 4)
     if mask is not None and "Inpaint" in name and channels != 9:  # 9: it takes the mask as input
         raise InvalidArgument(

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
+from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput as GlassSchedulerOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -32,22 +31,6 @@ from .schedules import _DISCRETE, _FLOW, Schedule
 __all__ = ["GlassScheduler", "GlassSchedulerOutput", "LatentNoise", "compile_table"]
 
 _OWN = ("base", "rho", "steps", "solver", "start", "end", "seed", "time_dtype")
-
-
-@dataclass
-class GlassSchedulerOutput(BaseOutput):  # type: ignore[misc]
-    """What a step returns.
-
-    Attributes
-    ----------
-    prev_sample : Tensor
-        The next network input; after a transition's last evaluation x_t' itself.
-    pred_original_sample : Tensor
-        D, the clean estimate of the evaluation just made.
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor
 
 
 class LatentNoise:
@@ -309,6 +292,13 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sample : Tensor
             The network's input. At the start of a transition it may have been edited.
 
+        Returns
+        -------
+        GlassSchedulerOutput
+            With `prev_sample`, the next network input (after a transition's last evaluation x_t'
+            itself), and `pred_original_sample`, the clean estimate D of the evaluation just made;
+            a tuple of the former without `return_dict`.
+
         Raises
         ------
         InvalidArgument, ShapeError
@@ -325,20 +315,17 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             clean_estimate(coefficients, query.y, output.to(query.y.dtype))
         )
         self._noise.generator = generator
-        steps = self._steps
-        pending = steps.send(Estimate(D, D))
-        while isinstance(pending, Boundary):
+        answer = self._steps.send(Estimate(D, D))
+        while isinstance(answer, Boundary):
             if self.at_boundary is not None:
-                self.at_boundary(pending)
-            last, pending = pending, next(steps, None)
-            if pending is None:
-                self._check_edits()
-                y = last.x
-        if pending is not None:
-            y = pending.y
-        self._pending = pending
-        if pending is None:
+                self.at_boundary(answer)
+            y, answer = answer.x, next(self._steps, None)
+        if answer is None:
+            self._check_edits()
             self._steps, self._finished = None, True
+        else:
+            y = answer.y
+        self._pending = answer
         self._step_index = query_row + 1
         self._handed = y.to(sample.dtype)
         self._version = self._handed._version

@@ -54,15 +54,16 @@ _GRID_OF_DDIM = (
 )
 _DISCRETE = (*_OWN_GRID, *_GRID_OF_DDIM)
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+_FEW = "it belongs to a model distilled to few steps, which is no denoiser"
+_OWN_SCALES = "its preconditioning is part of the scheduler and not taken over"
 _WHY_NOT = {
-    "LCMScheduler": "it belongs to a model distilled to few steps, which is no denoiser",
-    "TCDScheduler": "it belongs to a model distilled to few steps, which is no denoiser",
-    "SCMScheduler": "it belongs to a model distilled to few steps, which is no denoiser",
-    "FlowMatchLCMScheduler": "it belongs to a model distilled to few steps, which is no denoiser",
+    "LCMScheduler": _FEW,
+    "TCDScheduler": _FEW,
+    "SCMScheduler": _FEW,
+    "FlowMatchLCMScheduler": _FEW,
     "CMStochasticIterativeScheduler": "it belongs to a consistency model, which is no denoiser",
-    "EDMEulerScheduler": "its preconditioning is part of the scheduler and not taken over",
-    "EDMDPMSolverMultistepScheduler": "its preconditioning is part of the scheduler and not taken "
-    "over",
+    "EDMEulerScheduler": _OWN_SCALES,
+    "EDMDPMSolverMultistepScheduler": _OWN_SCALES,
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from ..errors import InvalidArgument, check_count
 from ..grids import Karras, Shifted, Times, Uniform, outer_times
 from ..paths import Linear, Path
-from ..settings import Choice, Count, Heads, Listed, Number, Object, Settings, setting
+from ..settings import Choice, Count, Listed, Number, Object, Settings, setting
 from .kernels import RHO_RULES, Rho
 from .planner import plan
 from .solvers import SOLVERS, Default, EulerMaruyama, Solver, resolve_solver
@@ -33,7 +33,7 @@ def _times(given: object) -> object:
 RHO = Object(
     "rho rule",
     "a number in [-1, 1], 'ddpm', 'ode', 'ddim:ETA', a function of (t, t'), or none",
-    heads=Heads(RHO_RULES),
+    heads=RHO_RULES,
     numbers=Number("lie in [-1, 1]", lambda rho: -1.0 <= rho <= 1.0),
     resolve=_function,
     optional=True,
@@ -41,7 +41,7 @@ RHO = Object(
 SOLVER = Object(
     "solver",
     "'default', 'first-order', 'paper', 'euler-maruyama', or an object such as Paper(sigma0=0.5)",
-    heads=Heads(SOLVERS),
+    heads=SOLVERS,
     resolve=resolve_solver,
 )
 TIMES = Object(

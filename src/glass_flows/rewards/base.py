@@ -19,14 +19,15 @@ from typing import Any, Union, cast
 import torch
 from torch import Tensor
 
+from ..denoisers import check_device
 from ..errors import (
     GlassError,
     InvalidArgument,
     NonFinite,
     RewardError,
     ShapeError,
-    check_count,
 )
+from ..settings import ANY_COUNT
 
 __all__ = [
     "Clipped",
@@ -222,8 +223,8 @@ class FunctionReward(Reward):
         self.name = "reward" if name == "<lambda>" else name
         self.range = (low, high)
         self.takes_prompts, self.differentiable = takes_prompts, differentiable
-        self.max_batch = None if max_batch is None else check_count("max_batch", max_batch)
-        self.device = None if device is None else torch.device(device)
+        self.max_batch = ANY_COUNT.read("max_batch", max_batch)
+        self.device = check_device(device)
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         return self.function(z, prompts) if self.takes_prompts else self.function(z)
@@ -391,8 +392,7 @@ def evaluate_with_gradient(
     with _placed(reward, where):
         values, gradient = reward.value_and_gradient(z, prompts)
     rewards = _checked(reward, values, where)
-    wild = ~torch.isfinite(gradient).unsqueeze(-1).flatten(1).all(1)
-    _check_particles(wild, f"the gradient of the reward {reward.name!r} has NaN or infinity", where)
+    check_finite(gradient, f"the gradient of the reward {reward.name!r}", where)
     return rewards, gradient
 
 
@@ -436,6 +436,12 @@ def _checked(reward: Reward, values: Tensor, where: str) -> Tensor:
             f"({len(outside)} of {len(rewards)}); declare a wider range or clip it"
         )
     return rewards
+
+
+def check_finite(gradient: Tensor, what: str, where: str) -> None:
+    """Raise :class:`NonFinite` for particles of whose gradient something is not finite."""
+    wild = ~torch.isfinite(gradient).unsqueeze(-1).flatten(1).all(1)
+    _check_particles(wild, f"{what} has NaN or infinity", where)
 
 
 def _check_particles(bad: Tensor, what: str, where: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument, check_count
+from ..settings import ANY_COUNT
 from .base import Prompts, RewardLike, Wrapper, evaluate
 
 __all__ = ["Cached", "Decoded", "Normalised"]
@@ -83,8 +84,7 @@ class Decoded(Wrapper):
     def __post_init__(self) -> None:
         if not callable(self.decode):
             raise InvalidArgument(f"decode must be callable, got {self.decode!r}")
-        if self.max_batch is not None:
-            check_count("max_batch", self.max_batch)
+        ANY_COUNT.read("max_batch", self.max_batch)
         self._wrap(decodes=1)
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:

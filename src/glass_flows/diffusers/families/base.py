@@ -7,24 +7,45 @@ sampler. To add one: subclass :class:`Family` in a file of its own, and list it 
 
 from __future__ import annotations
 
-import math
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import diffusers
+import numpy as np
 import torch
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ...denoisers import Denoiser, Fitting
-from ...errors import InvalidArgument, check_count, check_name, check_number
+from ...errors import InvalidArgument, check_name
 from ...plans import Sampler
+from ...settings import ANY_COUNT, Count, Kind, Number
 from ..schedules import Schedule
 
-__all__ = ["Family", "joined"]
+__all__ = ["Family", "OwnDefaults", "Packed", "decode_latents", "joined", "picture", "wide"]
 
-_NUMBERS = ("guidance_scale", "true_cfg_scale", "guidance_rescale")
+_KINDS: dict[str, Kind] = {
+    "guidance_scale": Number(),
+    "true_cfg_scale": Number(),
+    "guidance_rescale": Number(),
+    "clip_skip": Count(0),
+    "max_sequence_length": Count(),
+}
 _GUIDED_ONLY = ("negative_", "guidance_rescale", "cfg_")
+
+
+class OwnDefaults:
+    """`options` of a family: these call arguments, with the defaults of the pipeline's own call."""
+
+    def __init__(self, names: str) -> None:
+        self.names = names.split()
+
+    def __get__(self, instance: Any, family: type[Family]) -> dict[str, Any]:
+        call = getattr(diffusers, family.pipelines[0]).__call__
+        takes = inspect.signature(call).parameters
+        return {name: takes[name].default for name in self.names}
 
 
 class Family(ABC):
@@ -51,6 +72,11 @@ class Family(ABC):
         Whether guidance asks the network once about a doubled batch [uncond, cond], or twice.
     guidance_argument : str
         The call argument that scales it.
+    embeds_guidance : bool
+        Whether `guidance_scale` is an input of the network, if that takes one.
+    encoded : tuple of str
+        Names of what the pipeline's `encode_prompt` returns, with "-" before those of the
+        unconditional texts.
     passes : int
         Network evaluations per sample of one prediction (2 under classifier-free guidance).
     shape : tuple of int
@@ -58,9 +84,11 @@ class Family(ABC):
     """
 
     pipelines: ClassVar[tuple[str, ...]]
-    options: ClassVar[dict[str, Any]]
+    options: ClassVar[dict[str, Any] | OwnDefaults]
     doubled: ClassVar[bool] = False
     guidance_argument: ClassVar[str] = "guidance_scale"
+    embeds_guidance: ClassVar[bool] = False
+    encoded: ClassVar[tuple[str, ...]] = ("words",)
     passes: int = 1
     shape: tuple[int, ...]
 
@@ -70,16 +98,15 @@ class Family(ABC):
         for name in options:
             check_name(f"argument of {type(pipe).__name__}", name, self.takes())
         self.pipe = pipe
-        for name, size in (("height", height), ("width", width)):
-            if size is not None:
-                check_count(name, size)
-        self.height: Any = height  # numbers after `prepare`
-        self.width: Any = width
+        self.height: Any = ANY_COUNT.read("height", height)  # numbers after `prepare`
+        self.width: Any = ANY_COUNT.read("width", width)
         self.asked = frozenset(options)
         self.given: dict[str, Any] = {**self.options, **options}
-        for name in self.asked.intersection(_NUMBERS):
+        for name in self.asked.intersection(_KINDS):
             if self.given[name] is not None or self.options[name] is not None:
-                check_number(name, self.given[name], "be finite", math.isfinite)
+                _KINDS[name].read(name, self.given[name])
+        if self.embeds_guidance:
+            self.refuse_idle_guidance()
         self.prepare()
         self._refuse_idle()
 
@@ -89,7 +116,6 @@ class Family(ABC):
     def prepare(self) -> None:
         """Check the settings; set `height`, `width`, `shape` and `passes`."""
 
-    @abstractmethod
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         """The conditioning of these prompts: tensors (also nested) of one row for each.
 
@@ -97,6 +123,12 @@ class Family(ABC):
         under guidance "uncond", repeated for particles and cut into chunks with the batch; what all
         samples share belongs on `self`.
         """
+        found: dict[str, dict[str, Any]] = {"cond": {}, "uncond": {}}
+        for name, value in zip(self.encoded, self.texts(prompts)):
+            found["uncond" if name[0] == "-" else "cond"][name.removeprefix("-")] = value
+        found = self.both(**found)
+        self.add_images(found, len(prompts))
+        return found
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         """The network's prediction at x (B, *shape), in its dtype, for one conditioning.
@@ -130,9 +162,9 @@ class Family(ABC):
         """What the pipeline hands to `set_timesteps` besides the number of steps."""
         return {}
 
-    @abstractmethod
     def decode(self, x: Tensor) -> Tensor:
         """Images (B, 3, height, width) in [0, 1] of clean states; differentiable."""
+        return self.decode_latents(x)
 
     def restore(self) -> None:  # noqa: B027 (most have nothing to put back)
         """Leave the pipeline as it was found, when a run is over or has failed."""
@@ -178,8 +210,10 @@ class Family(ABC):
 
         `max_batch` "auto" finds the largest batch that fits in the device's memory.
         """
+        network: Callable[..., Tensor] = self.predict
         if isinstance(max_batch, str):
             check_name("max_batch", max_batch, ("auto",))
+            network, max_batch = Fitting(network), None
         config = schedule.base.config
         if config.get("clip_sample") or config.get("thresholding"):
             raise InvalidArgument(
@@ -188,18 +222,55 @@ class Family(ABC):
             )
         with torch.no_grad():
             conditioning = self.encode(list(prompts))
-        fits = max_batch == "auto"
         return Denoiser(
-            Fitting(self.predict) if fits else self.predict,
+            network,
             schedule.path,
             prediction=schedule.prediction,
             time=schedule.model_time,
             conditioning=conditioning,
             dtype=self.network.dtype,
-            max_batch=None if isinstance(max_batch, str) else max_batch,
+            max_batch=max_batch,
             checkpoint=checkpoint,
             passes=self.passes,
         )
+
+    def texts(self, prompts: Sequence[Any], **others: Any) -> Any:
+        """What the pipeline's `encode_prompt` makes of these prompts and the call's arguments.
+
+        It is given those that it takes, texts as one for each prompt; `others` in their place.
+        """
+        name = type(self.pipe).__name__
+        if strange := [one for one in prompts if not isinstance(one, str)]:
+            raise InvalidArgument(f"prompts of {name} must be texts, got {strange[0]!r}")
+        extra = (value for n, value in self.given.items() if n.endswith("attention_kwargs"))
+        given = {
+            "prompt": list(prompts),
+            "device": self.device,
+            "num_images_per_prompt": 1,
+            "do_classifier_free_guidance": self.passes == 2,
+            "lora_scale": (next(extra, None) or {}).get("scale"),
+        }
+        for option, value in self.given.items():
+            given[option] = self.for_each(option, prompts) if "prompt" in option else value
+        takes = inspect.signature(type(self.pipe).encode_prompt).parameters
+        given = {option: value for option, value in (given | others).items() if option in takes}
+        return self.pipe.encode_prompt(**given)
+
+    def both(self, cond: Any, uncond: Any) -> dict[str, Any]:
+        """The conditioning, without the second under no guidance."""
+        return {"cond": cond, "uncond": uncond} if self.passes == 2 else {"cond": cond}
+
+    def add_images(self, found: dict[str, Any], count: int) -> None:
+        """The IP-Adapter's image prompt, if there is one: lists of one row for each prompt."""
+        image, known = (self.given.get(f"ip_adapter_image{end}") for end in ("", "_embeds"))
+        if image is None and known is None:
+            return
+        images = self.pipe.prepare_ip_adapter_image_embeds(
+            image, known, self.device, count, self.passes == 2
+        )
+        parts = [one.chunk(self.passes) for one in (images if type(images) is list else [images])]
+        for name, part in zip(found, (-1, 0)):
+            found[name]["images"] = [image[part] for image in parts]
 
     def dynamic_shift(self, tokens: int, largest: float = 1.15) -> float:
         """`mu` of a picture of so many tokens, as the pipelines find it from the configuration."""
@@ -226,13 +297,8 @@ class Family(ABC):
 
     def _refuse_idle(self) -> None:
         """Raise if something was asked for that acts under classifier-free guidance only."""
-        idle = [
-            name
-            for name in self.options
-            if name in self.asked
-            and name.startswith(_GUIDED_ONLY)
-            and self.given[name] != self.options[name]
-        ]
+        asked = [n for n in self.options if n in self.asked and n.startswith(_GUIDED_ONLY)]
+        idle = [name for name in asked if self.given[name] != self.options[name]]
         if idle and self.passes == 1:
             raise InvalidArgument(
                 f"{', '.join(idle)}: nothing to do without classifier-free guidance, which "
@@ -256,8 +322,11 @@ class Family(ABC):
                 f"takes none{instead}"
             )
 
-    def default_size(self, factor: int) -> None:
-        """Set the pipeline's default height and width; both must be multiples of `factor`."""
+    def default_size(self, factor: int) -> tuple[int, int]:
+        """Set the pipeline's default height and width; returns how many `factor`s they are.
+
+        Raises InvalidArgument if one of them is no multiple.
+        """
         side = getattr(self.pipe, "default_sample_size", None)
         scale = getattr(self.pipe, "vae_scale_factor", 8)
         for name in ("height", "width"):
@@ -268,19 +337,69 @@ class Family(ABC):
                     f"got {size}"
                 )
             setattr(self, name, size)
+        return self.height // factor, self.width // factor
 
     def decode_latents(self, latents: Tensor, *, shift: bool = True) -> Tensor:
         """Images in [0, 1] of unpacked latents, by a KL autoencoder with scale (and shift)."""
-        vae = self.pipe.vae
-        latents = latents / vae.config.scaling_factor
-        if shift and getattr(vae.config, "shift_factor", None):
-            latents = latents + vae.config.shift_factor
-        return self.unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+        return decode_latents(self.pipe.vae, latents, shift)
 
     def unit_range(self, image: Tensor) -> Tensor:
         """A decoder's output, [-1, 1] or so, as an image in [0, 1], in float32 at least."""
-        image = image if image.dtype == torch.float64 else image.float()
-        return image / 2 + 0.5
+        return wide(image) / 2 + 0.5
+
+
+class Packed(Family):
+    """A family whose state is the packed latents, (tokens, 4 · channels), on FLUX's grid."""
+
+    def prepare(self) -> None:
+        self.rows, self.columns = self.default_size(self.pipe.vae_scale_factor * 2)
+        self.shape = (self.rows * self.columns, self.network.config.in_channels)
+        if self.guidance_argument == "true_cfg_scale":
+            strong, negative = self.given["true_cfg_scale"] > 1, self.given["negative_prompt"]
+            self.passes = 2 if strong and negative is not None else 1
+            if strong and negative is None and "true_cfg_scale" in self.asked:
+                raise InvalidArgument("true_cfg_scale > 1 needs a negative_prompt")
+
+    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
+        if self.passes == 1:
+            return {"cond": self.read(prompts)}
+        told = "negative_prompt" in self.given
+        blank = self.for_each("negative_prompt", prompts) if told else [""] * len(prompts)
+        return {"cond": self.read(prompts), "uncond": self.read(blank or [], prompt_2=None)}
+
+    def read(self, prompts: Sequence[Any], **others: Any) -> dict[str, Any]:
+        """The conditioning of these texts."""
+        return dict(zip(self.encoded, self.texts(prompts, **others)))
+
+    def shift_of(self, transitions: int) -> float:
+        """`mu` of a grid of K steps."""
+        return self.dynamic_shift(self.shape[0])
+
+    def grid(self, transitions: int) -> dict[str, Any]:
+        sigmas = np.linspace(1.0, 1 / transitions, transitions)
+        return {"sigmas": sigmas, "mu": self.shift_of(transitions)}
+
+    def unpacked(self, x: Tensor) -> Tensor:
+        """The latents, (B, channels, height, width)."""
+        return self.pipe._unpack_latents(x, self.height, self.width, self.pipe.vae_scale_factor)
+
+
+def decode_latents(vae: Any, latents: Tensor, shift: bool = True) -> Tensor:
+    """Images in [0, 1] of latents, by a KL autoencoder with scale (and shift)."""
+    latents = latents / vae.config.scaling_factor
+    if shift and getattr(vae.config, "shift_factor", None):
+        latents = latents + vae.config.shift_factor
+    return picture(vae, latents)
+
+
+def picture(vae: Any, latents: Tensor) -> Tensor:
+    """Images in [0, 1] of what an autoencoder's decoder takes."""
+    return wide(vae.decode(latents.to(vae.dtype), return_dict=False)[0]) / 2 + 0.5
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def joined(first: Any, second: Any) -> Any:

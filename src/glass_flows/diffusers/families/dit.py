@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgument, UnknownName
-from .base import Family
+from ...errors import InvalidArgument, UnknownName, did_you_mean
+from .base import Family, OwnDefaults, picture
 
 __all__ = ["DiT"]
 
@@ -21,7 +20,7 @@ class DiT(Family):
     """DiTPipeline; prompts are class numbers, or names that the pipeline knows."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("DiTPipeline",)
-    options: ClassVar[dict[str, Any]] = {"guidance_scale": 4.0}
+    options = OwnDefaults("guidance_scale")
 
     def prepare(self) -> None:
         side = self.network.config.sample_size
@@ -39,10 +38,8 @@ class DiT(Family):
         labels = [self._label(p) for p in prompts]
         if any(not 0 <= label < _NULL for label in labels):
             raise InvalidArgument(f"classes are numbered 0 to {_NULL - 1}, got {labels}")
-        found = {"cond": torch.tensor(labels, device=self.device)}
-        if self.passes == 2:
-            found["uncond"] = torch.full_like(found["cond"], _NULL)
-        return found
+        cond = torch.tensor(labels, device=self.device)
+        return self.both(cond, torch.full_like(cond, _NULL))
 
     def _label(self, prompt: Any) -> int:
         """A class by its number or its name."""
@@ -50,8 +47,7 @@ class DiT(Family):
             return prompt
         if prompt in self.pipe.labels:
             return int(self.pipe.labels[prompt])
-        near = difflib.get_close_matches(str(prompt), self.pipe.labels, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(prompt, self.pipe.labels)
         raise UnknownName(
             f"unknown class {prompt!r}.{hint} Give a number, 0 to {_NULL - 1}, or one of the names "
             "in pipe.labels"
@@ -68,6 +64,4 @@ class DiT(Family):
         return output if uncond is None else self.guide(*output.chunk(2))
 
     def decode(self, x: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        latents = 1 / vae.config.scaling_factor * x
-        return self.unit_range(vae.decode(latents.to(vae.dtype)).sample)
+        return picture(self.pipe.vae, 1 / self.pipe.vae.config.scaling_factor * x)

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
-from diffusers import SanaPipeline
 from diffusers.pipelines.sana import pipeline_sana
 from torch import Tensor
 
 from ...errors import InvalidArgument
-from .base import Family
+from .base import Family, OwnDefaults, wide
 
 __all__ = ["Sana"]
 
-_ARGUMENTS = inspect.signature(SanaPipeline.__call__).parameters
 _BINS = {16: 512, 32: 1024, 64: 2048, 128: 4096}
 
 
@@ -24,20 +19,13 @@ class Sana(Family):
     """SanaPipeline; the state is the latents, in float32."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("SanaPipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        name: _ARGUMENTS[name].default
-        for name in (
-            "negative_prompt",
-            "guidance_scale",
-            "clean_caption",
-            "use_resolution_binning",
-            "max_sequence_length",
-            "complex_human_instruction",
-            "attention_kwargs",
-        )
-    }
+    options = OwnDefaults(
+        "negative_prompt guidance_scale clean_caption use_resolution_binning "
+        "max_sequence_length complex_human_instruction attention_kwargs"
+    )
 
     doubled: ClassVar[bool] = True
+    encoded: ClassVar[tuple[str, ...]] = ("words", "mask", "-words", "-mask")
 
     def prepare(self) -> None:
         self.height, self.width = self.height or 1024, self.width or 1024
@@ -57,21 +45,6 @@ class Sana(Family):
         self.shape = (self.network.config.in_channels, rows, columns)
         self.passes = 2 if self.given["guidance_scale"] > 1.0 else 1
 
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        names = ("clean_caption", "max_sequence_length", "complex_human_instruction")
-        words, mask, blank, blank_mask = self.pipe.encode_prompt(
-            list(prompts),
-            self.passes == 2,
-            negative_prompt=self.for_each("negative_prompt", prompts),
-            device=self.device,
-            lora_scale=(self.given["attention_kwargs"] or {}).get("scale"),
-            **{name: self.given[name] for name in names},
-        )
-        found = {"cond": {"words": words, "mask": mask}}
-        if self.passes == 2:
-            found["uncond"] = {"words": blank, "mask": blank_mask}
-        return found
-
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
         output = self.network(
             x,
@@ -81,8 +54,7 @@ class Sana(Family):
             return_dict=False,
             attention_kwargs=self.given["attention_kwargs"],
         )[0]
-        wide: Tensor = output if output.dtype == torch.float64 else output.float()
-        return wide[:, : x.shape[1]]
+        return wide(output)[:, : x.shape[1]]
 
     def decode(self, x: Tensor) -> Tensor:
         vae = self.pipe.vae

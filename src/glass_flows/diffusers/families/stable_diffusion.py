@@ -9,26 +9,25 @@ import torch
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
-from .base import Family
+from .base import Family, OwnDefaults
 
 __all__ = ["StableDiffusion", "StableDiffusionXL"]
+
+_OPTIONS = (
+    "negative_prompt guidance_scale guidance_rescale clip_skip cross_attention_kwargs "
+    "ip_adapter_image ip_adapter_image_embeds"
+)
+_ADDED = {"pooled": "text_embeds", "sizes": "time_ids", "images": "image_embeds"}
 
 
 class StableDiffusion(Family):
     """StableDiffusionPipeline; the state is the latents. The safety checker is not run."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        "negative_prompt": None,
-        "guidance_scale": 7.5,
-        "guidance_rescale": 0.0,
-        "clip_skip": None,
-        "cross_attention_kwargs": None,
-        "ip_adapter_image": None,
-        "ip_adapter_image_embeds": None,
-    }
+    options = OwnDefaults(_OPTIONS)
 
     doubled: ClassVar[bool] = True
+    encoded: ClassVar[tuple[str, ...]] = ("words", "-words")
 
     @property
     def network(self) -> Any:
@@ -45,46 +44,9 @@ class StableDiffusion(Family):
         embedded = self.network.config.time_cond_proj_dim is not None
         self.passes = 2 if self.given["guidance_scale"] > 1 and not embedded else 1
 
-    def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, blank = self.pipe.encode_prompt(
-            list(prompts),
-            self.device,
-            1,
-            self.passes == 2,
-            self.for_each("negative_prompt", prompts),
-            lora_scale=(self.given["cross_attention_kwargs"] or {}).get("scale"),
-            clip_skip=self.given["clip_skip"],
-        )
-        found: dict[str, Any] = {"cond": {"words": words}}
-        if self.passes == 2:
-            found["uncond"] = {"words": blank}
-        self._add_images(found, len(prompts))
-        return found
-
-    def _add_images(self, found: dict[str, Any], count: int) -> None:
-        """The IP-Adapter's image prompt, if there is one: lists of one row for each prompt."""
-        image, known = (self.given[f"ip_adapter_image{end}"] for end in ("", "_embeds"))
-        if image is None and known is None:
-            return
-        images = self.pipe.prepare_ip_adapter_image_embeds(
-            image, known, self.device, count, self.passes == 2
-        )
-        parts = [image.chunk(self.passes) for image in images]
-        for name, part in zip(("cond", "uncond"), (-1, 0)):
-            if name in found:
-                found[name]["images"] = [image[part] for image in parts]
-
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
-        added = {
-            name: texts[key]
-            for name, key in (
-                ("text_embeds", "pooled"),
-                ("time_ids", "sizes"),
-                ("image_embeds", "images"),
-            )
-            if key in texts
-        }
-        output: Tensor = self.network(
+        added = {_ADDED[name]: value for name, value in texts.items() if name in _ADDED}
+        return self.network(
             x,
             timestep,
             encoder_hidden_states=texts["words"],
@@ -93,7 +55,6 @@ class StableDiffusion(Family):
             added_cond_kwargs=added or None,
             return_dict=False,
         )[0]
-        return output
 
     def guide(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         result, rescale = super().guide(conditional, unconditional), self.given["guidance_rescale"]
@@ -118,43 +79,24 @@ class StableDiffusionXL(StableDiffusion):
     """StableDiffusionXLPipeline."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        **StableDiffusion.options,
-        "guidance_scale": 5.0,
-        "prompt_2": None,
-        "negative_prompt_2": None,
-        "original_size": None,
-        "crops_coords_top_left": (0, 0),
-        "target_size": None,
-        "negative_original_size": None,
-        "negative_crops_coords_top_left": (0, 0),
-        "negative_target_size": None,
-    }
+    options = OwnDefaults(
+        f"{_OPTIONS} prompt_2 negative_prompt_2 original_size crops_coords_top_left target_size "
+        "negative_original_size negative_crops_coords_top_left negative_target_size"
+    )
+
+    encoded: ClassVar[tuple[str, ...]] = ("words", "-words", "pooled", "-pooled")
 
     def prepare(self) -> None:
         super().prepare()
         self.decoder_dtype = self.pipe.vae.dtype  # changed by :meth:`decode`
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, blank, pooled, blank_pooled = self.pipe.encode_prompt(
-            prompt=list(prompts),
-            prompt_2=self.for_each("prompt_2", prompts),
-            device=self.device,
-            do_classifier_free_guidance=self.passes == 2,
-            negative_prompt=self.for_each("negative_prompt", prompts),
-            negative_prompt_2=self.for_each("negative_prompt_2", prompts),
-            lora_scale=(self.given["cross_attention_kwargs"] or {}).get("scale"),
-            clip_skip=self.given["clip_skip"],
-        )
-        sizes = self._sizes("", pooled, words.dtype)
-        both = (self.given["negative_original_size"], self.given["negative_target_size"])
-        blank_sizes = sizes if None in both else self._sizes("negative_", pooled, words.dtype)
-        found: dict[str, Any] = {"cond": {"words": words, "pooled": pooled, "sizes": sizes}}
-        if self.passes == 2:
-            found["uncond"] = {"words": blank, "pooled": blank_pooled, "sizes": blank_sizes}
-        for part in found.values():
-            part["sizes"] = part["sizes"].to(self.device).expand(len(prompts), -1)
-        self._add_images(found, len(prompts))
+        found = super().encode(prompts)
+        words, pooled = found["cond"]["words"], found["cond"]["pooled"]
+        own = None in (self.given["negative_original_size"], self.given["negative_target_size"])
+        for part, prefix in zip(found, ("", "" if own else "negative_")):
+            sizes = self._sizes(prefix, pooled, words.dtype)
+            found[part]["sizes"] = sizes.to(self.device).expand(len(prompts), -1)
         return found
 
     def _sizes(self, prefix: str, pooled: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sig
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .base import Family
+from .base import Family, OwnDefaults, wide
 
 __all__ = ["ZImage"]
 
@@ -19,38 +19,20 @@ class ZImage(Family):
     """ZImagePipeline; the state is the latents, in float32."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("ZImagePipeline",)
-    options: ClassVar[dict[str, Any]] = {
-        "negative_prompt": None,
-        "guidance_scale": 5.0,
-        "cfg_normalization": False,
-        "cfg_truncation": 1.0,
-        "max_sequence_length": 512,
-        "joint_attention_kwargs": None,
-    }
+    options = OwnDefaults(
+        "negative_prompt guidance_scale cfg_normalization cfg_truncation max_sequence_length "
+        "joint_attention_kwargs"
+    )
 
     def prepare(self) -> None:
         self.height, self.width = self.height or 1024, self.width or 1024
-        scale = self.pipe.vae_scale_factor * 2
-        self.default_size(scale)
-        self.shape = (
-            self.network.in_channels,
-            2 * (self.height // scale),
-            2 * (self.width // scale),
-        )
+        rows, columns = self.default_size(self.pipe.vae_scale_factor * 2)
+        self.shape = (self.network.in_channels, 2 * rows, 2 * columns)
         self.passes = 2 if self.given["guidance_scale"] > 0 else 1
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
-        words, blank = self.pipe.encode_prompt(
-            prompt=list(prompts),
-            device=self.device,
-            do_classifier_free_guidance=self.passes == 2,
-            negative_prompt=self.for_each("negative_prompt", prompts),
-            max_sequence_length=self.given["max_sequence_length"],
-        )
-        found = {"cond": _padded(words)}
-        if self.passes == 2:
-            found["uncond"] = _padded(blank)
-        return found
+        words, blank = self.texts(prompts)
+        return self.both(_padded(words), _padded(blank) if self.passes == 2 else None)
 
     def predict(
         self, x: Tensor, timestep: Tensor, *, cond: Any, uncond: Any = None, **more: Any
@@ -80,14 +62,11 @@ class ZImage(Family):
             joint_attention_kwargs=self.given["joint_attention_kwargs"],
             return_dict=False,
         )[0]
-        return [one if one.dtype == torch.float64 else one.float() for one in output]
+        return [wide(one) for one in output]
 
     def grid(self, transitions: int) -> dict[str, Any]:
         mu = self.dynamic_shift((self.shape[1] // 2) * (self.shape[2] // 2))
         return {"sigmas": get_default_z_image_sigmas(transitions), "mu": mu}
-
-    def decode(self, x: Tensor) -> Tensor:
-        return self.decode_latents(x)
 
 
 def _padded(words: list[Tensor]) -> dict[str, Tensor]:

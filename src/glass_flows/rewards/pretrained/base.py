@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import InvalidArgument, ShapeError, check_count, check_name
+from ...denoisers import check_device
+from ...errors import InvalidArgument, ShapeError, check_name
 from ...rewards import Reward
+from ...settings import ANY_COUNT
 
 __all__ = ["Preprocessing", "PretrainedReward"]
 
@@ -81,6 +83,8 @@ class PretrainedReward(Reward):
     ----------
     network : torch.nn.Module
     preprocess : Preprocessing
+    name : str, optional
+        The class's own by default.
     device : str, optional
         "cuda" where there is one.
     max_batch : int, optional
@@ -94,16 +98,16 @@ class PretrainedReward(Reward):
         network: Any,
         preprocess: Preprocessing,
         *,
-        name: str,
+        name: str | None = None,
         device: str | None = None,
         max_batch: int | None = None,
         offload: bool = False,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
         self.preprocess = preprocess
-        self.name = name
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.max_batch = None if max_batch is None else check_count("max_batch", max_batch)
+        self.name = name or self.name
+        self.device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.max_batch = ANY_COUNT.read("max_batch", max_batch)
         self.offload = offload
         if not offload:
             self.network.to(self.device)

@@ -33,17 +33,11 @@ class BlipReward(PretrainedReward):
         As in :class:`PretrainedReward`.
     """
 
+    name = "imagereward"
     takes_prompts = True
 
     def __init__(
-        self,
-        vision: Any,
-        text: Any,
-        head: nn.Linear,
-        tokenizer: Any,
-        *,
-        name: str = "imagereward",
-        **options: Any,
+        self, vision: Any, text: Any, head: nn.Linear, tokenizer: Any, **options: Any
     ) -> None:
         from transformers import CLIPImageProcessorPil
 
@@ -52,7 +46,7 @@ class BlipReward(PretrainedReward):
         processor = CLIPImageProcessorPil(  # with CLIP's mean and standard deviation
             size={"shortest_edge": side}, crop_size={"height": side, "width": side}
         )
-        super().__init__(network, Preprocessing(processor, "round"), name=name, **options)
+        super().__init__(network, Preprocessing(processor, "round"), **options)
         self.tokenizer = tokenizer
 
     def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:

@@ -33,6 +33,7 @@ class ImageTextReward(PretrainedReward):
         As in :class:`PretrainedReward`.
     """
 
+    name = "clip"
     takes_prompts = True
 
     def __init__(
@@ -42,20 +43,17 @@ class ImageTextReward(PretrainedReward):
         scale: float | None = None,
         *,
         fit: str = "floor",
-        name: str = "clip",
         **options: Any,
     ) -> None:
         preprocess = Preprocessing(processor.image_processor, fit)
-        super().__init__(network, preprocess, name=name, **options)
+        super().__init__(network, preprocess, **options)
         self.scale = float(network.logit_scale.exp()) if scale is None else scale
         self.range = (-abs(self.scale), abs(self.scale))
         self.tokenizer = processor.tokenizer
         self._texts: dict[str, Tensor] = {}
 
     def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:
-        network = self.network
-        pixels = self.preprocess(z).to(network.dtype)
-        seen = network.get_image_features(pixel_values=pixels).pooler_output
+        seen = self._see(z)
         read = self._read([str(p) for p in prompts or ()])
         wide = torch.promote_types(seen.dtype, torch.float32)
         return self.scale * F.cosine_similarity(seen.to(wide), read.to(seen.device, wide), dim=-1)
@@ -63,9 +61,11 @@ class ImageTextReward(PretrainedReward):
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """What the network makes of images (B, 3, H, W) in [0, 1]: (B, d), before any text."""
-        pixels = self.preprocess(images.to(self.device)).to(self.network.dtype)
-        found: Tensor = self.network.get_image_features(pixel_values=pixels).pooler_output
-        return found
+        return self._see(images.to(self.device))
+
+    def _see(self, images: Tensor) -> Tensor:
+        pixels = self.preprocess(images).to(self.network.dtype)
+        return self.network.get_image_features(pixel_values=pixels).pooler_output
 
     @torch.no_grad()
     def _read(self, prompts: list[str]) -> Tensor:
@@ -96,17 +96,11 @@ class AestheticReward(PretrainedReward):
         As in :class:`PretrainedReward`.
     """
 
-    def __init__(
-        self,
-        vision: Any,
-        head: nn.Linear,
-        processor: Any,
-        *,
-        name: str = "aesthetic",
-        **options: Any,
-    ) -> None:
+    name = "aesthetic"
+
+    def __init__(self, vision: Any, head: nn.Linear, processor: Any, **options: Any) -> None:
         network = nn.ModuleDict({"vision": vision, "head": head})
-        super().__init__(network, Preprocessing(processor, "round"), name=name, **options)
+        super().__init__(network, Preprocessing(processor, "round"), **options)
 
     def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:
         vision, head = self.network["vision"], self.network["head"]

@@ -11,25 +11,21 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
+from ...checkpoints import Refuse, State, check_tensors, read_tensors
 from ...errors import InvalidArgument, WeightsFileError, check_name
 from .hub import BERT, CLIP_H, CLIP_L, HEAD, Place, transformers_for
 from .load import PRETRAINED
 
 __all__ = ["CONVERTIBLE", "convert_reward"]
 
-State = dict[str, Tensor]
-Refuse = Callable[[str], WeightsFileError]
 Parts = list[tuple[str, Any]]  # a file's path and its tensors, or a folder and what saves itself
 
 _WEIGHTS = "model.safetensors"
@@ -77,7 +73,7 @@ def convert_reward(
     *,
     base: str | os.PathLike[str] | None = None,
 ) -> Path:
-    """Read a reward's published file and write the folder that ``pretrained_reward`` loads.
+    """Read a reward's published file and write the folder `out` that ``pretrained_reward`` loads.
 
     Only tensors are read (``weights_only=True``): a file that holds code is refused. Nothing is
     written before all of them are checked.
@@ -94,11 +90,6 @@ def convert_reward(
         Folder or hub id of what the file lacks: of "hps" the ``CLIPModel``'s configuration and
         processor, of "imagereward" BERT's tokenizer, of "aesthetic" the ``CLIPModel`` itself.
         By default the published one, at a pinned commit.
-
-    Returns
-    -------
-    Path
-        `out`.
 
     Raises
     ------
@@ -123,7 +114,9 @@ def convert_reward(
     convert, place = _CONVERTERS[name]
     if base is not None and os.fspath(base) != place.model:
         place = Place(os.fspath(base))
-    parts = convert(_read(Path(checkpoint), refuse), place, refuse)
+    read = read_tensors(checkpoint, refuse, "state_dict", "model")
+    state = {key: tensor for key, tensor in read.items() if not key.endswith(_BUFFERS)}
+    parts = convert(state, place, refuse)
     target = Path(out)
     for path, part in parts:
         if isinstance(part, dict):
@@ -153,7 +146,7 @@ def _hps(found: State, base: Place, refuse: Refuse) -> Parts:
         else:  # open_clip multiplies its projections from the right
             state[key] = tensor.T if key in ("visual.proj", "text_projection") else tensor
     state = _renamed(state, _OPEN_CLIP)
-    _check(CLIPModel, config, state, refuse)
+    check_tensors(_tensors(CLIPModel, config), state, refuse, "by transformers' names, ")
     return [("", config), ("", processor), (_WEIGHTS, state)]
 
 
@@ -169,8 +162,10 @@ def _imagereward(found: State, base: Place, refuse: Refuse) -> Parts:
         vision_config, text_config = _vision_sizes(vision), _text_sizes(text)
     except (KeyError, IndexError, ValueError) as error:
         raise refuse(f"it is not an ImageReward ({error})") from error
-    _check(BlipVisionModel, vision_config, vision, refuse, "blip.visual_encoder: ")
-    _check(BlipTextModel, text_config, text, refuse, "blip.text_encoder: ", add_pooling_layer=False)
+    expected = _tensors(BlipVisionModel, vision_config)
+    check_tensors(expected, vision, refuse, "blip.visual_encoder, by transformers' names: ")
+    expected = _tensors(BlipTextModel, text_config, add_pooling_layer=False)
+    check_tensors(expected, text, refuse, "blip.text_encoder, by transformers' names: ")
     head = _folded(layers, text_config.hidden_size, refuse)
     tokenizer = base.load(BertTokenizer)
     tokenizer.add_tokens(["[DEC]", "[ENC]"], special_tokens=True)  # BLIP's, in this order
@@ -213,24 +208,10 @@ CONVERTIBLE = tuple(_CONVERTERS)
 """The rewards that :func:`convert_reward` knows."""
 
 
-def _read(path: Path, refuse: Refuse) -> State:
-    """The tensors of a file by name, without buffers."""
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise refuse("there is no such file") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, SafetensorError) as error:
-        raise refuse(f"it is damaged, or holds more than tensors ({error})") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise refuse("it is not a state dict of tensors")
-    state = {str(key).removeprefix("module."): tensor for key, tensor in found.items()}
-    return {key: tensor for key, tensor in state.items() if not key.endswith(_BUFFERS)}
+def _tensors(kind: Any, config: Any, **options: Any) -> State:
+    """Those of ``kind(config)``, without memory."""
+    with torch.device("meta"):
+        return kind(config, **options).state_dict()
 
 
 def _under(state: State, prefix: str) -> State:
@@ -244,27 +225,6 @@ def _renamed(state: State, table: tuple[tuple[str, str], ...]) -> State:
             key = re.sub(pattern, name, key)
         renamed[key] = tensor
     return renamed
-
-
-def _check(
-    kind: Any, config: Any, state: State, refuse: Refuse, where: str = "", **options: Any
-) -> None:
-    """Exactly the tensors of ``kind(config)``, in shape and finite."""
-    with torch.device("meta"):
-        expected = kind(config, **options).state_dict()
-    for what, names in (
-        ("missing", expected.keys() - state.keys()),
-        ("not known", state.keys() - expected.keys()),
-    ):
-        if names:
-            listed = ", ".join(sorted(names)[:8])
-            raise refuse(f"{where}tensors {what}, as transformers names them: {listed}")
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            given, wanted = tuple(state[name].shape), tuple(tensor.shape)
-            raise refuse(f"{where}{name} is {given}, expected {wanted}")
-        if not bool(torch.isfinite(state[name]).all()):
-            raise refuse(f"{where}{name} holds NaN or infinity")
 
 
 def _folded(layers: State, width: int, refuse: Refuse) -> State:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,14 +19,12 @@ __all__ = ["BERT", "CLIP_H", "CLIP_L", "HEAD", "Place", "transformers_for"]
 HEAD = "head.safetensors"
 
 
-def transformers_for(purpose: str) -> ModuleType:
-    """The module transformers, or MissingExtra."""
+def transformers_for(purpose: str) -> None:
+    """Raise MissingExtra without the package transformers."""
     try:
-        import transformers
+        import transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtra("transformers", "rewards", purpose) from error
-    module: ModuleType = transformers
-    return module
 
 
 @dataclass(frozen=True)
