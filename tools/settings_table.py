@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any
 
 from glass_flows import Beam, BestOf, Greedy, Sampler, Steering
@@ -57,7 +57,7 @@ def objects() -> str:
         for name, kind in kinds(cls).items():
             for head, made, settled in heads(kind):
                 parts = [one for one in fields(made) if one.init and one.name not in settled]
-                listed = (code(f"{one.name}={plain(one.default)}") for one in parts)
+                listed = (code(f"{one.name}={plain(one)}") for one in parts)
                 found.setdefault((name, head), (made.__name__, ", ".join(listed)))
     rows = [
         (code(name), code(head) if head else "a number", code(made), parts)
@@ -76,8 +76,9 @@ def heads(kind: Kind) -> Iterator[tuple[str, Any, Sequence[str]]]:
             yield head, made, list(preset)
 
 
-def plain(value: Any) -> str:
-    return spelled(list(value) if isinstance(value, tuple) else value)
+def plain(one: Field[Any]) -> str:
+    kind = one.metadata.get("kind")
+    return spelled(one.default if kind is None else kind.write(one.default))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

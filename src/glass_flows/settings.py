@@ -8,7 +8,8 @@ and one JSON form, both of which leave out what is as by default:
     {"type": "sampler", "version": 1, "transitions": 12, "rho": "ddim:0.5"}
 
 A value that is an object is written as its name and what differs from its defaults, by position
-or by name, with colons between: ``posterior:2``, ``posterior:steps=2``, ``adaptive:0.6``. A list is
+or by name, with colons between: ``posterior:2``, ``posterior:steps=2``, ``adaptive:0.6``; an object
+within it that has colons of its own is in brackets, ``posterior:solver=[paper:0.5]``. A list is
 written with commas between. A function is written as ``<name>``, which cannot be read back. Texts
 with blanks are in quotes, as for a shell.
 """
@@ -249,7 +250,7 @@ class Object(Kind):
             raise InvalidArgument(
                 f"{name} = {text} was a function, which cannot be read back: give it again"
             )
-        head, *parts = text.split(":")
+        head, *parts = re.split(r":(?![^\[]*\])", text)
         if head in self.heads:
             if named := self._named(head):
                 return _made(name, head, *named, parts)
@@ -308,7 +309,12 @@ def _made(
             )
         if key in values:
             raise InvalidArgument(f"{name}: {key} is given twice in {':'.join([head, *parts])!r}")
-        values[key] = _scalar(text, float if "float" in str(taken[key].type) else int)
+        kind = taken[key].metadata.get("kind")
+        values[key] = (
+            _scalar(text, float if "float" in str(taken[key].type) else int)
+            if kind is None
+            else kind.parse(f"{name}: {key}", text.removeprefix("[").removesuffix("]"))
+        )
     try:
         return cls(**values)
     except InvalidArgument as error:
@@ -323,9 +329,11 @@ def _told(value: Any, head: str, preset: Mapping[str, Any]) -> list[str]:
     listed = [one for one in fields(value) if one.name not in preset]
     found = [head] if head else []
     for i, one in enumerate(listed):
-        held = getattr(value, one.name)
+        held, kind = getattr(value, one.name), one.metadata.get("kind")
         if held != _default(one) or not (found or i):
-            found.append(spelled(held) if i == 0 else f"{one.name}={spelled(held)}")
+            text = spelled(held if kind is None else kind.write(held))
+            text = f"[{text}]" if kind is not None and ":" in text else text
+            found.append(text if i == 0 else f"{one.name}={text}")
     return found
 
 

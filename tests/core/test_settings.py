@@ -167,7 +167,7 @@ guidances = st.one_of(
 )
 values = st.one_of(
     st.sampled_from(["free", "posterior", "posterior:2", "posterior:2:5", "posterior:steps=1"]),
-    st.builds(PosteriorValue, counts, counts, st.sampled_from(["default", "paper", "first-order"])),
+    st.builds(PosteriorValue, counts, counts, solvers_of(positive)),
 )
 twists = st.one_of(
     not_negative,
@@ -495,7 +495,7 @@ FUNCTIONS = [
     (Steering, "schedule", Called(), f"<{__name__}.Called object>"),
     (Steering, "value", halved, "<halved>"),
     (Steering, "value", lambda x, t, D: D[:, 0], "<lambda>"),
-    (Steering, "value", PosteriorValue(solver=Paper()), f"posterior:solver=<{Paper()!r}>"),
+    (Steering, "value", PosteriorValue(solver=Own()), "posterior:solver=<Own()>"),
     (Steering, "guidance", Guidance(schedule=halved), "reward:schedule=<halved>"),
     (BestOf, "guidance", Guidance(2.0, "network", halved), "network:2:schedule=<halved>"),
     (Beam, "value", halved, "<halved>"),

@@ -19,9 +19,10 @@ from ..errors import InvalidArgument, check_count, check_name, rows_from
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
-from ..plans import Solver, plan_transition
-from ..plans.solvers import resolve_solver
+from ..plans import Default, Solver, plan_transition
+from ..plans.sampler import SOLVER
 from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
+from ..settings import setting
 
 __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
 
@@ -180,12 +181,12 @@ class PosteriorValue:
 
     samples: int = 4
     steps: int = 3
-    solver: str | Solver = "default"
+    solver: str | Solver = setting(Default(), SOLVER)
 
     def __post_init__(self) -> None:
         check_count("PosteriorValue(samples=...)", self.samples)
         check_count("PosteriorValue(steps=...)", self.steps)
-        resolve_solver(self.solver)
+        object.__setattr__(self, "solver", SOLVER.read("solver", self.solver))
 
     def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
         table = plan_transition(
