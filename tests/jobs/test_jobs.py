@@ -70,7 +70,7 @@ JOBS = st.builds(
 
 
 @given(JOBS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_job_is_its_json(job):
     text = json.dumps(job.as_json(), allow_nan=False)
     assert Job.from_json(json.loads(text)) == job

@@ -24,12 +24,15 @@ def run(out: Path, count: int, **options):
     out.mkdir()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     given = [(out, rank, count, dict(options)) for rank in range(count)]
-    jobs = [FORK.Process(target=sharded_run.main, args=one) for one in given]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join(120)
-    assert [job.exitcode for job in jobs] == [0] * count
+    if count == 1:
+        sharded_run.main(*given[0])
+    else:
+        jobs = [FORK.Process(target=sharded_run.main, args=one) for one in given]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join(120)
+        assert [job.exitcode for job in jobs] == [0] * count
     return [
         (load_file(out / f"{r}.safetensors"), json.loads((out / f"{r}.json").read_text()))
         for r in range(count)
