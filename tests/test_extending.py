@@ -1,4 +1,7 @@
-"""Everything that can be added from outside is added here, from a file that is no part of us."""
+"""Everything that can be added from outside is added here, from a file that is no part of us.
+
+With what else only a fresh interpreter shows: what importing the package imports.
+"""
 
 from __future__ import annotations
 
@@ -155,6 +158,44 @@ def test_entry_points_are_found_when_they_are_wanted(tmp_path, monkeypatch):
         registry["other"]
 
 
+# --- in a fresh interpreter -----------------------------------------------------------------------
+
+FRESH = """
+import runpy, sys
+
+import glass_flows, glass_flows.rewards, glass_flows.steering, glass_flows.worlds.digits
+
+heavy = {"diffusers", "transformers", "ray", "matplotlib", "sklearn", "scipy", "typer"}
+print(sorted(heavy & set(sys.modules)))
+
+from glass_flows import Sampler
+from glass_flows.errors import GlassError, MissingExtra
+from glass_flows.paths import Linear
+
+table = Sampler(rho="my-half:0.25").plan(Linear())
+print(Sampler(rho=0.3), "/", table.transitions[1].rho)
+try:
+    Sampler(solver="my-broken")
+except GlassError as error:
+    print(error)
+
+sys.modules["diffusers"] = None  # as if it were not installed
+for name in ("GlassScheduler", "load_reward", "steer_pipeline"):
+    try:
+        print(getattr(glass_flows, name).__name__)
+    except MissingExtra:
+        print("missing")
+
+given = sys.argv[1:]
+for name in ("mien", "mine"):
+    sys.argv = ["glass-flows", *given, "--potential", name]
+    try:
+        runpy.run_module("glass_flows", run_name="__main__")
+    except SystemExit as stopped:
+        print(f"{name} ends with {stopped.code}", file=sys.stderr)
+"""
+
+
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     """A fresh interpreter that finds a package with entry points, and what it said.
@@ -176,35 +217,23 @@ def fresh(tmp_path_factory):
         "    def rho(self, ends):\n"
         "        return self.share\n"
     )
-    code = (
-        "import runpy, sys\n"
-        "from glass_flows import Sampler\n"
-        "from glass_flows.errors import GlassError\n"
-        "from glass_flows.paths import Linear\n"
-        "table = Sampler(rho='my-half:0.25').plan(Linear())\n"
-        "print(Sampler(rho=0.3), '/', table.transitions[1].rho)\n"
-        "try:\n"
-        "    Sampler(solver='my-broken')\n"
-        "except GlassError as error:\n"
-        "    print(error)\n"
-        "given = sys.argv[1:]\n"
-        "for name in ('mien', 'mine'):\n"
-        "    sys.argv = ['glass-flows', *given, '--potential', name]\n"
-        "    try:\n"
-        "        runpy.run_module('glass_flows', run_name='__main__')\n"
-        "    except SystemExit as stopped:\n"
-        "        print(f'{name} ends with {stopped.code}', file=sys.stderr)\n"
-    )
     command = ["align", "--populations", "2", "--particles", "2", "--transitions", "2"]
     command += ["--steps", "1", "--out", str(folder / "out")]
     paths = [str(folder), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-c", code, *command],
+        [sys.executable, "-c", FRESH, *command],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder, done
+
+
+def test_importing_the_package_imports_no_heavy_dependency(fresh):
+    """Nor do the digits; what needs diffusers looks for it when it is wanted."""
+    heavy, _, _, *lazy = fresh[1].stdout.splitlines()[:6]
+    assert heavy == "[]"
+    assert lazy == ["missing", "load_reward", "missing"]
 
 
 def test_an_installed_package_reaches_the_command_line(fresh):
@@ -217,6 +246,6 @@ def test_an_installed_package_reaches_the_command_line(fresh):
 
 
 def test_a_package_that_cannot_be_loaded_does_not_stop_the_others(fresh):
-    first, second, *_ = fresh[1].stdout.splitlines()
+    _, first, second, *_ = fresh[1].stdout.splitlines()
     assert first == "sampler rho=0.3 / 0.25"
     assert "my_missing:Solver" in second

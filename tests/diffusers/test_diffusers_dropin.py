@@ -92,16 +92,16 @@ def test_ddim_with_any_eta_step_by_step(eta, prediction):
 @pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_the_network_is_called_k_times_m_and_a_second_call_repeats_the_first(name):
     pipe = tiny.build(name)
-    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=3)
+    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
     own = 2 if name in ("flux2_klein", "qwenimage") else 1  # two calls for guidance
     first, count = calls(pipe, lambda: draw(pipe, name, steps=2))
     rows = pipe.scheduler.table.evaluations
     assert count == own * rows and rows == len(pipe.scheduler.timesteps)
     # timesteps end at 1 with the spacing "leading": there the last transition has fewer
-    assert rows == 6 or (name in UNETS and 3 < rows < 6)
+    assert rows == 4 or (name in UNETS and rows == 3)
     assert torch.equal(draw(pipe, name, steps=2), first)
     assert not torch.equal(draw(pipe, name, steps=2, seed=4), first)
-    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=3, seed=1)
+    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2, seed=1)
     other = draw(pipe, name, steps=2)
     by_generator = name in ("sd", "sdxl", "sana")
     assert torch.equal(other, first) == by_generator
@@ -273,7 +273,7 @@ def test_custom_timesteps_and_sigmas():
         {"rho": 0.4, "steps": 2, "end": "trained"},
     ],
 )
-@pytest.mark.parametrize("name", ["flux", "sd"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("sd", marks=pytest.mark.slow)])
 def test_every_sampler_runs(options, name):
     pipe = tiny.build(name)
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, **options)

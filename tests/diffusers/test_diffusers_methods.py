@@ -473,7 +473,10 @@ def test_a_single_transition_starts_at_noise_whatever_the_terminal_sigma():
     assert inside.table.times == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", "dit", "sana", "flux"])
+@pytest.mark.parametrize(
+    "name",
+    ["sd", "dit", "flux", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sdxl", "sana"))],
+)
 def test_the_ode_in_one_go_starts_at_noise(name):
     """A grid of one step with "leading" spacing starts at timestep 1, which is data already."""
     pipe, given = tiny.build(name), dict(tiny.CALL[name])

@@ -284,6 +284,7 @@ def test_the_command(tmp_path):
     (tmp_path / "prompts.txt").write_text("8\n../../x <script>\n")
     command = ["batch", str(tmp_path / "prompts.txt"), "--model", "digits", "--out"]
     command += [str(tmp_path / "out"), "--seeds", "0,2-3", "--method", "svdd", "--method", "plain"]
+    command += ["--transitions", "2", "--steps", "2"]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 1  # the second prompt is no digit
     assert "finished 6, failed 6, left 0" in result.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -238,24 +237,6 @@ def test_names_are_checked_from_python_too(tmp_path):
 
 
 LAZY = ["GlassScheduler", "load_reward", "steer_pipeline"]
-
-
-def test_importing_the_package_imports_no_heavy_dependency():
-    """Nor do the digits; what needs diffusers looks for it when it is wanted."""
-    code = (
-        "import sys, glass_flows, glass_flows.steering, glass_flows.rewards\n"
-        "import glass_flows.worlds.digits\n"
-        "heavy = {'diffusers', 'transformers', 'ray', 'matplotlib', 'sklearn', 'scipy', 'typer'}\n"
-        "print(sorted(heavy & set(sys.modules)))\n"
-        "sys.modules['diffusers'] = None  # as if it were not installed\n"
-        f"for name in {LAZY}:\n"
-        "    try:\n"
-        "        print(getattr(glass_flows, name).__name__)\n"
-        "    except glass_flows.errors.MissingExtra:\n"
-        "        print('missing')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "missing", "load_reward", "missing"]
 
 
 def test_what_imports_diffusers_is_there():

@@ -177,7 +177,7 @@ def test_the_mixture_in_the_plane_has_unit_scale():
 
 @pytest.mark.parametrize("rho", [-0.4, 0.7, "ddpm"])
 def test_the_correlation_that_theory_has_is_that_of_exact_draws(rho):
-    mixture, n = exact.plane_mixture(), 200_000
+    mixture, n = exact.plane_mixture(), 50_000
     x = exact.at_time(mixture.sample(n, seed=1), 0.3, 2)
     y = mixture.transition_sample(Linear(), x, 0.3, 0.7, rho, seed=3)
     wanted = exact._theory(mixture, 0.3, 0.7, rho)

@@ -80,7 +80,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+FAST = ("twist", "adaptive", "posterior")  # each has a state of its own
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in OPTIONS]
+)
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(name, tmp_path):
     whole = run(tmp_path / "whole", **OPTIONS[name])
     stops = 0

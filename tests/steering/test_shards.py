@@ -40,6 +40,13 @@ def run(out: Path, count: int, **options):
 
 
 CASES = {
+    "twisted and uneven": {
+        "twist": {"scale": 1.0, "cap": 0.75, "sigma_data": 0.7},
+        "populations": 2,
+        "particles": 5,
+        "micro_batch": 1,
+        "ess_threshold": 1.0,
+    },
     "plain": {},
     "twisted": {"twist": {"scale": 1.0, "cap": 0.75, "sigma_data": 0.7}, "populations": 2},
     "guided": {"guidance": {"scale": 1.0, "through": "network", "clip": 1.0}, "value": "posterior"},
@@ -49,7 +56,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+FAST = ("twisted and uneven", "guided", "svdd")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.slow] * (c not in FAST)) for c in CASES]
+)
 def test_the_same_bits_for_any_number_of_processes(case, tmp_path):
     [(alone, costs)] = run(tmp_path / "1", 1, **CASES[case])
     assert torch.unique(alone["ancestry"]).numel() > 1
