@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,9 +13,12 @@ import typer
 
 from glass_flows.cli import app
 from glass_flows.plans.kernels import RHO_RULES
-from glass_flows.steering import METHODS, RESAMPLERS
+from glass_flows.plans.solvers import SOLVERS
+from glass_flows.steering import METHODS, POTENTIALS, RESAMPLERS
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+settings_table = importlib.import_module("settings_table")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PAGES = sorted((ROOT / "docs" / "diffusers").glob("*.md"))  # one pipeline each, of real size
 EVERY = [*DOCUMENTS, *PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -41,17 +43,14 @@ def blocks(document):
 
 
 @pytest.fixture
-def nothing_stays_registered():
-    registries = METHODS, RESAMPLERS, RHO_RULES
-    before = [dict(registry._things) for registry in registries]
-    yield
-    for registry, things in zip(registries, before):
-        registry._things = things
+def registered_for_now(monkeypatch):
+    """What an example registers is there until it is over."""
+    for registry in (METHODS, POTENTIALS, RESAMPLERS, RHO_RULES, SOLVERS):
+        monkeypatch.setattr(registry, "_things", dict(registry._things))
 
 
-@pytest.mark.usefixtures("nothing_stays_registered")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
-def test_examples_run(document, capsys, tmp_path, monkeypatch):
+def test_examples_run(document, registered_for_now, capsys, tmp_path, monkeypatch):
     namespace: dict[str, object] = {}
     if any(re.search(r"\bpipe\b", block) for block in blocks(document)):
         tiny = pytest.importorskip("tiny_pipelines")
@@ -195,11 +194,8 @@ def test_old_options_of_the_changelog_are_gone_and_new_ones_there():
 
 
 def test_the_page_of_settings_has_the_tables_of_the_classes():
-    """Printed by a process of its own, where nothing is registered by other tests."""
-    command = [sys.executable, str(ROOT / "tools" / "settings_table.py")]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     page = (ROOT / "docs" / "settings.md").read_text()
     _, _, rest = page.partition("<!-- begin: python tools/settings_table.py -->\n\n")
     found, mark, _ = rest.partition("\n<!-- end -->")
     assert mark
-    assert found == printed, "paste what `python tools/settings_table.py` prints"
+    assert found == settings_table.text(), "paste what `python tools/settings_table.py` prints"

@@ -1,4 +1,7 @@
-"""Everything that can be added from outside is added here, from a file that is no part of us."""
+"""Everything that can be added from outside is added here, from a file that is no part of us.
+
+With what else only a fresh interpreter shows: what importing the package imports.
+"""
 
 from __future__ import annotations
 
@@ -206,22 +209,21 @@ broken = my_package:nothing
 """
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """An installed package with entry points."""
-    (tmp_path / "my_package.py").write_text(
+def install(folder, points):
+    """A package with entry points, as pip would leave it."""
+    (folder / "my_package.py").write_text(
         "from glass_flows.steering.potentials import Potential\n"
         "potential = Potential(lambda total, value, memory: (value, memory))\n"
     )
-    about = tmp_path / "my_package-1.0.dist-info"
+    about = folder / "my_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(PACKAGE)
+    (about / "entry_points.txt").write_text(points)
+
+
+def test_entry_points_are_found_when_they_are_wanted(tmp_path, monkeypatch):
+    install(tmp_path, PACKAGE)
     monkeypatch.syspath_prepend(tmp_path)
-    return tmp_path
-
-
-def test_entry_points_are_found_when_they_are_wanted(package):
     registry = Registry("potentials", {"ours": 1})
     assert registry["ours"] == 1
     assert registry._waiting is None  # nothing was looked for
@@ -236,27 +238,57 @@ def test_entry_points_are_found_when_they_are_wanted(package):
     assert list(registry.loaded) == ["ours", "mine"]
 
 
-def test_an_installed_package_reaches_the_command_line(package, tmp_path):
-    command = [sys.executable, "-m", "glass_flows", "align", "--populations", "2"]
-    command += ["--particles", "2", "--transitions", "2", "--steps", "1", "--potential"]
-    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "mine", "--out", str(tmp_path / "out")],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    job = json.loads((tmp_path / "out" / "results.json").read_text())["job"]
-    assert job["method"]["potential"] == "mine"
-    wrong = subprocess.run(
-        [*command, "mien", "--out", str(tmp_path / "out")],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "Did you mean 'mine'" in wrong.stderr
+# --- in a fresh interpreter -----------------------------------------------------------------------
+
+FRESH = """
+import runpy, sys
+
+import glass_flows, glass_flows.rewards, glass_flows.steering, glass_flows.worlds.digits
+
+heavy = {"diffusers", "transformers", "ray", "matplotlib", "sklearn", "scipy", "typer"}
+print(sorted(heavy & set(sys.modules)))
+
+from glass_flows import Sampler
+from glass_flows.errors import GlassError, MissingExtra
+from glass_flows.paths import Linear
+
+table = Sampler(rho="my-half:0.25").plan(Linear())
+print(Sampler(rho=0.3), "/", table.transitions[1].rho)
+try:
+    Sampler(solver="my-broken")
+except GlassError as error:
+    print(error)
+
+sys.modules["diffusers"] = None  # as if it were not installed
+for name in ("GlassScheduler", "load_reward", "steer_pipeline"):
+    try:
+        print(getattr(glass_flows, name).__name__)
+    except MissingExtra:
+        print("missing")
+
+given = sys.argv[1:]
+for name in ("mien", "mine"):
+    sys.argv = ["glass-flows", *given, "--potential", name]
+    try:
+        runpy.run_module("glass_flows", run_name="__main__")
+    except SystemExit as stopped:
+        print(f"{name} ends with {stopped.code}", file=sys.stderr)
+"""
 
 
-def test_a_package_that_cannot_be_loaded_does_not_stop_the_others(package):
-    """Entry points of the settings' own kinds, one broken and one that imports glass_flows."""
-    (package / "my_rules.py").write_text(
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory):
+    """A fresh interpreter that finds a package with entry points, and what it said.
+
+    Of the settings' own kinds too, of which one is broken and one imports glass_flows.
+    """
+    folder = tmp_path_factory.mktemp("installed")
+    points = (
+        "[glass_flows.rho_rules]\nmy-half = my_rules:Half\n"
+        "[glass_flows.solvers]\nmy-broken = my_missing:Solver\n"
+    )
+    install(folder, PACKAGE + points)
+    (folder / "my_rules.py").write_text(
         "from dataclasses import dataclass\n"
         "from glass_flows import Sampler\n"
         "@dataclass(frozen=True)\n"
@@ -265,26 +297,35 @@ def test_a_package_that_cannot_be_loaded_does_not_stop_the_others(package):
         "    def rho(self, ends):\n"
         "        return self.share\n"
     )
-    (package / "my_package-1.0.dist-info" / "entry_points.txt").write_text(
-        "[glass_flows.rho_rules]\nmy-half = my_rules:Half\n"
-        "[glass_flows.solvers]\nmy-broken = my_missing:Solver\n"
-    )
-    code = (
-        "from glass_flows import Sampler\n"
-        "from glass_flows.errors import GlassError\n"
-        "from glass_flows.paths import Linear\n"
-        "table = Sampler(rho='my-half:0.25').plan(Linear())\n"
-        "print(Sampler(rho=0.3), '/', table.transitions[1].rho)\n"
-        "try:\n"
-        "    Sampler(solver='my-broken')\n"
-        "except GlassError as error:\n"
-        "    print(error)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(package)}
+    command = ["align", "--populations", "2", "--particles", "2", "--transitions", "2"]
+    command += ["--steps", "1", "--out", str(folder / "out")]
+    paths = [str(folder), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", FRESH, *command],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    return folder, done
+
+
+def test_importing_the_package_imports_no_heavy_dependency(fresh):
+    """Nor do the digits; what needs diffusers looks for it when it is wanted."""
+    heavy, _, _, *lazy = fresh[1].stdout.splitlines()[:6]
+    assert heavy == "[]"
+    assert lazy == ["missing", "load_reward", "missing"]
+
+
+def test_an_installed_package_reaches_the_command_line(fresh):
+    folder, done = fresh
+    wrong, right = done.stderr.split("mien ends with 2\n")
+    assert "Did you mean 'mine'" in wrong
+    assert right.endswith("mine ends with 0\n"), right
+    job = json.loads((folder / "out" / "results.json").read_text())["job"]
+    assert job["method"]["potential"] == "mine"
+
+
+def test_a_package_that_cannot_be_loaded_does_not_stop_the_others(fresh):
+    _, first, second, *_ = fresh[1].stdout.splitlines()
     assert first == "sampler rho=0.3 / 0.25"
     assert "my_missing:Solver" in second

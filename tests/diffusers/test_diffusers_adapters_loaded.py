@@ -35,7 +35,7 @@ def random(shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl"])
+@pytest.mark.parametrize("name", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_an_ip_adapter_of_a_unet(name):
     pipe = tiny.build(name)
     plain, _ = both(pipe, name)
@@ -77,7 +77,7 @@ def test_an_ip_adapter_of_flux():
     assert not torch.allclose(ours, plain)
 
 
-@pytest.mark.parametrize("name", ["flux", "sdxl"])
+@pytest.mark.parametrize("name", [pytest.param("flux", marks=pytest.mark.slow), "sdxl"])
 def test_lora_weights(name, tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_k"])

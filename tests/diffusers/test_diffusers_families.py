@@ -10,7 +10,7 @@ from glass_flows.diffusers.families import FAMILIES, family_of
 from glass_flows.diffusers.scheduler import config_of
 from glass_flows.execute import run
 
-BUILT = [name for name in tiny.FAMILIES if family_of(tiny.build(name)) is not None]
+BUILT = tiny.FAMILIES
 PROMPTLESS = ("dit",)
 
 
@@ -30,19 +30,19 @@ def unpacked(name, adapter, x):
 
 @pytest.mark.parametrize("name", BUILT)
 def test_the_drop_in_scheduler_equals_the_executor_through_the_adapter(name):
-    """Bit for bit, with the same batch: rho = 0.4, three transitions of three evaluations."""
+    """Bit for bit, with the same batch: rho = 0.4, two transitions of two evaluations."""
     pipe = tiny.build(name)
     given, prompt = settings(name)
     adapter = family_of(pipe)(pipe, **given)
     schedule = Schedule.of(config_of(pipe.scheduler))
-    table = compile_table(schedule, Sampler(3, 3, 0.4), 3, **adapter.grid(3))
+    table = compile_table(schedule, Sampler(2, 2, 0.4), 2, **adapter.grid(2))
     noise = torch.randn(2, *adapter.shape, generator=torch.Generator().manual_seed(5))
     prompts = list(prompt) if name in PROMPTLESS else [prompt] * 2
     denoiser = adapter.denoiser(prompts, schedule)
     with torch.no_grad():
         ours = run(table, denoiser, noise, LatentNoise(noise))
         images = adapter.decode(ours)
-    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=3)
+    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
     latents = unpacked(name, adapter, noise)
     seen = []
     pipe.scheduler.at_boundary = lambda boundary: seen.append(boundary.x)
@@ -51,7 +51,7 @@ def test_the_drop_in_scheduler_equals_the_executor_through_the_adapter(name):
         asked = {"class_labels": prompts, "generator": torch.Generator().manual_seed(5)}
     else:
         asked = {"prompt": prompts, "latents": latents}
-    pixels = pipe(**asked, **given, num_inference_steps=3, output_type="pt").images
+    pixels = pipe(**asked, **given, num_inference_steps=2, output_type="pt").images
     assert torch.equal(ours, seen[-1][:2])  # DiT's loop keeps both halves of a doubled batch
     torch.testing.assert_close(images.clamp(0, 1), pixels, atol=1e-5, rtol=1e-5)
 

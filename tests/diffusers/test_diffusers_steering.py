@@ -52,7 +52,7 @@ def test_a_saved_pipeline_is_steered_and_its_network_calls_are_counted(name, tmp
     result, rows = counted(
         pipe,
         lambda: glass_flows.steer_pipeline(
-            pipe, prompt, redness, particles=2, transitions=2, steps=2, scale=20.0, twist=0.5,
+            pipe, prompt, redness, particles=2, transitions=2, steps=1, scale=20.0, twist=0.5,
             ess_threshold=1.0, seed=3, **given,
         ),
     )  # fmt: skip

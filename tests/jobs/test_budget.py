@@ -41,7 +41,7 @@ def test_anything_else_is_refused(text):
         parse_budget(text)
 
 
-@settings(deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.floats(1e-4, 100), st.floats(0, 100), st.floats(0, 10), st.floats(1.0, 50.0))
 def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times):
     prices = Prices(evaluation, look, call * evaluation)

@@ -41,7 +41,14 @@ def align(*arguments):
     return CliRunner().invoke(app, ["align", *arguments], catch_exceptions=False)
 
 
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+# One of each kind: two texts, a U-Net, classes, a guidance argument of its own. That every family
+# is loaded and steered is in tests/diffusers/test_diffusers_steering.py.
+KINDS = ("sd3", "sdxl", "dit", "qwenimage")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in KINDS)) for n in tiny.FAMILIES]
+)
 def test_a_saved_pipeline_of_every_family(name, tmp_path):
     tiny.save(name, tmp_path / name)
     given = dict(tiny.CALL[name])

@@ -70,7 +70,7 @@ JOBS = st.builds(
 
 
 @given(JOBS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_job_is_its_json(job):
     text = json.dumps(job.as_json(), allow_nan=False)
     assert Job.from_json(json.loads(text)) == job
@@ -365,7 +365,13 @@ class Stops(Digits):
 
 
 @pytest.mark.parametrize(
-    "method", [Beam(8, children=4), Greedy(6), Greedy(6, 3.0, pick="sample", children=3), BestOf(4)]
+    "method",
+    [
+        Beam(8, children=4),
+        Greedy(6, 3.0, pick="sample", children=3),
+        pytest.param(Greedy(6), marks=pytest.mark.slow),
+        pytest.param(BestOf(4), marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_search_ends_with_the_same_bits(method, tmp_path):
     job = Job("digits", method, Sampler(5, 2), prompts=("8",), populations=2, seed=4)

@@ -29,6 +29,13 @@ SMALL = {
 }
 
 
+@pytest.fixture
+def few(monkeypatch):
+    """Two scales to choose from in tuning, and one number of steps."""
+    monkeypatch.setattr(module, "_SCALES", (2.0, 8.0))
+    monkeypatch.setattr(module, "_STEPS", (4,))
+
+
 def gaussian(n, d, seed, scale=1.0, shift=0.0):
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, d)) @ rng.standard_normal((d, d)) * scale + shift
@@ -93,7 +100,7 @@ def test_every_candidate_spends_what_is_allowed(evaluations):
             assert candidate.sampler.evaluations * (2 if deep else 1) == evaluations
 
 
-def test_a_comparison_from_end_to_end(tmp_path, monkeypatch):
+def test_a_comparison_from_end_to_end(few, tmp_path, monkeypatch):
     asked = []
     real = module._Bench.run
 
@@ -140,7 +147,7 @@ def test_a_comparison_from_end_to_end(tmp_path, monkeypatch):
         assert picture.width > 400
 
 
-def test_a_comparison_repeats_from_its_seed(tmp_path):
+def test_a_comparison_repeats_from_its_seed(few, tmp_path):
     one, two, other = (
         compare(tmp_path / name, only=["Euler"], seed=seed, **SMALL).methods[1]
         for name, seed in (("a", 1), ("b", 1), ("c", 2))
@@ -149,7 +156,7 @@ def test_a_comparison_repeats_from_its_seed(tmp_path):
     assert one != other
 
 
-def test_finished_methods_are_kept_when_one_fails(tmp_path, monkeypatch):
+def test_finished_methods_are_kept_when_one_fails(few, tmp_path, monkeypatch):
     real = module._Bench.run
 
     def failing(self, recipe, populations, seed, advance):
@@ -209,7 +216,7 @@ def test_methods_are_chosen_by_parts_of_their_names():
     assert chosen == ["best-of-n: ODE", "steering: DDPM"]
 
 
-def test_the_command_prints_one_table(tmp_path):
+def test_the_command_prints_one_table(few, tmp_path):
     arguments = ["--evaluations", "12", "--particles", "2", "--populations", "4"]
     arguments += ["--tuning-populations", "2", "--only", "beam", "--reward", "class:1"]
     arguments += ["--out", str(tmp_path)]

@@ -70,9 +70,15 @@ def random_walk(i):
 # --- cells ----------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The toy, not interrupted: its folder and its results."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run_experiment(toy(random_walk), folder, QUICK, False)
+
+
 @pytest.mark.parametrize("after", range(4))
-def test_interrupted_anywhere_it_ends_with_the_same_files(after, tmp_path):
-    whole = run_experiment(toy(random_walk), tmp_path / "whole", QUICK, False)
+def test_interrupted_anywhere_it_ends_with_the_same_files(after, whole, tmp_path):
     done = []
 
     def interrupted(i):
@@ -82,15 +88,14 @@ def test_interrupted_anywhere_it_ends_with_the_same_files(after, tmp_path):
         return random_walk(i)
 
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(toy(interrupted), tmp_path / "parts", QUICK, False)
+        run_experiment(toy(interrupted), tmp_path, QUICK, False)
     again = []
-    found = run_experiment(
-        toy(lambda i: again.append(i) or random_walk(i)), tmp_path / "parts", QUICK, False
-    )
+    found = run_experiment(toy(lambda i: again.append(i) or random_walk(i)), tmp_path, QUICK, False)
     assert again == list(range(after, 4))  # nothing is done twice
-    assert found == whole
+    folder, wanted = whole
+    assert found == wanted
     for name in ("table.csv", "table.md", "plot.png"):
-        one, two = (tmp_path / part / "toy" / name for part in ("whole", "parts"))
+        one, two = (part / "toy" / name for part in (folder, tmp_path))
         assert one.read_bytes() == two.read_bytes()
 
 
@@ -172,7 +177,7 @@ def test_the_mixture_in_the_plane_has_unit_scale():
 
 @pytest.mark.parametrize("rho", [-0.4, 0.7, "ddpm"])
 def test_the_correlation_that_theory_has_is_that_of_exact_draws(rho):
-    mixture, n = exact.plane_mixture(), 200_000
+    mixture, n = exact.plane_mixture(), 50_000
     x = exact.at_time(mixture.sample(n, seed=1), 0.3, 2)
     y = mixture.transition_sample(Linear(), x, 0.3, 0.7, rho, seed=3)
     wanted = exact._theory(mixture, 0.3, 0.7, rho)

@@ -80,7 +80,12 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+FAST = ("twist", "adaptive", "posterior")  # each has a state of its own
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in OPTIONS]
+)
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(name, tmp_path):
     whole = run(tmp_path / "whole", **OPTIONS[name])
     stops = 0
@@ -277,37 +282,36 @@ def test_align_writes_a_run_and_does_not_overwrite_another(tmp_path, monkeypatch
 def test_a_pipeline_under_torchrun_has_the_bits_of_one_process(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    given = ["-m", "glass_flows", "align", "--model", "shapes", "--prompt", "two blue squares",
+    given = ["align", "--model", "shapes", "--prompt", "two blue squares",
              "--particles", "4", "--transitions", "3", "--steps", "2", "--micro-batch", "2",
              "--scale", "0.5"]  # fmt: skip
-    for count in ("1", "2"):
-        out = ["--out", str(tmp_path / count)]
-        subprocess.run([*command, count, *given, *out], env=environment, check=True, timeout=200)
+    alone = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "1")])
+    assert alone.exit_code == 0, alone.output
+    command += ["2", "-m", "glass_flows", *given, "--out", str(tmp_path / "2")]
+    subprocess.run(command, env=environment, check=True, timeout=200)
     names = ["result.safetensors", "000-00.png", "best-first.png", "estimates/002.png"]
     for name in names:
         one, two = ((tmp_path / count / name).read_bytes() for count in ("1", "2"))
         assert one == two, name
 
 
-@pytest.mark.parametrize("stop", [1, 3])  # questions to the reward: in the first boundary, later
-@pytest.mark.parametrize(
-    ("changes", "differs"),
-    [
-        ({"scale": 2.0}, "method.scale: 4.0 there, 2.0 here"),
-        ({"potential": "max"}, "method.potential: the default there, max here"),
-        ({"twist": 1.0}, "method.twist: the default there, 1 here"),
-        ({"seed": 4}, "seed: 3 there, 4 here"),
-        ({"transitions": 2}, "table"),
-        ({"rho": 0.5}, "table"),
-    ],
+OTHERS = (
+    ({"scale": 2.0}, "method.scale: 4.0 there, 2.0 here"),
+    ({"potential": "max"}, "method.potential: the default there, max here"),
+    ({"twist": 1.0}, "method.twist: the default there, 1 here"),
+    ({"seed": 4}, "seed: 3 there, 4 here"),
+    ({"transitions": 2}, "table"),
+    ({"rho": 0.5}, "table"),
 )
-def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(
-    tmp_path, stop, changes, differs
-):
+
+
+@pytest.mark.parametrize("stop", [1, 3])  # questions to the reward: in the first boundary, later
+def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(tmp_path, stop):
     """The job {"seed": 3} says nothing of them."""
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, stop=stop)
-    with pytest.raises(RunFolderError, match=f"another job, which differs in .*{differs}"):
-        run(tmp_path, **changes)
+    for changes, differs in OTHERS:
+        with pytest.raises(RunFolderError, match=f"another job, which differs in .*{differs}"):
+            run(tmp_path, **changes)
     whole = run(tmp_path)  # and nothing was lost
     same(whole, run(tmp_path / "again"))

@@ -38,7 +38,7 @@ def main(out: Path, rank: int, count: int, options: dict) -> None:
         shards=shards,
         record=folder,
         progress=False,
-        **{"particles": 8, "transitions": 4, "steps": 2, "rho": 0.4, "scale": 4.0, **options},
+        **{"particles": 8, "transitions": 4, "steps": 1, "rho": 0.4, "scale": 4.0, **options},
     )
     folder.finish(result)
     tensors = {k: v.contiguous() for k, v in vars(result).items() if isinstance(v, torch.Tensor)}

@@ -57,7 +57,7 @@ def test_diffusers_alone_draws_what_ours_loads():
     torch.testing.assert_close(*images, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["clip", "pickscore"])
+@pytest.mark.parametrize("name", ["clip", pytest.param("pickscore", marks=pytest.mark.slow)])
 def test_the_score_of_a_scene_is_higher_for_its_own_sentence(name):
     """Against the sentence that contradicts it in a word or two, on held-out sentences."""
     rng = np.random.default_rng(0)

@@ -126,9 +126,10 @@ def altered(prompt: Prompt, rng: np.random.Generator) -> list[Prompt]:
     return wrong
 
 
-def test_the_judge_accepts_no_prompt_with_one_wrong_word():
+@pytest.mark.parametrize("count", [300, pytest.param(1500, marks=pytest.mark.slow)])
+def test_the_judge_accepts_no_prompt_with_one_wrong_word(count):
     rng = np.random.default_rng(2)
-    asked, _, images = scenes(1500, seed=2)
+    asked, _, images = scenes(count, seed=2)
     refused = 0
     for prompt, image in zip(asked, images):
         found = examine(image)
@@ -141,7 +142,7 @@ def test_the_judge_accepts_no_prompt_with_one_wrong_word():
                 continue
             assert not found.meets(wrong), (str(prompt), str(wrong))
             refused += 1
-    assert refused > 2500
+    assert refused > 1.6 * count
 
 
 def test_the_judge_reads_the_background():
@@ -159,6 +160,7 @@ def test_noise_of_a_sampler_is_tolerated_and_mess_is_not():
         np.clip(i + rng.normal(0, 6, i.shape), 0, 255).round().astype(np.uint8) for i in images
     ]
     assert np.mean(accepts(noisy, asked)) > 0.97
+    asked = asked[:30]
     static = [rng.integers(0, 256, (32, 32, 3)).astype(np.uint8) for _ in asked]
     assert not any(accepts(static, asked))
     grey = [np.full((32, 32, 3), 128, np.uint8) for _ in asked]
@@ -195,10 +197,10 @@ def test_without_scipy_the_extra_is_named(monkeypatch):
 
 
 def test_the_parts_share_no_sentence_and_are_reproducible():
-    parts = {part: prompts(part, 150, seed=4) for part in ("train", "tune", "test")}
+    parts = {part: prompts(part, 60, seed=4) for part in ("train", "tune", "test")}
     for part, found in parts.items():
-        assert found == prompts(part, 150, seed=4)
-        assert len({str(p) for p in found}) == 150
+        assert found == prompts(part, 60, seed=4)
+        assert len({str(p) for p in found}) == 60
         assert all(holds(part, p) for p in found)
         assert {p.category for p in found} == set(CATEGORIES)
         assert not any(holds(o, p) for o in parts if o != part for p in found)
