@@ -39,7 +39,6 @@ __all__ = [
     "Switch",
     "Text",
     "build",
-    "differences",
     "explanations",
     "setting",
     "spelled",
@@ -576,24 +575,6 @@ def build(
     for name, text in (texts or {}).items():
         found[name] = kinds(cls)[name].parse(name, text)
     return cls(**{**base, **cls.completed(found)})
-
-
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Where two JSON forms differ, by dotted name: both values, None where there is none."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in dict.fromkeys([*one, *other]):
-        here, there = one.get(name), other.get(name)
-        if here == there:
-            continue
-        if isinstance(here, Mapping) or isinstance(there, Mapping):
-            inside = differences(
-                here if isinstance(here, Mapping) else {},
-                there if isinstance(there, Mapping) else {},
-            )
-            found |= {f"{name}.{inner}": pair for inner, pair in inside.items()}
-        else:
-            found[name] = here, there
-    return found
 
 
 def explanations(cls: type[Any]) -> dict[str, tuple[str, str]]:
