@@ -39,6 +39,7 @@ __all__ = [
     "Switch",
     "Text",
     "build",
+    "defaults",
     "explanations",
     "setting",
     "spelled",
@@ -592,6 +593,12 @@ def explanations(cls: type[Any]) -> dict[str, tuple[str, str]]:
             found |= {name.strip(): told for name in names.split(",")}
     held = {one.name for one in fields(cls)}
     return {name: told for name, told in found.items() if name in held}
+
+
+def defaults(cls: type[Any]) -> dict[str, Any]:
+    """The default of every field that has one, by name."""
+    found = {one.name: _default(one) for one in fields(cls)}
+    return {name: value for name, value in found.items() if value is not MISSING}
 
 
 def _default(one: Field[Any]) -> Any:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ..errors import RunFolderError
+from .options import console, print_table
 
 __all__ = ["report", "runs_app"]
 
@@ -75,7 +72,7 @@ def list_runs(
             line += [figure(one["costs"].get("network_evaluations", math.nan))]
             line += [short(" ".join(one["title"].split()), 40)]
         lines.append(line)
-    _print(head, lines)
+    print_table(head, lines)
     for one in found:
         if one["status"] == "damaged":
             _say(one["error"])
@@ -95,12 +92,12 @@ def show_run(
         boundaries = [asdict(boundary) for boundary in run.boundaries]
         typer.echo(as_json({**overview(folder), "job": run.job, "boundaries": boundaries}))
         return
-    _print(("", run.heading), [("status", run.status), *flat(run.job).items()])
-    _print(("", "figures"), facts(run).items())
+    print_table(("", run.heading), [("status", run.status), *flat(run.job).items()])
+    print_table(("", "figures"), facts(run).items())
     if run.error is not None:
         _say(f"{run.error['type']}: {run.error['message']}")
     if table := rows(run.boundaries):
-        _print(list(table[0]), [list(row.values()) for row in table])
+        print_table(list(table[0]), [list(row.values()) for row in table])
 
 
 @runs_app.command("compare")
@@ -117,22 +114,10 @@ def compare_runs(folders: Folders, json: Json = False) -> None:
     told = [facts(run) for run in runs]
     lines = {"status": [run.status for run in runs], **differing}
     lines |= {name: [one.get(name, "-") for one in told] for one in told for name in one}
-    _print(("", *names(runs)), [(name, *texts) for name, texts in lines.items()])
-
-
-def _print(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    """A table of texts as they are: rich's marks and a terminal's commands mean nothing in them."""
-    from ..runs.listing import clean
-
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name in head:
-        table.add_column(Text(clean(name)), overflow="fold")
-    for line in lines:
-        table.add_row(*(Text(clean(str(entry))) for entry in line))
-    Console().print(table)
+    print_table(("", *names(runs)), [(name, *texts) for name, texts in lines.items()])
 
 
 def _say(text: str) -> None:
     from ..runs.listing import clean
 
-    Console().print(Text(clean(text)))
+    console.print(Text(clean(text)))

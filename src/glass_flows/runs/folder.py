@@ -42,6 +42,7 @@ from torch import Tensor
 
 from ..errors import RunFolderError
 from ..files import replace
+from ..images import contact_sheet
 from ..steering import Costs, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
@@ -354,19 +355,11 @@ def _tensors(tensors: Mapping[str, Tensor], about: dict[str, str]) -> bytes:
 
 
 def _sheet(images: Sequence[Image.Image], like: Tensor) -> bytes:
-    """Tiles in P rows of N without gaps, as PNG."""
+    """Tiles in P rows of N, as PNG."""
     P, N = like.shape
-    first = images[0]
-    scale = min(1.0, _TILE / max(first.size))
-    width, height = (max(1, round(side * scale)) for side in first.size)
-    sheet = Image.new("RGB", (N * width, P * height))
-    for i, image in enumerate(images):
-        tile = image.convert("RGB")
-        if scale < 1.0:
-            tile = tile.resize((width, height), Image.Resampling.BILINEAR)
-        sheet.paste(tile, (i % N * width, i // N * height))
+    rows = [images[p * N : (p + 1) * N] for p in range(P)]
     content = io.BytesIO()
-    sheet.save(content, "PNG", compress_level=1)
+    contact_sheet(rows, _TILE, Image.Resampling.BILINEAR).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 

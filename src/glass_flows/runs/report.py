@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from ..errors import InvalidArgument, RunFolderError
-from ..files import replace
+from ..files import render, replace
 from .listing import clean, differences, expand, facts, figure, flat, names, rows
 from .record import Passed, RunRecord
 
-__all__ = ["Lineage", "write_report"]
+__all__ = ["write_report"]
 
 MOST_RUNS = 24
 _MOST_POPULATIONS = 4
@@ -33,48 +32,29 @@ _PIXELATED = 40  # images with sides below this many pixels are shown as squares
 _SMALL = 20_000  # bytes; smaller pictures stay exact
 
 
-# --- who descends from whom ---------------------------------------------------------------------
+def _fates(boundaries: Sequence[Passed], population: int) -> list[list[str]]:
+    """Of each slot at each boundary: "lost" has no descendants after the last, "alive" has some.
 
-
-@dataclass(frozen=True)
-class Lineage:
-    """The particles of one population through the boundaries that were passed, a column for each.
-
-    Attributes
-    ----------
-    parents : list of list of int
-        For every column but the first the slot in the column before that each particle came from.
-    alive : list of set of int
-        The slots of each column that have descendants after the last.
-    best : list of int
-        The slot in each column of the line that leads to the highest reward at the last boundary;
-        empty if no reward was taken there.
+    "best" is the line that leads to the highest reward at the last, if any was taken there.
     """
-
-    parents: list[list[int]]
-    alive: list[set[int]]
-    best: list[int]
-
-    @classmethod
-    def of(cls, boundaries: Sequence[Passed], population: int) -> Lineage:
-        """Of at least one boundary."""
-        last = boundaries[-1]
-        parents = [b.ancestors[population] for b in boundaries[:-1]]
-        alive = [set(last.ancestors[population])]
-        for slots in reversed(parents):
-            alive.insert(0, {slots[n] for n in alive[0]})
-        rewards = last.rewards[population]
-        valued = [n for n in sorted(alive[-1]) if not math.isnan(rewards[n])]
-        best = [max(valued, key=rewards.__getitem__)] if valued else []
-        for slots in reversed(parents if best else []):
-            best.insert(0, slots[best[0]])
-        return cls(parents, alive, best)
-
-    def kind(self, column: int, slot: int) -> str:
-        """ "best", "alive" or "lost"."""
-        if self.best and self.best[column] == slot:
-            return "best"
-        return "alive" if slot in self.alive[column] else "lost"
+    last = boundaries[-1]
+    alive, rewards = set(last.ancestors[population]), last.rewards[population]
+    best = max(
+        (n for n in sorted(alive) if not math.isnan(rewards[n])),
+        key=rewards.__getitem__,
+        default=None,
+    )
+    fates: list[list[str]] = []
+    for k in reversed(range(len(boundaries))):
+        slots = range(len(rewards))
+        fates.insert(0, ["alive" if n in alive else "lost" for n in slots])
+        if best is not None:
+            fates[0][best] = "best"
+        if k > 0:
+            parents = boundaries[k - 1].ancestors[population]
+            alive = {parents[n] for n in alive}
+            best = None if best is None else parents[best]
+    return fates
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -294,15 +274,9 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     runs = expand(folders, MOST_RUNS)
     if not runs:
         raise InvalidArgument("give the folder of at least one run")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("glass_flows.runs", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"clean": clean, "figure": figure, "finite": math.isfinite, "flat": flat}
-    text = environment.get_template("report.html.jinja").render(
+    text = render(
+        Path(__file__).with_name("report.html.jinja"),
+        {"clean": clean, "figure": figure, "finite": math.isfinite, "flat": flat},
         sides=[_side(run, name, f"s{i}") for i, (run, name) in enumerate(zip(runs, names(runs)))],
         title=runs[0].heading if len(runs) == 1 else f"{len(runs)} runs",
         differences=differences([run.job for run in runs]),
@@ -332,7 +306,7 @@ def _side(run: RunRecord, name: str, prefix: str) -> dict[str, Any]:
             {
                 "name": prompts[p],
                 "pictures": list(_pictures(run, p, sheets)),
-                "lineage": Lineage.of(run.boundaries, p) if drawn else None,
+                "fates": _fates(run.boundaries, p) if drawn else None,
                 "charts": list(_charts(run, p)),
                 "rows": rows(run.boundaries, p),
             }
