@@ -1,12 +1,16 @@
-"""Writing files so that no reader, and no crash, ever meets half of one."""
+"""Files from templates, and written so that no reader, and no crash, ever meets half of one."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["replace"]
+__all__ = ["render", "replace"]
+
+_NONE: Mapping[str, Callable[..., Any]] = {}
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -25,3 +29,19 @@ def replace(path: Path, content: bytes) -> None:
         with suppress(OSError):  # on a full disk the part that was written is in the way
             temporary.unlink()
         raise
+
+
+def render(file: Path, filters: Mapping[str, Callable[..., Any]] = _NONE, **given: Any) -> str:
+    """A Jinja template with what it is given; one of HTML escapes every text."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(file.parent),
+        autoescape=".html" in file.suffixes,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    return environment.get_template(file.name).render(given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .steering import SearchResult
 
-__all__ = ["ImageResult", "to_bytes", "to_images"]
+__all__ = ["ImageResult", "contact_sheet", "to_bytes", "to_images"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,21 @@ class ImageResult:
                 self.images[p][i].save(file, pnginfo=info)
                 written.append(file)
         return written
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]], longest: int, resample: Image.Resampling
+) -> Image.Image:
+    """Images of one size in rows without gaps, each of at most `longest` pixels a side."""
+    first = rows[0][0]
+    scale = min(1.0, longest / max(first.size))
+    width, height = (max(1, round(side * scale)) for side in first.size)
+    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
+    for i, row in enumerate(rows):
+        for k, image in enumerate(row):
+            tile = image.convert("RGB").resize((width, height), resample)
+            sheet.paste(tile, (k * width, i * height))
+    return sheet
 
 
 def to_images(pixels: list[Tensor]) -> list[Image.Image]:

@@ -46,7 +46,7 @@ __all__ = [
     "Switch",
     "Text",
     "build",
-    "differences",
+    "defaults",
     "explanations",
     "setting",
     "spelled",
@@ -532,24 +532,6 @@ def build(
     return cls(**{**base, **cls.completed(found)})
 
 
-def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Where two JSON forms differ, by dotted name: both values, None where there is none."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for name in dict.fromkeys([*one, *other]):
-        here, there = one.get(name), other.get(name)
-        if here == there:
-            continue
-        if isinstance(here, Mapping) or isinstance(there, Mapping):
-            inside = differences(
-                here if isinstance(here, Mapping) else {},
-                there if isinstance(there, Mapping) else {},
-            )
-            found |= {f"{name}.{inner}": pair for inner, pair in inside.items()}
-        else:
-            found[name] = here, there
-    return found
-
-
 def explanations(cls: type[Any]) -> dict[str, tuple[str, str]]:
     """What docstrings of a class and its bases say of their parameters: what is allowed, and what
     it means."""
@@ -565,6 +547,12 @@ def explanations(cls: type[Any]) -> dict[str, tuple[str, str]]:
             found |= {name.strip(): told for name in names.split(",")}
     held = {one.name for one in fields(cls)}
     return {name: told for name, told in found.items() if name in held}
+
+
+def defaults(cls: type[Any]) -> dict[str, Any]:
+    """The default of every field that has one, by name."""
+    found = {one.name: _default(one) for one in fields(cls)}
+    return {name: value for name, value in found.items() if value is not MISSING}
 
 
 def _default(one: Field[Any]) -> Any:

@@ -51,7 +51,6 @@ from glass_flows.settings import (
     Switch,
     Text,
     build,
-    differences,
     explanations,
     kinds,
     setting,
@@ -859,18 +858,6 @@ def test_numbers_are_spelled_exactly(value):
     else:
         assert type(value)(text) == value
         assert not text.endswith(".0")
-
-
-def test_differences_are_named_with_dots():
-    one = {"seed": 1, "sampler": Sampler(12).as_json(), "same": [1], "gone": 0}
-    other = {"seed": 2, "sampler": Sampler(12, 2).as_json(), "same": [1], "method": {"scale": 2}}
-    assert differences(one, other) == {
-        "seed": (1, 2),
-        "sampler.steps": (None, 2),
-        "gone": (0, None),
-        "method.scale": (None, 2),
-    }
-    assert differences(one, one) == {}
 
 
 # --- settings added later ---------------------------------------------------------------------

@@ -202,8 +202,8 @@ def test_workers_are_one_as_many(undisturbed, tmp_path, monkeypatch):
 def test_what_is_finished_is_not_done_again_and_more_can_be_added(tmp_path, monkeypatch):
     run_batch(WORK, ITEMS[:3], tmp_path, progress=False)
     ran = []
-    real = workers.run_item
-    monkeypatch.setattr(workers, "run_item", lambda *given: ran.append(given[2]) or real(*given))
+    real = workers.Worker.do
+    monkeypatch.setattr(workers.Worker, "do", lambda *given: ran.append(given[1]) or real(*given))
     said = []
     report = run_batch(WORK, ITEMS[:5], tmp_path, progress=False, announce=said.append)
     assert ran == ITEMS[3:5]
@@ -253,6 +253,17 @@ def test_runs_of_other_settings_can_be_thrown_away(tmp_path):
     assert report.finished == 2
     assert read_run(tmp_path / ITEMS[1].name).particles == 7
     assert (tmp_path / ITEMS[0].name / "result.safetensors").read_bytes() == kept
+
+
+def test_damaged_runs_can_be_thrown_away(tmp_path):
+    run_batch(WORK, ITEMS[:2], tmp_path, progress=False)
+    wanted = content(tmp_path)
+    for item, name in zip(ITEMS, ("run.json", "result.json")):
+        (tmp_path / item.name / name).write_text("{")
+        with pytest.raises(RunFolderError, match=rf"{name}.*damaged"):
+            run_batch(WORK, ITEMS[:2], tmp_path, progress=False)
+        run_batch(WORK, ITEMS[:2], tmp_path, overwrite=True, progress=False)
+        assert content(tmp_path) == wanted
 
 
 def test_particles_that_the_children_do_not_divide_are_refused(tmp_path):
@@ -331,7 +342,7 @@ def killing_one(out, processes):
 
 def ray_actors():
     found = subprocess.run(
-        ["pgrep", "-f", "^ray::_Actor"], capture_output=True, text=True, check=False
+        ["pgrep", "-f", "^ray::Worker"], capture_output=True, text=True, check=False
     )
     return list(map(int, found.stdout.split()))
 

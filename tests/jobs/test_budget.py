@@ -141,3 +141,33 @@ def test_a_batch_within_a_number_of_evaluations(tmp_path):
     assert isinstance(bad.exception, InvalidArgument)
     digits = CliRunner().invoke(app, ["align", "--budget", "2min", "--out", str(tmp_path)])
     assert "--budget: only for a diffusers pipeline" in str(digits.exception)
+
+
+def test_a_choice_is_that_of_its_job(tmp_path):
+    def model(*sizes):
+        asked.append(sizes)
+        return sizes[0] * sizes[1] * sizes[2]
+
+    asked = []
+    first = chosen_for("600", tmp_path, model, job={"model": "a"})
+    count = len(asked)
+    assert chosen_for("600", tmp_path, model, job={"model": "a"}) == first
+    assert len(asked) == count
+    chosen_for("600", tmp_path, model, job={"model": "b"})
+    assert len(asked) == 2 * count
+    file = tmp_path / "budget.json"
+    for text in (file.read_text()[:-9], "[]", '{"budget": "600 network evaluations"}'):
+        file.write_text(text)
+        assert chosen_for("600", tmp_path, model, job={"model": "b"}) == first
+    assert len(asked) == 5 * count
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps({name: found[name] for name in ("budget", "choice")}))  # of 0.2.0
+    assert chosen_for("600", tmp_path, model, job={"model": "b"}) == first
+    assert len(asked) == 5 * count
+
+
+def test_sizes_beside_a_budget_are_refused(tmp_path):
+    command = ["align", "--model", "shapes", "--prompt", "a red circle", "--budget", "200"]
+    command += ["--particles", "4", "--steps", "2", "--out", str(tmp_path)]
+    told = CliRunner().invoke(app, command)
+    assert "--particles, --steps: --budget chooses them" in str(told.exception)

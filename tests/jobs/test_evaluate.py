@@ -24,6 +24,8 @@ from glass_flows.jobs.evaluate import (  # noqa: E402
 from glass_flows.jobs.prompts import PromptEntry, write_geneval  # noqa: E402
 from glass_flows.measures import bootstrap, precision_recall  # noqa: E402
 from glass_flows.rewards.pretrained import pretrained_reward  # noqa: E402
+from glass_flows.runs import RunFolder  # noqa: E402
+from glass_flows.steering import Costs, SearchResult  # noqa: E402
 from glass_flows.worlds.shapes import prompts, render, sample_scene  # noqa: E402
 from glass_flows.worlds.shapes.clip import BUNDLED  # noqa: E402
 
@@ -149,7 +151,7 @@ def test_what_cannot_be_measured_is_refused(folders, tmp_path):
         evaluate_folders([tmp_path / "none"], tmp_path, features=CLIP)
     with pytest.raises(UnknownName, match=r"'vgg'.*dino"):
         evaluate_folders([folders / "right"], tmp_path, features="vgg")
-    with pytest.raises(InvalidArgument, match="cannot load a vision model"):
+    with pytest.raises(InvalidArgument, match="cannot load AutoModel"):
         load_features(f"dino:{tmp_path}")
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -178,3 +180,21 @@ def test_the_command(folders, tmp_path):
     assert result.exit_code == 0
     assert "more than the first" in result.output
     assert (tmp_path / "evaluation.md").read_text().count("\n") == 6
+
+
+def test_of_a_run_only_what_came_out_is_measured(tmp_path):
+    """Not the sheet beside it, nor the estimates on its way."""
+    run = tmp_path / "batch" / "00000-a-cat-s0"
+    record = RunFolder(run, title="a cat")
+    (run / "estimates").mkdir()
+    for name in ("000-00.png", "best-first.png", "estimates/003.png", "../mine.png"):
+        Image.new("RGB", (8, 8)).save(run / name)
+    result = SearchResult(torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(0, 1, 1), Costs())
+    record.finish(result, [["000-00.png"]])
+    names = [one.name for one in read_images(tmp_path / "batch")]
+    assert names == ["00000-a-cat-s0/000-00.png", "mine.png"]
+
+
+def test_a_model_without_rewards_has_nothing_to_say(folders, tmp_path):
+    with pytest.raises(InvalidArgument, match=r"'shapes' is asked for its rewards"):
+        evaluate_folders([folders / "right"], tmp_path, features=CLIP, model="shapes")

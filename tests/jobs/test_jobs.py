@@ -86,6 +86,8 @@ def test_json_leaves_out_what_is_as_by_default():
     }
     with pytest.raises(InvalidArgument, match="a job of version 1"):
         Job.from_json({"model": "digits"})
+    with pytest.raises(InvalidArgument, match="a job needs method, sampler"):
+        Job.from_json({"version": 2, "model": "digits"})
     with pytest.raises(UnknownName, match="Did you mean 'reward'"):
         Job.from_json({**job.as_json(), "rewrad": "clip"})
 

@@ -101,3 +101,24 @@ def test_other_choices_are_refused(geneval, tmp_path):
         read_prompts(geneval, start=9)
     with pytest.raises(UnknownName, match=r"\.yaml.*\.jsonl"):
         read_prompts(tmp_path / "prompts.yaml")
+
+
+def test_a_line_of_json_ends_where_the_line_does(tmp_path):
+    """A text in it may hold what breaks lines elsewhere."""
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a\u2028b"}\n\n{"prompt": "c"}\n', encoding="utf-8"
+    )
+    assert [entry.text for entry in read_prompts(tmp_path / "p.jsonl")] == ["a\u2028b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.csv", "prompt\n" + "x" * 200_000, r"p\.csv.*line 2 cannot be read.*field limit"),
+        ("p.jsonl", "[" * 100_000, r"p\.jsonl.*line 1 is not JSON"),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_named(name, text, message, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InvalidArgument, match=message):
+        read_prompts(tmp_path / name)

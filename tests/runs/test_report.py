@@ -21,8 +21,10 @@ from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, RunFolderError
 from glass_flows.jobs import digits_denoiser
 from glass_flows.jobs.pictures import digit_image
+from glass_flows.plans import Sampler
 from glass_flows.rewards import ClassReward, FunctionReward
 from glass_flows.runs import RunFolder
+from glass_flows.runs.listing import differences
 from glass_flows.runs.report import write_report
 from glass_flows.steering import Costs, SearchResult
 from glass_flows.worlds.digits import IMAGE, load_digits_classifier
@@ -318,3 +320,21 @@ def test_a_browser_draws_the_pictures(run, tmp_path):
     assert len(colours) > 100
     green = sum(n for n, (r, g, b) in colours if g > r + 60 and g > b + 20)
     assert green > 500  # the line of the best
+
+
+def test_a_folder_that_is_not_there_is_not_a_folder_without_runs(tmp_path):
+    told = CliRunner().invoke(app, ["runs", "list", str(tmp_path / "none")])
+    assert isinstance(told.exception, RunFolderError)
+    assert "no runs below" in CliRunner().invoke(app, ["runs", "list", str(tmp_path)]).output
+
+
+def test_differences_are_named_with_dots():
+    one = {"seed": 1, "sampler": Sampler(12).as_json(), "same": [1], "gone": 0}
+    other = {"seed": 2, "sampler": Sampler(12, 2).as_json(), "same": [1], "method": {"scale": 2}}
+    assert differences([one, other]) == {
+        "seed": ["1", "2"],
+        "sampler.steps": ["-", "2"],
+        "gone": ["0", "-"],
+        "method.scale": ["-", "2"],
+    }
+    assert differences([one, one]) == {}

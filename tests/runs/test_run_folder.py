@@ -125,7 +125,9 @@ def test_the_events_are_what_happened(tmp_path):
     assert last["costs"]["network_evaluations"] == 2 * N * K * 3
     assert found.events[0]["rewards"] != last["rewards"]
     assert not (tmp_path / "state.safetensors").exists()
+    (tmp_path / "state.safetensors").write_bytes(b"killed before this was taken away")
     same(RunFolder(tmp_path, {"seed": 3}).result(), result)
+    assert not (tmp_path / "state.safetensors").exists()
 
 
 def test_what_json_does_not_have_is_null_or_text(tmp_path):
@@ -315,3 +317,25 @@ def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(tmp
             run(tmp_path, **changes)
     whole = run(tmp_path)  # and nothing was lost
     same(whole, run(tmp_path / "again"))
+
+
+def test_a_state_without_its_run_is_not_gone_on_with(tmp_path):
+    """Whose it is nobody knows once run.json is gone."""
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", 3)
+    (tmp_path / "run" / "run.json").unlink()
+    same(run(tmp_path / "run", scale=1.0), run(tmp_path / "whole", scale=1.0))
+
+
+def test_a_record_that_was_stopped_goes_on_when_it_is_used_again(tmp_path):
+    record, reward = RunFolder(tmp_path), Patient(3)
+
+    def go():
+        return steer(digits_denoiser(), reward, shape=IMAGE, record=record, particles=N,
+                     transitions=K, steps=3, seed=3, progress=False)  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        go()
+    asked = reward.left = K + 1
+    go()
+    assert 0 < reward.left < asked

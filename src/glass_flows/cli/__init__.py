@@ -18,27 +18,20 @@ from .work import align, batch, sample
 
 __all__ = ["app", "main"]
 
-_DRAW, _LOOK, _STUDY = "Draw", "Look at what was drawn", "Study"
-_PANELS = {
-    "align": _DRAW,
-    "batch": _DRAW,
-    "sample": _DRAW,
-    "report": _LOOK,
-    "runs": _LOOK,
-    "evaluate": _LOOK,
-    "plan": _STUDY,
-    "check": _STUDY,
-    "compare": _STUDY,
-    "reproduce": _STUDY,
-    "train": _STUDY,
-    "convert": _STUDY,
-}
+_PANELS: dict[str, dict[str, Any]] = {
+    "Draw": {"align": align, "batch": batch, "sample": sample},
+    "Look at what was drawn": {"report": report, "runs": runs_app, "evaluate": evaluate},
+    "Study": {
+        "plan": plan, "check": check, "compare": compare, "reproduce": reproduce,
+        "train": train_app, "convert": convert_app,
+    },
+}  # fmt: skip
 """In the order of a person's work."""
 
 
 class _InOrder(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_PANELS)
+        return [name for commands in _PANELS.values() for name in commands]
 
 
 app = typer.Typer(
@@ -49,10 +42,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-for command in (align, batch, sample, report, evaluate, plan, check, compare, reproduce):
-    app.command(rich_help_panel=_PANELS[command.__name__])(command)
-for name, group in (("runs", runs_app), ("train", train_app), ("convert", convert_app)):
-    app.add_typer(group, name=name, rich_help_panel=_PANELS[name])
+for panel, commands in _PANELS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+        else:
+            app.command(name, rich_help_panel=panel)(command)
 
 
 def main() -> None:

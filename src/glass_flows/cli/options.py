@@ -6,23 +6,27 @@ import functools
 import inspect
 import re
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from ..batching import Batching
+from ..fronts import Group, One
 from ..jobs.job import Loading, Placement
 from ..jobs.spelling import Options, flag, read_arguments
 from ..plans import Sampler
-from ..settings import Count, Kind, Number, Settings, Switch, explanations, kinds, spelled
+from ..settings import Count, Number, Switch, spelled
 from ..steering.methods import METHODS, AnyMethod
 
-__all__ = ["Announce", "Device", "Model", "Out", "Reward", "Seed", "with_settings"]
+__all__ = ["Device", "Model", "Out", "Reward", "Seed", "announce", "print_table", "with_settings"]
 
-Announce = Callable[[str], None]
+console = Console()
 Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**63 - 1)]
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")]
 Device = Annotated[str | None, typer.Option(help="'cuda', 'cuda:1' or 'cpu'.")]
@@ -44,60 +48,66 @@ Reward = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class _Panel:
-    """Options of one settings object, under a heading with an example."""
-
-    title: str
-    kinds: Mapping[str, Kind]
-    told: Mapping[str, tuple[str, str]]
-    defaults: Mapping[str, str]
+def announce(text: str) -> None:
+    """What goes on, beside the results."""
+    console.print(text, style="dim", markup=False)
 
 
-def _panel(title: str, cls: type[Settings]) -> _Panel:
-    default = {n: spelled(kinds(cls)[n].write(_default(cls, n))) for n in kinds(cls)}
-    return _Panel(title, kinds(cls), explanations(cls), default)
+def print_table(
+    head: Sequence[str], lines: Iterable[Sequence[Any]], title: str | None = None
+) -> None:
+    """A table of texts as they are: rich's marks and a terminal's commands mean nothing in them.
+
+    One with a title is of figures, which stand at the right.
+    """
+    from ..runs.listing import clean
+
+    table = Table(title=title and Text(title), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for i, name in enumerate(head):
+        table.add_column(
+            Text(clean(name)), overflow="fold", justify="right" if title and i else "left"
+        )
+    for line in lines:
+        table.add_row(*(Text(clean(str(entry))) for entry in line))
+    console.print(table)
 
 
-def _default(cls: type[Settings], name: str) -> Any:
-    return next(one.default for one in fields(cls) if one.name == name)
-
-
-def _methods() -> _Panel:
-    METHODS.load()  # installed packages' methods have options, too
-    every = AnyMethod()
-    defaults = {n: spelled(k.write(every.default_of(n, None))) for n, k in every.kinds.items()}
-    title = "Method, such as: --particles 8 --scale 5 --twist 1:cap=1.5"
-    return _Panel(title, every.kinds, every.told, defaults)
-
-
-_PANELS: dict[str, Callable[[], _Panel]] = {
-    "method": _methods,
-    "sampler": lambda: _panel("Sampler, such as: --transitions 12 --steps 2 --rho ddpm", Sampler),
-    "batching": lambda: _panel(
-        "Samples at a time (pipelines), such as: --max-batch 4 --decode-batch 2", Batching
+METHODS.load()  # those of installed packages have options, too
+_PANELS: dict[str, tuple[str, Group, Any]] = {
+    "method": (
+        "Method, such as: --particles 8 --scale 5 --twist 1:cap=1.5", AnyMethod(), None
     ),
-    "loading": lambda: _panel(
-        "Loading (pipelines), such as: --dtype bfloat16 --offload model", Loading
+    "sampler": (
+        "Sampler, such as: --transitions 12 --steps 2 --rho ddpm", One(Sampler), Sampler()
     ),
-    "placement": lambda: _panel("Where it runs, such as: --workers 2 --ray local", Placement),
-}
+    "batching": (
+        "Samples at a time (pipelines), such as: --max-batch 4 --decode-batch 2",
+        One(Batching), Batching(),
+    ),
+    "loading": (
+        "Loading (pipelines), such as: --dtype bfloat16 --offload model", One(Loading), Loading()
+    ),
+    "placement": (
+        "Where it runs, such as: --workers 2 --ray local", One(Placement), Placement()
+    ),
+}  # fmt: skip
+"""Heading with an example, settings, and the object with their defaults."""
 _CALL = "Call of the pipeline, such as: --height 512 --argument true_cfg_scale=3"
 
 
-def _call_options() -> dict[str, Any]:
-    def option(kind: Any, told: str) -> Any:
-        return Annotated[kind, typer.Option(help=told, rich_help_panel=_CALL)]
+def _call_option(kind: Any, told: str) -> Any:
+    return Annotated[kind | None, typer.Option(help=told, rich_help_panel=_CALL)]
 
-    return {
-        "negative_prompt": option(str | None, "For pipelines that take one."),
-        "guidance_scale": option(
-            float | None, "Classifier-free guidance, the pipeline's own argument and default."
-        ),
-        "height": option(int | None, "Of the images, in pixels."),
-        "width": option(int | None, "Of the images, in pixels."),
-        "argument": option(list[str] | None, "Any other, NAME=VALUE (JSON or text)."),
-    }
+
+_CALL_OPTIONS = {
+    "negative_prompt": _call_option(str, "For pipelines that take one."),
+    "guidance_scale": _call_option(
+        float, "Classifier-free guidance, the pipeline's own argument and default."
+    ),
+    "height": _call_option(int, "Of the images, in pixels."),
+    "width": _call_option(int, "Of the images, in pixels."),
+    "argument": _call_option(list[str], "Any other, NAME=VALUE (JSON or text)."),
+}
 
 
 def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -108,26 +118,22 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        hints = typing.get_type_hints(command, include_extras=True)
         owners: dict[str, str] = {}
-        expanded: dict[str, Any] = {}
+        annotations = typing.get_type_hints(command, include_extras=True)
+        del annotations["options"], annotations["return"]
+        signature = inspect.signature(command).parameters
+        defaults = {name: signature[name].default for name in annotations}
         for group in groups:
-            made = _call_options() if group == "call" else _options_of(_PANELS[group]())
+            made = _CALL_OPTIONS if group == "call" else _options_of(*_PANELS[group])
             owners |= dict.fromkeys(made, group)
-            expanded |= made
-        parameters, annotations = [], {}
-        for name, one in inspect.signature(command).parameters.items():
-            if name == "options":
-                continue
-            parameters.append(one.replace(annotation=hints[name], kind=one.KEYWORD_ONLY))
-            annotations[name] = hints[name]
-        for name, annotation in expanded.items():
-            parameters.append(
-                inspect.Parameter(
-                    name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-                )
+            annotations |= made
+            defaults |= dict.fromkeys(made)
+        parameters = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation
             )
-            annotations[name] = annotation
+            for name, annotation in annotations.items()
+        ]
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
@@ -135,10 +141,8 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
             for name, group in owners.items():
                 if (value := given.pop(name)) is not None:
                     found[group][name] = str(value).lower() if isinstance(value, bool) else value
-            call = found.get("call", {})
-            listed = call.pop("argument", None) or []
             if "call" in found:
-                found["call"] = {**call, **read_arguments(listed)}
+                found["call"] |= read_arguments(found["call"].pop("argument", []))
             command(options=Options(**found), **given)
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -148,17 +152,18 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
     return decorate
 
 
-def _options_of(panel: _Panel) -> dict[str, Any]:
+def _options_of(title: str, group: Group, default: Any) -> dict[str, Any]:
     found = {}
-    for name, kind in panel.kinds.items():
-        (allowed, meaning), default = panel.told[name], panel.defaults[name]
+    for name, kind in group.kinds.items():
+        allowed, meaning = group.told[name]
+        text = spelled(kind.write(group.default_of(name, default)))
         switch = isinstance(kind, Switch)
         option = typer.Option(
             f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name),
             help=_readable(f"{meaning} ({allowed})"),
             metavar={Count: "INTEGER", Number: "NUMBER"}.get(type(kind), "TEXT"),
-            show_default=False if default == "none" or switch else default,
-            rich_help_panel=panel.title,
+            show_default=False if text == "none" or switch else text,
+            rich_help_panel=title,
         )
         found[name] = Annotated[(bool if switch else str) | None, option]
     return found

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from ..errors import InvalidArgument
-from .options import Model, Out, Seed
-
-if TYPE_CHECKING:
-    from ..jobs.models import Digits, Shapes
+from .options import Model, Out, Seed, announce, print_table
 
 __all__ = ["check", "compare", "reproduce", "train_app"]
 
-console = Console()
 train_app = typer.Typer(help="Train the small bundled models again.", no_args_is_help=True)
 _RUNS, _TUNING_RUNS, _PROMPTS = 256, 96, 120
+Scenes = Annotated[int, typer.Option(help="Different scenes to train on.")]
+Resume = Annotated[bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.")]
 
 
 def compare(
@@ -79,58 +75,50 @@ def compare(
         foreign |= {"--only": only}
     if given := [name for name, value in foreign.items() if value]:
         raise InvalidArgument(f"{', '.join(given)}: not for --model {model}; leave it out")
+    shared = {"model": found, "particles": particles, "seed": seed, "announce": announce}
     if isinstance(found, Shapes):
-        _compare_shapes(found, out, reward, count or _PROMPTS, evaluations, particles, seed)
+        _compare_shapes(out, reward, count or _PROMPTS, evaluations, shared)
         return
-    _compare_digits(
-        found, out, reward or ["class:8"], evaluations, particles, populations or _RUNS,
-        tuning_populations or _TUNING_RUNS, only or [], seed,
-    )  # fmt: skip
+    sizes = populations or _RUNS, tuning_populations or _TUNING_RUNS
+    _compare_digits(out, reward or ["class:8"], evaluations, *sizes, only or [], shared)
 
 
 def _compare_digits(
-    model: Digits,
     out: Path,
     reward: list[str],
     evaluations: int,
-    particles: int,
     populations: int,
-    tuning: int,
+    tuning_populations: int,
     only: list[str],
-    seed: int,
+    shared: dict[str, Any],
 ) -> None:
     """Run it, and print the table."""
     from ..research.compare import compare as run_compare
 
     wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
     report = run_compare(
-        out,
-        model=model,
-        rewards=wanted,
-        evaluations=evaluations,
-        particles=particles,
-        populations=populations,
-        tuning_populations=tuning,
-        only=only,
-        seed=seed,
-        announce=lambda text: console.print(text, style="dim"),
-    )
-    title = f"{', '.join(reward)}: {populations} populations each (95 % intervals)"
-    table = Table(title=title, box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("method", "judge, %", "gain", "reward", "Fréchet", "diversity", "passes"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+        out, rewards=wanted, evaluations=evaluations, populations=populations,
+        tuning_populations=tuning_populations, only=only, **shared,
+    )  # fmt: skip
+    lines = []
     for line in report.methods:
         low, high = (100 * end for end in line.judge.interval)
-        table.add_row(
-            line.method,
-            f"{100 * line.judge.value:.0f} ({low:.0f}-{high:.0f})",
-            f"{100 * line.gain.value:+.0f} ± {196 * line.gain.error:.0f}",
-            f"{line.reward.value:.2f}",
-            f"{line.frechet.value:.0f} ± {1.96 * line.frechet.error:.0f}",
-            f"{line.diversity.value:.1f}",
-            f"{line.forward:g}" + (f"+{line.backward:g}" if line.backward else ""),
+        lines.append(
+            (
+                line.method,
+                f"{100 * line.judge.value:.0f} ({low:.0f}-{high:.0f})",
+                f"{100 * line.gain.value:+.0f} ± {196 * line.gain.error:.0f}",
+                f"{line.reward.value:.2f}",
+                f"{line.frechet.value:.0f} ± {1.96 * line.frechet.error:.0f}",
+                f"{line.diversity.value:.1f}",
+                f"{line.forward:g}" + (f"+{line.backward:g}" if line.backward else ""),
+            )
         )
-    console.print(table)
+    print_table(
+        ("method", "judge, %", "gain", "reward", "Fréchet", "diversity", "passes"),
+        lines,
+        f"{', '.join(reward)}: {populations} populations each (95 % intervals)",
+    )
     typer.echo(
         "judge: share of the returned images that an independent classifier accepts; gain: points "
         "more than best-of-N with the ODE, population by population; passes: of the network per "
@@ -140,34 +128,21 @@ def _compare_digits(
 
 
 def _compare_shapes(
-    model: Shapes,
-    out: Path,
-    reward: list[str],
-    count: int,
-    evaluations: int,
-    particles: int,
-    seed: int,
+    out: Path, reward: list[str], count: int, evaluations: int, shared: dict[str, Any]
 ) -> None:
     """Run it, and print what came out."""
     from ..research.compare_shapes import compare_shapes
 
+    model, transitions = shared["model"], 6
     if len(reward) > 1:
         raise InvalidArgument(f"--model {model.name} takes one --reward, got {len(reward)}")
-    transitions = 6
     if evaluations % transitions:
         raise InvalidArgument(f"--evaluations must be a multiple of {transitions}: {evaluations}")
     report = compare_shapes(
-        out,
-        model=model,
-        reward=(reward or [model.reward_name])[0],
-        count=count,
-        tuning_count=max(2, count // 4),
-        particles=particles,
-        transitions=transitions,
-        steps=evaluations // transitions,
-        seed=seed,
-        announce=lambda text: console.print(text, style="dim"),
-    )
+        out, reward=(reward or [model.reward_name])[0], count=count,
+        tuning_count=max(2, count // 4), transitions=transitions,
+        steps=evaluations // transitions, **shared,
+    )  # fmt: skip
     typer.echo(
         f"{report.table.read_text(encoding='utf-8')}\nfigures: {report.results}\n"
         f"pictures: {report.picture}, {report.hacking}"
@@ -233,9 +208,7 @@ def reproduce(
     if page is not None and page.suffix != ".md":
         raise InvalidArgument(f"--page is a Markdown file, its name ends in .md: {str(page)!r}")
     chosen = Scale(seed, quick, model, reward or "clip", str(prompts or ""), scale, tuple(also))
-    folders = run_reproduce(
-        names, out, scale=chosen, announce=lambda text: console.print(text, style="dim")
-    )
+    folders = run_reproduce(names, out, scale=chosen, announce=announce)
     for name, folder in folders.items():
         typer.echo(f"{name}: {folder / 'table.md'}, table.csv, plot.png")
     if page is not None:
@@ -267,9 +240,7 @@ def train_digits(
     batch: Annotated[int, typer.Option(help="Images per step.")] = 512,
     classifier_steps: Annotated[int, typer.Option(help="Training steps of each classifier.")] = 600,
     seed: Seed = 0,
-    resume: Annotated[
-        bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")
-    ] = True,
+    resume: Resume = True,
 ) -> None:
     """Train the digits network and its two classifiers (about a minute on two cores).
 
@@ -299,18 +270,16 @@ def train_shapes(
             help="Training steps of the text encoders before the flow: 200, none with --start."
         ),
     ] = None,
-    scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 60_000,
+    scenes: Scenes = 60_000,
     start: Annotated[
         Path | None,
         typer.Option(
             help="Folder of a trained Shapes pipeline to go on from (its autoencoder is kept)."
         ),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    device: Device = None,
     seed: Seed = 0,
-    resume: Annotated[
-        bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")
-    ] = True,
+    resume: Resume = True,
 ) -> None:
     """Train a small FluxPipeline on the Shapes world (one to three hours on two cores).
 
@@ -322,16 +291,9 @@ def train_shapes(
     from ..research.train_shapes import train_shapes as run_training
 
     run_training(
-        out,
-        steps=steps,
-        vae_steps=vae_steps,
-        text_steps=text_steps,
-        scenes=scenes,
-        start=start,
-        device=device,
-        seed=seed,
-        resume=resume,
-    )
+        out, steps=steps, vae_steps=vae_steps, text_steps=text_steps, scenes=scenes, start=start,
+        device=device, seed=seed, resume=resume,
+    )  # fmt: skip
     typer.echo(f"pipeline: {out}")
 
 
@@ -339,15 +301,13 @@ def train_shapes(
 def train_clip(
     out: Out,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 3_000,
-    scenes: Annotated[int, typer.Option(help="Different scenes to train on.")] = 60_000,
+    scenes: Scenes = 60_000,
     start: Annotated[
         Path | None, typer.Option(help="Folder of a trained Shapes CLIP to go on from.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    device: Device = None,
     seed: Seed = 1,
-    resume: Annotated[
-        bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")
-    ] = True,
+    resume: Resume = True,
 ) -> None:
     """Train the CLIPModel that serves as reward in the Shapes world (half an hour on one core).
 

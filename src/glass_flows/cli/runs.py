@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from ..runs.listing import Seen
+from ..errors import RunFolderError
+from .options import console, print_table
 
 __all__ = ["report", "runs_app"]
 
@@ -55,8 +51,10 @@ def list_runs(
 ) -> None:
     """Every run below a folder, with its status and what it came to."""
     from ..runs import find_runs
-    from ..runs.listing import as_json, figure, overview, position
+    from ..runs.listing import as_json, figure, overview, position, short
 
+    if not folder.is_dir():
+        raise RunFolderError(f"{str(folder)!r} is no folder")
     found = [overview(run) for run in find_runs(folder)]
     if json:
         typer.echo(as_json(found))
@@ -67,24 +65,14 @@ def list_runs(
     head = ("run", "status", "method", "reward, best", "mean", "boundary", "evaluations", "title")
     lines = []
     for one in found:
-        name = str(Path(one["folder"]).relative_to(folder)) or "."
-        if one["status"] == "damaged":
-            lines.append([name, "damaged", "", "", "", "", "", ""])
-            continue
-        evaluations = one["costs"].get("network_evaluations", math.nan)
-        lines.append(
-            [
-                name,
-                one["status"],
-                one["method"],
-                figure(one["best"]),
-                figure(one["mean"]),
-                position(one["boundary"], one["transitions"]),
-                figure(evaluations),
-                _short(one["title"]),
-            ]
-        )
-    _print(head, lines)
+        line = [str(Path(one["folder"]).relative_to(folder)) or ".", one["status"]]
+        if one["status"] != "damaged":
+            line += [one["method"], figure(one["best"]), figure(one["mean"])]
+            line += [position(one["boundary"], one["transitions"])]
+            line += [figure(one["costs"].get("network_evaluations", math.nan))]
+            line += [short(" ".join(one["title"].split()), 40)]
+        lines.append(line)
+    print_table(head, lines)
     for one in found:
         if one["status"] == "damaged":
             _say(one["error"])
@@ -96,84 +84,40 @@ def show_run(
     json: Json = False,
 ) -> None:
     """One run: its configuration, its figures, and what happened at each boundary."""
-    from ..runs.listing import as_json, flat, look, overview, rows
+    from ..runs import read_run
+    from ..runs.listing import as_json, facts, flat, overview, rows
 
-    seen = look(folder)
+    run = read_run(folder)
     if json:
-        boundaries = [asdict(boundary) for boundary in seen.boundaries]
-        found = {**overview(folder), "job": seen.record.job, "boundaries": boundaries}
-        typer.echo(as_json(found))
+        boundaries = [asdict(boundary) for boundary in run.boundaries]
+        typer.echo(as_json({**overview(folder), "job": run.job, "boundaries": boundaries}))
         return
-    _print(("", seen.heading), [["status", seen.record.status], *flat(seen.record.job).items()])
-    _print(("", "figures"), zip(_FIGURES, _figures(seen)))
-    if seen.record.error is not None:
-        _say(f"{seen.record.error['type']}: {seen.record.error['message']}")
-    if table := rows(seen.boundaries):
-        _print(list(table[0]), [list(row.values()) for row in table])
+    print_table(("", run.heading), [("status", run.status), *flat(run.job).items()])
+    print_table(("", "figures"), facts(run).items())
+    if run.error is not None:
+        _say(f"{run.error['type']}: {run.error['message']}")
+    if table := rows(run.boundaries):
+        print_table(list(table[0]), [list(row.values()) for row in table])
 
 
 @runs_app.command("compare")
 def compare_runs(folders: Folders, json: Json = False) -> None:
     """Runs beside each other: in what their jobs differ, and what they came to."""
-    from ..runs.listing import as_json, differences, expand, look, names, overview
+    from ..runs.listing import as_json, differences, expand, facts, names, overview
 
     runs = expand(folders)
-    seen = [look(run) for run in runs]
-    differing = differences([one.record.job for one in seen])
+    differing = differences([run.job for run in runs])
     if json:
-        typer.echo(as_json({"runs": [overview(run) for run in runs], "differences": differing}))
+        found = [overview(run.folder) for run in runs]
+        typer.echo(as_json({"runs": found, "differences": differing}))
         return
-    lines = [["status", *(one.record.status for one in seen)]]
-    lines += [[name, *values] for name, values in differing.items()]
-    lines += [list(line) for line in zip(_FIGURES, *map(_figures, seen))]
-    _print(("", *names(runs)), lines)
-
-
-_FIGURES = (
-    "reward, best",
-    "reward, mean",
-    "ESS at the end",
-    "log-evidence",
-    "network evaluations",
-    "seconds",
-)
-
-
-def _figures(seen: Seen) -> list[str]:
-    """A run's figures as text, in the order of `_FIGURES`."""
-    from ..runs.listing import figure
-
-    found = seen.figures
-    evaluations = str(found.costs["network_evaluations"]) if found.costs else "-"
-    return [
-        figure(found.best),
-        figure(found.mean),
-        figure(found.ess, 3),
-        figure(found.log_evidence),
-        evaluations,
-        figure(found.seconds),
-    ]
-
-
-def _short(text: str, most: int = 40) -> str:
-    """One line of at most so many characters."""
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 3] + "..."
-
-
-def _print(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    """A table of texts as they are: rich's marks and a terminal's commands mean nothing in them."""
-    from ..runs.listing import clean
-
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for name in head:
-        table.add_column(Text(clean(name)), overflow="fold")
-    for line in lines:
-        table.add_row(*(Text(clean(str(entry))) for entry in line))
-    Console().print(table)
+    told = [facts(run) for run in runs]
+    lines = {"status": [run.status for run in runs], **differing}
+    lines |= {name: [one.get(name, "-") for one in told] for one in told for name in one}
+    print_table(("", *names(runs)), [(name, *texts) for name, texts in lines.items()])
 
 
 def _say(text: str) -> None:
     from ..runs.listing import clean
 
-    Console().print(Text(clean(text)))
+    console.print(Text(clean(text)))

@@ -6,17 +6,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from ..errors import InvalidArgument, check_count
 from ..jobs.spelling import Options
-from .options import Model, Out, Reward, Seed, with_settings
+from .options import Model, Out, Reward, Seed, announce, print_table, with_settings
 
 __all__ = ["align", "batch", "sample"]
 
-console = Console()
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -79,17 +76,9 @@ def align(
     from ..jobs.spelling import jobs_of
 
     found, jobs = jobs_of(
-        model,
-        [method],
-        options,
-        announce,
-        prompts=tuple(prompt or ()),
-        reward=reward or "",
-        seed=seed,
-        micro_batch=micro_batch,
-        populations=populations or 1,
-        budget=budget,
-    )
+        model, [method], options, announce, prompts=tuple(prompt or ()), reward=reward or "",
+        seed=seed, micro_batch=micro_batch, populations=populations or 1, budget=budget,
+    )  # fmt: skip
     if not isinstance(found, Digits):
         _align_images(found, jobs[method], out, budget, overwrite)
         return
@@ -98,10 +87,6 @@ def align(
             f"--overwrite, --budget: only for a diffusers pipeline; --model is {model!r}"
         )
     _align_digits(found, jobs[method], method, populations or 256, "twist" in options.method, out)
-
-
-def announce(text: str) -> None:
-    console.print(text, style="dim", markup=False)
 
 
 def _align_digits(
@@ -119,23 +104,21 @@ def _align_digits(
         {method: job.method} if method not in ("plain", "best-of-n") else {}
     )
     report = compare_digits(job, out, model=model, methods=methods, announce=announce)
-    particles = job.method.particles
-    table = Table(
-        title=f"{job.title}, {populations} populations (± one standard error)", box=box.SIMPLE
+    print_table(
+        ("method", "reward", "judge", "ESS", "evals", "s"),
+        [
+            (
+                line.method,
+                f"{line.reward:.2f} ± {line.reward_error:.2f}",
+                f"{line.accuracy:.1%} ± {line.accuracy_error:.1%}",
+                "-" if line.ess is None else f"{line.ess:.2f}/{job.method.particles}",
+                f"{line.evaluations}" + (f" + {line.gradients} back" if line.gradients else ""),
+                f"{line.seconds:.0f}",
+            )
+            for line in report.methods
+        ],
+        f"{job.title}, {populations} populations (± one standard error)",
     )
-    for column in ("method", "reward", "judge", "ESS", "evals", "s"):
-        table.add_column(column, justify="left" if column == "method" else "right", no_wrap=True)
-    for line in report.methods:
-        backward = f" + {line.gradients} back" if line.gradients else ""
-        table.add_row(
-            line.method,
-            f"{line.reward:.2f} ± {line.reward_error:.2f}",
-            f"{line.accuracy:.1%} ± {line.accuracy_error:.1%}",
-            "-" if line.ess is None else f"{line.ess:.2f}/{particles}",
-            f"{line.evaluations}{backward}",
-            f"{line.seconds:.0f}",
-        )
-    console.print(table)
     typer.echo(
         "judge: share of the images that an independent classifier accepts; "
         "evals: network evaluations per image returned"

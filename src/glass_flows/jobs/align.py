@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InvalidArgument, RunFolderError, check_count
-from ..images import ImageResult
+from ..images import ImageResult, contact_sheet
 from ..plans import Sampler
 from ..runs import RunFolder, clear_run, started_by_torchrun
-from ..steering import BestOf, Method, SearchResult, Shards, Steering, SteeringResult
+from ..steering import BestOf, Costs, Method, SearchResult, Shards, Steering, SteeringResult
 from ..steering.loop import Watch
 from .budget import chosen_for
 from .job import Job
@@ -71,24 +71,6 @@ class Comparison:
     results: Path
 
 
-@dataclass(frozen=True)
-class _Returned:
-    """What one method hands back: one image per population."""
-
-    method: str
-    images: Tensor
-    rewards: Tensor
-    ess: Tensor | None
-    evaluations: int
-    gradients: int
-    seconds: float
-
-    def line(self, verdict: Tensor) -> Line:
-        ess = None if self.ess is None else float(self.ess.mean())
-        figures = (*_mean(self.rewards), *_mean(verdict))
-        return Line(self.method, *figures, ess, self.evaluations, self.gradients, self.seconds)
-
-
 def compare_digits(
     job: Job,
     out: str | os.PathLike[str],
@@ -108,83 +90,52 @@ def compare_digits(
     model = model or Digits(job.model, job.model.partition(":")[2], job.loading)
     check_count("populations", job.populations, least=2)  # a standard error needs two
     label = model.label(job)
-    jobs = _jobs(job, methods)
+    if methods is None:  # best-of-N stands in the table anyway
+        methods = {} if isinstance(job.method, BestOf) else {job.method.word: job.method}
     # Bad settings stop here, before the folder is made and anything is drawn.
-    for one in jobs.values():
-        one.method.check_table(one.sampler.plan(model.denoiser.path))
-    folder = make_folder(out)
-    particles = job.method.particles
-    drawn = []
-    for name, one in jobs.items():
-        announce(f"{name}: {particles} particles, {job.populations} populations")
-        drawn.append(_timed(name, model, one, folder, progress))
-    returned = [one for one, _ in drawn]
-    passes = max((r.evaluations + r.gradients for r in returned), default=0) // particles
-    passes = passes or job.sampler.evaluations
-    announce(f"plain and best of {particles}: ODE samples of {passes} evaluations")
-    ode = replace(job, method=BestOf(particles), sampler=Sampler.ode(passes))
-    best, many = _timed(f"best of {particles}", model, ode, folder, progress)
-    plain = replace(
-        best,
-        method="plain",
-        images=many.samples[:, 0],
-        rewards=many.rewards[:, 0],
-        ess=None,
-        evaluations=passes,
-        gradients=0,
-        seconds=best.seconds / particles,
+    for method in methods.values():
+        method.check_table(job.sampler.plan(model.denoiser.path))
+    folder, N, count = make_folder(out), job.method.particles, job.populations
+    drawn = {}
+    for name, method in methods.items():
+        announce(f"{name}: {N} particles, {count} populations")
+        drawn[name] = _timed(name, model, replace(job, method=method), folder, progress)
+    spent = [result.costs for result, _ in drawn.values()]
+    passes = max((c.network_evaluations + c.network_gradients for c in spent), default=0)
+    passes = passes // (N * count) or job.sampler.evaluations
+    announce(f"plain and best of {N}: ODE samples of {passes} evaluations")
+    ode = replace(job, method=BestOf(N), sampler=Sampler.ode(passes))
+    best, seconds = _timed(f"best of {N}", model, ode, folder, progress)
+    plain = SearchResult(  # one of those, at its share of the cost
+        best.samples[:, :1],
+        best.rewards[:, :1],
+        best.ancestry[..., :1],
+        Costs(best.network_evaluations // N),
     )
-    returned = [plain, best, *returned]
+    lines, rows = [], []
+    every = {"plain": (plain, seconds / N), f"best of {N}": (best, seconds), **drawn}
+    for name, (result, seconds) in every.items():
+        verdict = model.classifiers["judge"](result.best).argmax(1) == label
+        lines.append(_line(name, result, verdict, seconds))
+        told = f"{lines[-1].evaluations} network evaluations per image"
+        figures = f"reward {lines[-1].reward:.2f}, judge says {label}: {lines[-1].accuracy:.0%}"
+        rows.append(Strip(f"{name}: {told}, {figures}", result.best[:32], verdict[:32].tolist()))
+    settings = job.as_json()
+    picture, results = folder / "alignment.png", folder / "results.json"
+    save_png(image_grid(rows), picture, settings=json.dumps(settings))
     evidence = {
-        one.method: result.log_evidence.tolist()
-        for one, result in drawn
+        name: result.log_evidence.tolist()
+        for name, (result, _) in drawn.items()
         if isinstance(result, SteeringResult)
     }
-    return _write_comparison(job, label, model, returned, evidence, folder)
-
-
-def _jobs(job: Job, methods: Mapping[str, Method] | None) -> dict[str, Job]:
-    """The job of every method; best-of-N stands in the table anyway."""
-    if methods is None:
-        methods = {} if isinstance(job.method, BestOf) else {job.method.word: job.method}
-    return {name: replace(job, method=method) for name, method in methods.items()}
-
-
-def _write_comparison(
-    job: Job,
-    label: int,
-    model: Digits,
-    returned: Sequence[_Returned],
-    evidence: Mapping[str, list[float]],
-    folder: Path,
-) -> Comparison:
-    judge = model.classifiers["judge"]
-    verdicts = [judge(one.images).argmax(1) == label for one in returned]
-    lines = tuple(one.line(verdict) for one, verdict in zip(returned, verdicts))
-    rows = [
-        Strip(
-            f"{line.method}: {line.evaluations} network evaluations per image, "
-            f"reward {line.reward:.2f}, judge says {label}: {line.accuracy:.0%}",
-            one.images[:32],
-            verdict[:32].tolist(),
-        )
-        for line, one, verdict in zip(lines, returned, verdicts)
-    ]
-    picture = folder / "alignment.png"
-    save_png(image_grid(rows), picture, settings=json.dumps(job.as_json()))
-    results = folder / "results.json"
-    payload = {
-        "job": job.as_json(),
-        "methods": [asdict(line) for line in lines],
-        "log_evidence": evidence,
-    }
+    payload = {"job": settings, "methods": list(map(asdict, lines)), "log_evidence": evidence}
     results.write_text(json.dumps(payload, indent=1) + "\n")
-    return Comparison(lines, picture, results)
+    return Comparison(tuple(lines), picture, results)
 
 
 def _timed(
     name: str, model: Digits, job: Job, out: Path, progress: bool | None
-) -> tuple[_Returned, SearchResult]:
+) -> tuple[SearchResult, float]:
     """Run a job in its folder; a run of other settings, which took seconds, is replaced."""
     home = out / "runs" / re.sub(r"[^a-z0-9]+", "-", name)
     title = f"{job.title}: {name}"
@@ -197,16 +148,19 @@ def _timed(
     start = time.perf_counter()
     result = model.steer(job, Watch(record, progress=progress))
     record.finish(result)
-    count = len(result.samples)
-    return _Returned(
+    return result, time.perf_counter() - start
+
+
+def _line(name: str, result: SearchResult, verdict: Tensor, seconds: float) -> Line:
+    return Line(
         name,
-        result.best,
-        result.rewards.amax(1),
-        result.ess if isinstance(result, SteeringResult) else None,
-        result.network_evaluations // count,
-        result.network_gradients // count,
-        time.perf_counter() - start,
-    ), result
+        *_mean(result.rewards.amax(1)),
+        *_mean(verdict),
+        float(result.ess.mean()) if isinstance(result, SteeringResult) else None,
+        result.network_evaluations // len(verdict),
+        result.network_gradients // len(verdict),
+        seconds,
+    )
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
@@ -295,7 +249,7 @@ def align(
     first = shards is None or shards.rank == 0
     model.load()
     if budget is not None:
-        job = job.sized(*chosen_for(budget, folder, lambda *n: trial(model, job, *n), announce))
+        job = within(budget, model, job, folder, announce)(job)
     if overwrite:
         if first:
             clear_run(folder)
@@ -308,18 +262,59 @@ def align(
     names = [file.name for file in result.save(folder)] if first else []
     N = result.rewards.shape[1]
     record.finish(result.result, [names[i : i + N] for i in range(0, len(names), N)])
-    judged, sheet = None, _sheet(result.images, result.rewards)
+    best_first = result.rewards.argsort(1, descending=True).tolist()
+    rows = [[row[i] for i in order] for row, order in zip(result.images, best_first)]
+    judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
     if first and (verdicts := model.judge(result)) is not None:
         plain = model.run(_plain(job), Watch(progress=progress))
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
-    return _write(job, result, judged, sheet, folder, names)
+    aligned = Aligned(
+        images=tuple(folder / name for name in names),
+        picture=folder / "best-first.png",
+        results=folder / "results.json",
+        prompts=job.prompts,
+        rewards=result.rewards.tolist(),
+        evaluations=result.result.network_evaluations,
+        gradients=result.result.network_gradients,
+        biases=vars(result.result).get("biases", ()),
+        judged=judged,
+    )
+    if first:
+        sheet.save(aligned.picture)
+        told = _told(job, result.result, aligned)
+        aligned.results.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    return aligned
 
 
-def trial(model: Model, job: Job, particles: int, transitions: int, steps: int) -> int:
-    """Draw once with so many particles, without keeping anything; the evaluations it took."""
-    sized = replace(job, method=Steering()).sized(particles, transitions, steps)
-    return model.run(sized, Watch(progress=False)).result.network_evaluations
+def _told(job: Job, result: SearchResult, aligned: Aligned) -> dict[str, Any]:
+    """What results.json holds."""
+    weighted = result if isinstance(result, SteeringResult) else None
+    told = {
+        "job": job.as_json(),
+        "prompts": list(job.prompts),
+        "rewards": aligned.rewards,
+        "log_weights": weighted and weighted.log_weights.tolist(),
+        "log_evidence": weighted and weighted.log_evidence.tolist(),
+        **asdict(result.costs),
+        "biases": list(aligned.biases),
+    }
+    return told if aligned.judged is None else told | {"judge_accepts": asdict(aligned.judged)}
+
+
+def within(
+    budget: str, model: Model, job: Job, folder: Path, announce: Announce
+) -> Callable[[Job], Job]:
+    """Jobs in the sizes for a budget, which are measured on one of them and kept in the folder."""
+
+    def trial(*sizes: int) -> int:
+        """Draw once, without keeping anything; the evaluations it took."""
+        sized = replace(job, method=Steering()).sized(*sizes)
+        return model.run(sized, Watch(progress=False)).result.network_evaluations
+
+    about = replace(job, prompts=(), seed=0).as_json()
+    particles, transitions, steps, _ = chosen_for(budget, folder, trial, announce, about)
+    return lambda one: one.sized(particles, transitions, steps)
 
 
 def _plain(job: Job) -> Job:
@@ -329,74 +324,16 @@ def _plain(job: Job) -> Job:
     return replace(job, method=method, sampler=job.sampler.baseline(), micro_batch=None)
 
 
-def _write(
-    job: Job,
-    result: ImageResult,
-    judged: Judged | None,
-    sheet: Image.Image,
-    folder: Path,
-    names: Sequence[str],
-) -> Aligned:
-    costs, found = result.result.costs, result.result
-    weighted = found if isinstance(found, SteeringResult) else None
-    aligned = Aligned(
-        images=tuple(folder / name for name in names),
-        picture=folder / "best-first.png",
-        results=folder / "results.json",
-        prompts=job.prompts,
-        rewards=result.rewards.tolist(),
-        evaluations=costs.network_evaluations,
-        gradients=costs.network_gradients,
-        biases=weighted.biases if weighted else (),
-        judged=judged,
-    )
-    data: dict[str, Any] = {
-        "job": job.as_json(),
-        "prompts": list(job.prompts),
-        "rewards": aligned.rewards,
-        "log_weights": weighted and weighted.log_weights.tolist(),
-        "log_evidence": weighted and weighted.log_evidence.tolist(),
-        **asdict(costs),
-        "biases": list(aligned.biases),
-    }
-    if judged is not None:
-        data["judge_accepts"] = asdict(judged)
-    if names:
-        sheet.save(aligned.picture)
-        aligned.results.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    return aligned
-
-
 def _judged_sheet(job: Job, plain: ImageResult, result: ImageResult, judged: Judged) -> Image.Image:
     """For every prompt the plain samples and those of the method, best first."""
-    return image_grid(
-        [
-            _row(f"{prompt}: {name}", shown.images[i], shown.rewards[i], accepted[i])
-            for i, prompt in enumerate(job.prompts)
-            for name, shown, accepted in (
-                ("plain", plain, judged.plain),
-                (job.method.word, result, judged.returned),
-            )
-        ]
-    )
-
-
-def _row(caption: str, images: list[Image.Image], rewards: Tensor, accepted: list[bool]) -> Strip:
-    """The images of one prompt, best first."""
-    order = rewards.argsort(descending=True).tolist()
-    arrays = np.stack([np.asarray(images[i].convert("RGB")) for i in order])
-    pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
-    return Strip(caption, pixels, [accepted[i] for i in order])
-
-
-def _sheet(images: list[list[Image.Image]], rewards: Tensor) -> Image.Image:
-    """One row per prompt, best image first, at most 256 pixels a side each."""
-    first = images[0][0]
-    scale = min(1.0, 256 / max(first.size))
-    size = (max(1, round(first.width * scale)), max(1, round(first.height * scale)))
-    sheet = Image.new("RGB", (size[0] * len(images[0]), size[1] * len(images)), "white")
-    for row, (line, values) in enumerate(zip(images, rewards)):
-        for column, i in enumerate(values.argsort(descending=True).tolist()):
-            tile = line[i].convert("RGB").resize(size)
-            sheet.paste(tile, (column * size[0], row * size[1]))
-    return sheet
+    rows = []
+    for i, prompt in enumerate(job.prompts):
+        for name, shown, accepted in (
+            ("plain", plain, judged.plain[i]),
+            (job.method.word, result, judged.returned[i]),
+        ):
+            order = shown.rewards[i].argsort(descending=True).tolist()
+            arrays = np.stack([np.asarray(shown.images[i][k].convert("RGB")) for k in order])
+            pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
+            rows.append(Strip(f"{prompt}: {name}", pixels, [accepted[k] for k in order]))
+    return image_grid(rows)

@@ -13,27 +13,23 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from ..errors import RunFolderError
-from ..files import replace
+from ..files import render, replace
 from ..progress import progress_bar
 from ..runs import read_run
-from .align import trial
-from .budget import chosen_for
+from .align import within
 from .items import Item, Work, clear_others, is_finished, load_model
-from .models import Model
 from .on_ray import run_with_ray
 from .pictures import make_folder
 from .workers import run_here, run_in_processes
 
 __all__ = ["BatchReport", "run_batch", "summarise"]
-
-_SHOWN = 20  # failures in the table for people
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,9 @@ def run_batch(
     with _alone(home), progress_bar(len(items), progress, "batch") as advance:
         model = None
         if budget is not None:
-            work, model = _within(budget, work, items[0], home, announce)
+            model = load_model(work)
+            sized = within(budget, model, work.of(items[0]), home, announce)
+            work = Work({name: sized(job) for name, job in work.jobs.items()})
         if overwrite:
             clear_others(work, items, home)
         done = {item for item in items if is_finished(work, item, home)}
@@ -109,16 +107,6 @@ def run_batch(
         for _ in finished:
             advance()
         return summarise(items, home)
-
-
-def _within(
-    budget: str, work: Work, first: Item, home: Path, announce: Callable[[str], None]
-) -> tuple[Work, Model]:
-    """The work in sizes for a budget, measured on its first item, and the model."""
-    model = load_model(work)
-    job = work.of(first)
-    choice = chosen_for(budget, home, lambda *sizes: trial(model, job, *sizes), announce)
-    return Work({name: one.sized(*choice) for name, one in work.jobs.items()}), model
 
 
 @contextmanager
@@ -183,31 +171,12 @@ def _row(item: Item, out: Path) -> dict[str, Any]:
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
     """Means by method, and what failed."""
-    lines = ["| method | finished | failed | left | reward | judge, % | evaluations |"]
-    lines.append("|" + " --- |" * 7)
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        ended = [row for row in own if row["status"] == "finished"]
-        failed = sum(row["status"] == "failed" for row in own)
-        judged = [row["judge"] for row in ended if row["judge"] is not None]
-        figures = [
-            f"{np.mean([row['reward'] for row in ended]):.4g}" if ended else "",
-            f"{100 * np.mean(judged):.0f}" if judged else "",
-            f"{np.mean([row['network_evaluations'] for row in ended]):g}" if ended else "",
-        ]
-        counts = [len(ended), failed, len(own) - len(ended) - failed]
-        lines.append(f"| {' | '.join(map(str, (method, *counts, *figures)))} |")
-    failures = [row for row in rows if row["status"] == "failed"]
-    if failures:
-        lines += ["", "Failed:", ""]
-    for row in failures[:_SHOWN]:
-        words = json.dumps(row["prompt"], ensure_ascii=False)
-        lines.append(
-            f"- {row['number']}, {words}, {row['method']}, seed {row['seed']}: {row['error']}"
-        )
-    if len(failures) > _SHOWN:
-        lines.append(f"- and {len(failures) - _SHOWN} more, in summary.csv")
-    return "\n".join(lines) + "\n"
+    by: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by.setdefault(row["method"], []).append(row)
+    told = {"json": partial(json.dumps, ensure_ascii=False)}
+    file = Path(__file__).with_name("summary.md.jinja")
+    return render(file, told, rows=rows, methods=by)
 
 
 def _parquet(rows: Sequence[dict[str, Any]], file: Path) -> None:

@@ -12,9 +12,11 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..errors import InvalidArgument
 from ..files import replace
@@ -27,6 +29,7 @@ _K, _M = range(2, 25), (2, 3, 4, 6, 8)
 _N = sorted({round(2 * 1.03**i) for i in range(240)})  # 2 to 2,300, in steps of 3 % or of one
 _FILLED = 0.94  # a split that spends less of the budget is taken only if none spends more
 _TRIAL = 0.1  # of the budget, at most, for a measurement
+_NO_JOB: Mapping[str, Any] = {}
 
 Trial = Callable[[int, int, int], int]
 """Run N particles through K transitions of M evaluations; the network evaluations it took."""
@@ -67,18 +70,13 @@ class Prices:
         return self.run + transitions * (steps * self.call + particles * each)
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """N, K and M, and what they are thought to cost."""
 
     particles: int
     transitions: int
     steps: int
     price: float
-
-    def __iter__(self) -> Iterator[int]:
-        """N, K and M."""
-        return iter((self.particles, self.transitions, self.steps))
 
 
 def parse_budget(text: str) -> Budget:
@@ -149,10 +147,13 @@ def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.mono
     def left() -> float:
         return max(0.0, budget.amount - (clock() - began))
 
+    def batch(particles: int) -> tuple[float, float]:
+        """Of so many particles: two evaluations with their look, and an evaluation."""
+        short, long = timed(particles, 1, 2), timed(particles, 1, 4)
+        return short, max((long - short) / 2, 1e-9)
+
     timed(1, 1, 1)
-    short, long = timed(1, 1, 2), timed(1, 1, 4)
-    broad, all_ = timed(4, 1, 2), timed(4, 1, 4)
-    one, four = max((long - short) / 2, 1e-9), max((all_ - broad) / 2, 1e-9)  # a network call
+    (short, one), (broad, four) = batch(1), batch(4)
     evaluation = min(max((four - one) / 3, 1e-9), one)
     look = max(0.0, (broad - short - 6 * evaluation) / 3)
     run = max(0.0, short - 2 * one - look)
@@ -160,8 +161,7 @@ def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.mono
     choice = choose(prices, left())
     n = max(5, choice.particles // 4)
     if prices.of(n, 1, 2) + prices.of(n, 1, 4) < 2 * _TRIAL * budget.amount:
-        broad, all_ = timed(n, 1, 2), timed(n, 1, 4)
-        many = max((all_ - broad) / 2, 1e-9)
+        broad, many = batch(n)
         evaluation = min(max((many - one) / (n - 1), 1e-9), many / n)
         look = max(0.0, (broad - run - 2 * many) / n)
         choice = choose(Prices(evaluation, look, many - n * evaluation, run), left())
@@ -173,16 +173,22 @@ def chosen_for(
     folder: Path,
     trial: Trial,
     announce: Callable[[str], None] = lambda text: None,
+    job: Mapping[str, Any] = _NO_JOB,
 ) -> Split:
-    """The choice for a budget, kept in the folder: gone on with, a run has the same sizes."""
+    """The choice for a budget, kept in the folder: gone on with, a run has the same sizes.
+
+    It is that of a `job`, as JSON without its prompts and its seed; for another one, and where the
+    file cannot be read, it is measured again.
+    """
     budget, file = parse_budget(text), folder / "budget.json"
-    if file.exists():
+    what = {"budget": str(budget), "job": dict(job)}
+    with suppress(OSError, ValueError, TypeError, KeyError):
         known = json.loads(file.read_text(encoding="utf-8"))
-        if known["budget"] == str(budget):
+        if {"job": what["job"], **known, "choice": None} == {**what, "choice": None}:
             return Split(**known["choice"])
     announce(f"measuring, to spend {budget}")
     choice = measure(trial, budget)
-    replace(file, json.dumps({"budget": str(budget), "choice": asdict(choice)}).encode())
+    replace(file, json.dumps({**what, "choice": choice._asdict()}).encode())
     cost = f"{choice.price:.3g}{' s' if budget.seconds is not None else ' evaluations'}"
     announce(
         f"{choice.particles} particles, {choice.transitions} transitions of {choice.steps} "

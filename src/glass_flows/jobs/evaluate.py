@@ -18,13 +18,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import InvalidArgument, MissingExtra, NonFinite, check_name
-from ..files import replace
+from ..errors import InvalidArgument, NonFinite, check_name
+from ..files import render, replace
 from ..measures import bootstrap, diversity, frechet_distance, precision_recall
 from ..progress import progress_bar
-from ..rewards import Reward
 from ..rewards import evaluate as reward_of
 from ..rewards.pretrained.base import Preprocessing
+from ..rewards.pretrained.hub import Place, transformers_for
+from ..runs import find_runs, read_run
 from .job import Loading
 from .models import resolve
 from .pictures import make_folder
@@ -63,10 +64,10 @@ class FolderFigures:
     rewards: dict[str, Interval]
     gains: dict[str, Interval]
     pairs: int
-    diversity: float | None
-    frechet: float | None
-    precision: float | None
-    recall: float | None
+    diversity: float | None = None
+    frechet: float | None = None
+    precision: float | None = None
+    recall: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class _Found:
 def read_images(folder: str | os.PathLike[str]) -> list[_Found]:
     """The image files under a folder, by name, with their prompts.
 
-    A prompt is the text "prompt" inside a PNG (as this library writes it), or that of
+    Of a run's folder only the images that came out of it. A prompt is the text "prompt" inside a
+    PNG (as this library writes it), or that of
     ``metadata.jsonl`` in a folder above (GenEval's layout).
 
     Raises
@@ -90,7 +92,16 @@ def read_images(folder: str | os.PathLike[str]) -> list[_Found]:
         There is no such folder, or no image in it.
     """
     home = Path(folder)
-    files = sorted(f for f in home.rglob("*") if f.suffix.lower() in _SUFFIXES)
+    runs = {
+        run: {run / name for row in read_run(run).images for name in row} for run in find_runs(home)
+    }
+
+    def came_out(file: Path) -> bool:
+        """Not one of the sheets of a run, beside its images or in its estimates."""
+        return all(file in runs[run] for run in file.parents[:2] if run in runs)
+
+    every = sorted(f for f in home.rglob("*") if f.suffix.lower() in _SUFFIXES)
+    files = list(filter(came_out, every))
     if not files:
         raise InvalidArgument(
             f"{str(home)!r} holds no images ({', '.join(_SUFFIXES)})"
@@ -112,7 +123,9 @@ def _prompt(file: Path, home: Path) -> str | None:
         metadata = home / above / "metadata.jsonl"
         if metadata.is_file():
             try:
-                found = json.loads(metadata.read_text(encoding="utf-8").splitlines()[0])["prompt"]
+                found = json.loads(metadata.read_text(encoding="utf-8").partition("\n")[0])[
+                    "prompt"
+                ]
                 return str(found)
             except (ValueError, KeyError, IndexError, TypeError) as error:
                 raise InvalidArgument(f"{str(metadata)!r} names no prompt: {error}") from error
@@ -136,23 +149,11 @@ def load_features(text: str, device: str | None = None) -> Callable[[Tensor], Te
         return lambda images: scored.features(images)
     if not place:
         raise InvalidArgument("'dino' needs a model: dino:FOLDER or dino:facebook/dinov2-base")
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra("transformers", "rewards", "DINO's features") from error
-    try:
-        network = transformers.AutoModel.from_pretrained(
-            place, use_safetensors=True, trust_remote_code=False
-        )
-        processor = transformers.AutoImageProcessor.from_pretrained(place, use_fast=False)
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(
-            f"cannot load a vision model from {place!r}: {error}. Give a folder with model, "
-            "configuration and preprocessor, or a hub id where there is a network"
-        ) from error
-    home = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    transformers = transformers_for("DINO's features")
+    network = Place(place).load(transformers.AutoModel, use_safetensors=True)
+    preprocess = Preprocessing(Place(place).load(transformers.AutoImageProcessor, use_fast=False))
+    home = Loading(device=device).home
     network = network.eval().to(home)
-    preprocess = Preprocessing(processor)
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
@@ -204,10 +205,17 @@ def evaluate_folders(
         raise InvalidArgument("nothing to measure: give rewards, features, or both")
     if reference is not None and features is None:
         raise InvalidArgument("a reference is compared in features: give them, too")
+    if model is not None and not rewards:
+        raise InvalidArgument(f"the model {model!r} is asked for its rewards: give some, too")
     # The files first: a wrong folder should not wait for large networks.
     listed = [(str(folder), read_images(folder)) for folder in folders]
     wanted = None if reference is None else read_images(reference)
-    scored = _rewards(rewards, model, device)
+    reward = (
+        (lambda name: load_reward(name, device=device))
+        if model is None
+        else resolve(model, Loading(device=device)).load_reward
+    )
+    scored = {name: reward(name) for name in rewards}
     network = None if features is None else load_features(features, device)
     target = make_folder(out)
     real = None
@@ -217,43 +225,34 @@ def evaluate_folders(
     first: dict[str, dict[str, float]] = {}
     for folder, found in listed:
         values, seen = _measure(found, scored, network, Path(folder).name, progress)
-        first = first or values
         shared = [one.name for one in found if all(one.name in kept for kept in first.values())]
         gains = {
             name: _interval([values[name][k] - first[name][k] for k in shared], seed)
             for name in scored
-            if shared and first is not values
+            if shared and first
         }
-        precision = recall = distance = None
-        if seen is not None and real is not None:
-            distance = frechet_distance(seen, real)
-            if min(len(seen), len(real)) > 3:
-                precision, recall = precision_recall(seen, real)
-        lines.append(
-            FolderFigures(
-                folder,
-                len(found),
-                {name: _interval(list(v.values()), seed) for name, v in values.items()},
-                gains,
-                len(shared) if gains else 0,
-                diversity(seen) if seen is not None and len(seen) > 1 else None,
-                distance,
-                precision,
-                recall,
-            )
-        )
-    replace(target / "evaluation.md", _table(lines, list(rewards)).encode())
+        first = first or values
+        means = {name: _interval(list(v.values()), seed) for name, v in values.items()}
+        pairs = len(shared) if gains else 0
+        more = _in_features(seen, real)
+        lines.append(FolderFigures(folder, len(found), means, gains, pairs, **more))
+    table = render(Path(__file__).with_name("evaluation.md.jinja"), lines=lines, rewards=rewards)
+    replace(target / "evaluation.md", table.encode())
     content = json.dumps([asdict(line) for line in lines], indent=1) + "\n"
     replace(target / "evaluation.json", content.encode())
     return lines
 
 
-def _rewards(names: Sequence[str], model: str | None, device: str | None) -> dict[str, Reward]:
-    """By name, as a model means it if there is one."""
-    if model is None:
-        return {name: load_reward(name, device=device) for name in names}
-    own = resolve(model, Loading(device=device))
-    return {name: own.load_reward(name) for name in names}
+def _in_features(seen: Array | None, real: Array | None) -> dict[str, float]:
+    """Diversity, and what is measured against real images, as far as there are enough."""
+    if seen is None:
+        return {}
+    found = {"diversity": diversity(seen)} if len(seen) > 1 else {}
+    if real is not None:
+        found["frechet"] = frechet_distance(seen, real)
+        if min(len(seen), len(real)) > 3:
+            found["precision"], found["recall"] = precision_recall(seen, real)
+    return found
 
 
 def _interval(values: Sequence[float], seed: int) -> Interval:
@@ -306,34 +305,3 @@ def _measure(
             for _ in part:
                 advance()
     return values, np.concatenate(features) if features else None
-
-
-def _table(lines: Sequence[FolderFigures], rewards: Sequence[str]) -> str:
-    def interval(value: Interval | None, sign: str = "") -> str:
-        form = "{:" + sign + ".3f} ({:" + sign + ".3f} to {:" + sign + ".3f})"
-        return "" if value is None else form.format(*value)
-
-    def number(value: float | None, form: str = "{:.3f}") -> str:
-        return "" if value is None else form.format(value)
-
-    head = ["folder", "images", *rewards, *(f"{name}, more than the first" for name in rewards)]
-    head += ["diversity", "Fréchet", "precision", "recall"]
-    rows = [head, ["---"] * len(head)]
-    for line in lines:
-        rows.append(
-            [
-                line.folder,
-                str(line.images),
-                *(interval(line.rewards[name]) for name in rewards),
-                *(interval(line.gains.get(name), "+") for name in rewards),
-                number(line.diversity),
-                number(line.frechet),
-                number(line.precision),
-                number(line.recall),
-            ]
-        )
-    notes = (
-        "In brackets 95 % bootstrap intervals of the mean; differences are taken file by file over "
-        "the names that both folders have."
-    )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows) + f"\n{notes}\n"

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from ..errors import RunFolderError
-from ..runs import RunFolder, clear_run, read_run
+from ..runs import RunFolder, clear_run
 from ..steering.loop import Watch
 from .job import Job
 from .models import Model, resolve
 from .prompts import PromptEntry
 
-__all__ = ["Item", "Work", "clear_others", "is_finished", "items_of", "load_model", "run_item"]
+__all__ = ["Item", "Work", "Worker", "clear_others", "is_finished", "items_of", "load_model"]
 
 
 @dataclass(frozen=True)
@@ -73,23 +73,29 @@ def load_model(work: Work) -> Model:
     return model
 
 
-def run_item(model: Model, work: Work, item: Item, out: Path) -> None:
-    """Run one item in its folder; what it raises is written there.
+class Worker:
+    """A process with the model: this one, one of this machine, or an actor of Ray."""
 
-    Raises
-    ------
-    RunFolderError
-        The folder cannot be written: that is no matter of this item alone.
-    """
-    folder = folder_of(work, item, out)
-    if folder.finished:
-        return
-    try:
-        _draw(model, work.of(item), folder)
-    except RunFolderError:
-        raise
-    except Exception as error:
-        folder.fail(error)
+    def __init__(self, work: Work, model: Model | None = None) -> None:
+        self.work, self.model = work, model or load_model(work)
+
+    def do(self, item: Item, out: Path) -> None:
+        """Run one item in its folder; what it raises is written there.
+
+        Raises
+        ------
+        RunFolderError
+            The folder cannot be written: that is no matter of this item alone.
+        """
+        folder = folder_of(self.work, item, out)
+        if folder.finished:
+            return
+        try:
+            _draw(self.model, self.work.of(item), folder)
+        except RunFolderError:
+            raise
+        except Exception as error:
+            folder.fail(error)
 
 
 def _draw(model: Model, job: Job, folder: RunFolder) -> None:
@@ -110,9 +116,12 @@ def folder_of(work: Work, item: Item, out: Path) -> RunFolder:
 def clear_others(work: Work, items: Sequence[Item], out: Path) -> None:
     """Throw away what the items' folders hold of other jobs."""
     for item in items:
-        home = out / item.name
-        if (home / "run.json").exists() and read_run(home).job != work.of(item).as_json():
-            clear_run(home)
+        if not (out / item.name / "run.json").exists():
+            continue
+        try:
+            folder_of(work, item, out)
+        except RunFolderError:  # of another job, of an older version, or damaged
+            clear_run(out / item.name)
 
 
 def is_finished(work: Work, item: Item, out: Path) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
+
+import torch
 
 from ..batching import Batching
 from ..errors import InvalidArgument, check_count, check_name
 from ..noise import check_seed
 from ..plans import Sampler
-from ..settings import Choice, Count, Settings, Text, setting
+from ..settings import Choice, Count, Settings, Text, defaults, setting
 from ..steering import Beam, BestOf, Greedy, Method, read_method
 
 __all__ = ["DTYPES", "OFFLOADS", "Job", "Loading", "Placement"]
@@ -43,6 +45,11 @@ class Loading(Settings):
     revision: str | None = setting(None, Text(optional=True))
     lora: str | None = setting(None, Text(optional=True))
     word: ClassVar[str] = "loading"
+
+    @property
+    def home(self) -> str:
+        """The device that is meant."""
+        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,14 +125,13 @@ class Job:
     def as_json(self) -> dict[str, Any]:
         """Strict JSON that leaves out what is as by default."""
         found: dict[str, Any] = {"version": self.version}
-        for one in fields(self):
-            value = getattr(self, one.name)
-            default = one.default if one.default_factory is MISSING else one.default_factory()
-            if value == default:
+        standard = defaults(type(self))
+        for name, value in vars(self).items():
+            if name in standard and value == standard[name]:
                 continue
             if isinstance(value, Settings):
                 value = value.as_json()
-            found[one.name] = list(value) if isinstance(value, tuple) else value
+            found[name] = list(value) if isinstance(value, tuple) else value
         return found
 
     @classmethod
@@ -144,14 +150,12 @@ class Job:
             )
         for name in given:
             check_name("field of a job", name, (one.name for one in fields(cls)))
-        kinds: dict[str, type[Settings]] = {
-            "sampler": Sampler,
-            "batching": Batching,
-            "loading": Loading,
-        }
-        for name, kind in kinds.items():
-            if name in given:
-                given[name] = kind.from_json(given[name])
+        if lacking := {"model", "method", "sampler"} - set(given):
+            raise InvalidArgument(f"a job needs {', '.join(sorted(lacking))}: {data!r}")
+        kinds: tuple[type[Settings], ...] = (Sampler, Batching, Loading)
+        for kind in kinds:
+            if kind.word in given:
+                given[kind.word] = kind.from_json(given[kind.word])
         given["method"] = read_method(given["method"])
         given["prompts"] = tuple(given.get("prompts", ()))
         return cls(**given)

@@ -134,6 +134,11 @@ class Model(ABC):
         return None
 
 
+def _is_class(text: str, most: float = math.inf) -> bool:
+    """Whether a prompt is the number of a class."""
+    return re.fullmatch("[0-9]{1,9}", text) is not None and int(text) <= most
+
+
 # --- the bundled digits ---------------------------------------------------------------------------
 
 
@@ -172,10 +177,9 @@ class Digits(Model):
     @cached_property
     def classifiers(self) -> dict[str, Any]:
         """The reward's, and the judge's, trained on other images."""
+        home = Path(self.place) if self.place else None
         return {
-            role: load_digits_classifier(role, Path(self.place, FILES[f"digits-{role}"]))
-            if self.place
-            else load_digits_classifier(role)
+            role: load_digits_classifier(role, home and home / FILES[f"digits-{role}"])
             for role in ("reward", "judge")
         }
 
@@ -184,7 +188,7 @@ class Digits(Model):
 
     def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
         for prompt in prompts:
-            if not (prompt.isascii() and prompt.isdigit()) or int(prompt) > 9:
+            if not _is_class(prompt, 9):
                 raise InvalidArgument(
                     f"for the digits a prompt is 0 to 9, got {prompt!r}; sentences are for a "
                     "pipeline: --model shapes, a folder or a hub id"
@@ -199,7 +203,7 @@ class Digits(Model):
             if not job.prompts:
                 raise InvalidArgument("the reward 'class' takes a prompt 0 to 9, or give 'class:8'")
             return [int(prompt) for prompt in self.read_prompts(job.prompts)]
-        if not (value.isascii() and value.isdigit()) or int(value) > 9:
+        if not _is_class(value, 9):
             raise InvalidArgument(f"reward 'class:N' needs a digit 0 to 9, got {job.reward!r}")
         return [int(value)]
 
@@ -227,7 +231,8 @@ class Digits(Model):
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
     ) -> ImageResult:
         result = self.steer(job, watch, shards)
-        images = [[_enlarged(digit_image(z)) for z in row] for row in result.samples]
+        size = (64, 64), Image.Resampling.NEAREST
+        images = [[digit_image(z).resize(*size) for z in row] for row in result.samples]
         prompts = tuple(map(str, self.labels(job) * job.populations))
         return ImageResult(images, result.rewards, prompts, result, job.as_json())
 
@@ -240,10 +245,6 @@ class Digits(Model):
         found = self.classifiers["judge"](samples.flatten(0, 1)).argmax(1).view(samples.shape[:2])
         verdicts: list[list[bool]] = (found == torch.tensor(labels)[:, None]).tolist()
         return verdicts
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    return image.resize((64, 64), Image.Resampling.NEAREST)
 
 
 # --- pipelines ------------------------------------------------------------------------------------
@@ -269,7 +270,7 @@ class Pipeline(Model):
         """As the pipeline takes them: DiT is asked for classes."""
         if type(self.pipe).__name__ != "DiTPipeline":
             return list(prompts)
-        return [int(p) if p.isdigit() else p for p in prompts]
+        return [int(p) if _is_class(p) else p for p in prompts]
 
     def run(
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
@@ -287,10 +288,7 @@ class Pipeline(Model):
             job.batching,
             {**self.call, **job.call},
         )
-        result = run_pipeline(asked, shards, watch)
-        return ImageResult(
-            result.images, result.rewards, result.prompts, result.result, job.as_json()
-        )
+        return replace(run_pipeline(asked, shards, watch), settings=job.as_json())
 
 
 class Shapes(Pipeline):
@@ -340,24 +338,20 @@ class SiT(Model):
         vae = diffusers.AutoencoderKL.from_pretrained(
             folder, local_files_only=True, use_safetensors=True
         )
-        return vae.to(self.device)
-
-    @property
-    def device(self) -> str:
-        return self.loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return vae.to(self.loading.home)
 
     @cached_property
     def denoiser(self) -> Denoiser:
         from .. import sit
 
-        return sit.load(self.place, 0, guidance_scale=1.0, device=self.device)
+        return sit.load(self.place, 0, guidance_scale=1.0, device=self.loading.home)
 
     def load(self) -> object:
         return self.vae, self.denoiser
 
     def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
         for prompt in super().read_prompts(prompts):
-            if not (prompt.isascii() and prompt.isdigit()):
+            if not _is_class(prompt):
                 raise InvalidArgument(f"a SiT is asked for classes by number, got {prompt!r}")
         return tuple(prompts)
 
@@ -382,13 +376,17 @@ class SiT(Model):
         network: Any = self.denoiser.network
         sit.check_classes(network, classes)
         denoiser = replace(
-            self.denoiser.condition(label=torch.tensor(classes, device=self.device)),
+            self.denoiser.condition(label=torch.tensor(classes, device=self.loading.home)),
             guidance_scale=check_number("guidance_scale", scale, "be finite", math.isfinite),
         )
         sizes = network.config
         shape = (sizes.channels, sizes.input_size, sizes.input_size)
         population = Population.of(
-            job.method.particles, shape, prompts=job.prompts, seed=job.seed, device=self.device
+            job.method.particles,
+            shape,
+            prompts=job.prompts,
+            seed=job.seed,
+            device=self.loading.home,
         )
         scored = Decoded(self.reward(job), self._decode, max_batch=1)
         result = conduct(

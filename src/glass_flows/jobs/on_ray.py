@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InvalidArgument, MissingExtra, RunFolderError
-from .items import Item, Work, load_model, run_item
+from .items import Item, Work, Worker
 
 __all__ = ["run_with_ray"]
 
@@ -59,11 +59,11 @@ def run_with_ray(
         gpus = int(ray.cluster_resources().get("GPU", 0))
         kind = ray.remote(
             num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=-1, max_task_retries=-1
-        )(_Actor)
+        )(Worker)
         count = min(len(items), gpus or workers)
         actors = [kind.remote(work) for _ in range(count)]
         pool = ActorPool(actors)
-        place = str(out.resolve())
+        place = out.resolve()
         for _ in pool.map_unordered(lambda actor, item: actor.do.remote(item, place), items):
             yield
     except RayTaskError as error:
@@ -72,13 +72,3 @@ def run_with_ray(
     finally:
         if started:
             ray.shutdown()
-
-
-class _Actor:
-    """The model, loaded on a node."""
-
-    def __init__(self, work: Work) -> None:
-        self.work, self.model = work, load_model(work)
-
-    def do(self, item: Item, out: str) -> None:
-        run_item(self.model, self.work, item, Path(out))

@@ -41,7 +41,7 @@ def load_pipeline(
         import diffusers
     except ImportError as error:
         raise MissingExtra("diffusers", "diffusers", f"the pipeline {name!r}") from error
-    home = loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    home = loading.home
     dtype = loading.dtype or ("bfloat16" if home.startswith("cuda") else "float32")
     local = os.path.isdir(place)
     try:
@@ -65,27 +65,24 @@ def load_pipeline(
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise _too_large(name) from error
     if loading.lora is not None:
-        _load_lora(pipe, loading.lora)
+        try:
+            pipe.load_lora_weights(loading.lora)
+        except (OSError, ValueError, AttributeError, ImportError) as error:
+            into = type(pipe).__name__
+            raise InvalidArgument(
+                f"cannot load LoRA weights from {loading.lora!r} into {into}: {error}"
+            ) from error
     announce(memory_line(pipe, home, loading.offload))
     try:
-        if loading.offload == "model":
-            pipe.enable_model_cpu_offload(device=home)
-        elif loading.offload == "sequential":
-            pipe.enable_sequential_cpu_offload(device=home)
-        else:
+        if loading.offload == "none":
             pipe.to(home)
+        elif loading.offload == "model":
+            pipe.enable_model_cpu_offload(device=home)
+        else:
+            pipe.enable_sequential_cpu_offload(device=home)
     except torch.OutOfMemoryError as error:
         raise _too_large(name) from error
     return pipe
-
-
-def _load_lora(pipe: Any, place: str) -> None:
-    try:
-        pipe.load_lora_weights(place)
-    except (OSError, ValueError, AttributeError, ImportError) as error:
-        raise InvalidArgument(
-            f"cannot load LoRA weights from {place!r} into {type(pipe).__name__}: {error}"
-        ) from error
 
 
 def _too_large(model: str) -> InvalidArgument:

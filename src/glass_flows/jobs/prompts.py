@@ -102,15 +102,17 @@ def _lines(path: Path, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
     """Line number and fields of every entry."""
     kind = path.suffix.lower()
     if kind in (".tsv", ".csv"):
-        reader: csv.DictReader[str]
-        if kind == ".tsv":  # where a quotation mark is a character of the prompt
-            reader = csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.DictReader(io.StringIO(text))
-        for row in reader:
-            yield reader.line_num, row
+        # In a .tsv a quotation mark is a character of the prompt.
+        how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        reader = csv.DictReader(io.StringIO(text), **(how if kind == ".tsv" else {}))
+        try:
+            for row in reader:
+                yield reader.line_num, row
+        except csv.Error as error:
+            where = f"{str(path)!r}, line {reader.line_num + 1}"
+            raise InvalidArgument(f"{where} cannot be read: {error}") from error
         return
-    for i, line in enumerate(text.splitlines(), start=1):
+    for i, line in enumerate(text.split("\n"), start=1):  # JSON's texts may hold other breaks
         if not line.strip():
             continue
         if kind == ".txt":
@@ -118,7 +120,7 @@ def _lines(path: Path, text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
             continue
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"{str(path)!r}, line {i} is not JSON: {error}") from error
         if not isinstance(entry, dict):
             raise InvalidArgument(f"{str(path)!r}, line {i} must be a JSON object, got {line!r}")

@@ -115,6 +115,9 @@ def _refuse_unused(
     foreign = [n for group, names in given.items() if group not in model.takes for n in names]
     unused = [n for n in options.method if all(foreign_settings(m, {n: ""}) for m in methods)]
     reasons = []
+    sizes = {"particles", "transitions", "steps"} & {*options.method, *options.sampler}
+    if sizes and given["budget"]:
+        reasons.append(f"{', '.join(map(flag, sorted(sizes)))}: --budget chooses them; give one")
     if foreign:
         others = "the digits" if foreign == ["populations"] else "a diffusers pipeline"
         shown = ", ".join(map(flag, foreign))

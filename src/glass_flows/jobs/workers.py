@@ -9,7 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ..errors import RunFolderError
-from .items import Item, Work, load_model, run_item
+from .items import Item, Work, Worker
 from .models import Model
 
 __all__ = ["run_here", "run_in_processes"]
@@ -19,9 +19,9 @@ _FRUITLESS = 3  # how often workers may die in a row without finishing anything
 
 def run_here(work: Work, items: Sequence[Item], out: Path, model: Model | None) -> Iterator[None]:
     """Yield once for every item that is over."""
-    model = model or load_model(work)
+    worker = Worker(work, model)
     for item in items:
-        run_item(model, work, item, out)
+        worker.do(item, out)
         yield
 
 
@@ -52,15 +52,15 @@ def run_in_processes(work: Work, items: Sequence[Item], out: Path, workers: int)
         left = [item for item in left if item not in finished]
 
 
-_loaded: tuple[Model, Work] | None = None  # of a worker process
+_worker: Worker | None = None  # of a worker process
 
 
 def _load(work: Work) -> None:
-    global _loaded
-    _loaded = load_model(work), work
+    global _worker
+    _worker = Worker(work)
 
 
 def _do(item: Item, out: Path) -> None:
-    if _loaded is None:
+    if _worker is None:
         raise RuntimeError("a worker was not started as one")
-    run_item(*_loaded, item, out)
+    _worker.do(item, out)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .folder import RunFolder, RunRecord, clear_run, find_runs, read_run
+from .folder import RunFolder, clear_run
 from .processes import process_group, started_by_torchrun
+from .record import RunRecord, find_runs, read_run
 
 __all__ = [
     "RunFolder",

@@ -23,14 +23,12 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,15 +42,15 @@ from torch import Tensor
 
 from ..errors import RunFolderError
 from ..files import replace
-from ..settings import differences
+from ..images import contact_sheet
 from ..steering import Costs, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
+from .listing import differences, short
+from .record import FORMAT, plain, read_events, read_run
 
-__all__ = ["RunFolder", "RunRecord", "clear_run", "find_runs", "read_run"]
+__all__ = ["RunFolder", "clear_run"]
 
-_FORMAT = 2
-_READ = (1, 2)  # formats whose figures can be shown; only the last can be gone on with
 _LONGEST = 80  # of a setting in a message
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
@@ -96,20 +94,22 @@ class RunFolder:
     ) -> None:
         self.folder, self.writes = Path(folder), writes
         self.job = json.loads(json.dumps(job, default=repr))
-        self.about: dict[str, Any] = {"format": _FORMAT, "title": title, "job": self.job}
-        if self._begun():
+        self.about: dict[str, Any] = {"format": FORMAT, "title": title, "job": self.job}
+        self._goes_on = self._begun()
+        if self._goes_on:
             read_run(self.folder)
             found = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             self._match(found)
             self.about = found
-            self._again = not self.finished
+            if self.finished:  # it may have been killed between its result and this
+                self._clear("state.safetensors")
+                self._clear("error.json")
         else:
-            self._again = False
             self.about["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             self.about["versions"] = _versions()
             self._put("run.json", self.about)
         self._run: Run | None = None
-        self._from_state = False
+        self._from_state, self._again = False, self._goes_on and not self.finished
         self._since, self._seconds = time.monotonic(), 0.0
 
     @property
@@ -121,7 +121,7 @@ class RunFolder:
     def saved(self) -> Saved | None:
         """The boundary that the run had come to; what was written after it is taken back."""
         file = self.folder / "state.safetensors"
-        if not file.exists():
+        if not (self._goes_on and file.exists()):  # without a run.json it may be of any job
             self._resumed(0)
             return None
         try:
@@ -144,7 +144,7 @@ class RunFolder:
         return saved
 
     def begin(self, run: Run) -> None:
-        self._run, table = run, run.table
+        self._run, self._goes_on, table = run, True, run.table
         prompts = run.population.prompts
         told = {
             "method": run.tilt.as_json(),
@@ -200,7 +200,7 @@ class RunFolder:
             "costs": asdict(step.costs),
             "seconds": round(self._seconds, 4),
         }
-        line = json.dumps({name: _plain(value) for name, value in event.items()})
+        line = json.dumps({name: plain(value) for name, value in event.items()})
         with self._writing():
             if self.writes:
                 with open(self.folder / "events.jsonl", "ab", buffering=0) as file:
@@ -219,7 +219,7 @@ class RunFolder:
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         self._put_bytes("result.safetensors", _tensors(tensors, {"format": "pt"}))
         told = ("rewards", "log_weights", "log_evidence")
-        found = {name: _plain(values[name]) if name in values else None for name in told}
+        found = {name: plain(values[name]) if name in values else None for name in told}
         found["costs"] = asdict(result.costs)
         found["biases"] = list(values.get("biases", ()))
         found["images"] = [list(row) for row in images]
@@ -275,22 +275,24 @@ class RunFolder:
         return any((self.folder / name).exists() for name in _KEPT)
 
     def _match(self, about: Mapping[str, Any]) -> None:
-        if about.get("format") != _FORMAT:
+        if about.get("format") != FORMAT:
             raise RunFolderError(
                 f"{str(self.folder)!r} holds a run of an older version of glass-flows (format "
-                f"{about.get('format')!r}, this one writes {_FORMAT}): it can be looked at and not "
+                f"{about.get('format')!r}, this one writes {FORMAT}): it can be looked at and not "
                 "gone on with. Give another folder, or throw it away (--overwrite, clear_run)"
             )
         self._same(about["job"], self.job)
 
     def _same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         """Raise, with what differs, unless the job of the folder is this one."""
-        found = differences(there, here)
-        if not found:
+        if there == here:
             return
+        found = differences((there, here), missing="the default")
         shown = "; ".join(
-            f"{name}: {_shown(old)} there, {_shown(new)} here" for name, (old, new) in found.items()
+            f"{name}: {short(old, _LONGEST)} there, {short(new, _LONGEST)} here"
+            for name, (old, new) in found.items()
         )
+        shown = shown or "the version of a setting"
         raise RunFolderError(
             f"{str(self.folder)!r} holds a run of another job, which differs in {shown}. Give "
             "another folder, the same settings to go on with that run, or throw it away "
@@ -303,7 +305,7 @@ class RunFolder:
             self.about["resumed"] = [*self.about.get("resumed", ()), index]
             self._put("run.json", self.about)
         lines, seconds = [], 0.0
-        for event in _events(self.folder)[:index]:
+        for event in read_events(self.folder)[:index]:
             lines.append(json.dumps(event))
             seconds = event["seconds"]
         self._seconds = seconds
@@ -338,95 +340,6 @@ class RunFolder:
             ) from error
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """A run as it was found on disk.
-
-    Attributes
-    ----------
-    job : dict
-        All that results depend on.
-    table, table_text : dict or None, str
-        The sampler.
-    populations, particles, returned, transitions : int
-        P, N, how many of the N are returned, and K; 0 where the run had not begun.
-    prompts : list of str
-        One for each population, or none.
-    events : list of dict
-        In order of the boundaries.
-    result, error : dict or None
-    """
-
-    folder: Path
-    title: str
-    created: str
-    job: dict[str, Any]
-    table: dict[str, Any] | None
-    table_text: str
-    populations: int
-    particles: int
-    returned: int
-    transitions: int
-    prompts: list[str]
-    versions: dict[str, Any]
-    result: dict[str, Any] | None
-    error: dict[str, Any] | None
-
-    @cached_property
-    def events(self) -> list[dict[str, Any]]:
-        return _events(self.folder)
-
-    @property
-    def status(self) -> str:
-        """ "finished", "failed" or "unfinished"."""
-        if self.result is not None:
-            return "finished"
-        return "unfinished" if self.error is None else "failed"
-
-    def sheet(self, boundary: int) -> Path | None:
-        """The picture of the clean estimates at a boundary, if there is one."""
-        file = self.folder / "estimates" / f"{boundary:03}.png"
-        return file if file.exists() else None
-
-
-def read_run(folder: str | Path) -> RunRecord:
-    """A run's folder, also while the run goes on.
-
-    Raises
-    ------
-    RunFolderError
-        There is no run, or its files are damaged or of another version.
-    """
-    home = Path(folder)
-    if not (home / "run.json").exists():
-        raise RunFolderError(
-            f"{str(home)!r} is no run: it has no run.json. Runs are written by `glass-flows align` "
-            "and `glass-flows batch`, and listed by `glass-flows runs list FOLDER`"
-        )
-    try:
-        about = json.loads((home / "run.json").read_text(encoding="utf-8"))
-        if about["format"] not in _READ:
-            raise ValueError(f"format {about['format']!r}, this version reads {_READ}")
-        return RunRecord(
-            folder=home,
-            title=about["title"],
-            created=about["created"],
-            job=about["job"],
-            table=about.get("table"),
-            table_text=about.get("table_text", ""),
-            populations=about.get("populations", 0),
-            particles=about.get("particles", 0),
-            returned=about.get("returned", about.get("particles", 0)),
-            transitions=about.get("transitions", 0),
-            prompts=[str(p) for p in about.get("prompts") or about["job"].get("prompts") or ()],
-            versions=about["versions"],
-            result=_optional(home / "result.json"),
-            error=_optional(home / "error.json"),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"the run in {str(home)!r} is damaged: {error}") from error
-
-
 def clear_run(folder: str | Path) -> None:
     """Throw away what :class:`RunFolder` has written into a folder; images stay, nothing else."""
     home = Path(folder)
@@ -437,57 +350,6 @@ def clear_run(folder: str | Path) -> None:
     (home / "run.json").unlink(missing_ok=True)
 
 
-def find_runs(folder: str | Path) -> list[Path]:
-    """Every run at or under a folder, by name."""
-    return sorted(file.parent for file in Path(folder).rglob("run.json"))
-
-
-def _events(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines, in order, up to the first that is missing or cut off."""
-    try:
-        text = (folder / "events.jsonl").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    found: list[dict[str, Any]] = []
-    for line in text.splitlines():
-        try:
-            event = json.loads(line)
-            in_order = event["boundary"] == len(found)
-        except (ValueError, KeyError, TypeError):
-            break
-        if not in_order:
-            break
-        found.append(event)
-    return found
-
-
-def _optional(file: Path) -> dict[str, Any] | None:
-    try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
-    except FileNotFoundError:
-        return None
-
-
-def _shown(value: Any) -> str:
-    """A setting for people; long ones, such as prompts, are cut."""
-    if value is None:
-        return "the default"
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
-
-
-def _plain(value: Any) -> Any:
-    """Tensors as lists, what JSON cannot hold as null (NaN) or text (infinity)."""
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
-
-
 def _tensors(tensors: Mapping[str, Tensor], about: dict[str, str]) -> bytes:
     # Copies: the format has no tensors that share memory.
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -496,19 +358,11 @@ def _tensors(tensors: Mapping[str, Tensor], about: dict[str, str]) -> bytes:
 
 
 def _sheet(images: Sequence[Image.Image], like: Tensor) -> bytes:
-    """Tiles in P rows of N without gaps, as PNG."""
+    """Tiles in P rows of N, as PNG."""
     P, N = like.shape
-    first = images[0]
-    scale = min(1.0, _TILE / max(first.size))
-    width, height = (max(1, round(side * scale)) for side in first.size)
-    sheet = Image.new("RGB", (N * width, P * height))
-    for i, image in enumerate(images):
-        tile = image.convert("RGB")
-        if scale < 1.0:
-            tile = tile.resize((width, height), Image.Resampling.BILINEAR)
-        sheet.paste(tile, (i % N * width, i // N * height))
+    rows = [images[p * N : (p + 1) * N] for p in range(P)]
     content = io.BytesIO()
-    sheet.save(content, "PNG", compress_level=1)
+    contact_sheet(rows, _TILE, Image.Resampling.BILINEAR).save(content, "PNG", compress_level=1)
     return content.getvalue()
 
 

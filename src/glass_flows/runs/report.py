@@ -1,7 +1,7 @@
 """A page about runs: one HTML file that needs nothing else, from nowhere.
 
-All that is drawn is laid out here, as numbers, and written by the template next to this file, which
-escapes every text. A sheet of clean estimates is in the page once; its tiles are views of it.
+The template next to this file lays it out and escapes every text; here is what it draws. A sheet of
+clean estimates is in the page once; its tiles are views of it.
 """
 
 from __future__ import annotations
@@ -10,30 +10,18 @@ import base64
 import io
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jinja2
 from PIL import Image
 
 from ..errors import InvalidArgument, RunFolderError
-from ..files import replace
-from .listing import (
-    COSTS,
-    Passed,
-    Seen,
-    clean,
-    differences,
-    expand,
-    figure,
-    flat,
-    look,
-    names,
-    position,
-    rows,
-)
+from ..files import render, replace
+from .listing import clean, differences, expand, facts, figure, flat, names, rows
+from .record import Passed, RunRecord
 
-__all__ = ["Lineage", "write_report"]
+__all__ = ["write_report"]
 
 MOST_RUNS = 24
 _MOST_POPULATIONS = 4
@@ -44,48 +32,29 @@ _PIXELATED = 40  # images with sides below this many pixels are shown as squares
 _SMALL = 20_000  # bytes; smaller pictures stay exact
 
 
-# --- who descends from whom ---------------------------------------------------------------------
+def _fates(boundaries: Sequence[Passed], population: int) -> list[list[str]]:
+    """Of each slot at each boundary: "lost" has no descendants after the last, "alive" has some.
 
-
-@dataclass(frozen=True)
-class Lineage:
-    """The particles of one population through the boundaries that were passed, a column for each.
-
-    Attributes
-    ----------
-    parents : list of list of int
-        For every column but the first the slot in the column before that each particle came from.
-    alive : list of set of int
-        The slots of each column that have descendants after the last.
-    best : list of int
-        The slot in each column of the line that leads to the highest reward at the last boundary;
-        empty if no reward was taken there.
+    "best" is the line that leads to the highest reward at the last, if any was taken there.
     """
-
-    parents: list[list[int]]
-    alive: list[set[int]]
-    best: list[int]
-
-    @classmethod
-    def of(cls, boundaries: Sequence[Passed], population: int) -> Lineage:
-        """Of at least one boundary."""
-        last = boundaries[-1]
-        parents = [b.ancestors[population] for b in boundaries[:-1]]
-        alive = [set(last.ancestors[population])]
-        for slots in reversed(parents):
-            alive.insert(0, {slots[n] for n in alive[0]})
-        rewards = last.rewards[population]
-        valued = [n for n in sorted(alive[-1]) if not math.isnan(rewards[n])]
-        best = [max(valued, key=rewards.__getitem__)] if valued else []
-        for slots in reversed(parents if best else []):
-            best.insert(0, slots[best[0]])
-        return cls(parents, alive, best)
-
-    def kind(self, column: int, slot: int) -> str:
-        """ "best", "alive" or "lost"."""
-        if self.best and self.best[column] == slot:
-            return "best"
-        return "alive" if slot in self.alive[column] else "lost"
+    last = boundaries[-1]
+    alive, rewards = set(last.ancestors[population]), last.rewards[population]
+    best = max(
+        (n for n in sorted(alive) if not math.isnan(rewards[n])),
+        key=rewards.__getitem__,
+        default=None,
+    )
+    fates: list[list[str]] = []
+    for k in reversed(range(len(boundaries))):
+        slots = range(len(rewards))
+        fates.insert(0, ["alive" if n in alive else "lost" for n in slots])
+        if best is not None:
+            fates[0][best] = "best"
+        if k > 0:
+            parents = boundaries[k - 1].ancestors[population]
+            alive = {parents[n] for n in alive}
+            best = None if best is None else parents[best]
+    return fates
 
 
 # --- pictures -----------------------------------------------------------------------------------
@@ -115,21 +84,20 @@ class Sheet:
 class Picture:
     """A final image: a file of its own (`uri`), a tile of a sheet (`view`), or none of them."""
 
-    reward: str
-    alt: str
+    reward: float
+    what: str
     uri: str = ""
+    pixelated: bool = False
     sheet: Sheet | None = None
     view: str = ""
-    pixelated: bool = False
-    aspect: str = "1 / 1"
 
 
-def _sheets(seen: Seen, prefix: str) -> dict[int, Sheet]:
+def _sheets(run: RunRecord, prefix: str) -> dict[int, Sheet]:
     """By boundary, cut to the populations that are shown; without those that are missing."""
-    P, N = seen.record.populations, seen.record.particles
+    P, N = run.populations, run.particles
     found = {}
-    for passed in seen.boundaries:
-        file = seen.record.sheet(passed.boundary)
+    for passed in run.boundaries:
+        file = run.sheet(passed.boundary)
         image = None if file is None else _open(file)
         if image is None or image.width % N or image.height % P:
             continue
@@ -140,48 +108,27 @@ def _sheets(seen: Seen, prefix: str) -> dict[int, Sheet]:
     return found
 
 
-def _pictures(seen: Seen, population: int, sheets: dict[int, Sheet]) -> list[Picture]:
+def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet]) -> Iterator[Picture]:
     """The images that came out, or the last clean estimates, best first."""
-    if population < len(seen.images) and seen.images[population]:
-        return list(_from_files(seen, population))
-    last = seen.boundary
-    if last is None or last not in sheets:
-        return []
-    sheet, rewards = sheets[last], seen.boundaries[-1].rewards[population]
-    order = sorted(range(len(rewards)), key=lambda n: _descending(rewards[n]))
-    return [
-        Picture(
-            reward=figure(rewards[n]),
-            alt=_alt(rank, rewards[n], f"particle {n}"),
-            sheet=sheet,
-            view=sheet.view(population, n),
-            pixelated=sheet.pixelated,
-            aspect=f"{sheet.tile[0]} / {sheet.tile[1]}",
-        )
-        for rank, n in enumerate(order)
-    ]
+    if p < len(run.images) and run.images[p]:
+        rewards = run.rewards[p]
+        for rank, (name, n) in enumerate(zip(run.images[p], _best_first(rewards))):
+            image = _open(_inside(run.folder, name)) if rank < _MOST_PICTURES else None
+            if image is None:
+                yield Picture(rewards[n], name)
+                continue
+            pixelated = max(image.size) < _PIXELATED
+            image.thumbnail((_PICTURE, _PICTURE))
+            yield Picture(rewards[n], name, _data_uri(image), pixelated)
+    elif run.boundary in sheets:
+        sheet, rewards = sheets[run.boundary], run.boundaries[-1].rewards[p]
+        for n in _best_first(rewards):
+            yield Picture(rewards[n], f"particle {n}", sheet=sheet, view=sheet.view(p, n))
 
 
-def _from_files(seen: Seen, population: int) -> Iterator[Picture]:
-    rewards = sorted(seen.rewards[population], key=_descending)
-    for rank, (name, reward) in enumerate(zip(seen.images[population], rewards)):
-        told, alt = figure(reward), _alt(rank, reward, name)
-        image = _open(_inside(seen.record.folder, name)) if rank < _MOST_PICTURES else None
-        if image is None:
-            yield Picture(told, alt)
-            continue
-        pixelated, aspect = max(image.size) < _PIXELATED, f"{image.width} / {image.height}"
-        image.thumbnail((_PICTURE, _PICTURE))
-        yield Picture(told, alt, _data_uri(image), pixelated=pixelated, aspect=aspect)
-
-
-def _alt(rank: int, reward: float, what: str) -> str:
-    place = "best image" if rank == 0 else f"image {rank + 1}, best first"
-    return f"{place}: {what}, reward {figure(reward)}"
-
-
-def _descending(reward: float) -> float:
-    return math.inf if math.isnan(reward) else -reward
+def _best_first(rewards: Sequence[float]) -> list[int]:
+    order = range(len(rewards))
+    return sorted(order, key=lambda n: math.inf if math.isnan(rewards[n]) else -rewards[n])
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -210,99 +157,6 @@ def _data_uri(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content[kind].getvalue()).decode()}"
 
 
-# --- the family tree ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Node:
-    """A particle at a boundary; its corner, in pixels."""
-
-    id: str
-    kind: str
-    x: int
-    y: int
-    view: str
-    sheet: Sheet | None
-    reward: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Edge:
-    """From a particle's ancestor to the particle, as an SVG path."""
-
-    source: str
-    target: str
-    kind: str
-    path: str
-
-
-@dataclass(frozen=True)
-class Tree:
-    """Columns are boundaries, rows are slots; sizes in pixels."""
-
-    width: int
-    height: int
-    tile: tuple[int, int]
-    columns: list[tuple[int, str, str]]
-    slots: list[tuple[int, str]]
-    nodes: list[Node]
-    edges: list[Edge]
-    captions: bool
-    summary: str
-
-
-_LEFT, _TOP = 30, 46  # margins of a tree, for its labels
-
-
-def _tree(seen: Seen, population: int, sheets: dict[int, Sheet]) -> Tree | None:
-    """None where there is nothing to draw, or too much."""
-    boundaries, N = seen.boundaries, seen.record.particles
-    if not boundaries or N > _MOST_IN_TREE:
-        return None
-    family = Lineage.of(boundaries, population)
-    captions = N <= 16
-    width, height = tile = _tile_size(N, sheets)
-    across, down = width + (44 if N <= 16 else 32), height + (20 if captions else 6)
-    corner = [
-        [(_LEFT + k * across, _TOP + n * down) for n in range(N)] for k in range(len(boundaries))
-    ]
-    nodes, edges = [], []
-    for k, passed in enumerate(boundaries):
-        sheet = sheets.get(passed.boundary)
-        for n, reward in enumerate(passed.rewards[population]):
-            kind, (x, y) = family.kind(k, n), corner[k][n]
-            view = sheet.view(population, n) if sheet else ""
-            told = "" if math.isnan(reward) else f", reward {figure(reward)}"
-            fate = {"best": ", an ancestor of the best", "alive": "", "lost": ", no descendants"}
-            if passed.final:
-                fate["best"] = ", the best"
-            title = f"slot {n} at t = {passed.t:.3g}{told}{fate[kind]}"
-            shown = figure(reward, 3) if told else ""
-            nodes.append(Node(f"{k}-{n}", kind, x, y, view, sheet, shown, title))
-            if k == 0:
-                continue
-            parent = family.parents[k - 1][n]
-            path = _curve(corner[k - 1][parent], (x, y), tile)
-            edges.append(Edge(f"{k - 1}-{parent}", f"{k}-{n}", kind, path))
-    # what is lost is drawn first, what leads to the best on top
-    edges.sort(key=lambda edge: ("lost", "alive", "best").index(edge.kind))
-    return Tree(
-        width=_LEFT + len(boundaries) * across - (across - width) + 8,
-        height=_TOP + N * down + 4,
-        tile=tile,
-        columns=[
-            (corner[k][0][0] + width // 2, *_column(passed, population))
-            for k, passed in enumerate(boundaries)
-        ],
-        slots=[(corner[0][n][1] + height // 2, str(n)) for n in range(N)],
-        nodes=nodes,
-        edges=edges,
-        captions=captions,
-        summary=_told(boundaries, population, family),
-    )
-
-
 def _tile_size(particles: int, sheets: dict[int, Sheet]) -> tuple[int, int]:
     """Of a tile in the tree, in pixels; smaller where there are many."""
     longest = next(
@@ -313,192 +167,91 @@ def _tile_size(particles: int, sheets: dict[int, Sheet]) -> tuple[int, int]:
     return max(4, round(width * scale)), max(4, round(height * scale))
 
 
-def _curve(parent: tuple[int, int], child: tuple[int, int], tile: tuple[int, int]) -> str:
-    (x0, y0), (x1, y1) = parent, child
-    x0, middle = x0 + tile[0], tile[1] // 2
-    half = (x0 + x1) / 2
-    return f"M{x0} {y0 + middle}C{half:g} {y0 + middle} {half:g} {y1 + middle} {x1} {y1 + middle}"
-
-
-def _column(passed: Passed, population: int) -> tuple[str, str]:
-    what = "resampled" if passed.resampled[population] else ""
-    return f"t = {passed.t:.2f}", "samples" if passed.final else what
-
-
-def _told(boundaries: Sequence[Passed], population: int, family: Lineage) -> str:
-    """A tree in words."""
-    again = [str(b.boundary) for b in boundaries if b.resampled[population]]
-    first, all_ = len(family.alive[0]), len(boundaries[0].ancestors[population])
-    words = f"Family tree of {all_} particles at {len(boundaries)} boundaries. "
-    words += f"Resampled at boundary {', '.join(again)}. " if again else "Never resampled. "
-    words += f"{first} of the {all_} first particles have descendants at the last boundary."
-    if family.best:
-        words += f" The best particle's slots: {', '.join(map(str, family.best))}."
-    return words
-
-
 # --- charts -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Line:
-    """Of a chart; `segments` are the points of the polylines."""
-
-    kind: str
-    segments: list[str]
-    label: str = ""
-    at: tuple[float, float] = (0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Dot:
-    kind: str
-    x: float
-    y: float
-    title: str
-
-
-@dataclass
 class Chart:
-    """A small chart over the boundaries; positions in its own units, 380 by 210."""
+    """A small chart over the boundaries; positions in its own units, 380 by 210.
 
-    title: str
-    columns: int
-    low: float
-    high: float
-    summary: str = ""
-    lines: list[Line] = field(default_factory=list)
-    dots: list[Dot] = field(default_factory=list)
+    `lines` are kind, values and label, and `dots` kind, boundary, value and title.
+    """
 
-    width, height = 380, 210
-    _left, _right, _top, _bottom = 50, 46, 14, 34
+    width, left, right, bottom, top = 380, 50, 334, 176, 14
+    height = 210
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        title: str,
+        summary: str,
+        span: Sequence[float],
+        lines: Sequence[tuple[str, Sequence[float], str]],
+        dots: Sequence[tuple[str, int, float, str]] = (),
+    ) -> None:
+        self.title, self.summary, self.lines, self.dots = title, summary, lines, dots
+        self.columns = len(lines[0][1])
+        self.low, self.high = min(span), max(span)
         if self.low == self.high:
             room = abs(self.low) / 10 or 0.5
             self.low, self.high = self.low - room, self.high + room
 
-    @property
-    def bottom(self) -> int:
-        return self.height - self._bottom
-
-    @property
-    def ends(self) -> tuple[int, int]:
-        """Of the horizontal axis."""
-        return self._left, self.width - self._right
-
     def x(self, column: int) -> float:
-        left, right = self.ends
-        return round(left + (right - left) * column / max(1, self.columns - 1), 1)
+        share = column / max(1, self.columns - 1)
+        return round(self.left + (self.right - self.left) * share, 1)
 
     def y(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
-        return round(self.bottom - share * (self.bottom - self._top), 1)
+        return round(self.bottom - share * (self.bottom - self.top), 1)
 
-    def ticks(self) -> list[tuple[float, str]]:
-        """Heights and labels of round values."""
-        step = _round_step((self.high - self.low) / 4)
+    def ticks(self) -> list[float]:
+        """Round values: the next 1, 2 or 5 times a power of ten apart that gives up to five."""
+        rough = (self.high - self.low) / 4
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
         first, last = math.ceil(self.low / step), math.floor(self.high / step)
-        values = [i * step for i in range(first, last + 1)]
-        return [(self.y(value), f"{value:.6g}") for value in values]
-
-    def add_line(self, kind: str, values: Sequence[float], label: str = "") -> None:
-        """A value for each boundary; broken where there is none."""
-        runs: list[list[str]] = [[]]
-        drawn = [(self.x(k), self.y(v)) if math.isfinite(v) else None for k, v in enumerate(values)]
-        for point in drawn:
-            if point is None:
-                runs.append([])
-            else:
-                runs[-1].append(f"{point[0]:g},{point[1]:g}")
-        ends = [point for point in drawn if point is not None]
-        segments = [" ".join(run) for run in runs if run]
-        x, y = ends[-1] if ends else (0.0, 0.0)
-        for other in self.lines:  # labels one below the other
-            y = max(y, other.at[1] + 13) if abs(y - other.at[1]) < 13 else y
-        self.lines.append(Line(kind, segments, label, (x, y)))
-
-    def add_dot(self, kind: str, column: int, value: float, title: str) -> None:
-        if math.isfinite(value):
-            self.dots.append(Dot(kind, self.x(column), self.y(value), title))
+        return [i * step for i in range(first, last + 1)]
 
 
-def _round_step(rough: float) -> float:
-    """The next 1, 2 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(m * power for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
-
-
-def _charts(seen: Seen, population: int) -> list[Chart]:
+def _charts(run: RunRecord, p: int) -> Iterator[Chart]:
     """Rewards, ESS and log-evidence over the boundaries that were passed."""
-    boundaries = seen.boundaries
-    rewards = [b.rewards[population] for b in boundaries]
-    finite = [r for row in rewards for r in row if math.isfinite(r)]
-    charts = []
-    if finite:
-        chart = Chart("reward", len(boundaries), min(finite), max(finite))
-        taken = [[r for r in row if math.isfinite(r)] for row in rewards]
-        best = [max(row, default=math.nan) for row in taken]
-        mean = [sum(row) / len(row) if row else math.nan for row in taken]
-        for k, row in enumerate(rewards):
-            for n, reward in enumerate(row):
-                chart.add_dot("particle", k, reward, f"particle {n}: {figure(reward)}")
-        chart.add_line("best", best, "best")
-        chart.add_line("mean", mean, "mean")
-        chart.summary = f"Best reward {_from_to(best)}, mean {_from_to(mean)}."
-        charts.append(chart)
-    ess = [b.ess[population] for b in boundaries]
-    if any(map(math.isfinite, ess)):  # searches have no weights
-        chart = Chart("effective sample size", len(boundaries), 0.0, float(seen.record.particles))
-        chart.add_line("best", ess, "ESS")
-        for k, passed in enumerate(boundaries):
-            if passed.resampled[population]:
-                chart.add_dot("resampled", k, ess[k], f"resampled at ESS {figure(ess[k], 3)}")
-        chart.summary = f"ESS {_from_to(ess)}, of {seen.record.particles}; dots where resampled."
-        charts.append(chart)
-    evidence = [b.log_evidence[population] for b in boundaries]
-    finite = [value for value in evidence if math.isfinite(value)]
-    if finite:
-        chart = Chart("log-evidence", len(boundaries), min(finite), max(finite))
-        chart.add_line("best", evidence, "")
-        chart.summary = f"Log-evidence {_from_to(evidence)}."
-        charts.append(chart)
-    return charts
+    passed = list(enumerate(run.boundaries))
+    rewards = [b.rewards[p] for _, b in passed]
+    known = [_finite(row) for row in rewards]
+    if span := [reward for row in known for reward in row]:
+        best = [max(row, default=math.nan) for row in known]
+        mean = [sum(row) / len(row) if row else math.nan for row in known]
+        particles = [
+            ("particle", k, reward, f"particle {n}: {figure(reward)}")
+            for k, row in enumerate(rewards)
+            for n, reward in enumerate(row)
+        ]
+        told = f"Best reward {_from_to(best)}, mean {_from_to(mean)}."
+        lines = [("best", best, "best"), ("mean", mean, "mean")]
+        yield Chart("reward", told, span, lines, particles)
+    ess, N = [b.ess[p] for _, b in passed], run.particles
+    if _finite(ess):  # searches have no weights
+        again = [
+            ("resampled", k, ess[k], f"resampled at ESS {figure(ess[k], 3)}")
+            for k, b in passed
+            if b.resampled[p]
+        ]
+        told = f"ESS {_from_to(ess)}, of {N}; dots where resampled."
+        yield Chart("effective sample size", told, (0.0, N), [("best", ess, "ESS")], again)
+    evidence = [b.log_evidence[p] for _, b in passed]
+    if span := _finite(evidence):
+        told = f"Log-evidence {_from_to(evidence)}."
+        yield Chart("log-evidence", told, span, [("best", evidence, "")])
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
 
 
 def _from_to(values: Sequence[float]) -> str:
-    known = [value for value in values if math.isfinite(value)]
+    known = _finite(values)
     return f"from {figure(known[0])} to {figure(known[-1])}" if known else "not taken"
 
 
 # --- the page -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class PopulationView:
-    """One prompt of a run."""
-
-    name: str
-    pictures: list[Picture]
-    more_pictures: int
-    tree: Tree | None
-    charts: list[Chart]
-    rows: list[dict[str, str]]
-
-
-@dataclass(frozen=True)
-class Side:
-    """All that is shown of one run."""
-
-    name: str
-    heading: str
-    seen: Seen
-    sheets: list[Sheet]
-    populations: list[PopulationView]
-    left_out: int
-    facts: dict[str, str]
-    settings: dict[str, str]
-    versions: dict[str, str]
 
 
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
@@ -521,21 +274,12 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     runs = expand(folders, MOST_RUNS)
     if not runs:
         raise InvalidArgument("give the folder of at least one run")
-    sides = [
-        _side(look(run), name, f"s{i}") for i, (run, name) in enumerate(zip(runs, names(runs)))
-    ]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("glass_flows.runs", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["clean"] = clean
-    text = environment.get_template("report.html.jinja").render(
-        sides=sides,
-        title=sides[0].heading if len(sides) == 1 else f"{len(sides)} runs",
-        differences=differences([side.seen.record.job for side in sides]),
+    text = render(
+        Path(__file__).with_name("report.html.jinja"),
+        {"clean": clean, "figure": figure, "finite": math.isfinite, "flat": flat},
+        sides=[_side(run, name, f"s{i}") for i, (run, name) in enumerate(zip(runs, names(runs)))],
+        title=runs[0].heading if len(runs) == 1 else f"{len(runs)} runs",
+        differences=differences([run.job for run in runs]),
     )
     target = Path(out)
     try:
@@ -546,42 +290,27 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     return target
 
 
-def _side(seen: Seen, name: str, prefix: str) -> Side:
-    record, figures = seen.record, seen.figures
-    sheets = _sheets(seen, prefix)
-    shown = min(record.populations, _MOST_POPULATIONS)
-    prompts = [*record.prompts, *[""] * shown]
-    populations = []
-    for p in range(shown):
-        pictures = _pictures(seen, p, sheets)
-        populations.append(
-            PopulationView(
-                name=prompts[p] if record.populations > 1 else "",
-                pictures=pictures[:_MOST_PICTURES],
-                more_pictures=max(0, len(pictures) - _MOST_PICTURES),
-                tree=_tree(seen, p, sheets),
-                charts=_charts(seen, p) if seen.boundaries else [],
-                rows=rows(seen.boundaries, p),
-            )
-        )
-    known = not math.isnan(figures.ess)
-    facts = {
-        "best reward": figure(figures.best),
-        "mean reward": figure(figures.mean),
-        "ESS at the end": f"{figure(figures.ess, 3)} of {record.particles}" if known else "-",
-        "log-evidence": figure(figures.log_evidence),
-        "boundary": position(seen.boundary, record.transitions),
-        **{told: f"{figures.costs[name]:,}" for name, told in COSTS.items() if figures.costs},
-        "seconds": figure(figures.seconds),
+def _side(run: RunRecord, name: str, prefix: str) -> dict[str, Any]:
+    """All that is shown of one run."""
+    sheets = _sheets(run, prefix)
+    shown = range(min(run.populations, _MOST_POPULATIONS))
+    prompts = [*run.prompts, *[""] * len(shown)] if run.populations > 1 else [""]
+    drawn = 0 < run.particles <= _MOST_IN_TREE and run.boundaries
+    return {
+        "run": run,
+        "name": name,
+        "facts": facts(run),
+        "sheets": sheets,
+        "tile": _tile_size(run.particles, sheets) if drawn else None,
+        "populations": [
+            {
+                "name": prompts[p],
+                "pictures": list(_pictures(run, p, sheets)),
+                "fates": _fates(run.boundaries, p) if drawn else None,
+                "charts": list(_charts(run, p)),
+                "rows": rows(run.boundaries, p),
+            }
+            for p in shown
+        ],
+        "most_pictures": _MOST_PICTURES,
     }
-    return Side(
-        name=name,
-        heading=seen.heading,
-        seen=seen,
-        sheets=list(sheets.values()),
-        populations=populations,
-        left_out=record.populations - shown,
-        facts=facts,
-        settings=flat(record.job),
-        versions=flat(record.versions),
-    )

@@ -11,7 +11,7 @@ from ..errors import InvalidArgument, check_name
 from ..fronts import One
 from ..plans import Sampler
 from ..registry import Registry
-from ..settings import Kind, build, explanations, kinds
+from ..settings import Kind, build, defaults, explanations, kinds
 from .method import Method
 from .search import Beam, Greedy
 from .smc import BestOf, Steering
@@ -185,5 +185,4 @@ class AnyMethod:
         return method_of(default if given is None else given, named)
 
     def default_of(self, name: str, default: Any) -> Any:
-        (owner, *_) = every_setting()[name]
-        return next(one.default for one in fields(owner) if one.name == name)
+        return defaults(every_setting()[name][0])[name]

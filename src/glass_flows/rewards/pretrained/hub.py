@@ -19,12 +19,13 @@ __all__ = ["BERT", "CLIP_H", "CLIP_L", "HEAD", "Place", "transformers_for"]
 HEAD = "head.safetensors"
 
 
-def transformers_for(purpose: str) -> None:
-    """Raise MissingExtra without the package transformers."""
+def transformers_for(purpose: str) -> Any:
+    """The package transformers; MissingExtra without it."""
     try:
-        import transformers  # noqa: F401
+        import transformers
     except ImportError as error:
         raise MissingExtra("transformers", "rewards", purpose) from error
+    return transformers
 
 
 @dataclass(frozen=True)
