@@ -5,12 +5,14 @@ Needs the extra "diffusers".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ...errors import MissingExtra, WeightsFileError
 from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIDE, SIZES
@@ -25,6 +27,7 @@ __all__ = [
     "clip_tokenizer",
     "load_pipeline",
     "t5_tokenizer",
+    "tokens",
 ]
 
 MAX_TOKENS = MAX_WORDS + 1
@@ -80,6 +83,14 @@ def clip_tokenizer() -> Any:
     for mark in ("<|startoftext|>", "<|endoftext|>"):
         vocabulary[mark] = len(vocabulary)
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_TOKENS)
+
+
+def tokens(tokenizer: Any, sentences: Sequence[str]) -> Tensor:
+    """Numbers of the words (B, length), of the full length that the tokenizer was made for."""
+    found: Tensor = tokenizer(
+        list(sentences), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    return found
 
 
 def _encode(word: str, merges: list[tuple[str, str]]) -> list[str]:

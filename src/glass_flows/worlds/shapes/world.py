@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -175,30 +175,28 @@ class Prompt:
                 "and, above, below, to the left of, to the right of; on black, on white"
             )
         found = match.groupdict()
-        background = found["background"]
-        if found["number"]:
-            count = next(n for n, word in NUMBERS.items() if word == found["number"])
-            thing = Thing(found["many"].removesuffix("s"), found["colour"], found["size"])
-            return cls((thing,), count, None, background)
-        one = Thing(found["shape1"], found["colour1"], found["size1"])
-        if found["shape2"] is None:
-            return cls((one,), 1, None, background)
-        relation = next((r for r, w in RELATIONS.items() if w == found["link"]), None)
-        two = Thing(found["shape2"], found["colour2"], found["size2"])
-        return cls((one, two), 1, relation, background)
+        things = tuple(
+            Thing(found[f"shape{n}"], found[f"colour{n}"], found[f"size{n}"])
+            for n in ("", "1", "2")
+            if found[f"shape{n}"]
+        )
+        count = {word: number for number, word in NUMBERS.items()}.get(found["number"], 1)
+        relation = {words: name for name, words in RELATIONS.items()}.get(found["link"])
+        return cls(things, count, relation, found["background"])
 
 
 def _grammar() -> re.Pattern[str]:
-    sizes, colours, shapes = "|".join(SIZES), "|".join(COLOURS), "|".join(SHAPES)
+    def one_of(names: Iterable[str]) -> str:
+        return "|".join(names)
 
     def thing(n: str) -> str:
-        return f"an? (?:(?P<size{n}>{sizes}) )?(?:(?P<colour{n}>{colours}) )?(?P<shape{n}>{shapes})"
+        size, colour = f"(?P<size{n}>{one_of(SIZES)})", f"(?P<colour{n}>{one_of(COLOURS)})"
+        return f"(?:{size} )?(?:{colour} )?(?P<shape{n}>{one_of(SHAPES)})"
 
-    links = "|".join(("and", *RELATIONS.values()))
-    many = f"(?P<number>{'|'.join(NUMBERS.values())}) (?:(?P<size>{sizes}) )?"
-    many += f"(?:(?P<colour>{colours}) )?(?P<many>(?:{shapes})s)"
-    pair = f"{thing('1')}(?: (?P<link>{links}) {thing('2')})?"
-    return re.compile(f"(?:{many}|{pair})(?: on (?P<background>{'|'.join(BACKGROUNDS)}))?")
+    many = f"(?P<number>{one_of(NUMBERS.values())}) {thing('')}s"
+    links = one_of(("and", *RELATIONS.values()))
+    pair = f"an? {thing('1')}(?: (?P<link>{links}) an? {thing('2')})?"
+    return re.compile(f"(?:{many}|{pair})(?: on (?P<background>{one_of(BACKGROUNDS)}))?")
 
 
 _SENTENCE = _grammar()
