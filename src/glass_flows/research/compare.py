@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,9 @@ from ..measures import Measure, diversity, half_samples, mean, share
 from ..plans import EulerMaruyama, Paper, Sampler
 from ..progress import progress_bar
 from ..steering import Beam, BestOf, Steering, Twist
-from .digits import Array, Returned, draw_digits, frechet, real_features
-from .recipe import Contender, Recipe, tune
+from .contest import Contender, Entry, contest, write_contest
+from .digits import draw_digits, frechet, judge_features, real_features
+from .recipe import Array, Recipe, Returned
 
 __all__ = ["CompareReport", "MethodFigures", "chosen_methods", "compare", "methods"]
 
@@ -34,7 +36,6 @@ _STEPS = (4, 6, 10)  # evaluations per transition that are tried
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)  # λ
 _TUNING = 1_000_003  # added to the seed for tuning
 _GLASS = "steering: GLASS"
-_SHOWN = ("transitions", "steps", "scale", "twist", "guidance", "children")  # in the table
 _PICTURES = 32
 
 
@@ -79,25 +80,6 @@ class CompareReport:
     table: Path
     results: Path
     picture: Path
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """What is compared, and how much of it."""
-
-    model: str
-    rewards: list[str]
-    evaluations: int
-    particles: int
-    populations: int
-    tuning_populations: int
-    seed: int
-
-    def check(self) -> None:
-        for name, least in (("populations", 4), ("tuning_populations", 2)):
-            check_count(name, getattr(self, name), least=least)
-        check_count("evaluations", self.evaluations)
-        check_count("particles", self.particles)
 
 
 def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> dict[str, Contender]:
@@ -191,34 +173,43 @@ def compare(
 
     Results are written after every method: one that stops keeps what was finished.
     """
-    asked = _Asked(
-        model.name, list(rewards), evaluations, particles, populations, tuning_populations, seed
-    )
-    asked.check()
+    settings: dict[str, Any] = {
+        "model": model.name,
+        "rewards": list(rewards),
+        "evaluations": evaluations,
+        "particles": particles,
+        "populations": populations,
+        "tuning_populations": tuning_populations,
+        "seed": seed,
+    }
+    counts = {"populations": 4, "tuning_populations": 2, "evaluations": 1, "particles": 1}
+    for name, least in counts.items():
+        check_count(name, settings[name], least)
     listed = chosen_methods(methods(evaluations, particles, model.sigma_data), only)
     bench = _Bench(model, rewards)
-    folder = make_folder(out)
+    stem = make_folder(out) / "comparison"
     found: list[MethodFigures] = []
     pictures: list[Strip] = []
-    tuned: dict[str, Recipe] = {}
-    baseline: _All | None = None
+    baseline: Returned | None = None
     draws = sum(one.trials + 1 for one in listed) * len(bench.labels)
     with progress_bar(draws, progress, "comparing") as advance:
-        for one in listed:
-            tuned[one.title], _ = tune(
-                one.options(tuned),
-                lambda recipe: bench.run(recipe, tuning_populations, seed + _TUNING, advance),
+
+        def draw(recipe: Recipe, tuning: bool) -> Returned:
+            if tuning:
+                return bench.run(recipe, tuning_populations, seed + _TUNING, advance)
+            return bench.run(recipe, populations, seed, advance)
+
+        for one in contest(listed, draw):
+            baseline = baseline or one.returned
+            found.append(bench.figures(one, baseline))
+            pictures.append(bench.row(one))
+            judge, brief = found[-1].judge.value, one.tuned.brief()
+            announce(f"{one.title.strip()}: judge {judge:.1%}, tuned {brief}")
+            table, results = write_contest(
+                stem, settings, found, real_diversity=bench.real_diversity
             )
-            returned = bench.run(tuned[one.title], populations, seed, advance)
-            baseline = baseline or returned
-            figures = bench.figures(one.title, returned, baseline, tuned[one.title])
-            found.append(figures)
-            pictures.append(bench.row(one.title, returned))
-            brief = figures.tuned.brief()
-            announce(f"{one.title.strip()}: judge {figures.judge.value:.1%}, tuned {brief}")
-            table, results = _write(folder, asked, found, bench.real_diversity)
-    settings = json.dumps(asdict(asked))
-    picture = save_png(image_grid(pictures), folder / "comparison.png", settings=settings)
+    file = stem.with_suffix(".png")
+    picture = save_png(image_grid(pictures), file, settings=json.dumps(settings))
     return CompareReport(tuple(found), bench.real_diversity, table, results, picture)
 
 
@@ -237,25 +228,6 @@ def chosen_methods(known: Mapping[str, Contender], only: Sequence[str]) -> list[
     return [known[name] for name in names if name in wanted]
 
 
-@dataclass(frozen=True)
-class _All:
-    """What one method handed back, reward by reward."""
-
-    parts: list[Returned]
-
-    @property
-    def verdicts(self) -> Array:
-        return np.concatenate([one.verdicts for one in self.parts])
-
-    @property
-    def rewards(self) -> Array:
-        return np.concatenate([one.rewards for one in self.parts])
-
-    @property
-    def merit(self) -> tuple[float, float]:
-        return float(self.verdicts.mean()), float(self.rewards.mean())
-
-
 class _Bench:
     """Draws the digits towards every reward, and judges what is returned."""
 
@@ -266,7 +238,7 @@ class _Bench:
             label for text in rewards for label in model.labels(any_.job(model, reward=text))
         ]
 
-    @cached_property
+    @property
     def real(self) -> list[Array]:
         """Features of the real digits, for every reward."""
         return [real_features(self.model, label) for label in self.labels]
@@ -275,33 +247,37 @@ class _Bench:
     def real_diversity(self) -> float:
         return float(np.mean([diversity(real) for real in self.real]))
 
-    def run(self, recipe: Recipe, populations: int, seed: int, advance: Callable[[], None]) -> _All:
+    def run(
+        self, recipe: Recipe, populations: int, seed: int, advance: Callable[[], None]
+    ) -> Returned:
         parts = []
         for label in self.labels:
             parts.append(draw_digits(self.model, recipe, label, populations, seed))
             advance()
-        return _All(parts)
+        return Returned.joined(parts)
 
-    def figures(self, title: str, returned: _All, baseline: _All, tuned: Recipe) -> MethodFigures:
-        parts = returned.parts
+    def figures(self, one: Entry, baseline: Returned) -> MethodFigures:
+        returned = one.returned
+        parts = [judge_features(self.model, z) for z in returned.images.chunk(len(self.labels))]
+        particles = len(returned.rewards) * one.tuned.method.particles
         return MethodFigures(
-            title,
+            one.title,
             share(returned.verdicts),
             mean(returned.verdicts - baseline.verdicts),
             mean(returned.rewards),
-            _average(frechet(one.features, real) for one, real in zip(parts, self.real)),
-            _average(half_samples(one.features, diversity) for one in parts),
-            forward=float(np.mean([one.forward for one in parts])),
-            backward=float(np.mean([one.backward for one in parts])),
-            tuned=tuned,
+            _average(frechet(part, real) for part, real in zip(parts, self.real)),
+            _average(half_samples(part, diversity) for part in parts),
+            forward=returned.evaluations / particles,
+            backward=returned.gradients / particles,
+            tuned=one.tuned,
         )
 
-    def row(self, title: str, returned: _All) -> Strip:
+    def row(self, one: Entry) -> Strip:
         """The images towards the first reward."""
-        first = returned.parts[0]
-        verdicts = [bool(verdict) for verdict in first.verdicts[:_PICTURES]]
-        says = f"judge says {self.labels[0]}: {float(first.verdicts.mean()):.0%}"
-        return Strip(f"{title.strip()}: {says}", first.images[:_PICTURES], verdicts)
+        verdicts = one.returned.verdicts[: len(one.returned.verdicts) // len(self.labels)]
+        says = f"judge says {self.labels[0]}: {float(verdicts.mean()):.0%}"
+        shown = [bool(verdict) for verdict in verdicts[:_PICTURES]]
+        return Strip(f"{one.title.strip()}: {says}", one.returned.images[: len(shown)], shown)
 
 
 def _average(estimates: Iterable[Measure]) -> Measure:
@@ -309,49 +285,3 @@ def _average(estimates: Iterable[Measure]) -> Measure:
     listed = list(estimates)
     error = sum(one.error**2 for one in listed) ** 0.5
     return Measure(sum(one.value for one in listed) / len(listed), error / len(listed))
-
-
-def _write(
-    folder: Path, asked: _Asked, lines: Sequence[MethodFigures], real: float
-) -> tuple[Path, Path]:
-    """The table and the figures of the methods that are finished."""
-    table, results = folder / "comparison.md", folder / "comparison.json"
-    table.write_text(_table(lines, real, asked))
-    told = [{**asdict(line), "tuned": line.tuned.brief()} for line in lines]
-    payload = {"settings": asdict(asked), "methods": told, "real_diversity": real}
-    results.write_text(json.dumps(payload, indent=1) + "\n")
-    return table, results
-
-
-def _table(lines: Sequence[MethodFigures], real: float, asked: _Asked) -> str:
-    """The comparison in Markdown."""
-    with_interval = "{:.1f} ({:.1f} to {:.1f})"
-
-    def percent(estimate: Measure) -> str:
-        return with_interval.format(*(100 * v for v in (estimate.value, *estimate.interval)))
-
-    def plain(estimate: Measure) -> str:
-        return f"{estimate.value:.2f} ± {estimate.error:.2f}"
-
-    rows = [
-        "| method | judge accepts, % (95 %) | more than best-of-N, points (95 %) | reward "
-        "| Fréchet | diversity | passes per particle | tuned |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for line in lines:
-        passes = f"{line.forward:g}" + (f" + {line.backward:g} back" if line.backward else "")
-        brief = line.tuned.brief()
-        tuned = ", ".join(f"{name} {brief[name]}" for name in _SHOWN if name in brief)
-        rows.append(
-            f"| {line.method.strip()} | {percent(line.judge)} | {percent(line.gain)} "
-            f"| {plain(line.reward)} | {plain(line.frechet)} | {plain(line.diversity)} "
-            f"| {passes} | {tuned} |"
-        )
-    notes = (
-        f"{asked.populations} populations for each of {', '.join(asked.rewards)}; "
-        f"{asked.particles} particles, {asked.evaluations} network passes per "
-        f"particle, forward and backward together; seed {asked.seed}. Tuned by the judge on "
-        f"other seeds, {asked.tuning_populations} populations for every candidate. ± is one "
-        f"standard error. Real images have diversity {real:.2f}."
-    )
-    return "\n".join(rows) + "\n\n" + notes + "\n"
