@@ -26,9 +26,8 @@ from ..measures import Measure, diversity, half_samples, mean, share
 from ..plans import EulerMaruyama, Paper, Sampler
 from ..progress import progress_bar
 from ..steering import Beam, BestOf, Steering, Twist
-from .contest import Contender, Entry, contest, write_contest
 from .digits import draw_digits, frechet, judge_features, real_features
-from .recipe import Array, Recipe, Returned
+from .recipe import Array, Contender, Entry, Recipe, Returned, contest, write_contest
 
 __all__ = ["CompareReport", "MethodFigures", "chosen_methods", "compare", "methods"]
 
@@ -95,52 +94,43 @@ def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> dict[s
     guided = partial(Guidance, sigma_data=sigma_data)
     # The SDEs, whose transitions are of one evaluation, stop where GLASS does.
     every = [(sampler, replace(one, boundaries=sampler.steps)) for sampler, one in tilted]
-    listed = [
-        Contender("best-of-n: ODE", (Recipe(BestOf(particles), Sampler.ode(evaluations)),)),
-        Contender("best-of-n: GLASS", tuple(Recipe(BestOf(particles), one) for one in glass)),
-        Contender(
-            "steering: Euler-Maruyama",
-            tuple(
-                Recipe(one, replace(sampler, rho=None, solver=EulerMaruyama()))
-                for sampler, one in every
-            ),
+    return {
+        "best-of-n: ODE": Contender([Recipe(BestOf(particles), Sampler.ode(evaluations))]),
+        "best-of-n: GLASS": Contender([Recipe(BestOf(particles), one) for one in glass]),
+        "steering: Euler-Maruyama": Contender(
+            [Recipe(one, replace(s, rho=None, solver=EulerMaruyama())) for s, one in every]
         ),
-        Contender(
-            "steering: DDPM",
-            tuple(Recipe(one, Sampler(evaluations, 1, "ddpm")) for _, one in every),
+        "steering: DDPM": Contender(
+            [Recipe(one, Sampler(evaluations, 1, "ddpm")) for _, one in every]
         ),
-        Contender(
-            "steering: GLASS, Algorithm 1",
-            tuple(Recipe(one, replace(sampler, solver=Paper())) for sampler, one in tilted),
+        "steering: GLASS, Algorithm 1": Contender(
+            [Recipe(one, replace(s, solver=Paper())) for s, one in tilted]
         ),
-        Contender(_GLASS, tuple(Recipe(one, sampler) for sampler, one in tilted)),
-        Contender("  + reward guidance", follows=_GLASS, aids=tuple(map(guided, (0.25, 0.5, 1.0)))),
-        Contender(
-            "  + network guidance",  # whose backward passes are half of all
-            tuple(
-                Recipe(one, Sampler(k, m // 2, 0.4)).aided(guided(w, "network"))
+        _GLASS: Contender([Recipe(one, s) for s, one in tilted]),
+        "  + reward guidance": Contender([guided(w) for w in (0.25, 0.5, 1.0)], follows=_GLASS),
+        "  + network guidance": Contender(  # whose backward passes are half of all
+            [
+                Recipe(Steering(particles, scale), Sampler(k, m // 2, 0.4)).aided(
+                    guided(w, "network")
+                )
                 for k, m in splits
-                for one in (Steering(particles, scale) for scale in _SCALES)
+                for scale in _SCALES
                 for w in (0.5, 1.0)
-            ),
+            ]
         ),
-        Contender(
-            "  + twist",
-            follows=_GLASS,
-            aids=tuple(Twist(cap=cap, sigma_data=sigma_data) for cap in (0.75, 1.5, 3.0)),
+        "  + twist": Contender(
+            [Twist(cap=cap, sigma_data=sigma_data) for cap in (0.75, 1.5, 3.0)], follows=_GLASS
         ),
-        Contender(
-            "beam: GLASS",
-            tuple(
-                Recipe(Beam(particles, children=w), sampler)
+        "beam: GLASS": Contender(
+            [
+                Recipe(Beam(particles, children=children), sampler)
                 for sampler in glass
-                for w in (2, 4)
-                if particles % w == 0
-            )
-            or (Recipe(Beam(particles, children=1), glass[0]),),
+                for children in (2, 4)
+                if particles % children == 0
+            ]
+            or [Recipe(Beam(particles, children=1), glass[0])]
         ),
-    ]
-    return {one.title: one for one in listed}
+    }
 
 
 def compare(
@@ -191,7 +181,7 @@ def compare(
     found: list[MethodFigures] = []
     pictures: list[Strip] = []
     baseline: Returned | None = None
-    draws = sum(one.trials + 1 for one in listed) * len(bench.labels)
+    draws = sum(one.trials + 1 for one in listed.values()) * len(bench.labels)
     with progress_bar(draws, progress, "comparing") as advance:
 
         def draw(recipe: Recipe, tuning: bool) -> Returned:
@@ -213,7 +203,7 @@ def compare(
     return CompareReport(tuple(found), bench.real_diversity, table, results, picture)
 
 
-def chosen_methods(known: Mapping[str, Contender], only: Sequence[str]) -> list[Contender]:
+def chosen_methods(known: Mapping[str, Contender], only: Sequence[str]) -> dict[str, Contender]:
     """The methods whose titles contain one of `only` (all if empty), the baseline, and what they
     follow."""
     names = list(known)
@@ -225,7 +215,7 @@ def chosen_methods(known: Mapping[str, Contender], only: Sequence[str]) -> list[
     }
     wanted |= {names[0]}
     wanted |= {follows for name in wanted if (follows := known[name].follows)}
-    return [known[name] for name in names if name in wanted]
+    return {name: known[name] for name in names if name in wanted}
 
 
 class _Bench:

@@ -31,12 +31,11 @@ from ..plans import Sampler
 from ..progress import progress_bar
 from ..steering import BestOf, Steering, Twist
 from ..steering.loop import Watch
-from ..worlds.shapes import CATEGORIES, SINGLE, TWO, Prompt, prompts
-from .contest import Contender, Entry, contest, write_contest
-from .recipe import Recipe, Returned, judged
+from ..worlds.shapes import CATEGORIES, Prompt, prompts
+from .recipe import Contender, Entry, Recipe, Returned, contest, judged, write_contest
 from .writing import key_of
 
-__all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods", "plain_acceptance"]
+__all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods"]
 
 _SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 8.0)  # λ, of a reward whose spread is about 7
 _GUIDES = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0)  # w, through the reward
@@ -46,7 +45,6 @@ _COLUMNS = 8  # of each half of the grid
 _PLAIN, _BEST, _STEERED = "plain", "best-of-n", "steering"
 _GUIDED, _TWISTED = "  + guidance", "  + twist"
 _NUMBERS = ("rewards", "verdicts", "evaluations")  # kept of what was drawn, beside the images
-_GROUPS = {"single object": SINGLE, "counting": ("counting",), "two objects": TWO}
 
 
 @dataclass(frozen=True)
@@ -83,21 +81,19 @@ class ShapesReport:
     hacking: Path
 
 
-def methods(particles: int, transitions: int, steps: int) -> list[Contender]:
-    """The methods: all spend K M evaluations on each of their particles.
+def methods(particles: int, transitions: int, steps: int) -> dict[str, Contender]:
+    """The methods by title: all spend K M evaluations on each of their particles.
 
     Guidance and twist take the λ that was chosen without them.
     """
     sampler = Sampler(transitions, steps, 0.4)
-    scales = tuple(Recipe(Steering(particles, scale), sampler) for scale in _SCALES)
-    guides = tuple(Guidance(w, "reward") for w in _GUIDES)
-    return [
-        Contender(_PLAIN, (_plain(transitions * steps),)),
-        Contender(_BEST, (Recipe(BestOf(particles), sampler.baseline()),)),
-        Contender(_STEERED, scales),
-        Contender(_GUIDED, follows=_STEERED, aids=guides),
-        Contender(_TWISTED, follows=_STEERED, aids=tuple(Twist(cap=cap) for cap in _CAPS)),
-    ]
+    return {
+        _PLAIN: Contender([_plain(transitions * steps)]),
+        _BEST: Contender([Recipe(BestOf(particles), sampler.baseline())]),
+        _STEERED: Contender([Recipe(Steering(particles, scale), sampler) for scale in _SCALES]),
+        _GUIDED: Contender([Guidance(w) for w in _GUIDES], follows=_STEERED),
+        _TWISTED: Contender([Twist(cap=cap) for cap in _CAPS], follows=_STEERED),
+    }
 
 
 def _plain(evaluations: int) -> Recipe:
@@ -148,7 +144,7 @@ def compare_shapes(
     found: list[ShapesFigures] = []
     entries: dict[str, Entry] = {}
     chunks = -(-count // _CHUNK) * len(listed)
-    chunks += -(-tuning_count // _CHUNK) * sum(one.trials for one in listed)
+    chunks += -(-tuning_count // _CHUNK) * sum(one.trials for one in listed.values())
     with progress_bar(chunks, progress, "comparing") as advance:
         for one in contest(
             listed, lambda recipe, tuned: bench.run(recipe, tuning if tuned else asked, advance)
@@ -167,45 +163,19 @@ def compare_shapes(
     return ShapesReport(tuple(found), table, results, picture, hacking)
 
 
-def plain_acceptance(
-    model: Shapes, *, per_group: int = 100, evaluations: int = 24, seed: int = 0
-) -> dict[str, Measure]:
-    """What the judge accepts of plain samples for held-out prompts, by kinds of prompt.
-
-    The part "test" holds few different sentences of a single object; they are drawn several times.
-    """
-    bench = _Bench(model, model.reward_name, seed)
-    found = {}
-    for group, categories in _GROUPS.items():
-        sentences = _all_of("test", categories, per_group)
-        asked = [sentences[i % len(sentences)] for i in range(per_group)]
-        found[group] = share(bench.run(_plain(evaluations), asked).verdicts)
-    return found
-
-
-def _all_of(part: str, categories: Sequence[str], most: int) -> list[Prompt]:
-    """As many different prompts as there are, at most so many."""
-    while True:
-        try:
-            return prompts(part, most, categories=categories)
-        except InvalidArgument:
-            most -= 1
-
-
 class _Bench:
-    """Draws with a pipeline and judges; keeps what it drew in a folder, if it is given one."""
+    """Draws with a pipeline and judges; keeps what it drew in a folder."""
 
-    def __init__(self, model: Shapes, reward: str, seed: int, folder: Path | None = None) -> None:
+    def __init__(self, model: Shapes, reward: str, seed: int, folder: Path) -> None:
         self.model, self.named, self.seed, self.folder = model, reward, seed, folder
         self.reward = model.reward(_plain(1).job(model, reward=reward))
-        if folder is not None:
-            if not hasattr(self.reward, "network"):  # whose weights tell what was drawn with it
-                raise InvalidArgument(
-                    f"the comparison takes a pre-trained reward, as 'clip', got {reward!r}"
-                )
-            pipe = model.pipe
-            parts = (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
-            self.weights = _fingerprint(*parts, self.reward.network)
+        if not hasattr(self.reward, "network"):  # whose weights tell what was drawn with it
+            raise InvalidArgument(
+                f"the comparison takes a pre-trained reward, as 'clip', got {reward!r}"
+            )
+        pipe = model.pipe
+        parts = (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
+        self.weights = _fingerprint(*parts, self.reward.network)
 
     def run(
         self,
@@ -223,13 +193,11 @@ class _Bench:
 
     def _chunk(self, job: Job) -> Returned:
         """The best image of every prompt of a job, from its file if it was drawn before."""
-        file = None
-        if self.folder is not None:
-            file = self.folder / f"{key_of([job.as_json(), self.weights])}.safetensors"
-            if file.exists():
-                kept = load_file(file)
-                rewards, verdicts, evaluations = (kept[name].numpy() for name in _NUMBERS)
-                return Returned(kept["images"], rewards, verdicts, float(evaluations))
+        file = self.folder / f"{key_of([job.as_json(), self.weights])}.safetensors"
+        if file.exists():
+            kept = load_file(file)
+            rewards, verdicts, evaluations = (kept[name].numpy() for name in _NUMBERS)
+            return Returned(kept["images"], rewards, verdicts, float(evaluations))
         result = self.model.run(job, Watch(progress=False))
         found = Returned(
             torch.from_numpy(np.stack([np.asarray(image) for image in result.best])),
@@ -237,10 +205,9 @@ class _Bench:
             np.array(judged(self.model, result), float),
             result.result.network_evaluations,
         )
-        if file is not None:
-            file.parent.mkdir(exist_ok=True)
-            numbers = {name: torch.tensor(getattr(found, name)) for name in _NUMBERS}
-            replace(file, save({"images": found.images, **numbers}))
+        self.folder.mkdir(exist_ok=True)
+        numbers = {name: torch.tensor(getattr(found, name)) for name in _NUMBERS}
+        replace(file, save({"images": found.images, **numbers}))
         return found
 
 

@@ -1,9 +1,10 @@
-"""Ways to spend network evaluations, and what they return."""
+"""Ways to spend network evaluations, what they return, and a contest of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Union, cast
 
 import numpy as np
@@ -17,8 +18,19 @@ from ..jobs import Job, Model
 from ..plans import Sampler
 from ..settings import Json
 from ..steering import Method, Steering, Twist
+from .writing import write_json, write_markdown
 
-__all__ = ["Aid", "Array", "Recipe", "Returned", "judged"]
+__all__ = [
+    "Aid",
+    "Array",
+    "Contender",
+    "Entry",
+    "Recipe",
+    "Returned",
+    "contest",
+    "judged",
+    "write_contest",
+]
 
 Aid = Union[Guidance, Twist]
 Array = np.ndarray[Any, Any]
@@ -100,3 +112,66 @@ def judged(model: Model, result: ImageResult) -> list[bool] | None:
     if verdicts is None:
         return None
     return [row[best] for row, best in zip(verdicts, result.rewards.argmax(1).tolist())]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One line of a comparison.
+
+    Attributes
+    ----------
+    choices : sequence of Recipe, or of guidance and twists
+        Among which tuning chooses.
+    follows : str or None
+        Title of another, whose tuned recipe is taken with each of the choices.
+    """
+
+    choices: Sequence[Recipe | Aid]
+    follows: str | None = None
+
+    def options(self, tuned: Mapping[str, Recipe]) -> list[Recipe]:
+        """What there is to choose from, once those before it are `tuned`."""
+        return [
+            one if isinstance(one, Recipe) else tuned[str(self.follows)].aided(one)
+            for one in self.choices
+        ]
+
+    @property
+    def trials(self) -> int:
+        """How many recipes are tried; none where there is no choice."""
+        return len(self.choices) if len(self.choices) > 1 else 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contender with its tuned recipe, what that returned, and all that tuning tried."""
+
+    title: str
+    tuned: Recipe
+    returned: Returned
+    trials: list[tuple[Recipe, Returned]]
+
+
+def contest(
+    contenders: Mapping[str, Contender], draw: Callable[[Recipe, bool], Returned]
+) -> Iterator[Entry]:
+    """Tune and run one after the other; the best is the first of the highest merit.
+
+    ``draw(recipe, tuning)`` runs a recipe on the part for tuning, or on the one for the figures.
+    """
+    tuned: dict[str, Recipe] = {}
+    for title, one in contenders.items():
+        first, *others = one.options(tuned)
+        tried = [(recipe, draw(recipe, True)) for recipe in (first, *others) if others]
+        tuned[title] = max(tried, key=lambda trial: trial[1].merit)[0] if tried else first
+        yield Entry(title, tuned[title], draw(tuned[title], False), tried)
+
+
+def write_contest(
+    stem: Path, settings: Mapping[str, Any], lines: Sequence[Any], **rest: object
+) -> tuple[Path, Path]:
+    """STEM.md, the table, and STEM.json, all figures, of the methods that are finished."""
+    told = [{**asdict(line), "tuned": line.tuned.brief()} for line in lines]
+    table = write_markdown(stem.with_suffix(".md"), stem.name, lines=lines, **settings, **rest)
+    payload = {"settings": settings, "methods": told, **rest}
+    return table, write_json(stem.with_suffix(".json"), payload)
