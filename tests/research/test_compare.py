@@ -18,6 +18,7 @@ from glass_flows.measures import diversity, frechet_distance, half_samples, mean
 from glass_flows.plans import Paper
 from glass_flows.research import compare as module
 from glass_flows.research.compare import chosen_methods, compare, methods
+from glass_flows.research.recipe import Recipe
 
 SMALL = {
     "model": resolve("digits"),
@@ -84,9 +85,11 @@ def test_half_samples_know_the_error_of_a_mean():
 
 @pytest.mark.parametrize("evaluations", [12, 24, 60])
 def test_every_candidate_spends_what_is_allowed(evaluations):
-    for method in methods(evaluations, 4).values():
-        for candidate in method.choices if not method.follows else ():
-            guided = candidate.method.guidance
+    for choices in methods(evaluations, 4).values():
+        for candidate in choices:
+            if not isinstance(candidate, Recipe):
+                continue
+            guided = getattr(candidate.method, "guidance", None)
             deep = guided is not None and guided.through == "network"
             assert candidate.sampler.evaluations * (2 if deep else 1) == evaluations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..plans import EulerMaruyama, Paper, Sampler
 from ..progress import progress_bar
 from ..steering import Beam, BestOf, Steering, Twist
 from .digits import draw_digits, frechet, judge_features, real_features
-from .recipe import Array, Contender, Entry, Recipe, Returned, contest, write_contest
+from .recipe import Array, Entry, Methods, Recipe, Returned, contest, trials, write_contest
 
 __all__ = ["CompareReport", "MethodFigures", "chosen_methods", "compare", "methods"]
 
@@ -81,7 +81,7 @@ class CompareReport:
     picture: Path
 
 
-def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> dict[str, Contender]:
+def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> Methods:
     """The methods at `evaluations` network passes per particle, by title."""
     splits = [(evaluations // m, m) for m in _STEPS if evaluations % m == 0 and evaluations > m]
     if not splits:
@@ -95,41 +95,34 @@ def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> dict[s
     # The SDEs, whose transitions are of one evaluation, stop where GLASS does.
     every = [(sampler, replace(one, boundaries=sampler.steps)) for sampler, one in tilted]
     return {
-        "best-of-n: ODE": Contender([Recipe(BestOf(particles), Sampler.ode(evaluations))]),
-        "best-of-n: GLASS": Contender([Recipe(BestOf(particles), one) for one in glass]),
-        "steering: Euler-Maruyama": Contender(
-            [Recipe(one, replace(s, rho=None, solver=EulerMaruyama())) for s, one in every]
-        ),
-        "steering: DDPM": Contender(
-            [Recipe(one, Sampler(evaluations, 1, "ddpm")) for _, one in every]
-        ),
-        "steering: GLASS, Algorithm 1": Contender(
-            [Recipe(one, replace(s, solver=Paper())) for s, one in tilted]
-        ),
-        _GLASS: Contender([Recipe(one, s) for s, one in tilted]),
-        "  + reward guidance": Contender([guided(w) for w in (0.25, 0.5, 1.0)], follows=_GLASS),
-        "  + network guidance": Contender(  # whose backward passes are half of all
-            [
-                Recipe(Steering(particles, scale), Sampler(k, m // 2, 0.4)).aided(
-                    guided(w, "network")
-                )
-                for k, m in splits
-                for scale in _SCALES
-                for w in (0.5, 1.0)
-            ]
-        ),
-        "  + twist": Contender(
-            [Twist(cap=cap, sigma_data=sigma_data) for cap in (0.75, 1.5, 3.0)], follows=_GLASS
-        ),
-        "beam: GLASS": Contender(
-            [
-                Recipe(Beam(particles, children=children), sampler)
-                for sampler in glass
-                for children in (2, 4)
-                if particles % children == 0
-            ]
-            or [Recipe(Beam(particles, children=1), glass[0])]
-        ),
+        "best-of-n: ODE": [Recipe(BestOf(particles), Sampler.ode(evaluations))],
+        "best-of-n: GLASS": [Recipe(BestOf(particles), sampler) for sampler in glass],
+        "steering: Euler-Maruyama": [
+            Recipe(method, replace(sampler, rho=None, solver=EulerMaruyama()))
+            for sampler, method in every
+        ],
+        "steering: DDPM": [Recipe(method, Sampler(evaluations, 1, "ddpm")) for _, method in every],
+        "steering: GLASS, Algorithm 1": [
+            Recipe(method, replace(sampler, solver=Paper())) for sampler, method in tilted
+        ],
+        _GLASS: [Recipe(method, sampler) for sampler, method in tilted],
+        "  + reward guidance": [guided(w) for w in (0.25, 0.5, 1.0)],
+        "  + network guidance": [  # whose backward passes are half of all
+            Recipe(
+                Steering(particles, scale, guidance=guided(w, "network")), Sampler(k, m // 2, 0.4)
+            )
+            for k, m in splits
+            for scale in _SCALES
+            for w in (0.5, 1.0)
+        ],
+        "  + twist": [Twist(cap=cap, sigma_data=sigma_data) for cap in (0.75, 1.5, 3.0)],
+        "beam: GLASS": [
+            Recipe(Beam(particles, children=children), sampler)
+            for sampler in glass
+            for children in (2, 4)
+            if particles % children == 0
+        ]
+        or [Recipe(Beam(particles, children=1), glass[0])],
     }
 
 
@@ -181,7 +174,7 @@ def compare(
     found: list[MethodFigures] = []
     pictures: list[Strip] = []
     baseline: Returned | None = None
-    draws = sum(one.trials + 1 for one in listed.values()) * len(bench.labels)
+    draws = (trials(listed) + len(listed)) * len(bench.labels)
     with progress_bar(draws, progress, "comparing") as advance:
 
         def draw(recipe: Recipe, tuning: bool) -> Returned:
@@ -189,7 +182,7 @@ def compare(
                 return bench.run(recipe, tuning_populations, seed + _TUNING, advance)
             return bench.run(recipe, populations, seed, advance)
 
-        for one in contest(listed, draw):
+        for one in contest(listed, _GLASS, draw):
             baseline = baseline or one.returned
             found.append(bench.figures(one, baseline))
             pictures.append(bench.row(one))
@@ -203,7 +196,7 @@ def compare(
     return CompareReport(tuple(found), bench.real_diversity, table, results, picture)
 
 
-def chosen_methods(known: Mapping[str, Contender], only: Sequence[str]) -> dict[str, Contender]:
+def chosen_methods(known: Methods, only: Sequence[str]) -> Methods:
     """The methods whose titles contain one of `only` (all if empty), the baseline, and what they
     follow."""
     names = list(known)
@@ -214,7 +207,8 @@ def chosen_methods(known: Mapping[str, Contender], only: Sequence[str]) -> dict[
         name for name in names if not only or any(part.lower() in name.lower() for part in only)
     }
     wanted |= {names[0]}
-    wanted |= {follows for name in wanted if (follows := known[name].follows)}
+    if any(not isinstance(one, Recipe) for name in wanted for one in known[name]):
+        wanted |= {_GLASS}
     return {name: known[name] for name in names if name in wanted}
 
 

@@ -32,7 +32,7 @@ from ..progress import progress_bar
 from ..steering import BestOf, Steering, Twist
 from ..steering.loop import Watch
 from ..worlds.shapes import CATEGORIES, Prompt, prompts
-from .recipe import Contender, Entry, Recipe, Returned, contest, judged, write_contest
+from .recipe import Entry, Methods, Recipe, Returned, contest, judged, trials, write_contest
 from .writing import key_of
 
 __all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods"]
@@ -81,18 +81,18 @@ class ShapesReport:
     hacking: Path
 
 
-def methods(particles: int, transitions: int, steps: int) -> dict[str, Contender]:
+def methods(particles: int, transitions: int, steps: int) -> Methods:
     """The methods by title: all spend K M evaluations on each of their particles.
 
     Guidance and twist take the λ that was chosen without them.
     """
     sampler = Sampler(transitions, steps, 0.4)
     return {
-        _PLAIN: Contender([_plain(transitions * steps)]),
-        _BEST: Contender([Recipe(BestOf(particles), sampler.baseline())]),
-        _STEERED: Contender([Recipe(Steering(particles, scale), sampler) for scale in _SCALES]),
-        _GUIDED: Contender([Guidance(w) for w in _GUIDES], follows=_STEERED),
-        _TWISTED: Contender([Twist(cap=cap) for cap in _CAPS], follows=_STEERED),
+        _PLAIN: [_plain(transitions * steps)],
+        _BEST: [Recipe(BestOf(particles), sampler.baseline())],
+        _STEERED: [Recipe(Steering(particles, scale), sampler) for scale in _SCALES],
+        _GUIDED: [Guidance(w) for w in _GUIDES],
+        _TWISTED: [Twist(cap=cap) for cap in _CAPS],
     }
 
 
@@ -144,10 +144,12 @@ def compare_shapes(
     found: list[ShapesFigures] = []
     entries: dict[str, Entry] = {}
     chunks = -(-count // _CHUNK) * len(listed)
-    chunks += -(-tuning_count // _CHUNK) * sum(one.trials for one in listed.values())
+    chunks += -(-tuning_count // _CHUNK) * trials(listed)
     with progress_bar(chunks, progress, "comparing") as advance:
         for one in contest(
-            listed, lambda recipe, tuned: bench.run(recipe, tuning if tuned else asked, advance)
+            listed,
+            _STEERED,
+            lambda recipe, tuned: bench.run(recipe, tuning if tuned else asked, advance),
         ):
             entries[one.title] = one
             baseline = entries.get(_BEST, entries[_PLAIN]).returned

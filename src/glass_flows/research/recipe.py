@@ -23,12 +23,13 @@ from .writing import write_json, write_markdown
 __all__ = [
     "Aid",
     "Array",
-    "Contender",
     "Entry",
+    "Methods",
     "Recipe",
     "Returned",
     "contest",
     "judged",
+    "trials",
     "write_contest",
 ]
 
@@ -68,6 +69,10 @@ class Recipe:
         return Job(
             model.name, self.method, self.sampler, batching=batching, loading=model.loading, **rest
         )
+
+
+Methods = Mapping[str, Sequence[Recipe | Aid]]
+"""By title, what tuning chooses from."""
 
 
 @dataclass(frozen=True)
@@ -115,36 +120,8 @@ def judged(model: Model, result: ImageResult) -> list[bool] | None:
 
 
 @dataclass(frozen=True)
-class Contender:
-    """One line of a comparison.
-
-    Attributes
-    ----------
-    choices : sequence of Recipe, or of guidance and twists
-        Among which tuning chooses.
-    follows : str or None
-        Title of another, whose tuned recipe is taken with each of the choices.
-    """
-
-    choices: Sequence[Recipe | Aid]
-    follows: str | None = None
-
-    def options(self, tuned: Mapping[str, Recipe]) -> list[Recipe]:
-        """What there is to choose from, once those before it are `tuned`."""
-        return [
-            one if isinstance(one, Recipe) else tuned[str(self.follows)].aided(one)
-            for one in self.choices
-        ]
-
-    @property
-    def trials(self) -> int:
-        """How many recipes are tried; none where there is no choice."""
-        return len(self.choices) if len(self.choices) > 1 else 0
-
-
-@dataclass(frozen=True)
 class Entry:
-    """A contender with its tuned recipe, what that returned, and all that tuning tried."""
+    """A method with its tuned recipe, what that returned, and all that tuning tried."""
 
     title: str
     tuned: Recipe
@@ -152,19 +129,26 @@ class Entry:
     trials: list[tuple[Recipe, Returned]]
 
 
+def trials(methods: Methods) -> int:
+    """How many recipes tuning tries; none where there is no choice."""
+    return sum(len(choices) for choices in methods.values() if len(choices) > 1)
+
+
 def contest(
-    contenders: Mapping[str, Contender], draw: Callable[[Recipe, bool], Returned]
+    methods: Methods, follows: str, draw: Callable[[Recipe, bool], Returned]
 ) -> Iterator[Entry]:
     """Tune and run one after the other; the best is the first of the highest merit.
 
+    Guidance and twists are tuned for the recipe that was chosen of the method `follows`.
     ``draw(recipe, tuning)`` runs a recipe on the part for tuning, or on the one for the figures.
     """
     tuned: dict[str, Recipe] = {}
-    for title, one in contenders.items():
-        first, *others = one.options(tuned)
-        tried = [(recipe, draw(recipe, True)) for recipe in (first, *others) if others]
-        tuned[title] = max(tried, key=lambda trial: trial[1].merit)[0] if tried else first
-        yield Entry(title, tuned[title], draw(tuned[title], False), tried)
+    for title, choices in methods.items():
+        recipes = [one if isinstance(one, Recipe) else tuned[follows].aided(one) for one in choices]
+        tried = [(one, draw(one, True)) for one in recipes if len(recipes) > 1]
+        best = max(tried, key=lambda trial: trial[1].merit)[0] if tried else recipes[0]
+        tuned[title] = best
+        yield Entry(title, best, draw(best, False), tried)
 
 
 def write_contest(

@@ -377,13 +377,11 @@ def matmul_attention(device: torch.device) -> Iterator[None]:
     ) -> Tensor:
         scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
         if is_causal:
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(future, -torch.inf)
-        if attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
-                scores = scores.masked_fill(~attn_mask, -torch.inf)
-            else:
-                scores = scores + attn_mask
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
         return scores.float().softmax(-1).to(value.dtype) @ value
 
     original = F.scaled_dot_product_attention

@@ -14,7 +14,7 @@ from pathlib import Path
 from ...errors import check_name
 from ...jobs.pictures import make_folder
 from ..writing import write_markdown
-from .base import Experiment, Result, Scale, kind_of, run_experiment
+from .base import Experiment, Result, Scale, model_of, run_experiment
 from .exact import KERNEL, STABILITY, VALUES
 from .networks import DISCRETE, POSTERIOR, SAMPLING
 from .steered import ALIGNMENT, GUIDANCE, PROMPTS, RHO, SETTINGS
@@ -66,12 +66,12 @@ def reproduce(
         As of :func:`run_experiment`.
     """
     given = scale or Scale()
-    kind = kind_of(given)
+    model_of(given.model)  # refuses what it does not know, before anything is written
     for name in names:
         check_name("experiment", name, (ALL, *EXPERIMENTS))
     wanted = {name for name in names if name != ALL}
     if ALL in names:
-        wanted |= {name for name, one in EXPERIMENTS.items() if kind in one.models}
+        wanted |= {name for name, one in EXPERIMENTS.items() if one.runs_on(given.model)}
     make_folder(out)
     found = {}
     for name, experiment in EXPERIMENTS.items():

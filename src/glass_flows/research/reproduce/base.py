@@ -42,7 +42,6 @@ __all__ = [
     "Result",
     "Scale",
     "digits_of",
-    "kind_of",
     "model_of",
     "run_experiment",
     "shown",
@@ -157,11 +156,6 @@ def digits_of(scale: Scale) -> Digits:
     return model
 
 
-def kind_of(scale: Scale) -> str:
-    """ "digits" or "pipeline"."""
-    return "digits" if isinstance(model_of(scale.model), Digits) else "pipeline"
-
-
 @dataclass(frozen=True)
 class Column:
     """A column of the printed table: `title`, and how a result is written ("{:.2f}")."""
@@ -190,8 +184,8 @@ class Experiment:
     pool : tuple of str
         Settings over whose values results are averaged in the printed table and the plot (the
         file of numbers keeps them apart).
-    models : tuple of str
-        "digits", and "pipeline" where it can be run on one.
+    pipelines : bool
+        Whether it can be run on one, too.
     """
 
     name: str
@@ -200,7 +194,11 @@ class Experiment:
     draw: Callable[[list[Result], Any], None]
     across: str | None = None
     pool: tuple[str, ...] = ()
-    models: tuple[str, ...] = ("digits",)
+    pipelines: bool = False
+
+    def runs_on(self, model: str) -> bool:
+        """Whether it can be run on the model of this name."""
+        return self.pipelines or isinstance(model_of(model), Digits)
 
     @property
     def says(self) -> dict[str, str]:
@@ -291,7 +289,7 @@ def run_experiment(
     NonFinite
         A result is NaN or infinite, with the cell named.
     """
-    if kind_of(scale) not in experiment.models:
+    if not experiment.runs_on(scale.model):
         raise InvalidArgument(
             f"the experiment {experiment.name!r} looks inside the digits network and exact "
             f"mixtures, and cannot be run on {scale.model!r}; leave --model out"

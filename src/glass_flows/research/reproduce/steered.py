@@ -61,7 +61,7 @@ def _steered(
         tuple(columns),
         draw,
         pool=("category", "target"),
-        models=("digits", "pipeline") if model is None else ("digits",),
+        pipelines=model is None,
     )
 
 

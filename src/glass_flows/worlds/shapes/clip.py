@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from .pipeline import clip_tokenizer, from_folder, import_transformers
-from .world import SIDE
 
 __all__ = ["BUNDLED", "build_clip", "build_clip_processor", "load_clip"]
 
@@ -54,10 +53,5 @@ def load_clip(folder: str | Path = BUNDLED) -> Any:
 def build_clip_processor() -> Any:
     """Its ``CLIPProcessor``: images of 32×32 to [-1, 1], sentences to words."""
     transformers = import_transformers()
-    pictures = transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE},
-        crop_size={"height": SIDE, "width": SIDE},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
+    pictures = transformers.CLIPImageProcessorPil.from_pretrained(BUNDLED)
     return transformers.CLIPProcessor(pictures, clip_tokenizer())

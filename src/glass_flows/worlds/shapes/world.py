@@ -293,12 +293,8 @@ def prompts(
 
 def related(relation: str, x: float, y: float) -> bool:
     """Whether (x, y), seen from the origin, lies to the "left", "right", "above" or "below"."""
-    return {
-        "left": -x > abs(y),
-        "right": x > abs(y),
-        "above": -y > abs(x),
-        "below": y > abs(x),
-    }[relation]
+    right, down = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[relation]
+    return right * x + down * y > abs(down * x) + abs(right * y)
 
 
 def sample_scene(prompt: Prompt, rng: np.random.Generator) -> tuple[list[Placed], str]:
