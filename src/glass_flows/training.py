@@ -1,4 +1,8 @@
-"""The training loop of the bundled models: EMA, checkpoints, resumption to the same bits."""
+"""The training loop of the bundled models: EMA, checkpoints, resumption to the same bits.
+
+It is deterministic for a seed, a machine and a number of threads, also across an interruption: its
+whole state, random generator included, is checkpointed.
+"""
 
 from __future__ import annotations
 

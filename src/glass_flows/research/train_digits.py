@@ -1,8 +1,6 @@
 """Trains the models of :mod:`glass_flows.worlds.digits`: about one minute on two CPU cores.
 
-Three jobs share one loop: the velocity network (flow matching) and two classifiers. The loop
-is deterministic for a seed, a machine and a number of threads, also across an interruption:
-its whole state, random generator included, is checkpointed.
+Three jobs share one loop: the velocity network (flow matching) and two classifiers.
 """
 
 from __future__ import annotations

@@ -75,12 +75,10 @@ def _exact_posterior(scale: Scale, t: float, method: str, evaluations: int) -> F
     """Energy distance of draws to exact ones, in the plane, averaged over starting points."""
     mixture, draws = plane_mixture(), scale.of(2_000, 500)
     starts = at_time(mixture.sample(scale.of(12, 2), seed=scale.seed), t, scale.seed + 1)
-    apart = []
+    denoiser, apart = mixture.denoiser(_PATH), []
     for i, start in enumerate(starts):
         x = start.expand(draws, -1).clone()
-        drawn = draw_posterior(
-            method, mixture.denoiser(_PATH), x, t, evaluations, scale.seed + 2 + i
-        )
+        drawn = draw_posterior(method, denoiser, x, t, evaluations, scale.seed + 2 + i)
         exact = mixture.posterior_sample(_PATH, x, t, seed=scale.seed + 90 + i)
         apart.append(_energy_distance(drawn, exact))
     return {"distance": mean(np.array(apart))}

@@ -174,22 +174,21 @@ _POPULATIONS = ((2, 12, 4), (4, 6, 4), (8, 3, 4), (4, 24, 1), (8, 12, 1), (16, 6
 
 
 def _settings(bench: Bench, scale: Scale) -> list[Told]:
-    strengths = [bench.scale * share for share in scale.of(_SHARES, (0.25,))]
-    varied: list[tuple[str, str, dict[str, Any], Sampler]] = [
-        *(("λ", f"{strength:g}", {"scale": strength}, _SAMPLER) for strength in strengths),
-        *(
-            ("potential", name, {"potential": name}, _SAMPLER)
-            for name in scale.of(_POTENTIALS, ("max",))
-        ),
-        *(
-            ("particles", f"{n}, {k}×{m}", {"particles": n}, Sampler(k, m, 0.4))
-            for n, k, m in scale.of(_POPULATIONS, ((8, 3, 4),))
-        ),
-    ]
     steering = Steering(bench.particles, bench.scale)
+
+    def told(what: str, value: str, sampler: Sampler = _SAMPLER, **changes: Any) -> Told:
+        return {"varied": what, "value": value}, Recipe(replace(steering, **changes), sampler)
+
+    strengths = [bench.scale * share for share in scale.of(_SHARES, (0.25,))]
+    potentials = scale.of(_POTENTIALS, ("max",))
+    populations = scale.of(_POPULATIONS, ((8, 3, 4),))
     return [
-        ({"varied": what, "value": value}, Recipe(replace(steering, **changes), sampler))
-        for what, value, changes, sampler in varied
+        *(told("λ", f"{strength:g}", scale=strength) for strength in strengths),
+        *(told("potential", name, potential=name) for name in potentials),
+        *(
+            told("particles", f"{n}, {k}×{m}", Sampler(k, m, 0.4), particles=n)
+            for n, k, m in populations
+        ),
     ]
 
 
