@@ -1,4 +1,8 @@
-"""The training loop of the bundled models: EMA, checkpoints, resumption to the same bits."""
+"""The training loop of the bundled models: EMA, checkpoints, resumption to the same bits.
+
+It is deterministic for a seed, a machine and a number of threads, also across an interruption: its
+whole state, random generator included, is checkpointed.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,22 @@ import math
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .errors import InvalidArgument, NonFinite, WeightsFileError
+from .errors import InvalidArgument, NonFinite, WeightsFileError, check_count
 from .files import replace
 from .progress import track
 
-__all__ = ["Loss", "TrainingTask", "begin", "fingerprint", "fit", "save_tensors"]
+__all__ = ["Loss", "TrainingTask", "checkpoints", "fingerprint", "fit", "save_tensors"]
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -125,17 +131,17 @@ class Training:
 
 
 def fit(
-    job: TrainingTask, path: Path, settings: dict[str, int], checkpoint_every: int, progress: bool
+    job: TrainingTask, path: Path, settings: Mapping[str, int], every: int, progress: bool
 ) -> nn.Module:
     """Run a job to its end, from its checkpoint at `path` if there is one; its EMA model."""
     training = Training(job)
-    metadata = {"checkpoint": job.name, "settings": json.dumps(settings, sort_keys=True)}
+    metadata = {"checkpoint": job.name, "settings": json.dumps(dict(settings), sort_keys=True)}
     if path.exists():
         _resume(training, path, metadata)
     left = range(training.step, job.steps)
     for _ in track(left, len(left), show=None if progress else False, description=job.name):
         training.advance()
-        if training.step % checkpoint_every == 0 or training.step == job.steps:
+        if training.step % every == 0 or training.step == job.steps:
             if not math.isfinite(training.loss):
                 raise NonFinite(
                     f"the loss of {job.name} is {training.loss} at step {training.step}; "
@@ -178,24 +184,25 @@ def fingerprint(folder: str | Path | None) -> int:
     return found
 
 
-def begin(
-    checkpoints: Path, settings: Mapping[str, int], checkpoint_every: int, resume: bool
-) -> None:
-    """Check the numbers of a run (the seed from 0, the others from 1) and ready its folder."""
-    for name, value in {**settings, "checkpoint_every": checkpoint_every}.items():
-        _check_integer(name, value, 0 if name == "seed" else 1)
+@contextmanager
+def checkpoints(
+    out: str | Path, settings: Mapping[str, int], every: int, resume: bool, progress: bool
+) -> Iterator[Callable[..., Any]]:
+    """``fit(task, file, settings)`` with checkpoints in ``out/checkpoints``, removed at the end.
+
+    Before a minute of training is spent the numbers are checked (the seed from 0, the others from
+    1) and whether the folder can be written. The default of `settings` are those given here.
+
+    Raises
+    ------
+    InvalidArgument
+        Of a number or the folder.
+    """
+    for name, value in {**settings, "checkpoint_every": every}.items():
+        check_count(name, value, least=0 if name == "seed" else 1)
+    folder = Path(out) / "checkpoints"
     if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    _check_writable(checkpoints)
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InvalidArgument(f"{name} must be an integer of at least {least}, got {value!r}")
-
-
-def _check_writable(folder: Path) -> None:
-    """Make the folder and try to write in it, before a minute of training is spent."""
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -205,3 +212,5 @@ def _check_writable(folder: Path) -> None:
             f"cannot write in the folder {str(folder)!r} ({error}); give an output folder that "
             "can be made or written"
         ) from error
+    yield lambda task, file, own=settings: fit(task, folder / file, own, every, progress)
+    shutil.rmtree(folder)

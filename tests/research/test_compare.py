@@ -18,6 +18,7 @@ from glass_flows.measures import diversity, frechet_distance, half_samples, mean
 from glass_flows.plans import Paper
 from glass_flows.research import compare as module
 from glass_flows.research.compare import chosen_methods, compare, methods
+from glass_flows.research.recipe import Recipe
 
 SMALL = {
     "model": resolve("digits"),
@@ -91,11 +92,11 @@ def test_half_samples_know_the_error_of_a_mean():
 
 @pytest.mark.parametrize("evaluations", [12, 24, 60])
 def test_every_candidate_spends_what_is_allowed(evaluations):
-    for method in methods(evaluations, 4).values():
-        for candidate in method.candidates:
-            if method.follows:
+    for choices in methods(evaluations, 4).values():
+        for candidate in choices:
+            if not isinstance(candidate, Recipe):
                 continue
-            guided = candidate.method.guidance
+            guided = getattr(candidate.method, "guidance", None)
             deep = guided is not None and guided.through == "network"
             assert candidate.sampler.evaluations * (2 if deep else 1) == evaluations
 
@@ -212,7 +213,7 @@ def test_bad_settings_are_named_before_anything_runs(tmp_path, options, error, m
 def test_methods_are_chosen_by_parts_of_their_names():
     known = methods(24, 8)
     assert len(chosen_methods(known, ())) == len(known)
-    chosen = [method.title.strip() for method in chosen_methods(known, ["ddpm"])]
+    chosen = [title.strip() for title in chosen_methods(known, ["ddpm"])]
     assert chosen == ["best-of-n: ODE", "steering: DDPM"]
 
 

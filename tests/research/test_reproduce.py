@@ -53,13 +53,12 @@ def toy(work, count=4, **options):
         ]
 
     settings = {
-        "rows": ("row",),
         "columns": (Column("x", "the x", "{:.1f}"),),
         "across": "side",
         "draw": lambda results, figure: figure.subplots().plot([r["x"] for r in results]),
         **options,
     }
-    return Experiment("toy", "Toy", "?", "!", "", cells, **settings)
+    return Experiment("toy", cells, **settings)
 
 
 def random_walk(i):
@@ -280,7 +279,7 @@ def test_all_of_them_run_small_and_make_a_page(tmp_path):
     assert result.exit_code == 0, result.output
     text = page.read_text(encoding="utf-8")
     for name, experiment in EXPERIMENTS.items():
-        assert f"## {experiment.title}" in text
+        assert f"## {experiment.says['title']}" in text
         assert (tmp_path / name / "table.md").read_text(encoding="utf-8").rstrip() in text
         assert (page.parent / "results" / f"{name}.png").stat().st_size > 5_000
     assert "**Here.**" not in text  # said of full runs only

@@ -117,7 +117,7 @@ def test_the_training_attention_is_attention(causal, mask):
     given = {None: None, "bool": bias > -0.5, "float": bias}[mask]
     wanted = F.scaled_dot_product_attention(q, k, v, given, is_causal=causal, scale=0.3)
     original = F.scaled_dot_product_attention
-    with shapes.matmul_attention():
+    with shapes.matmul_attention(q.device):
         found = F.scaled_dot_product_attention(q, k, v, given, is_causal=causal, scale=0.3)
     assert F.scaled_dot_product_attention is original
     torch.testing.assert_close(found, wanted)

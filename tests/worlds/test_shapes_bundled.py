@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +18,6 @@ transformers = pytest.importorskip("transformers")
 from glass_flows.cli import app  # noqa: E402
 from glass_flows.errors import InvalidArgument  # noqa: E402
 from glass_flows.jobs import Job, resolve  # noqa: E402
-from glass_flows.research.compare_shapes import plain_acceptance  # noqa: E402
 from glass_flows.rewards import evaluate  # noqa: E402
 from glass_flows.rewards.pretrained import pretrained_reward  # noqa: E402
 from glass_flows.worlds.shapes import contradict, prompts, render, sample_scene  # noqa: E402
@@ -105,7 +107,9 @@ def test_a_sentence_of_another_world_is_refused(tmp_path):
 @pytest.mark.slow
 def test_plain_samples_follow_held_out_prompts():
     """Below the shares of the model card by four standard errors of 60 images: 1 in 30,000."""
-    found = plain_acceptance(resolve("shapes"), per_group=60, evaluations=16)
+    sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+    bench = importlib.import_module("benchmarks.shapes")
+    found = bench.plain_acceptance(resolve("shapes"), per_group=60, evaluations=16)
     assert found["single object"].value > 0.95 - 4 * (0.95 * 0.05 / 60) ** 0.5
     assert found["counting"].value > 0.70 - 4 * (0.70 * 0.30 / 60) ** 0.5
     assert found["two objects"].value > 0.38 - 4 * (0.38 * 0.62 / 60) ** 0.5

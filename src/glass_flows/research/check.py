@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..denoisers import DenoiserLike
 from ..errors import check_count
 from ..paths import EDM, Cosine, Linear, Path, VariancePreserving
-from ..plans import DDIM, Rho
+from ..plans import DDIM, Rho, Sampler
 from ..sampling import posterior, sample, transition
 from ..worlds.mixtures import GaussianMixture
 
@@ -53,55 +54,42 @@ def checks(seed: int = 0, samples: int = 20_000) -> Iterator[Check]:
         for rho in rhos:
             drawn = transition(denoiser, one, t, t_next, rho=rho, steps=24, seed=seed)
             exact = mixture.transition_sample(path, one, t, t_next, rho, generator=generator)
-            name = f"{path.name}: p(x_t' | x_t) at rho = {rho}, 24 evaluations"
-            yield Check(f"{name}, moments (standard errors)", _moments(drawn, exact), 5.0)
+            name = f"{path.name}: p(x_t' | x_t) at rho = {rho}, 24 evaluations, moments"
+            yield _alike(name, drawn, exact)
         marginal = transition(denoiser, x, t, t_next, rho=0.4, steps=24, seed=seed)
         fresh = mixture.sample(samples, generator=generator)
         target = path.alpha(t_next) * fresh + path.sigma(t_next) * _normal(fresh, generator)
-        yield Check(
-            f"{path.name}: marginals kept (standard errors)", _moments(marginal, target), 5.0
-        )
+        yield _alike(f"{path.name}: marginals kept", marginal, target)
         z = posterior(denoiser, one[:1], t, samples=samples, steps=24, seed=seed)[:, 0]
         exact = mixture.posterior_sample(path, one, t, generator=generator)
-        yield Check(f"{path.name}: posterior p(z | x_t) (standard errors)", _moments(z, exact), 5.0)
+        yield _alike(f"{path.name}: posterior p(z | x_t)", z, exact)
         yield _ddim(denoiser, path, x[:100], t, t_next)
-    data = sample(
-        mixture.denoiser(Linear()),
-        (samples, 2),
-        transitions=6,
-        steps=8,
-        rho=0.4,
-        seed=seed,
-        dtype=torch.float64,
-    )
+    denoiser, six = mixture.denoiser(Linear()), Sampler(6, 8, 0.4)
+    data = sample(denoiser, (samples, 2), six, seed=seed, dtype=torch.float64)
     exact = mixture.sample(samples, generator=generator)
-    yield Check(
-        "linear: six transitions of eight evaluations (standard errors)", _moments(data, exact), 5.0
-    )
+    yield _alike("linear: six transitions of eight evaluations", data, exact)
 
 
-def _ddim(denoiser: object, path: Path, x: Tensor, t: float, t_next: float) -> Check:
+def _ddim(denoiser: DenoiserLike, path: Path, x: Tensor, t: float, t_next: float) -> Check:
     """One evaluation with rho = 1 against deterministic DDIM, written out."""
     alpha, sigma = path.alpha(t), path.sigma(t)
-    D = denoiser(x, t)  # type: ignore[operator]
+    D = denoiser(x, t)
     expected = path.alpha(t_next) * D + path.sigma(t_next) * (x - alpha * D) / sigma
-    got = transition(denoiser, x, t, t_next, rho=DDIM(0.0), steps=1)  # type: ignore[arg-type]
-    return Check(
-        f"{path.name}: one evaluation is DDIM (largest error)",
-        float((got - expected).abs().max()),
-        1e-10,
-    )
+    error = transition(denoiser, x, t, t_next, rho=DDIM(0.0), steps=1) - expected
+    name = f"{path.name}: one evaluation is DDIM (largest error)"
+    return Check(name, float(error.abs().max()), 1e-10)
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
 
-def _moments(a: Tensor, b: Tensor) -> float:
+def _alike(what: str, a: Tensor, b: Tensor) -> Check:
     """Largest difference of means and second moments of two samples, in standard errors."""
     worst = 0.0
     for f in (lambda v: v, lambda v: v.square(), lambda v: v.prod(1, keepdim=True)):
         fa, fb = f(a), f(b)
         error = torch.sqrt(fa.var(0) / len(fa) + fb.var(0) / len(fb))
         worst = max(worst, float(((fa.mean(0) - fb.mean(0)).abs() / error).max()))
-    return worst if math.isfinite(worst) else math.inf
+    worst = worst if math.isfinite(worst) else math.inf
+    return Check(f"{what} (standard errors)", worst, 5.0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -13,33 +12,9 @@ from ..jobs.models import Digits
 from ..measures import Measure, frechet_distance, half_samples
 from ..steering.loop import Watch
 from ..worlds.digits import digits_images, digits_labels
-from .recipe import Recipe
+from .recipe import Array, Recipe, Returned
 
-__all__ = ["Returned", "draw_digits", "frechet", "judge_features", "real_features"]
-
-Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True)
-class Returned:
-    """The best image by the reward of every population; arrays are over the populations.
-
-    Attributes
-    ----------
-    rewards, verdicts : array
-        Verdicts are 1 where the judge sees the digit that was asked for, else 0.
-    features : array
-        Of the images, by the judge.
-    forward, backward : float
-        Network passes per particle.
-    """
-
-    images: Tensor
-    rewards: Array
-    verdicts: Array
-    features: Array
-    forward: float
-    backward: float
+__all__ = ["draw_digits", "frechet", "judge_features", "real_features"]
 
 
 def draw_digits(model: Digits, recipe: Recipe, label: int, populations: int, seed: int) -> Returned:
@@ -48,16 +23,10 @@ def draw_digits(model: Digits, recipe: Recipe, label: int, populations: int, see
         model, reward=f"class:{label}", populations=populations, seed=seed + 1009 * label
     )
     result = model.steer(job, Watch(progress=False))
-    best, particles = result.best, populations * recipe.method.particles
-    verdicts = model.verdicts(best[:, None], [label] * populations)
-    return Returned(
-        best,
-        result.rewards.amax(1).double().numpy(),
-        np.array(verdicts, float)[:, 0],
-        judge_features(model, best),
-        result.network_evaluations / particles,
-        result.network_gradients / particles,
-    )
+    best, rewards = result.best, result.rewards.amax(1)
+    verdicts = np.array(model.verdicts(best[:, None], [label] * populations), float)[:, 0]
+    costs = result.network_evaluations, result.network_gradients
+    return Returned(best, rewards.double().numpy(), verdicts, *costs)
 
 
 @torch.no_grad()
@@ -67,6 +36,7 @@ def judge_features(model: Digits, images: Tensor) -> Array:
     return found
 
 
+@lru_cache(maxsize=11)
 def real_features(model: Digits, label: int | None = None) -> Array:
     """Of the real digits, or those of one class."""
     images = digits_images()

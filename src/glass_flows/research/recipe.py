@@ -1,10 +1,15 @@
-"""Ways to spend network evaluations, and the choice among them."""
+"""Ways to spend network evaluations, what they return, and a contest of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, Union, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Union, cast
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from ..batching import Batching
 from ..guidance import Guidance
@@ -13,10 +18,24 @@ from ..jobs import Job, Model
 from ..plans import Sampler
 from ..settings import Json
 from ..steering import Method, Steering, Twist
+from .writing import write_json, write_markdown
 
-__all__ = ["Aid", "Contender", "Recipe", "judged", "tune"]
+__all__ = [
+    "Aid",
+    "Array",
+    "Entry",
+    "Methods",
+    "Recipe",
+    "Returned",
+    "contest",
+    "judged",
+    "trials",
+    "write_contest",
+]
 
 Aid = Union[Guidance, Twist]
+Array = np.ndarray[Any, Any]
+_TUNED = ("transitions", "steps", "scale", "twist", "guidance", "children")
 
 
 @dataclass(frozen=True)
@@ -34,12 +53,15 @@ class Recipe:
         every = {**self.sampler.every(), **self.method.every()}
         return {name: value for name, value in every.items() if name in told}
 
+    def __str__(self) -> str:
+        """What is tuned, for a line of a table."""
+        brief = self.brief()
+        return ", ".join(f"{name} {brief[name]}" for name in _TUNED if name in brief)
+
     def aided(self, aid: Aid) -> Recipe:
         """With reward guidance, or with twisted noise."""
-        method = cast(Steering, self.method)
-        if isinstance(aid, Guidance):
-            return replace(self, method=replace(method, guidance=aid))
-        return replace(self, method=replace(method, twist=aid))
+        changed: dict[str, Any] = {"guidance" if isinstance(aid, Guidance) else "twist": aid}
+        return replace(self, method=replace(cast(Steering, self.method), **changed))
 
     def job(self, model: Model, **rest: Any) -> Job:
         """For a model, with the batching of its own; `rest` are further fields of the job."""
@@ -49,54 +71,44 @@ class Recipe:
         )
 
 
+Methods = Mapping[str, Sequence[Recipe | Aid]]
+"""By title, what tuning chooses from."""
+
+
 @dataclass(frozen=True)
-class Contender:
-    """One line of a comparison.
+class Returned:
+    """The best image by the reward of every population; arrays are over the populations.
 
     Attributes
     ----------
-    candidates : tuple of Recipe
-        Among which tuning chooses.
-    follows : str or None
-        Title of another, whose tuned recipe is taken with each of the `aids` in their place.
+    images : Tensor
+        (P, *shape).
+    rewards, verdicts : array
+        Verdicts are 1 where the judge sees what was asked for, else 0.
+    evaluations, gradients : float
+        Forward and backward passes of the network, of all particles together.
     """
 
-    title: str
-    candidates: tuple[Recipe, ...] = ()
-    follows: str | None = None
-    aids: tuple[Aid, ...] = ()
+    images: Tensor
+    rewards: Array
+    verdicts: Array
+    evaluations: float
+    gradients: float = 0
 
-    def options(self, tuned: Mapping[str, Recipe]) -> tuple[Recipe, ...]:
-        """What there is to choose from, once those before it are `tuned`."""
-        if self.follows is None:
-            return self.candidates
-        return tuple(tuned[self.follows].aided(aid) for aid in self.aids)
+    @classmethod
+    def joined(cls, parts: Sequence[Returned]) -> Returned:
+        return cls(
+            torch.cat([one.images for one in parts]),
+            np.concatenate([one.rewards for one in parts]),
+            np.concatenate([one.verdicts for one in parts]),
+            sum(one.evaluations for one in parts),
+            sum(one.gradients for one in parts),
+        )
 
-    @property
-    def trials(self) -> int:
-        """How many recipes are tried; none where there is no choice."""
-        count = len(self.candidates if self.follows is None else self.aids)
-        return count if count > 1 else 0
-
-
-class _Tried(Protocol):
     @property
     def merit(self) -> tuple[float, float]:
         """What tuning maximises: the judge, then the reward."""
-        ...
-
-
-T = TypeVar("T", bound=_Tried)
-
-
-def tune(
-    options: Sequence[Recipe], trial: Callable[[Recipe], T]
-) -> tuple[Recipe, list[tuple[Recipe, T]]]:
-    """The recipe of the highest merit, the first of equals, and what all of them came to."""
-    if len(options) == 1:
-        return options[0], []
-    tried = [(recipe, trial(recipe)) for recipe in options]
-    return max(tried, key=lambda one: one[1].merit)[0], tried
+        return float(self.verdicts.mean()), float(self.rewards.mean())
 
 
 def judged(model: Model, result: ImageResult) -> list[bool] | None:
@@ -105,3 +117,45 @@ def judged(model: Model, result: ImageResult) -> list[bool] | None:
     if verdicts is None:
         return None
     return [row[best] for row, best in zip(verdicts, result.rewards.argmax(1).tolist())]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with its tuned recipe, what that returned, and all that tuning tried."""
+
+    title: str
+    tuned: Recipe
+    returned: Returned
+    trials: list[tuple[Recipe, Returned]]
+
+
+def trials(methods: Methods) -> int:
+    """How many recipes tuning tries; none where there is no choice."""
+    return sum(len(choices) for choices in methods.values() if len(choices) > 1)
+
+
+def contest(
+    methods: Methods, follows: str, draw: Callable[[Recipe, bool], Returned]
+) -> Iterator[Entry]:
+    """Tune and run one after the other; the best is the first of the highest merit.
+
+    Guidance and twists are tuned for the recipe that was chosen of the method `follows`.
+    ``draw(recipe, tuning)`` runs a recipe on the part for tuning, or on the one for the figures.
+    """
+    tuned: dict[str, Recipe] = {}
+    for title, choices in methods.items():
+        recipes = [one if isinstance(one, Recipe) else tuned[follows].aided(one) for one in choices]
+        tried = [(one, draw(one, True)) for one in recipes if len(recipes) > 1]
+        best = max(tried, key=lambda trial: trial[1].merit)[0] if tried else recipes[0]
+        tuned[title] = best
+        yield Entry(title, best, draw(best, False), tried)
+
+
+def write_contest(
+    stem: Path, settings: Mapping[str, Any], lines: Sequence[Any], **rest: object
+) -> tuple[Path, Path]:
+    """STEM.md, the table, and STEM.json, all figures, of the methods that are finished."""
+    told = [{**asdict(line), "tuned": line.tuned.brief()} for line in lines]
+    table = write_markdown(stem.with_suffix(".md"), stem.name, lines=lines, **settings, **rest)
+    payload = {"settings": settings, "methods": told, **rest}
+    return table, write_json(stem.with_suffix(".json"), payload)

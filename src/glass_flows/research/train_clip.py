@@ -7,8 +7,6 @@ sentences that contradict its own in one word: without these a CLIP reads a bag 
 
 from __future__ import annotations
 
-import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..training import Loss, TrainingTask, begin, fingerprint, fit
+from ..training import Loss, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import Prompt, contradict, holds
 from ..worlds.shapes.clip import build_clip, build_clip_processor, load_clip
-from ..worlds.shapes.pipeline import CLIP_TOKENS
+from ..worlds.shapes.pipeline import clip_tokenizer, tokens
 from .train_shapes import device_named, draw_scenes, half_precision, matmul_attention, pixels
 
 __all__ = ["train_clip"]
@@ -58,28 +56,28 @@ def train_clip(
     """
     settings = {"steps": steps, "scenes": scenes, "seed": seed}
     home = device_named(device)
-    folder, checkpoints = Path(out), Path(out) / "checkpoints"
-    begin(checkpoints, settings, checkpoint_every, resume)
-    settings["start"] = fingerprint(start)
-    job = TrainingTask(
-        "shapes-clip",
-        lambda: build_clip() if start is None else load_clip(start),
-        _clip_loss(scenes, seed, home),
-        steps,
-        seed,
-        1e-3,
-        ema=0.998,
-        warmup=100,
-        clip=1.0,
-        betas=(0.9, 0.98),
-        device=home,
-    )
-    with matmul_attention() if home.type == "cpu" else nullcontext():
-        clip: Any = fit(job, checkpoints / "clip.safetensors", settings, checkpoint_every, progress)
-    clip.to("cpu").save_pretrained(folder)
-    build_clip_processor().save_pretrained(folder)
-    shutil.rmtree(checkpoints)
-    return folder
+    with (
+        checkpoints(out, settings, checkpoint_every, resume, progress) as fit,
+        matmul_attention(home),
+    ):
+        settings["start"] = fingerprint(start)
+        task = TrainingTask(
+            "shapes-clip",
+            lambda: build_clip() if start is None else load_clip(start),
+            _clip_loss(scenes, seed, home),
+            steps,
+            seed,
+            1e-3,
+            ema=0.998,
+            warmup=100,
+            clip=1.0,
+            betas=(0.9, 0.98),
+            device=home,
+        )
+        clip: Any = fit(task, "clip.safetensors")
+        clip.to("cpu").save_pretrained(out)
+        build_clip_processor().save_pretrained(out)
+    return Path(out)
 
 
 def _lie(prompt: Prompt, rng: np.random.Generator) -> Prompt:
@@ -97,15 +95,8 @@ def _clip_loss(count: int, seed: int, device: torch.device) -> Loss:
     images, said, _ = draw_scenes(count, seed)
     rng = np.random.default_rng(seed)
     wrong = [str(_lie(p, rng)) for p in said for _ in range(WRONG)]
-    words = build_clip_processor().tokenizer(
-        [*map(str, said), *wrong],
-        padding="max_length",
-        max_length=CLIP_TOKENS,
-        truncation=True,
-        return_tensors="pt",
-    )
-    right_ids = words.input_ids[:count]
-    wrong_ids = words.input_ids[count:].view(count, WRONG, CLIP_TOKENS)
+    words = tokens(clip_tokenizer(), [*map(str, said), *wrong])
+    right_ids, wrong_ids = words[:count], words[count:].view(count, WRONG, -1)
     # Where things lie is learnt last, and not at all from the few scenes that it decides.
     related = torch.tensor([i for i, prompt in enumerate(said) if prompt.relation is not None])
     own = torch.arange(BATCH, device=device)

@@ -1,24 +1,20 @@
 """Trains the models of :mod:`glass_flows.worlds.digits`: about one minute on two CPU cores.
 
-Three jobs share one loop: the velocity network (flow matching) and two classifiers. The loop
-is deterministic for a seed, a machine and a number of threads, also across an interruption:
-its whole state, random generator included, is checkpointed.
+Three jobs share one loop: the velocity network (flow matching) and two classifiers.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..files import replace
-from ..training import Loss, TrainingTask, begin, fit, save_tensors
+from ..training import Loss, TrainingTask, checkpoints, save_tensors
 from ..worlds.digits import (
     CLASSES,
     FILES,
@@ -30,6 +26,7 @@ from ..worlds.digits import (
     digits_labels,
     digits_split,
 )
+from .writing import write_markdown
 
 __all__ = ["train_digits"]
 
@@ -83,20 +80,28 @@ def train_digits(
     """
     start = time.monotonic()
     settings = {"steps": steps, "batch": batch, "classifier_steps": classifier_steps, "seed": seed}
-    folder, checkpoints = Path(out), Path(out) / "checkpoints"
-    begin(checkpoints, settings, checkpoint_every, resume)
-
-    models: dict[str, nn.Module] = {}
-    for job in _jobs(steps, batch, seed, classifier_steps):
-        path = checkpoints / FILES[job.name]
-        models[job.name] = fit(job, path, settings, checkpoint_every, progress)
-    figures = _evaluate(models, seed)
-    for name, model in models.items():
-        # One metadata key only: their order in the file is not fixed, and its bytes should be.
-        save_tensors(folder / FILES[name], model.state_dict(), {"model": name})
-    seconds = time.monotonic() - start
-    replace(folder / "MODEL_CARD.md", _model_card(models, settings, figures, seconds).encode())
-    shutil.rmtree(checkpoints)
+    with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
+        jobs = _jobs(steps, batch, seed, classifier_steps)
+        models: dict[str, nn.Module] = {one.name: fit(one, FILES[one.name]) for one in jobs}
+        figures = _evaluate(models, seed)
+        for name, model in models.items():
+            # One metadata key only: their order in the file is not fixed, and its bytes should be.
+            save_tensors(Path(out) / FILES[name], model.state_dict(), {"model": name})
+        sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+        seconds = time.monotonic() - start
+        write_markdown(
+            Path(out) / "MODEL_CARD.md",
+            "digits",
+            **figures,
+            **settings,
+            network=sizes[NETWORK],
+            classifier=sizes["digits-judge"],
+            samples=SAMPLES,
+            classifier_batch=CLASSIFIER_BATCH,
+            seconds=seconds,
+            torch=torch.__version__,
+            threads=torch.get_num_threads(),
+        )
     return {**figures, "seconds": seconds}
 
 
@@ -106,23 +111,15 @@ def train_digits(
 def _jobs(steps: int, batch: int, seed: int, classifier_steps: int) -> list[TrainingTask]:
     images, labels = digits_images(), digits_labels()
     reward, judge = digits_split()
-
-    def classifier(name: str, half: Tensor, job_seed: int) -> TrainingTask:
-        loss = _classifier_loss(images[half], labels[half])
-        return TrainingTask(name, DigitsClassifier, loss, classifier_steps, job_seed, LEARNING_RATE)
-
-    return [
-        TrainingTask(
-            NETWORK,
-            DigitsNet,
-            _flow_loss(images, labels, batch),
-            steps,
-            3 * seed,
-            LEARNING_RATE,
-        ),
-        classifier("digits-reward", reward, 3 * seed + 1),
-        classifier("digits-judge", judge, 3 * seed + 2),
+    to_optimise, to_report = (
+        _classifier_loss(images[half], labels[half]) for half in (reward, judge)
+    )
+    jobs: list[tuple[str, Callable[[], nn.Module], Loss, int]] = [
+        (NETWORK, DigitsNet, _flow_loss(images, labels, batch), steps),
+        ("digits-reward", DigitsClassifier, to_optimise, classifier_steps),
+        ("digits-judge", DigitsClassifier, to_report, classifier_steps),
     ]
+    return [TrainingTask(*job, 3 * seed + i, LEARNING_RATE) for i, job in enumerate(jobs)]
 
 
 def _flow_loss(images: Tensor, labels: Tensor, batch: int) -> Loss:
@@ -231,87 +228,3 @@ def _nearest(images: Tensor, others: Tensor, same: bool = False) -> Tensor:
     if same:
         distances.fill_diagonal_(math.inf)
     return distances.amin(1)
-
-
-def _model_card(
-    models: Mapping[str, nn.Module], settings: dict[str, int], f: dict[str, float], seconds: float
-) -> str:
-    sizes = {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
-    fields: dict[str, object] = {
-        **f,
-        **settings,
-        "network": sizes[NETWORK],
-        "classifier": sizes["digits-judge"],
-    }
-    fields |= {"samples": SAMPLES, "classifier_batch": CLASSIFIER_BATCH, "seconds": seconds}
-    fields |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    return _CARD.format(**fields)
-
-
-_CARD = """\
-# Digits: a class-conditional flow and two classifiers, 8x8 pixels
-
-Small real models for trying out samplers on a CPU. Written by
-`glass-flows train digits --out FOLDER` (steps {steps}, batch {batch}, classifier steps
-{classifier_steps}, seed {seed}; {seconds:.0f} s, {threads} thread(s), torch {torch}).
-
-| file | what | parameters |
-|-|-|-|
-| `digits.safetensors` | velocity network | {network:,} |
-| `digits_reward.safetensors` | classifier to optimise | {classifier:,} |
-| `digits_judge.safetensors` | classifier to report | {classifier:,} |
-
-All float32. Load with `load_digits_network()`, `load_digits_classifier("reward")` and
-`load_digits_classifier("judge")` from `glass_flows.worlds.digits`.
-
-## Data and licence
-
-The 1,797 images of scikit-learn's `load_digits`: a copy of the test set of "Optical Recognition
-of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning Repository, data
-set 80), 13 writers, grey levels 0 to 16, here x/8 - 1. scikit-learn is under the BSD 3-clause
-licence and states no other for these images; UCI offers its data sets under CC BY 4.0 in
-general, which was not verified for this one. These files hold weights, not images.
-
-## Models
-
-- Network: residual MLP, hidden width 192, 3 blocks modulated by time and class (adaLN), trained
-  on all 1,797 images. Predicts the velocity z - noise on x_t = t z + (1 - t) noise, t = 0 noise,
-  t = 1 data. Classes 0 to 9; class 10 (or none) is unconditional.
-- Classifiers: two convolutions, one hidden layer of 64 features, SiLU. Each trained on one half
-  of the images, stratified by class (`digits_split()`); the halves are disjoint.
-
-## Training
-
-- All: fused AdamW, learning rate 2e-3 with cosine decay to 0; the weights are an exponential
-  moving average (.995). Grey levels are dequantised by +-1/16.
-- Network: flow matching, t logit-normal (uniform for a quarter of the images), label dropout
-  10 %, zero-initialised output.
-- Classifiers: batch {classifier_batch}, noise of standard deviation up to .25, half of the
-  images shifted by up to one pixel, label smoothing .05.
-
-## Measured
-
-Samples: {samples:,} per column, balanced over the classes, 50 Euler steps, classifier-free
-guidance w. Each classifier is measured on the real images that trained the other one.
-
-| | real | samples, w = 1 | samples, w = 3 |
-|-|-|-|-|
-| judge is right | {judge_accuracy:.1%} | {judge_samples_w1:.1%} | {judge_samples_w3:.1%} |
-| reward is right | {reward_accuracy:.1%} | {reward_samples_w1:.1%} | {reward_samples_w3:.1%} |
-| median distance to the nearest image | {nearest_real:.2f} | {nearest_w1:.2f} | {nearest_w3:.2f} |
-| nearer than 99 % of real images | 1.0% | {closest_w1:.1%} | {closest_w3:.1%} |
-
-Distances are Euclidean over the 64 pixels, to the nearest training image of the network; for
-real images (first column, all 1,797) to the nearest *other* one. Samples much nearer than that
-would be a sign of memorisation.
-
-## Limits
-
-- 8x8 pixels, 13 writers, one seed.
-- The network saw all images, those of both classifiers' halves included, and the halves share
-  writers: accuracy on unseen writers was not measured.
-- Many more training steps memorise: after 4,000 (seed 0) the median distance at w = 1 was 1.85,
-  below that of real images.
-- The classifiers are calibrated neither on noise nor on blurry images, and a sampler can fool
-  the reward: report the judge.
-"""

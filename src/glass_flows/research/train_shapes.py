@@ -6,9 +6,9 @@ The flow job trains transformer and both text encoders together by flow matching
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import InvalidArgument, check_count, check_name
-from ..training import Loss, TrainingTask, begin, fingerprint, fit
+from ..training import Loss, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import COLOURS, SHAPES, Prompt, holds, render, sample_prompt, sample_scene
 from ..worlds.shapes.pipeline import (
-    CLIP_TOKENS,
     MAX_TOKENS,
     NEGATIVE,
     build_pipeline,
     load_pipeline,
+    tokens,
 )
-from ..worlds.shapes.world import (
-    BACKGROUNDS,
-    OPPOSITE,
-    RELATIONS,
-    SIDE,
-    SIZES,
-    coverage,
-)
+from ..worlds.shapes.world import BACKGROUNDS, OPPOSITE, RELATIONS, SIDE, SIZES, coverage
 
 __all__ = [
     "device_named",
@@ -105,96 +98,59 @@ def train_shapes(
         text_steps = 200 if start is None else 0
     settings = {"steps": steps, "vae_steps": vae_steps, "scenes": scenes, "seed": seed}
     home = device_named(device)
-    folder, checkpoints = Path(out), Path(out) / "checkpoints"
-    begin(checkpoints, settings, checkpoint_every, resume)
-    settings["text_steps"] = check_count("text_steps", text_steps, least=0)
-    settings["start"] = fingerprint(start)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        pipe = build_pipeline()
-    if start is not None:
-        # Into modules of our own: what is loaded remembers the folder, and would save its name.
-        trained_before = load_pipeline(start)
-        for name in ("vae", "transformer", *_ENCODERS):
-            getattr(pipe, name).load_state_dict(getattr(trained_before, name).state_dict())
-        known = trained_before.vae.config
-        pipe.vae.register_to_config(
-            shift_factor=known.shift_factor, scaling_factor=known.scaling_factor
-        )
-
-    images, said, placed = draw_scenes(scenes, seed)
-    if start is None:
-        job = TrainingTask(
-            "shapes-vae",
-            lambda: pipe.vae,
-            _vae_loss(images, home),
-            vae_steps,
-            2 * seed,
-            2e-3,
-            warmup=50,
-            clip=1.0,
-            betas=(0.9, 0.99),
-            device=home,
-        )
-        # ... whose checkpoint serves flows of any length.
-        own = {key: value for key, value in settings.items() if key != "steps"}
-        pipe.vae = fit(job, checkpoints / "vae.safetensors", own, checkpoint_every, progress)
-    vae: Any = pipe.vae.to(home).eval()
-    latents = _encode(vae, images, home)
-    if start is None:
-        shift, scale = latents[:_HELD].mean().item(), 1 / latents[:_HELD].std().item()
+    task = partial(TrainingTask, clip=1.0, device=home)
+    with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
+        settings["text_steps"] = check_count("text_steps", text_steps, least=0)
+        settings["start"] = fingerprint(start)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            pipe = build_pipeline()
+        images, said, placed = draw_scenes(scenes, seed)
+        if start is not None:
+            # Into modules of our own: what is loaded remembers the folder, and would save its name.
+            before = load_pipeline(start)
+            for name in ("vae", "transformer", *_ENCODERS):
+                getattr(pipe, name).load_state_dict(getattr(before, name).state_dict())
+            shift, scale = before.vae.config.shift_factor, before.vae.config.scaling_factor
+        else:
+            # Its checkpoint serves flows of any length.
+            own = {key: value for key, value in settings.items() if key != "steps"}
+            job = task(
+                "shapes-vae", lambda: pipe.vae, _vae_loss(images, home), vae_steps, 2 * seed, 2e-3,
+                warmup=50, betas=(0.9, 0.99),
+            )  # fmt: skip
+            pipe.vae = fit(job, "vae.safetensors", own)
+        vae: Any = pipe.vae.to(home).eval()
+        latents = _encode(vae, images, home)
+        if start is None:
+            shift, scale = latents[:_HELD].mean().item(), 1 / latents[:_HELD].std().item()
         vae.register_to_config(shift_factor=shift, scaling_factor=scale)
-    shift, scale = vae.config.shift_factor, vae.config.scaling_factor
 
-    texts = nn.ModuleDict({name: getattr(pipe, name) for name in _ENCODERS})
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        width, classes = pipe.text_encoder_2.config.d_model, sum(len(names) for names in _TOLD)
-        texts["meaning"] = nn.Linear(width, classes)
-        texts["gist"] = nn.Linear(width, 2 * classes)
-        layout = nn.Linear(pipe.transformer.inner_dim, placed.shape[-1])
-    language = _Language(pipe, said, home)
-    if text_steps:
-        job = TrainingTask(
-            "shapes-text",
-            lambda: texts,
-            language.loss,
-            text_steps,
-            2 * seed + 1,
-            1e-3,
-            warmup=50,
-            clip=1.0,
-            betas=(0.9, 0.98),
-            device=home,
-        )
-        own = {key: value for key, value in settings.items() if key not in ("steps", "vae_steps")}
-        texts = fit(job, checkpoints / "text.safetensors", own, checkpoint_every, progress)  # type: ignore[assignment]
-        texts.requires_grad_(True)
-    parts = nn.ModuleDict({**texts, "transformer": pipe.transformer, "layout": layout})
-    job = TrainingTask(
-        "shapes-flow",
-        lambda: parts,
-        _flow_loss(pipe, (latents - shift) * scale, language, placed, home),
-        steps,
-        2 * seed + 1,
-        1e-3,
-        ema=0.998,
-        warmup=100,
-        clip=1.0,
-        betas=(0.9, 0.98),
-        device=home,
-    )
-    with matmul_attention() if home.type == "cpu" else nullcontext():
-        trained: Any = fit(
-            job, checkpoints / "flow.safetensors", settings, checkpoint_every, progress
-        )
-    for name, part in trained.items():
-        if hasattr(pipe, name):
-            setattr(pipe, name, part)
-    # Half the bytes; `load_pipeline` computes in float32 again.
-    pipe.to("cpu", torch.float16).save_pretrained(folder)
-    shutil.rmtree(checkpoints)
-    return folder
+        texts = nn.ModuleDict({name: getattr(pipe, name) for name in _ENCODERS})
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            width, classes = pipe.text_encoder_2.config.d_model, sum(len(names) for names in _TOLD)
+            texts["meaning"] = nn.Linear(width, classes)
+            texts["gist"] = nn.Linear(width, 2 * classes)
+            layout = nn.Linear(pipe.transformer.inner_dim, placed.shape[-1])
+        language = _Language(pipe, said, home)
+        task = partial(task, seed=2 * seed + 1, learning_rate=1e-3, betas=(0.9, 0.98))
+        if text_steps:
+            own = {k: v for k, v in settings.items() if k not in ("steps", "vae_steps")}
+            job = task("shapes-text", lambda: texts, language.loss, text_steps, warmup=50)
+            texts = fit(job, "text.safetensors", own)
+            texts.requires_grad_(True)
+        parts = nn.ModuleDict({**texts, "transformer": pipe.transformer, "layout": layout})
+        loss = _flow_loss(pipe, (latents - shift) * scale, language, placed, home)
+        job = task("shapes-flow", lambda: parts, loss, steps, ema=0.998, warmup=100)
+        with matmul_attention(home):
+            trained = fit(job, "flow.safetensors")
+        for name, part in trained.items():
+            if hasattr(pipe, name):
+                setattr(pipe, name, part)
+        # Half the bytes; `load_pipeline` computes in float32 again.
+        pipe.to("cpu", torch.float16).save_pretrained(out)
+    return Path(out)
 
 
 def device_named(name: str | None) -> torch.device:
@@ -270,13 +226,10 @@ def _vae_loss(images: NDArray[np.uint8], device: torch.device) -> Loss:
 @torch.no_grad()
 def _encode(vae: Any, images: NDArray[np.uint8], device: torch.device) -> Tensor:
     """Means of the latents (N, 8, 8, 8), on the CPU."""
+    parts = np.array_split(images, -(-len(images) // 500))
     with half_precision(device):
-        return torch.cat(
-            [
-                vae.encode(pixels(part, device)).latent_dist.mean.float().cpu()
-                for part in np.array_split(images, -(-len(images) // 500))
-            ]
-        )
+        means = [vae.encode(pixels(part, device)).latent_dist.mean for part in parts]
+    return torch.cat([mean.float().cpu() for mean in means])
 
 
 def _flow_loss(
@@ -343,17 +296,10 @@ class _Language:
     """
 
     def __init__(self, pipe: Any, said: list[Prompt], device: torch.device) -> None:
-        def ids(tokenizer: Any, length: int) -> Tensor:
-            found: Tensor = tokenizer(
-                [*map(str, said), NEGATIVE],
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            return found.to(device)
+        def ids(tokenizer: Any) -> Tensor:
+            return tokens(tokenizer, [*map(str, said), NEGATIVE]).to(device)
 
-        self.clip, self.t5 = ids(pipe.tokenizer, CLIP_TOKENS), ids(pipe.tokenizer_2, MAX_TOKENS)
+        self.clip, self.t5 = ids(pipe.tokenizer), ids(pipe.tokenizer_2)
         nothing = [[-1] * (1 + len(_TOLD))] * 2
         self.meanings = torch.tensor([*map(_meaning, said), nothing], device=device)
 
@@ -391,22 +337,11 @@ def _meaning(prompt: Prompt) -> list[list[int]]:
     words = str(prompt).split()
     nouns = [i for i, word in enumerate(words) if word.removesuffix("s") in SHAPES]
     relations = prompt.relation, OPPOSITE.get(str(prompt.relation))
-    found = [
-        [at, *(names.index(v) for names, v in zip(_TOLD, values))]
-        for at, values in zip(
-            nouns,
-            (
-                (
-                    (one.shape, one.colour),
-                    (one.shape, one.size),
-                    (one.shape, relation),
-                    prompt.count,
-                    prompt.background,
-                )
-                for one, relation in zip(prompt.things, relations)
-            ),
-        )
-    ]
+    found = []
+    for at, one, relation in zip(nouns, prompt.things, relations):
+        pairs = ((one.shape, what) for what in (one.colour, one.size, relation))
+        values = (*pairs, prompt.count, prompt.background)
+        found.append([at, *(names.index(v) for names, v in zip(_TOLD, values))])
     return [*found, [-1] * (1 + len(_TOLD))][:2]
 
 
@@ -421,11 +356,14 @@ def _noise_levels(count: int, generator: torch.Generator) -> Tensor:
 
 
 @contextmanager
-def matmul_attention() -> Iterator[None]:
+def matmul_attention(device: torch.device) -> Iterator[None]:
     """Attention by plain products while training on a CPU.
 
     The backward pass of the fused kernel takes twice as long there for sequences of 32 tokens.
     """
+    if device.type != "cpu":
+        yield
+        return
 
     def attention(
         query: Tensor,
@@ -439,13 +377,11 @@ def matmul_attention() -> Iterator[None]:
     ) -> Tensor:
         scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
         if is_causal:
-            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(future, -torch.inf)
-        if attn_mask is not None:
-            if attn_mask.dtype == torch.bool:
-                scores = scores.masked_fill(~attn_mask, -torch.inf)
-            else:
-                scores = scores + attn_mask
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, -torch.inf)
+        elif attn_mask is not None:
+            scores = scores + attn_mask
         return scores.float().softmax(-1).to(value.dtype) @ value
 
     original = F.scaled_dot_product_attention

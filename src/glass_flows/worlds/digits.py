@@ -10,8 +10,6 @@ Pixels are grey levels in [-1, 1]: -1 is paper, 1 is ink.
 
 from __future__ import annotations
 
-import importlib.resources
-from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -242,12 +240,8 @@ def load_digits_classifier(
 
 
 def _load(model: _Model, name: str, path: str | Path | None) -> _Model:
-    with ExitStack() as stack:
-        if path is None:
-            shipped = importlib.resources.files("glass_flows.worlds") / "weights" / FILES[name]
-            path = stack.enter_context(importlib.resources.as_file(shipped))
-        tensors = _read(Path(path), name, model.state_dict())
-    model.load_state_dict(tensors)
+    shipped = Path(__file__).parent / "weights" / FILES[name]
+    model.load_state_dict(_read(Path(path or shipped), name, model.state_dict()))
     return model.eval().requires_grad_(False)
 
 

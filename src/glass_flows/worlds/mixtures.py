@@ -127,10 +127,9 @@ class GaussianMixture:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """One exact draw of p(z | x_t = x) per particle, shaped like x."""
-        flat = self._flat(x, "x")
+        flat, generator = self._flat(x, "x"), _generator(seed, generator)
         alpha, sigma = path.alpha(check_time(t)), path.sigma(t)
-        drawn = self._conditional_draw(flat, alpha, sigma, _generator(seed, generator))
-        return drawn.view(x.shape)
+        return self._conditional_draw(flat, alpha, sigma, generator).view(x.shape)
 
     def posterior_log_prob(self, path: Path, z: Tensor, x: Tensor, t: float) -> Tensor:
         """log p(z | x_t = x), shape (B,)."""
@@ -176,8 +175,11 @@ class GaussianMixture:
         self, path: Path, x_next: Tensor, x: Tensor, t: float, t_next: float, rho: Rho
     ) -> Tensor:
         """log p(x_t' = x_next | x_t = x), shape (B,)."""
-        logits, centres, variances = self._transition(path, x, t, t_next, rho)
-        at = self._flat(x_next, "x_next")
+        ends, kernel = _kernel(path, t, t_next, rho)
+        flat, at = self._flat(x, "x"), self._flat(x_next, "x_next")
+        logits, centres, variances = self._posterior(flat, ends.alpha, ends.sigma)
+        centres = kernel.gamma * flat[:, None, :] + kernel.alpha_bar * centres
+        variances = kernel.alpha_bar**2 * variances + kernel.sigma_bar**2
         return _log_density(at, torch.log_softmax(logits, 1), centres, variances)
 
     # --- exact tilting --------------------------------------------------------------------------
@@ -267,15 +269,6 @@ class GaussianMixture:
         j = _choose(logits, generator)
         centre = pull[j, None] * self.flat_means[j] + gain[j, None] * flat
         return _around(centre, (self.stds.square() * pull)[j], generator)
-
-    def _transition(
-        self, path: Path, x: Tensor, t: float, t_next: float, rho: Rho
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        ends, kernel = _kernel(path, t, t_next, rho)
-        flat = self._flat(x, "x")
-        logits, centres, variances = self._posterior(flat, ends.alpha, ends.sigma)
-        centres = kernel.gamma * flat[:, None, :] + kernel.alpha_bar * centres
-        return logits, centres, kernel.alpha_bar**2 * variances + kernel.sigma_bar**2
 
 
 @dataclass(frozen=True)

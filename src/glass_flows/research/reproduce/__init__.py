@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import check_name
-from ...files import replace
 from ...jobs.pictures import make_folder
-from .base import Experiment, Result, Scale, kind_of, run_experiment
+from ..writing import write_markdown
+from .base import Experiment, Result, Scale, model_of, run_experiment
 from .exact import KERNEL, STABILITY, VALUES
 from .networks import DISCRETE, POSTERIOR, SAMPLING
 from .steered import ALIGNMENT, GUIDANCE, PROMPTS, RHO, SETTINGS
@@ -66,17 +66,17 @@ def reproduce(
         As of :func:`run_experiment`.
     """
     given = scale or Scale()
-    kind = kind_of(given)
+    model_of(given.model)  # refuses what it does not know, before anything is written
     for name in names:
         check_name("experiment", name, (ALL, *EXPERIMENTS))
     wanted = {name for name in names if name != ALL}
     if ALL in names:
-        wanted |= {name for name, one in EXPERIMENTS.items() if kind in one.models}
+        wanted |= {name for name, one in EXPERIMENTS.items() if one.runs_on(given.model)}
     make_folder(out)
     found = {}
     for name, experiment in EXPERIMENTS.items():
         if name in wanted:
-            announce(f"{name}: {experiment.title}")
+            announce(f"{name}: {experiment.says['title']}")
             run_experiment(experiment, Path(out), given, progress)
             found[name] = Path(out) / name
     return found
@@ -93,38 +93,24 @@ def write_page(
     target = Path(file)
     given = scale or Scale()
     images = make_folder(target.with_suffix(""))
-    full = given == Scale()
-    names = " ".join(folders) if set(folders) != set(EXPERIMENTS) else ALL
-    flags = " --quick" if given.quick else ""
-    options = ("seed", "seed"), ("model", "model"), ("reward", "reward"), ("prompts", "prompts")
-    for option, field in (*options, ("scale", "strength")):
+    command = [*folders] if set(folders) != set(EXPERIMENTS) else [ALL]
+    command += ["--quick"] if given.quick else []
+    options = {"seed": "seed", "model": "model", "reward": "reward", "prompts": "prompts"}
+    for option, field in {**options, "scale": "strength"}.items():
         if getattr(given, field) != getattr(Scale(), field):
-            flags += f" --{option} {getattr(given, field)}"
-    flags += "".join(f" --also {name}" for name in given.also)
-    lines = [
-        "# Results",
-        "",
-        "The experiments of the GLASS paper "
-        "([arXiv 2509.25170](https://arxiv.org/abs/2509.25170)), re-run at the scale of the "
-        "bundled models. This page is written by",
-        "",
-        "```",
-        f"glass-flows reproduce {names}{flags} --out FOLDER --page {target.name}",
-        "```",
-        "",
-        "± is one standard error. What the paper reports is told in our words, of its own and far "
-        "larger models; its numbers are not comparable with these.",
-        "",
-    ]
+            command.append(f"--{option} {getattr(given, field)}")
+    command += [f"--also {name}" for name in given.also]
+    told = []
     for name, folder in folders.items():
-        one = EXPERIMENTS[name]
         shutil.copyfile(folder / "plot.png", images / f"{name}.png")
-        lines += [f"## {one.title}", "", one.asks, ""]
-        lines += [f"![{one.title}]({images.name}/{name}.png)", ""]
-        lines += [(folder / "table.md").read_text(encoding="utf-8").rstrip(), ""]
-        lines += [f"**The paper.** {one.paper}", ""]
-        if full and one.found:
-            lines += [f"**Here.** {one.found}", ""]
-        lines += [f"(`glass-flows reproduce {name}`)", ""]
-    replace(target, ("\n".join(lines).rstrip() + "\n").encode())
-    return target
+        table = (folder / "table.md").read_text(encoding="utf-8").rstrip()
+        told.append({"name": name, "table": table, **EXPERIMENTS[name].says})
+    return write_markdown(
+        target,
+        "results",
+        command=" ".join(command),
+        name=target.name,
+        images=images.name,
+        experiments=told,
+        full=given == Scale(),
+    )

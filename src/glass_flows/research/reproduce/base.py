@@ -14,12 +14,13 @@ import json
 import math
 import platform
 import time
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Union
+from typing import Any, TypeVar, Union
 
 import torch
 
@@ -31,15 +32,16 @@ from ...jobs.models import Digits
 from ...jobs.pictures import make_folder
 from ...measures import Measure
 from ...progress import progress_bar
+from ..writing import key_of, markdown, write_json
 
 __all__ = [
     "Cell",
     "Column",
     "Experiment",
+    "Found",
     "Result",
     "Scale",
     "digits_of",
-    "kind_of",
     "model_of",
     "run_experiment",
     "shown",
@@ -47,7 +49,9 @@ __all__ = [
 
 Value = Union[str, int, float]
 Settings = dict[str, Value]
-Work = Callable[[], Mapping[str, Union[Value, Measure]]]
+Found = dict[str, Union[Value, Measure]]
+Work = Callable[[], Found]
+T = TypeVar("T")
 _ERROR = " error"  # `x error` is the standard error of the result `x`
 
 
@@ -133,11 +137,8 @@ class Scale:
             found["prompts"] = hashlib.sha256(content).hexdigest()
         return found
 
-    def of(self, full: int, quick: int) -> int:
-        """A size, by how much time there is."""
-        return quick if self.quick else full
-
-    def over(self, full: Sequence[Any], quick: Sequence[Any]) -> Sequence[Any]:
+    def of(self, full: T, quick: T) -> T:
+        """A size, or what to go over, by how much time there is."""
         return quick if self.quick else full
 
 
@@ -155,11 +156,6 @@ def digits_of(scale: Scale) -> Digits:
     return model
 
 
-def kind_of(scale: Scale) -> str:
-    """ "digits" or "pipeline"."""
-    return "digits" if isinstance(model_of(scale.model), Digits) else "pipeline"
-
-
 @dataclass(frozen=True)
 class Column:
     """A column of the printed table: `title`, and how a result is written ("{:.2f}")."""
@@ -172,66 +168,66 @@ class Column:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One experiment, and all that the page says of it.
+    """One experiment; what the page says of it stands in ``templates/experiments.toml``.
 
     Attributes
     ----------
-    name, title, asks : str
-        `asks` is the question, in a sentence or two.
-    paper : str
-        What the GLASS paper reports for its models, in our words.
-    found : str
-        Where we agree, where not, and why: of the full run with seed 0 on the digits.
+    name : str
     cells : (Scale, folder) -> list of Cell
         `folder` is where an experiment may keep what its cells share.
-    rows : tuple of str
-        Settings that name a row of the printed table.
-    across : str or None
-        A setting whose values become columns, each with the first of `columns`.
     columns : tuple of Column
     draw : (results, figure) -> None
         The plot, into a matplotlib figure.
+    across : str or None
+        A setting whose values become columns, each with the first of `columns`. The others name
+        the rows of the printed table.
     pool : tuple of str
         Settings over whose values results are averaged in the printed table and the plot (the
         file of numbers keeps them apart).
-    models : tuple of str
-        "digits", and "pipeline" where it can be run on one.
+    pipelines : bool
+        Whether it can be run on one, too.
     """
 
     name: str
-    title: str
-    asks: str
-    paper: str
-    found: str
     cells: Callable[[Scale, Path], list[Cell]]
-    rows: tuple[str, ...]
     columns: tuple[Column, ...]
     draw: Callable[[list[Result], Any], None]
     across: str | None = None
     pool: tuple[str, ...] = ()
-    models: tuple[str, ...] = ("digits",)
+    pipelines: bool = False
+
+    def runs_on(self, model: str) -> bool:
+        """Whether it can be run on the model of this name."""
+        return self.pipelines or isinstance(model_of(model), Digits)
+
+    @property
+    def says(self) -> dict[str, str]:
+        """Its "title" and the paragraphs "asks", "paper" and "found"."""
+        return {part: " ".join(text.split()) for part, text in _texts()[self.name].items()}
 
     def printed(self, results: list[Result]) -> str:
         """The table in Markdown."""
         pooled = average(results, self.pool)
-        rows: dict[tuple[Any, ...], list[Result]] = {}
-        for result in pooled:
-            rows.setdefault(tuple(result[name] for name in self.rows), []).append(result)
-        if self.across is None:
-            titles = [column.title for column in self.columns]
-            lines = [[_entry(one, c) for c in self.columns] for (one,) in rows.values()]
-        else:
-            ends = list(dict.fromkeys(result[self.across] for result in pooled))
-            titles = [f"{self.columns[0].title}, {self.across} = {shown(ends[0])}"]
-            titles += [shown(end) for end in ends[1:]]
-            lines = []
-            for group in rows.values():
-                found = {one[self.across]: _entry(one, self.columns[0]) for one in group}
-                lines.append([found.get(end, "") for end in ends])
-        head = [*self.rows, *titles]
-        table = [head, ["---"] * len(head)]
-        table += [[*map(shown, key), *line] for key, line in zip(rows, lines)]
-        return "".join(f"| {' | '.join(row)} |\n" for row in table)
+        names = [name for name in pooled[0].settings if name != self.across]
+        rows: dict[tuple[str, ...], dict[str, str]] = {}
+        for one in pooled:
+            row = rows.setdefault(tuple(shown(one[name]) for name in names), {})
+            if self.across is None:
+                row |= {column.title: _entry(one, column) for column in self.columns}
+            else:
+                row[shown(one[self.across])] = _entry(one, self.columns[0])
+        ends = list(dict.fromkeys(end for row in rows.values() for end in row))
+        titles = list(ends)
+        if self.across is not None:
+            titles[0] = f"{self.columns[0].title}, {self.across} = {ends[0]}"
+        lines = [[*key, *(row.get(end, "") for end in ends)] for key, row in rows.items()]
+        return markdown([*names, *titles], lines)
+
+
+@cache
+def _texts() -> dict[str, dict[str, str]]:
+    file = Path(__file__).parent.parent / "templates" / "experiments.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
 def shown(value: Value) -> str:
@@ -293,7 +289,7 @@ def run_experiment(
     NonFinite
         A result is NaN or infinite, with the cell named.
     """
-    if kind_of(scale) not in experiment.models:
+    if not experiment.runs_on(scale.model):
         raise InvalidArgument(
             f"the experiment {experiment.name!r} looks inside the digits network and exact "
             f"mixtures, and cannot be run on {scale.model!r}; leave --model out"
@@ -315,8 +311,7 @@ def run_experiment(
 def _values(cell: Cell, shared: Mapping[str, Any], folder: Path) -> dict[str, Value]:
     """What a cell found: from its file, or by its work; `shared` is what all cells depend on."""
     identity = {**shared, **cell.settings}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
-    file = folder / f"{key}.json"
+    file = folder / f"{key_of(identity)}.json"
     if file.exists():
         try:
             found: dict[str, Value] = json.loads(file.read_text(encoding="utf-8"))["values"]
@@ -335,8 +330,8 @@ def _values(cell: Cell, shared: Mapping[str, Any], folder: Path) -> dict[str, Va
     for title, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise NonFinite(f"{shared['experiment']}, {cell.settings}: {title} is {value}")
-    payload = {**identity, "values": values, "seconds": time.perf_counter() - before}
-    replace(file, (json.dumps(payload, indent=1) + "\n").encode())
+    seconds = time.perf_counter() - before
+    write_json(file, {**identity, "values": values, "seconds": seconds})
     return values
 
 
@@ -362,4 +357,4 @@ def _write(experiment: Experiment, results: list[Result], folder: Path, scale: S
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
     }
-    replace(folder / "about.json", (json.dumps(about, indent=1) + "\n").encode())
+    write_json(folder / "about.json", about)

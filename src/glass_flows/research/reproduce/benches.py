@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ...errors import InvalidArgument
-from ...images import ImageResult
 from ...jobs import Model
 from ...jobs.models import Digits, Shapes
 from ...jobs.prompts import PromptEntry, read_prompts, write_geneval
-from ...measures import Measure, diversity, half_samples, mean, share
+from ...measures import diversity, half_samples, mean, share
 from ...plans import Sampler
 from ...rewards import ClassReward, evaluate
-from ...steering import BestOf
+from ...steering import BestOf, Steering
 from ...steering.loop import Watch
 from ...worlds.shapes import prompts
-from ..digits import draw_digits, frechet, real_features
-from ..recipe import Recipe, judged
-from .base import Scale, model_of
+from ..digits import draw_digits, frechet, judge_features, real_features
+from ..recipe import Aid, Recipe, judged
+from .base import Found, Scale, model_of
 
 __all__ = ["Bench", "DigitsBench", "ImagesBench", "bench_of"]
 
-Found = dict[str, Union[Measure, float]]
 
-
-class Bench(Protocol):
+class Bench(ABC):
     """A model with a reward, targets to steer towards, and tuned strengths.
 
     Attributes
@@ -44,26 +43,31 @@ class Bench(Protocol):
         λ, and the scale of guidance through the reward.
     """
 
+    model: Model
     targets: list[dict[str, str]]
-    particles: int
     scale: float
-    guidance: float
+    particles, guidance = 4, 1.0
 
-    @property
-    def model(self) -> Model: ...
+    def steering(self, sampler: Sampler, aid: Aid | None = None) -> Recipe:
+        """Steering at λ, plain or with guidance or twisted noise."""
+        plain = Recipe(Steering(self.particles, self.scale), sampler)
+        if aid is None:
+            return plain
+        return plain.aided(replace(aid, sigma_data=self.model.sigma_data))
 
+    @abstractmethod
     def run(self, recipe: Recipe, target: str, images: Path) -> Found:
         """The best of N particles by the reward, population by population, and what it is worth.
 
         `images` is a folder for them, where they are worth keeping.
         """
-        ...
 
 
-class DigitsBench:
+class DigitsBench(Bench):
     """The digits: each class is a target, and an independent classifier the judge."""
 
-    particles, scale, guidance = 4, 16.0, 1.0
+    model: Digits
+    scale = 16.0
 
     def __init__(self, model: Digits, scale: Scale) -> None:
         self.model, self.seed, self.populations = model, scale.seed, scale.of(96, 16)
@@ -73,25 +77,23 @@ class DigitsBench:
         label = int(target)
         found = draw_digits(self.model, recipe, label, self.populations, self.seed)
         judge = ClassReward(self.model.classifiers["judge"], label)
-        passes = (found.forward + found.backward) * recipe.method.particles
+        features = judge_features(self.model, found.images)
         return {
             "judge": share(found.verdicts),
             "reward": mean(found.rewards),
             "other reward": mean(evaluate(judge, found.images, "the judge").double().numpy()),
-            "Fréchet": frechet(found.features, real_features(self.model, label), rounds=30),
-            "diversity": half_samples(found.features, diversity, rounds=30),
-            "evaluations": passes,
+            "Fréchet": frechet(features, real_features(self.model, label), rounds=30),
+            "diversity": half_samples(features, diversity, rounds=30),
+            "evaluations": (found.evaluations + found.gradients) / self.populations,
         }
 
 
-class ImagesBench:
+class ImagesBench(Bench):
     """A model of images of prompts, and a pre-trained reward; the targets are the prompts.
 
     The best images are written where GenEval's evaluator looks for them. The Shapes world has
     prompts of its own and a judge.
     """
-
-    particles, guidance = 4, 1.0
 
     def __init__(self, model: Model, scale: Scale) -> None:
         self.model, self.seed, self.named = model, scale.seed, scale.reward
@@ -108,19 +110,11 @@ class ImagesBench:
         self.others = [model.load_reward(name) for name in scale.also]
         model.load()
 
-    def draw(self, recipe: Recipe, entry: PromptEntry) -> ImageResult:
-        """The particles of one prompt."""
-        job = recipe.job(
-            self.model,
-            prompts=self.model.read_prompts([entry.text]),
-            reward=self.named,
-            seed=self.seed + 1009 * entry.number,
-        )
-        return self.model.run(job, Watch(progress=False))
-
     def run(self, recipe: Recipe, target: str, images: Path) -> Found:
         entry = self.prompts[target]
-        drawn = self.draw(recipe, entry)
+        sentence, seed = self.model.read_prompts([entry.text]), self.seed + 1009 * entry.number
+        job = recipe.job(self.model, prompts=sentence, reward=self.named, seed=seed)
+        drawn = self.model.run(job, Watch(progress=False))
         (best,), (every,) = drawn.best, drawn.images
         write_geneval(images, entry, [best])
         costs = drawn.result.costs

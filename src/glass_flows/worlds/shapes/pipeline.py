@@ -5,12 +5,14 @@ Needs the extra "diffusers".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ...errors import MissingExtra, WeightsFileError
 from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIDE, SIZES
@@ -23,8 +25,11 @@ __all__ = [
     "NEGATIVE",
     "build_pipeline",
     "clip_tokenizer",
+    "from_folder",
+    "import_transformers",
     "load_pipeline",
     "t5_tokenizer",
+    "tokens",
 ]
 
 MAX_TOKENS = MAX_WORDS + 1
@@ -46,8 +51,6 @@ CALL: dict[str, Any] = {
 BUNDLED = Path(__file__).parent.parent / "weights" / "shapes"
 """Folder of the trained pipeline, as ``FluxPipeline.from_pretrained`` takes it."""
 
-_WIDTH, _HEADS, _HEAD = 128, 4, 32
-
 
 def _words() -> list[str]:
     plurals = [f"{s}s" for s in SHAPES]
@@ -59,7 +62,7 @@ def _words() -> list[str]:
 
 def t5_tokenizer() -> Any:
     """A ``T5Tokenizer`` with one token per word of the world."""
-    transformers = _transformers()
+    transformers = import_transformers()
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocabulary = [*special, *((f"▁{w}", -1.0) for w in _words())]
     return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=MAX_TOKENS)
@@ -67,7 +70,7 @@ def t5_tokenizer() -> Any:
 
 def clip_tokenizer() -> Any:
     """A ``CLIPTokenizer``: letters, and merges that join each word of the world into one token."""
-    transformers = _transformers()
+    transformers = import_transformers()
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
     merges: list[tuple[str, str]] = []
@@ -82,6 +85,14 @@ def clip_tokenizer() -> Any:
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_TOKENS)
 
 
+def tokens(tokenizer: Any, sentences: Sequence[str]) -> Tensor:
+    """Numbers of the words (B, length), of the full length that the tokenizer was made for."""
+    found: Tensor = tokenizer(
+        list(sentences), padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    return found
+
+
 def _encode(word: str, merges: list[tuple[str, str]]) -> list[str]:
     """Byte-pair encoding: of all merges that apply, the earliest comes first."""
     parts = [*word[:-1], f"{word[-1]}</w>"]
@@ -91,105 +102,44 @@ def _encode(word: str, merges: list[tuple[str, str]]) -> list[str]:
     return parts
 
 
-def _t5() -> tuple[Any, Any]:
-    """Tokenizer and encoder of the words, in their order."""
-    transformers, words = _transformers(), t5_tokenizer()
-    encoder = transformers.T5EncoderModel(
-        transformers.T5Config(
-            vocab_size=len(words),
-            d_model=_WIDTH,
-            d_kv=_HEAD,
-            d_ff=2 * _WIDTH,
-            num_layers=2,
-            num_heads=_HEADS,
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-            pad_token_id=words.pad_token_id,
-            eos_token_id=words.eos_token_id,
-            decoder_start_token_id=words.pad_token_id,
-        )
-    )
-    # T5's attention sees places only through this table. From its usual .09, moved by 0.001 a
-    # step, it takes thousands of steps until a noun finds its adjective; from here a hundred.
-    table = encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
-    torch.nn.init.normal_(table.weight, std=2.0)
-    return words, encoder
-
-
-def _clip() -> tuple[Any, Any]:
-    """Tokenizer and encoder of the whole sentence."""
-    transformers, words = _transformers(), clip_tokenizer()
-    encoder = transformers.CLIPTextModel(
-        transformers.CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=_WIDTH,
-            intermediate_size=2 * _WIDTH,
-            projection_dim=_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=_HEADS,
-            max_position_embeddings=CLIP_TOKENS,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-        )
-    )
-    return words, encoder
-
-
 def build_pipeline() -> Any:
     """An untrained ``FluxPipeline``, its weights drawn from torch's generator.
 
-    Latents of 8×8×8 become 16 tokens of 32 numbers; 2 double and 4 single blocks of width 128; both
-    text encoders have 2 layers. 3.4 million parameters.
+    Of the architecture that the files of the bundled one say: latents of 8×8×8 become 16 tokens of
+    32 numbers; 2 double and 4 single blocks of width 128; both text encoders have 2 layers. 3.4
+    million parameters.
 
     Raises
     ------
     MissingExtra
         diffusers or transformers is not installed.
     """
-    (five, t5), (clip, text) = _t5(), _clip()
+    transformers = import_transformers()
     import diffusers
 
-    channels = (24, 32, 48)
-    vae = diffusers.AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * len(channels),
-        up_block_types=("UpDecoderBlock2D",) * len(channels),
-        block_out_channels=channels,
-        layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=8,
-        sample_size=32,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
-        shift_factor=0.0,
-        scaling_factor=1.0,
-        force_upcast=False,
+    t5 = transformers.T5EncoderModel(
+        transformers.T5Config.from_pretrained(BUNDLED / "text_encoder_2")
     )
-    transformer = diffusers.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=4 * 8,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=_HEAD,
-        num_attention_heads=_HEADS,
-        joint_attention_dim=_WIDTH,
-        pooled_projection_dim=_WIDTH,
-        guidance_embeds=False,
-        axes_dims_rope=(4, 14, 14),
+    # T5's attention sees places only through this table. From its usual .09, moved by 0.001 a
+    # step, it takes thousands of steps until a noun finds its adjective; from here a hundred.
+    table = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    torch.nn.init.normal_(table.weight, std=2.0)
+    clip = transformers.CLIPTextModel(
+        transformers.CLIPTextConfig.from_pretrained(BUNDLED / "text_encoder")
     )
-    # Shifts that leave the times as they are: without any it would pass for FLUX.1-schnell.
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0
-    )
+
+    def untrained(kind: Any, part: str, **changes: float) -> Any:
+        return kind.from_config(kind.load_config(BUNDLED / part), **changes)
+
     return diffusers.FluxPipeline(
-        scheduler=scheduler,
-        vae=vae,
-        text_encoder=text,
-        tokenizer=clip,
+        # Shifts that leave the times as they are: without any it would pass for FLUX.1-schnell.
+        scheduler=untrained(diffusers.FlowMatchEulerDiscreteScheduler, "scheduler"),
+        vae=untrained(diffusers.AutoencoderKL, "vae", shift_factor=0.0, scaling_factor=1.0),
+        text_encoder=clip,
+        tokenizer=clip_tokenizer(),
         text_encoder_2=t5,
-        tokenizer_2=five,
-        transformer=transformer,
+        tokenizer_2=t5_tokenizer(),
+        transformer=untrained(diffusers.FluxTransformer2DModel, "transformer"),
     )
 
 
@@ -203,21 +153,27 @@ def load_pipeline(folder: str | Path = BUNDLED) -> Any:
     WeightsFileError
         The folder holds no such pipeline.
     """
-    _transformers()
+    import_transformers()
     import diffusers
 
+    return from_folder(diffusers.FluxPipeline, folder, "Shapes pipeline", "shapes")
+
+
+def from_folder(kind: Any, folder: str | Path, what: str, command: str) -> Any:
+    """What `kind` reads from a folder, in float32; WeightsFileError where it cannot."""
     try:
-        return diffusers.FluxPipeline.from_pretrained(
+        return kind.from_pretrained(
             str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise WeightsFileError(
-            f"{str(folder)!r} holds no Shapes pipeline ({error}); write one with "
-            "`glass-flows train shapes --out FOLDER`"
+            f"{str(folder)!r} holds no {what} ({error}); write one with "
+            f"`glass-flows train {command} --out FOLDER`"
         ) from error
 
 
-def _transformers() -> Any:
+def import_transformers() -> Any:
+    """The package, once it is clear that diffusers is there too."""
     try:
         import diffusers  # noqa: F401
         import transformers

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,6 +80,7 @@ _JITTER = 0.7  # pixels from the middle of a quarter: large neighbours stay 2 pi
 _SALT = "of "  # with it no part is short of sentences of any category
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
 
 
 class Thing(NamedTuple):
@@ -175,30 +176,28 @@ class Prompt:
                 "and, above, below, to the left of, to the right of; on black, on white"
             )
         found = match.groupdict()
-        background = found["background"]
-        if found["number"]:
-            count = next(n for n, word in NUMBERS.items() if word == found["number"])
-            thing = Thing(found["many"].removesuffix("s"), found["colour"], found["size"])
-            return cls((thing,), count, None, background)
-        one = Thing(found["shape1"], found["colour1"], found["size1"])
-        if found["shape2"] is None:
-            return cls((one,), 1, None, background)
-        relation = next((r for r, w in RELATIONS.items() if w == found["link"]), None)
-        two = Thing(found["shape2"], found["colour2"], found["size2"])
-        return cls((one, two), 1, relation, background)
+        things = tuple(
+            Thing(found[f"shape{n}"], found[f"colour{n}"], found[f"size{n}"])
+            for n in ("", "1", "2")
+            if found[f"shape{n}"]
+        )
+        count = {word: number for number, word in NUMBERS.items()}.get(found["number"], 1)
+        relation = {words: name for name, words in RELATIONS.items()}.get(found["link"])
+        return cls(things, count, relation, found["background"])
 
 
 def _grammar() -> re.Pattern[str]:
-    sizes, colours, shapes = "|".join(SIZES), "|".join(COLOURS), "|".join(SHAPES)
+    def one_of(names: Iterable[str]) -> str:
+        return "|".join(names)
 
     def thing(n: str) -> str:
-        return f"an? (?:(?P<size{n}>{sizes}) )?(?:(?P<colour{n}>{colours}) )?(?P<shape{n}>{shapes})"
+        size, colour = f"(?P<size{n}>{one_of(SIZES)})", f"(?P<colour{n}>{one_of(COLOURS)})"
+        return f"(?:{size} )?(?:{colour} )?(?P<shape{n}>{one_of(SHAPES)})"
 
-    links = "|".join(("and", *RELATIONS.values()))
-    many = f"(?P<number>{'|'.join(NUMBERS.values())}) (?:(?P<size>{sizes}) )?"
-    many += f"(?:(?P<colour>{colours}) )?(?P<many>(?:{shapes})s)"
-    pair = f"{thing('1')}(?: (?P<link>{links}) {thing('2')})?"
-    return re.compile(f"(?:{many}|{pair})(?: on (?P<background>{'|'.join(BACKGROUNDS)}))?")
+    many = f"(?P<number>{one_of(NUMBERS.values())}) {thing('')}s"
+    links = one_of(("and", *RELATIONS.values()))
+    pair = f"an? {thing('1')}(?: (?P<link>{links}) an? {thing('2')})?"
+    return re.compile(f"(?:{many}|{pair})(?: on (?P<background>{one_of(BACKGROUNDS)}))?")
 
 
 _SENTENCE = _grammar()
@@ -220,15 +219,17 @@ def sample_prompt(rng: np.random.Generator, category: str | None = None) -> Prom
     return prompt
 
 
+def _one_of(rng: np.random.Generator, names: Iterable[T]) -> T:
+    listed = list(names)
+    return listed[int(rng.integers(len(listed)))]
+
+
 def _draw(rng: np.random.Generator, category: str) -> Prompt:
-    def one_of(names: Sequence[str]) -> str:
-        return names[int(rng.integers(len(names)))]
-
     def thing(coloured: bool, sized: float) -> Thing:
-        size = one_of(tuple(SIZES)) if rng.random() < sized else None
-        return Thing(one_of(SHAPES), one_of(tuple(COLOURS)) if coloured else None, size)
+        size = _one_of(rng, SIZES) if rng.random() < sized else None
+        return Thing(_one_of(rng, SHAPES), _one_of(rng, COLOURS) if coloured else None, size)
 
-    background = one_of(tuple(BACKGROUNDS)) if rng.random() < 0.25 else None
+    background = _one_of(rng, BACKGROUNDS) if rng.random() < 0.25 else None
     if category == "counting":
         some = thing(rng.random() < 0.7, 0.0)
         return Prompt((some,), int(rng.integers(2, 5)), None, background)
@@ -242,7 +243,7 @@ def _draw(rng: np.random.Generator, category: str) -> Prompt:
             not coloured or things[0].colour != things[1].colour
         ):
             break
-    relation = one_of(tuple(RELATIONS)) if category == "position" else None
+    relation = _one_of(rng, RELATIONS) if category == "position" else None
     return Prompt(things, 1, relation, background)
 
 
@@ -292,12 +293,8 @@ def prompts(
 
 def related(relation: str, x: float, y: float) -> bool:
     """Whether (x, y), seen from the origin, lies to the "left", "right", "above" or "below"."""
-    return {
-        "left": -x > abs(y),
-        "right": x > abs(y),
-        "above": -y > abs(x),
-        "below": y > abs(x),
-    }[relation]
+    right, down = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[relation]
+    return right * x + down * y > abs(down * x) + abs(right * y)
 
 
 def sample_scene(prompt: Prompt, rng: np.random.Generator) -> tuple[list[Placed], str]:
@@ -307,13 +304,13 @@ def sample_scene(prompt: Prompt, rng: np.random.Generator) -> tuple[list[Placed]
     the border, and keep a clear distance from every line that a judge draws (sizes, relations).
     """
     background = prompt.background or ("white" if rng.random() < 0.2 else "black")
-    colour = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]  # one for all of a counted group
+    colour = _one_of(rng, COLOURS)  # one for all of a counted group
     scene = []
     for one, (column, row) in zip(prompt.wanted, _quarters(prompt, rng), strict=True):
         own = one.colour or colour
         if one.colour is None and prompt.count == 1:
-            own = tuple(COLOURS)[int(rng.integers(len(COLOURS)))]
-        sizes = SIZES[one.size or tuple(SIZES)[int(rng.integers(2))]]
+            own = _one_of(rng, COLOURS)
+        sizes = SIZES[one.size or _one_of(rng, SIZES)]
         if prompt.count > 1 and one.size is None:
             sizes = SIZES["small"]
         radius = rng.uniform(*sizes)
@@ -376,26 +373,25 @@ def contradict(prompt: Prompt, rng: np.random.Generator) -> Prompt:
     first, *others = prompt.things
     changes: list[Prompt] = []
 
-    def other(value: object, values: Sequence[Any]) -> Any:
-        left = [v for v in values if v != value]
-        return left[int(rng.integers(len(left)))]
+    def other(value: T, values: Iterable[T]) -> T:
+        return _one_of(rng, (v for v in values if v != value))
 
     for i, one in enumerate(prompt.things):
         for name, values in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES)):
             if getattr(one, name) is not None:
-                new = one._replace(**{name: other(getattr(one, name), tuple(values))})
+                new = one._replace(**{name: other(getattr(one, name), values)})
                 things = (*prompt.things[:i], new, *prompt.things[i + 1 :])
                 changes.append(replace(prompt, things=things))
     if prompt.count > 1:
-        changes += [replace(prompt, count=other(prompt.count, tuple(NUMBERS)))] * 2
+        changes += [replace(prompt, count=other(prompt.count, NUMBERS))] * 2
     if prompt.background is not None:
-        changes.append(replace(prompt, background=other(prompt.background, tuple(BACKGROUNDS))))
+        changes.append(replace(prompt, background=other(prompt.background, BACKGROUNDS)))
     if prompt.relation is not None:
         # Far the hardest to see, so the most frequent.
         changes += [replace(prompt, relation=OPPOSITE[prompt.relation])] * 6
-        changes += [replace(prompt, relation=other(prompt.relation, tuple(RELATIONS)))] * 2
+        changes += [replace(prompt, relation=other(prompt.relation, RELATIONS))] * 2
     for second in others:
         exchanged = first._replace(colour=second.colour), second._replace(colour=first.colour)
         if first.colour != second.colour and first.shape != second.shape:
             changes += [replace(prompt, things=exchanged)] * 2
-    return changes[int(rng.integers(len(changes)))]
+    return _one_of(rng, changes)

@@ -1,0 +1,62 @@
+"""Files for people and programs: tables and pages in Markdown, figures as JSON.
+
+The pages are the templates beside this file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from ..files import replace
+from ..measures import Measure
+
+__all__ = ["key_of", "markdown", "write_json", "write_markdown"]
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+
+
+def write_markdown(file: Path, template: str, **fields: object) -> Path:
+    """The template of this name, filled in."""
+    replace(file, _environment().get_template(f"{template}.md.jinja").render(fields).encode())
+    return file
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("glass_flows.research", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    made.filters |= {"percent": _percent, "plus_minus": _plus_minus}
+    return made
+
+
+def _percent(share: Measure, digits: int) -> str:
+    value, low, high = (f"{100 * v:.{digits}f}" for v in (share.value, *share.interval))
+    return f"{value} ({low} to {high})"
+
+
+def _plus_minus(one: Measure) -> str:
+    return f"{one.value:.2f} ± {one.error:.2f}"
+
+
+def write_json(file: Path, payload: object) -> Path:
+    """An entry a line."""
+    replace(file, (json.dumps(payload, indent=1) + "\n").encode())
+    return file
+
+
+def key_of(identity: object) -> str:
+    """The name of a file for what has this identity, which is JSON."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
