@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,13 @@ from typer.testing import CliRunner
 
 import tiny_pipelines
 from glass_flows.cli import app
-from glass_flows.errors import InvalidArgument, NonFinite, UnknownName, WeightsFileError
+from glass_flows.errors import (
+    InvalidArgument,
+    MissingExtra,
+    NonFinite,
+    UnknownName,
+    WeightsFileError,
+)
 from glass_flows.jobs import models
 from glass_flows.measures import Measure
 from glass_flows.paths import Linear
@@ -346,3 +353,10 @@ def test_the_memory_of_tensors_is_counted_while_they_live():
         assert (memory.alive, memory.peak) == (4000, 8000)
         del view
         assert memory.alive == 0
+
+
+def test_without_matplotlib_nothing_is_begun(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtra, match=r"glass-flows\[plots\]"):
+        run_experiment(EXPERIMENTS["kernel"], tmp_path / "out", QUICK)
+    assert not (tmp_path / "out").exists()

@@ -33,7 +33,7 @@ from ..steering import BestOf, Steering, Twist
 from ..steering.loop import Watch
 from ..worlds.shapes import CATEGORIES, Prompt, prompts
 from .recipe import Entry, Methods, Recipe, Returned, contest, judged, trials, write_contest
-from .writing import key_of
+from .writing import blank_plot, key_of
 
 __all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods"]
 
@@ -130,7 +130,7 @@ def compare_shapes(
     check_count("count", count, least=2 * len(CATEGORIES))
     check_count("tuning_count", tuning_count, least=2)
     asked, tuning = prompts("test", count), prompts("tune", tuning_count)
-    listed = methods(particles, transitions, steps)
+    listed, plot = methods(particles, transitions, steps), blank_plot()
     folder = make_folder(out)
     bench = _Bench(model, reward, seed, folder / "drawn")
     settings: dict[str, Any] = {
@@ -159,7 +159,7 @@ def compare_shapes(
             table, results = write_contest(
                 folder / "shapes", settings, found, tuning=_curves(entries)
             )
-    hacking = _hacking(entries, folder / "hacking.png")
+    hacking = _hacking(entries, plot, folder / "hacking.png")
     announce("drawing the grid")
     picture = _grid(bench, entries[_PLAIN].tuned, entries[_STEERED].tuned, folder / "shapes.png")
     return ShapesReport(tuple(found), table, results, picture, hacking)
@@ -247,11 +247,8 @@ def _curves(entries: Mapping[str, Entry]) -> dict[str, Any]:
     }
 
 
-def _hacking(entries: Mapping[str, Entry], file: Path) -> Path:
+def _hacking(entries: Mapping[str, Entry], figure: Any, file: Path) -> Path:
     """Reward and judge over λ and over the scale of guidance."""
-    import matplotlib.figure
-
-    figure = matplotlib.figure.Figure(figsize=(9, 3.4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, name, x, label in zip(
         axes, (_STEERED, _GUIDED), (_SCALES, _GUIDES), ("λ", "guidance scale w")

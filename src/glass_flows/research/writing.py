@@ -1,4 +1,4 @@
-"""Files for people and programs: tables and pages in Markdown, figures as JSON.
+"""Files for people and programs: tables and pages in Markdown, figures as JSON, plots.
 
 The pages are the templates beside this file.
 """
@@ -10,13 +10,30 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
+from ..errors import MissingExtra
 from ..files import replace
 from ..measures import Measure
 
-__all__ = ["key_of", "markdown", "write_json", "write_markdown"]
+__all__ = ["blank_plot", "key_of", "markdown", "write_json", "write_markdown"]
+
+
+def blank_plot() -> Any:
+    """A matplotlib figure. Ask for it before the work whose result it will show.
+
+    Raises
+    ------
+    MissingExtra
+        matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtra("matplotlib", "plots", "a plot of the results") from error
+    return Figure(figsize=(9.0, 3.4), layout="constrained")
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -32,7 +32,7 @@ from ...jobs.models import Digits
 from ...jobs.pictures import make_folder
 from ...measures import Measure
 from ...progress import progress_bar
-from ..writing import key_of, markdown, write_json
+from ..writing import blank_plot, key_of, markdown, write_json
 
 __all__ = [
     "Cell",
@@ -294,6 +294,7 @@ def run_experiment(
             f"the experiment {experiment.name!r} looks inside the digits network and exact "
             f"mixtures, and cannot be run on {scale.model!r}; leave --model out"
         )
+    plot = blank_plot()
     folder = make_folder(Path(out) / experiment.name)
     kept = make_folder(folder / "cells")
     cells = experiment.cells(scale, folder)
@@ -304,6 +305,8 @@ def run_experiment(
             values = _values(cell, shared, kept)
             results.append(Result(cell.settings, values))
             advance()
+    experiment.draw(average(results, experiment.pool), plot)
+    plot.savefig(folder / "plot.png", dpi=100, metadata={"Software": None})
     _write(experiment, results, folder, scale)
     return results
 
@@ -336,8 +339,6 @@ def _values(cell: Cell, shared: Mapping[str, Any], folder: Path) -> dict[str, Va
 
 
 def _write(experiment: Experiment, results: list[Result], folder: Path, scale: Scale) -> None:
-    import matplotlib.figure
-
     bare = [{**one.settings, **one.values} for one in results]
     names = list(dict.fromkeys(name for row in bare for name in row))
     text = io.StringIO()
@@ -346,9 +347,6 @@ def _write(experiment: Experiment, results: list[Result], folder: Path, scale: S
     writer.writerows(bare)
     replace(folder / "table.csv", text.getvalue().encode())
     replace(folder / "table.md", experiment.printed(results).encode())
-    figure = matplotlib.figure.Figure(figsize=(9.0, 3.4), layout="constrained")
-    experiment.draw(average(results, experiment.pool), figure)
-    figure.savefig(folder / "plot.png", dpi=100, metadata={"Software": None})
     about = {
         **vars(scale),
         "glass_flows": __version__,
