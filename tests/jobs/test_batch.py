@@ -29,7 +29,7 @@ from glass_flows.jobs.batch import run_batch
 from glass_flows.jobs.items import Work, items_of
 from glass_flows.jobs.models import Digits
 from glass_flows.jobs.prompts import PromptEntry
-from glass_flows.jobs.spelling import Options, jobs_of
+from glass_flows.jobs.spelling import Options, jobs_of, read_seeds
 from glass_flows.runs import folder as folder_module
 from glass_flows.runs import read_run
 
@@ -391,3 +391,9 @@ def test_workers_that_only_die_end_with_a_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     with pytest.raises(RunFolderError, match=r"died 3 times.*fewer workers"):
         run_batch(WORK, ITEMS, tmp_path, workers=2, progress=False)
+
+
+@pytest.mark.parametrize("text", ["", "3-1", "-1", "0-99999999999", "1.5", "9" * 30, "0-x"])
+def test_seeds_that_are_none_are_refused(text):
+    with pytest.raises(InvalidArgument, match="--seeds must be like"):
+        read_seeds(text)

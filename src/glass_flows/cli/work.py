@@ -82,9 +82,10 @@ def align(
     if not isinstance(found, Digits):
         _align_images(found, jobs[method], out, budget, overwrite)
         return
-    if overwrite or budget is not None:
+    given = {"--overwrite": overwrite, "--budget": budget is not None}
+    if foreign := [name for name, value in given.items() if value]:
         raise InvalidArgument(
-            f"--overwrite, --budget: only for a diffusers pipeline; --model is {model!r}"
+            f"{', '.join(foreign)}: only for a diffusers pipeline; --model is {model!r}"
         )
     _align_digits(found, jobs[method], method, populations or 256, "twist" in options.method, out)
 

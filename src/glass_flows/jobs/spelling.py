@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from .models import Model, resolve
 
 __all__ = ["Options", "flag", "jobs_of", "read_arguments", "read_seeds"]
 
+_MOST_SEEDS = 100_000
 _FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
 
 
@@ -162,9 +164,13 @@ def read_seeds(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         ends = (first, last) if dash else (first, first)
-        if not all(end.isascii() and end.isdigit() for end in ends) or int(ends[1]) < int(ends[0]):
-            raise InvalidArgument(f"--seeds must be like 0 or 0,1,7 or 0-3, got {text!r}")
-        found += range(int(ends[0]), int(ends[1]) + 1)
+        least, most = (int(end) if re.fullmatch("[0-9]{1,19}", end) else -1 for end in ends)
+        if not 0 <= least <= most < least + _MOST_SEEDS:
+            raise InvalidArgument(
+                f"--seeds must be like 0 or 0,1,7 or 0-3, at most {_MOST_SEEDS:,} in a row, "
+                f"got {text!r}"
+            )
+        found += range(least, most + 1)
     return list(dict.fromkeys(found))
 
 
