@@ -16,7 +16,7 @@ from glass_flows.paths import EDM, DiscreteDiffusion, Linear
 from glass_flows.rewards import ClassReward, Decoded, FunctionReward
 from glass_flows.steering import PosteriorValue, Steering, iterate_steering
 from glass_flows.worlds import GaussianMixture, load_digits_classifier
-from statistics_rules import LEVEL, PATHS, accept, moment_p_values, time_of
+from statistics_rules import LEVEL, PATHS, SAMPLES, accept, law_p_values, time_of
 
 SLOPE = torch.tensor([0.8, -0.5], dtype=torch.float64)
 CENTRE = torch.tensor([0.4, 0.1], dtype=torch.float64)
@@ -92,9 +92,10 @@ def p_values_of_guided_samples(kind, sampler, strength):
     slope, curvature = REWARDS[kind]
     value = exact_value(Linear(), slope, curvature)
     guided = GuidedDenoiser(MIXTURE.denoiser(Linear()), value=value, guidance=Guidance(strength))
-    z = sample(guided, (20_000, 2), seed=3, dtype=torch.float64, **sampler)
+    options = {"seed": 3, "randomness": "stream", "dtype": torch.float64}
+    z = sample(guided, (SAMPLES, 2), **options, **sampler)
     law = MIXTURE.tilted(slope, curvature, CENTRE)[0]
-    return moment_p_values(z, law.mean(), law.covariance())
+    return law_p_values(z, (law.log_weights.exp(), law.means, law.stds.square()))
 
 
 @pytest.mark.parametrize("kind", ["linear", pytest.param("quadratic", marks=pytest.mark.slow)])
