@@ -11,6 +11,7 @@ tests/core/test_transitions.py shows both the alarm rate and the power.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -115,6 +116,7 @@ PATHS: dict[str, Path] = {
 CONTINUOUS = [name for name, path in PATHS.items() if path.trained_times is None]
 
 
+@functools.cache
 def time_of(path: Path, amplitude: float) -> float:
     """The time with α/σ = amplitude by bisection on α and σ alone, moved to a trained time."""
     low, high = 0.0, 1.0
