@@ -12,7 +12,9 @@ tests/core/test_transitions.py shows both the alarm rate and the power.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -87,6 +89,30 @@ def law_p_values(samples, law) -> np.ndarray:
         distance = max((steps[1:] - below).max(), (below - steps[:-1]).max())
         result.append(special.kolmogorov(math.sqrt(n) * distance))
     return np.clip(result, 0.0, 1.0)
+
+
+# --------------------------------------------------------------------------------------- settings
+
+
+def covering(*settings) -> list[tuple]:
+    """Few cases of a product of settings, in which every two values of two settings meet.
+
+    Greedy: next is the case in which most pairs are new, and of those the values least used.
+    """
+    cases = list(itertools.product(*settings))
+    pairs = {case: set(itertools.combinations(enumerate(case), 2)) for case in cases}
+    met: set = set()
+    used: Counter = Counter()
+    chosen: list[tuple] = []
+
+    def gain(case):
+        return len(pairs[case] - met), -sum(used[one] for one in enumerate(case))
+
+    while any(pairs[case] - met for case in cases):
+        chosen.append(max(cases, key=gain))
+        met |= pairs[chosen[-1]]
+        used.update(enumerate(chosen[-1]))
+    return chosen
 
 
 # ----------------------------------------------------------------------------------------- paths
