@@ -32,8 +32,9 @@ from glass_flows.plans import (
     plan_transition,
     resolve_rho,
 )
-from glass_flows.plans.kernels import rho_rules
-from glass_flows.plans.solvers import _Sphere
+from glass_flows.plans.kernels import RHO_RULES, rho_rules
+from glass_flows.plans.solvers import SOLVERS, _Sphere
+from glass_flows.registry import Registry
 from statistics_rules import PATHS, Exact, Mixture, covering, ends_of, execute, normal, time_of
 
 RHOS = [-1.0, -0.9, -0.4, 0.0, 0.35, 0.8, 1.0, "ddpm", DDIM(0.3)]
@@ -137,6 +138,22 @@ def test_rho_callables_lists_and_errors():
     assert rho_rules(DDIM(0.2), 2) == (DDIM(0.2), DDIM(0.2))
     with pytest.raises(InvalidArgument, match="2 values for 3"):
         rho_rules([0.1, 0.2], 3)
+
+
+class Lasting:
+    def rho(self, ends):
+        return 0.5
+
+
+@pytest.mark.parametrize("rule", [lambda ends: 0.5, Lasting], ids=["function", "class"])
+def test_a_rule_is_a_function_or_a_class_with_one(rule):
+    assert Registry("rules", {}, RHO_RULES.check).register("own", rule) is rule
+
+
+@pytest.mark.parametrize("thing", [0.5, Lasting(), Ends], ids=["number", "instance", "other class"])
+def test_what_is_no_rule_is_not_registered(thing):
+    with pytest.raises(InvalidArgument, match="the rho rule 'own' must be"):
+        Registry("rules", {}, RHO_RULES.check).register("own", thing)
 
 
 @pytest.mark.parametrize("solver", ["default", "first-order", "paper"])
@@ -253,7 +270,7 @@ def test_starts_near_data_keep_their_digits(path, amplitude, sigma_data):
     """
     t = path.time(amplitude)
     counts = (2,) if path == VariancePreserving() and amplitude > 500 else (2, 3, 10)
-    for t_next, steps, rho in itertools.product(
+    for t_next, steps, rho in covering(
         (path.time(1.1 * amplitude), path.time(7 * amplitude), 1.0),
         counts,
         ("ode", "ddpm", -1.0, 0.0, 0.5, 1.0),
@@ -637,6 +654,14 @@ def test_invalid_plans(change, error):
 def test_invalid_solvers(make):
     with pytest.raises(InvalidArgument):
         make()
+
+
+def test_a_solver_is_a_dataclass_with_transitions():
+    registry = Registry("solvers", {}, SOLVERS.check)
+    assert registry.register("own", FirstOrder) is FirstOrder
+    for thing in (FirstOrder(), type("Plain", (), {"transitions": None}), Ends):
+        with pytest.raises(InvalidArgument, match="the solver 'wrong' must be"):
+            registry.register("wrong", thing)
 
 
 def test_single_transitions_go_towards_data():
@@ -1061,7 +1086,7 @@ def test_grids_that_end_with_the_path():
 @pytest.mark.parametrize("rho", [-0.5, 0.0, 0.4, 1.0, "ddpm", "ode"])
 def test_every_query_is_a_trained_time(name, solver, rho):
     path = PATHS[name]
-    for transitions, steps in ((1, 12), (5, 6), (40, 2)):
+    for transitions, steps in ((1, 12), (5, 6), (20, 2)):
         table = plan(path, transitions=transitions, steps=steps, rho=rho, solver=solver)
         assert table.evaluations == transitions * steps
         for transition in table:
