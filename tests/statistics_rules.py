@@ -212,6 +212,34 @@ def ends_of(path: Path, t: float, t_next: float) -> tuple[float, float, float, f
     return (path.alpha(t), path.sigma(t), *last)
 
 
+def ddpm_rho(path, t, t_next):
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    return (alpha / sigma) / (alpha_next / sigma_next) if sigma_next > 0 else 0.0
+
+
+def number(rho, path, t, t_next):
+    """ρ of a rule: DDPM's a/a', and DDIM(η)'s √(1 - η² (1 - a²/a'²))."""
+    if rho == "ddpm":
+        return ddpm_rho(path, t, t_next)
+    if hasattr(rho, "eta"):
+        return math.sqrt(1 - rho.eta**2 * (1 - ddpm_rho(path, t, t_next) ** 2))
+    return float(rho)
+
+
+def middle(name, low=0.5, high=2.5):
+    path = PATHS[name]
+    return path, time_of(path, low), time_of(path, high)
+
+
+def inner_problem(path, t, t_next, rho):
+    """(a, σ, γ, ᾱ, σ̄) of a transition."""
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    a = alpha / sigma
+    gamma = rho * sigma_next / sigma
+    signal, noise = alpha_next - gamma * alpha, sigma_next * math.sqrt(1 - rho**2)
+    return a, sigma, gamma, signal, noise
+
+
 class Exact:
     """The mixture as a denoiser for the executor; records the times and inputs it was asked."""
 

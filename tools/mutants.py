@@ -57,7 +57,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "grids.py": ("test_grids", "test_mutants_paths_and_grids"),
     "plans/planner.py": ("test_mutants_tables", "test_interpret", "test_plans"),
     "plans/kernels.py": ("test_plans",),
-    "plans/solvers.py": ("test_mutants_solvers", "test_plans"),
+    "plans/solvers.py": ("test_mutants_solvers", "test_inner_solvers", "test_plans"),
     "plans/table.py": ("test_mutants_tables", "test_interpret", "test_plans"),
 }
 SHARPER = {  # by the class or function that a mutant is in

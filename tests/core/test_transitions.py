@@ -33,6 +33,7 @@ from statistics_rules import (
     execute,
     law_p_values,
     normal,
+    number,
     time_of,
     two_sample_p_values,
 )
@@ -123,18 +124,13 @@ def draw(path, t, t_next, rho, steps, solver, seed, n=SAMPLES, x=None):
     return x, execute(table, Exact(path), batch, eps)
 
 
-def resolved(rho, ends):
-    alpha, sigma, alpha_next, sigma_next = ends
-    return alpha * sigma_next / (sigma * alpha_next) if rho == "ddpm" else rho
-
-
 def check_law(name, rho, solver, steps, low, high, seed):
     path = PATHS[name]
     t = time_of(path, low)
     t_next = 1.0 if high is None else time_of(path, high)
     ends = ends_of(path, t, t_next)
     x, draws = draw(path, t, t_next, rho, steps, solver, seed)
-    assert accept(law_p_values(draws, Mixture().transition(x, ends, resolved(rho, ends))))
+    assert accept(law_p_values(draws, Mixture().transition(x, ends, number(rho, path, t, t_next))))
 
 
 @pytest.mark.parametrize(("name", "rho"), every_path_and_rho(RHOS))
