@@ -4,13 +4,17 @@ Rates. The family of all statistical checks of the suite, fast and slow, raises 
 probability at most ``FAMILY_ALARM`` = 1e-3 over the choice of the seeds (which are fixed): by
 Bonferroni each p-value is compared with ``LEVEL`` = 1e-3 / ``FAMILY_SIZE``, and :func:`accept`
 refuses to judge more p-values than that. ``SAMPLES`` is chosen so that a law whose standard
-deviation, or whose mean in units of it, is wrong by 5 % is found with power at least 0.9;
+deviation, or whose mean in units of it, is wrong by 5 % is found with power at least 0.9 where
+the samples are compared with the exact law; two samples need twice as many, each.
 tests/core/test_transitions.py shows both the alarm rate and the power.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import torch
@@ -21,7 +25,7 @@ from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, Path, Vari
 FAMILY_ALARM = 1e-3
 FAMILY_SIZE = 8000  # p-values that the whole suite may compare
 LEVEL = FAMILY_ALARM / FAMILY_SIZE
-SAMPLES = 60_000
+SAMPLES = 20_000
 
 _judged = 0
 
@@ -63,20 +67,52 @@ def two_sample_p_values(a, b) -> np.ndarray:
     return np.clip(result, 0.0, 1.0)
 
 
-def moment_p_values(samples, mean, covariance) -> np.ndarray:
-    """p-values of the mean and variance of every projection of (n, d) against exact moments."""
+def law_p_values(samples, law) -> np.ndarray:
+    """Mean, variance and Kolmogorov-Smirnov p-values of every projection of (n, d), d <= 2.
+
+    ``law`` is a mixture of isotropic normals: weights (J,), means (J, d) and variances (J,).
+    """
     samples = np.asarray(samples, dtype=float)
-    mean, covariance = np.asarray(mean, dtype=float), np.asarray(covariance, dtype=float)
-    d, n = samples.shape[1], len(samples)
-    directions = list(np.eye(d)) + ([np.r_[1, 1, np.zeros(d - 2)]] if d > 1 else [])
-    result = []
-    for direction in directions:
-        variance = direction @ covariance @ direction
-        line = samples @ direction - mean @ direction
-        result.append(_two_sided(line.mean() / math.sqrt(variance / n)))
-        squares = line**2
+    weights, means, variances = (np.asarray(part, dtype=float) for part in law)
+    n, result = len(samples), []
+    for direction in _projections(np.eye(samples.shape[1])).T:
+        line, centres = samples @ direction, means @ direction
+        spreads = variances * (direction @ direction)
+        mean = weights @ centres
+        variance = weights @ (spreads + (centres - mean) ** 2)
+        squares = (line - mean) ** 2
+        result.append(_two_sided((line.mean() - mean) / math.sqrt(variance / n)))
         result.append(_two_sided((squares.mean() - variance) / math.sqrt(squares.var() / n)))
+        parts = zip(weights, centres, np.sqrt(spreads))
+        below = sum(w * special.ndtr((np.sort(line) - m) / s) for w, m, s in parts)
+        steps = np.arange(n + 1) / n
+        distance = max((steps[1:] - below).max(), (below - steps[:-1]).max())
+        result.append(special.kolmogorov(math.sqrt(n) * distance))
     return np.clip(result, 0.0, 1.0)
+
+
+# --------------------------------------------------------------------------------------- settings
+
+
+def covering(*settings) -> list[tuple]:
+    """Few cases of a product of settings, in which every two values of two settings meet.
+
+    Greedy: next is the case in which most pairs are new, and of those the values least used.
+    """
+    cases = list(itertools.product(*settings))
+    pairs = {case: set(itertools.combinations(enumerate(case), 2)) for case in cases}
+    met: set = set()
+    used: Counter = Counter()
+    chosen: list[tuple] = []
+
+    def gain(case):
+        return len(pairs[case] - met), -sum(used[one] for one in enumerate(case))
+
+    while any(pairs[case] - met for case in cases):
+        chosen.append(max(cases, key=gain))
+        met |= pairs[chosen[-1]]
+        used.update(enumerate(chosen[-1]))
+    return chosen
 
 
 # ----------------------------------------------------------------------------------------- paths
@@ -106,6 +142,7 @@ PATHS: dict[str, Path] = {
 CONTINUOUS = [name for name, path in PATHS.items() if path.trained_times is None]
 
 
+@functools.cache
 def time_of(path: Path, amplitude: float) -> float:
     """The time with α/σ = amplitude by bisection on α and σ alone, moved to a trained time."""
     low, high = 0.0, 1.0
@@ -124,69 +161,83 @@ def time_of(path: Path, amplitude: float) -> float:
 
 
 class Mixture:
-    """Σ_j w_j N(m_j, s_j² I), written with loops over components, independently of the library."""
+    """Σ_j w_j N(m_j, s_j² I) by matrix products in numpy, independently of the library."""
 
     weights = np.array([0.5, 0.3, 0.2])
     means = np.array([[1.0, 0.4], [-0.9, 0.7], [-0.1, -1.2]])
     stds = np.array([0.35, 0.5, 0.25])
+    law = weights, means, stds**2
 
-    def components(self, x, alpha: float, sigma: float):
-        """Posterior shares (n, J), means (J arrays (n, d)) and variances of z | α z + σ ε = x."""
-        x = np.asarray(x, dtype=float)
-        logs, centres, variances = [], [], []
-        for w, m, s in zip(self.weights, self.means, self.stds):
-            total = alpha**2 * s**2 + sigma**2
-            distance = ((x - alpha * m) ** 2).sum(1)
-            logs.append(np.log(w) - 0.5 * distance / total - 0.5 * x.shape[1] * np.log(total))
-            centres.append(m + alpha * s**2 / total * (x - alpha * m))
-            variances.append(s**2 * sigma**2 / total)
-        logs = np.stack(logs, 1)
-        shares = np.exp(logs - logs.max(1, keepdims=True))
-        return shares / shares.sum(1, keepdims=True), centres, variances
+    def shares(self, x, alpha: float, sigma: float) -> np.ndarray:
+        """Posterior probabilities of the components given α z + σ ε = x: (J, n) of (n, d)."""
+        total = alpha**2 * self.stds**2 + sigma**2
+        fit = np.log(self.weights) - np.log(total)  # d = 2
+        fit = fit - 0.5 * alpha**2 * (self.means**2).sum(1) / total
+        logs = fit[:, None] + (alpha * self.means / total[:, None]) @ x.T
+        logs -= (0.5 / total)[:, None] * (x[:, 0] ** 2 + x[:, 1] ** 2)
+        shares = np.exp(logs - logs.max(0))
+        return shares / shares.sum(0)
 
     def denoise(self, x, alpha: float, sigma: float) -> np.ndarray:
-        shares, centres, _ = self.components(x, alpha, sigma)
-        return sum(shares[:, [j]] * centres[j] for j in range(len(centres)))
+        """Of component j: m + g (x - α m), g = α s²/(α² s² + σ²)."""
+        x = np.asarray(x, dtype=float)
+        shares = self.shares(x, alpha, sigma).T
+        gain = alpha * self.stds**2 / (alpha**2 * self.stds**2 + sigma**2)
+        return shares @ ((1 - alpha * gain)[:, None] * self.means) + (shares @ gain)[:, None] * x
 
     def sample(self, n: int, rng: np.random.Generator) -> np.ndarray:
         j = rng.choice(len(self.weights), n, p=self.weights)
         return self.means[j] + self.stds[j, None] * rng.standard_normal((n, 2))
 
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        return _pooled(self.weights, self.means, self.stds**2)
+    def marginal(self, alpha: float, sigma: float):
+        """The law of α z + σ ε, as `law`."""
+        return self.weights, alpha * self.means, alpha**2 * self.stds**2 + sigma**2
 
-    def transition_moments(self, x, ends, rho: float) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and covariance of x' given one x; ends = (α, σ, α', σ')."""
+    def transition(self, x, ends, rho: float):
+        """The law of x' given one x, as `law`; ends = (α, σ, α', σ')."""
         alpha, sigma, alpha_next, sigma_next = ends
         gamma = rho * sigma_next / sigma
         signal = alpha_next - gamma * alpha
-        noise = sigma_next**2 * (1.0 - rho**2)
-        shares, centres, variances = self.components(x[None], alpha, sigma)
-        means = np.array([gamma * x + signal * c[0] for c in centres])
-        return _pooled(shares[0], means, signal**2 * np.array(variances) + noise)
-
-    def transition_sample(self, x, ends, rho: float, n: int, rng) -> np.ndarray:
-        """n draws of x' given one x, by drawing z from its posterior first."""
-        alpha, sigma, alpha_next, sigma_next = ends
-        shares, centres, variances = self.components(x[None], alpha, sigma)
-        j = rng.choice(len(variances), n, p=shares[0])
-        z = np.array([c[0] for c in centres])[j]
-        z = z + np.sqrt(variances)[j, None] * rng.standard_normal((n, len(x)))
-        gamma = rho * sigma_next / sigma
-        fresh = sigma_next * math.sqrt(1.0 - rho**2) * rng.standard_normal((n, len(x)))
-        return gamma * x + (alpha_next - gamma * alpha) * z + fresh
-
-
-def _pooled(weights, means, variances) -> tuple[np.ndarray, np.ndarray]:
-    centre = weights @ means
-    spread = (means - centre).T @ (weights[:, None] * (means - centre))
-    return centre, spread + (weights @ variances) * np.eye(means.shape[1])
+        total = alpha**2 * self.stds**2 + sigma**2
+        gain = (alpha * self.stds**2 / total)[:, None]
+        means = gamma * x + signal * (self.means + gain * (x - alpha * self.means))
+        variances = signal**2 * self.stds**2 * sigma**2 / total
+        shares = self.shares(np.asarray(x)[None], alpha, sigma)[:, 0]
+        return shares, means, variances + sigma_next**2 * (1.0 - rho**2)
 
 
 def ends_of(path: Path, t: float, t_next: float) -> tuple[float, float, float, float]:
     """(α, σ, α', σ'); the end t' = 1 of a plan is data."""
     last = (1.0, 0.0) if t_next == 1.0 else (path.alpha(t_next), path.sigma(t_next))
     return (path.alpha(t), path.sigma(t), *last)
+
+
+def ddpm_rho(path, t, t_next):
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    return (alpha / sigma) / (alpha_next / sigma_next) if sigma_next > 0 else 0.0
+
+
+def number(rho, path, t, t_next):
+    """ρ of a rule: DDPM's a/a', and DDIM(η)'s √(1 - η² (1 - a²/a'²))."""
+    if rho == "ddpm":
+        return ddpm_rho(path, t, t_next)
+    if hasattr(rho, "eta"):
+        return math.sqrt(1 - rho.eta**2 * (1 - ddpm_rho(path, t, t_next) ** 2))
+    return float(rho)
+
+
+def middle(name, low=0.5, high=2.5):
+    path = PATHS[name]
+    return path, time_of(path, low), time_of(path, high)
+
+
+def inner_problem(path, t, t_next, rho):
+    """(a, σ, γ, ᾱ, σ̄) of a transition."""
+    alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
+    a = alpha / sigma
+    gamma = rho * sigma_next / sigma
+    signal, noise = alpha_next - gamma * alpha, sigma_next * math.sqrt(1 - rho**2)
+    return a, sigma, gamma, signal, noise
 
 
 class Exact:

@@ -35,7 +35,7 @@ import sys
 import time
 import tokenize
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +57,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "grids.py": ("test_grids", "test_mutants_paths_and_grids"),
     "plans/planner.py": ("test_mutants_tables", "test_interpret", "test_plans"),
     "plans/kernels.py": ("test_plans",),
-    "plans/solvers.py": ("test_mutants_solvers", "test_plans"),
+    "plans/solvers.py": ("test_mutants_solvers", "test_inner_solvers", "test_plans"),
     "plans/table.py": ("test_mutants_tables", "test_interpret", "test_plans"),
 }
 SHARPER = {  # by the class or function that a mutant is in
@@ -68,42 +68,8 @@ SHARPER = {  # by the class or function that a mutant is in
     "KnownTimes": "test_interpret",
 }
 NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_classical")
-# These train and read networks, or import diffusers; they say nothing about formulas.
-LEFT_OUT = {
-    "test_batch",
-    "test_budget",
-    "test_cli",
-    "test_compare",
-    "test_diffusers_methods",
-    "test_extending",
-    "test_house",
-    "test_jobs",
-    "test_report",
-    "test_run_folder",
-    "test_settings",
-    "test_shards",
-    "test_cli_pipelines",
-    "test_compare_shapes",
-    "test_diffusers_adapters_loaded",
-    "test_diffusers_dropin",
-    "test_diffusers_families",
-    "test_diffusers_gradients",
-    "test_diffusers_refusals",
-    "test_diffusers_scheduler_checks",
-    "test_diffusers_steering",
-    "test_digits",
-    "test_docs",
-    "test_evaluate",
-    "test_pretrained_rewards",
-    "test_prompt_sets",
-    "test_reproduce",
-    "test_reward_conversion",
-    "test_shapes_bundled",
-    "test_shapes_pipeline",
-    "test_shapes_world",
-    "test_sit",
-    "test_train_shapes",
-}
+# Where in tests/ formulas are looked at; the other folders are about networks, files and processes.
+WHERE = ("core/", "steering/", "worlds/test_mixtures.py")
 ONLY_TESTS: set[str] = set()  # filled by --tests
 IGNORE_FAILING: list[bool] = []  # filled by --ignore-failing
 # In this process, where the mutant is: workers of pytest-xdist would import the code as it is.
@@ -388,12 +354,14 @@ def mutants() -> list[Mutant]:
 
 def test_files(mutant: Mutant) -> list[str]:
     """The test files that exist, those that look closest at the mutant first."""
-    places = {p.stem: p.relative_to(ROOT) for p in sorted((ROOT / "tests").rglob("test_*.py"))}
+    tests = ROOT / "tests"
+    files = [p for p in sorted(tests.rglob("test_*.py"))
+             if p.relative_to(tests).as_posix().startswith(WHERE)]  # fmt: skip
+    places = {p.stem: str(p.relative_to(ROOT)) for p in files}
     sharper = SHARPER.get(mutant.scope.split(".")[0], "")
     first = dict.fromkeys([sharper, *TARGETS[mutant.file], *NEXT])
     order = [*(name for name in first if name in places), *(n for n in places if n not in first)]
-    wanted = ONLY_TESTS or set(order) - LEFT_OUT
-    return [str(places[name]) for name in order if name in wanted]
+    return [places[name] for name in order if not ONLY_TESTS or name in ONLY_TESTS]
 
 
 def warm_up() -> None:
@@ -512,19 +480,31 @@ class BaselineError(Exception):
     """A test file fails without any mutant."""
 
 
-_BASELINES: dict[str, tuple[float, list[str]]] = {}
+Baselines = MutableMapping[str, tuple[float, list[str]]]
+_BASELINES: list[Baselines] = [{}]  # one element: that of all processes, where there are several
+_MEASURING = multiprocessing.get_context("fork").Lock()
 
 
 def baseline(test_file: str) -> tuple[float, list[str]]:
-    """How long `test_file` takes without a mutant, and what to deselect; it must pass."""
-    if test_file not in _BASELINES:
-        begin = time.monotonic()
-        failed = run_tests(None, [test_file], 1200.0)
-        if failed and not IGNORE_FAILING:
-            raise BaselineError(", ".join(failed))
-        deselected = [word for name in failed for word in ("--deselect", name)]
-        _BASELINES[test_file] = time.monotonic() - begin, deselected
-    return _BASELINES[test_file]
+    """How long `test_file` takes without a mutant, and what to deselect; it must pass.
+
+    Measured by the process that asks first; the others wait for it.
+    """
+    (known,) = _BASELINES
+    if test_file not in known:
+        with _MEASURING:
+            if test_file not in known:
+                known[test_file] = measured(test_file)
+    return known[test_file]
+
+
+def measured(test_file: str) -> tuple[float, list[str]]:
+    begin = time.monotonic()
+    failed = run_tests(None, [test_file], 1200.0)
+    if failed and not IGNORE_FAILING:
+        raise BaselineError(", ".join(failed))
+    deselected = [word for name in failed for word in ("--deselect", name)]
+    return time.monotonic() - begin, deselected
 
 
 @dataclass(frozen=True)
@@ -557,8 +537,11 @@ def judge_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[Verdict]:
     if jobs == 1:
         yield from map(judge, chosen)
         return
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        yield from pool.imap_unordered(judge, chosen)
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager:
+        _BASELINES[0] = manager.dict()
+        with context.Pool(jobs) as pool:
+            yield from pool.imap_unordered(judge, chosen)
 
 
 # --- the list of equivalent mutants, and the report ---------------------------------------------

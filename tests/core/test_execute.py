@@ -261,12 +261,12 @@ def test_a_loop_of_transitions_may_share_one_seed():
     # N(0, 1) data: with the same ε at every step the variance would be three times too large.
     denoiser = GaussianMixture(torch.zeros(1, 1, dtype=torch.float64), 1.0).denoiser(Linear())
     times = [0.2, 0.35, 0.5, 0.65, 0.8, 0.9]
-    x = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(4000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = x * math.hypot(0.2, 0.8)
     for t, t_next in pairwise(times):
         x = transition(denoiser, x, t, t_next, rho=0.0, steps=2, seed=0)
-    exact = 0.9**2 + 0.1**2  # standard error of the variance: 1 %
-    assert abs(x.var().item() / exact - 1) < 0.05
+    exact = 0.9**2 + 0.1**2  # standard error of the variance: 2 %
+    assert abs(x.var().item() / exact - 1) < 0.1
 
 
 def test_posterior_draws_do_not_depend_on_the_batch_or_their_number():

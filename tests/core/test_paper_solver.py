@@ -12,7 +12,7 @@ from scipy.optimize import brentq
 from glass_flows.errors import InvalidArgument, PlanError
 from glass_flows.paths import EDM
 from glass_flows.plans import Paper, plan, plan_transition
-from statistics_rules import PATHS, Exact, ends_of, execute, normal, time_of
+from statistics_rules import PATHS, Exact, covering, ends_of, execute, normal, time_of
 
 RHOS = [-0.9, -0.6, -0.3, 0.0, 0.2, 0.5, 0.8, 1.0, "ddpm"]
 
@@ -117,9 +117,7 @@ def compare(name, t, t_next, rho, steps, *, schedule=linear, option="linear", **
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("rho", RHOS)
-@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(("name", "rho", "steps"), covering(PATHS, RHOS, [1, 2, 7]))
 def test_whole_range(name, rho, steps):
     path = PATHS[name]
     t = time_of(path, 0.5)
@@ -145,9 +143,9 @@ def test_from_noise(name, rho):
         compare(name, 0.0, t_next, rho, 3, s_range=(0.02, 1.0))
 
 
-@pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("rho", [-0.9, 0.4, 1.0, "ddpm"])
-@pytest.mark.parametrize("sigma0", [0.3, 2.5])
+@pytest.mark.parametrize(
+    ("name", "rho", "sigma0"), covering(PATHS, [-0.9, 0.4, 1.0, "ddpm"], [0.3, 2.5])
+)
 def test_other_starting_noise(name, rho, sigma0):
     path = PATHS[name]
     t, t_next = time_of(path, 0.5), time_of(path, 2.5)
@@ -155,11 +153,14 @@ def test_other_starting_noise(name, rho, sigma0):
     compare(name, t, 1.0, rho, 4, sigma0=sigma0, s_range=(0.001, 0.999))
 
 
-@pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("rho", [-0.9, 0.4, 1.0, "ddpm"])
-@pytest.mark.parametrize(("schedule", "option"), [(cosine, "cosine"), (quadratic, custom)])
-@pytest.mark.parametrize("sigma0", [1.0, 0.6])
-def test_other_schedules(name, rho, schedule, option, sigma0):
+@pytest.mark.parametrize(
+    ("name", "rho", "shape", "sigma0"),
+    covering(
+        PATHS, [-0.9, 0.4, 1.0, "ddpm"], [(cosine, "cosine"), (quadratic, custom)], [1.0, 0.6]
+    ),
+)
+def test_other_schedules(name, rho, shape, sigma0):
+    schedule, option = shape
     path = PATHS[name]
     t, t_next = time_of(path, 0.5), time_of(path, 2.5)
     settings = {"schedule": schedule, "option": option, "sigma0": sigma0}

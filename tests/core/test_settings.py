@@ -77,7 +77,7 @@ from glass_flows.worlds import GaussianMixture
 CLASSES = [Sampler, Steering, BestOf, Beam, Greedy, Batching, Loading]
 METHOD_CLASSES = [Steering, BestOf, Beam, Greedy]
 each_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-quick = settings(max_examples=60, deadline=None, derandomize=True)
+quick = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def names_of(cls):
@@ -229,7 +229,7 @@ ANY = {
 
 @each_class
 @given(data=st.data())
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_text_and_json_are_read_back(cls, data):
     one = data.draw(ANY[cls])
     assert cls.parse(str(one)) == one
@@ -434,7 +434,7 @@ USUAL = samplers(st.integers(1, 3), st.floats(1.0, 10.0), st.integers(0, 50).map
 
 
 @given(USUAL)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_the_plan_of_a_sampler_is_that_of_its_settings(one):
     """Also of what was read back: bit for bit, or the same refusal."""
 

@@ -5,6 +5,7 @@ Rates and their Bonferroni family: tests/statistics_rules.py.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -19,6 +20,7 @@ from glass_flows.noise import FixedNoise
 from glass_flows.plans import DDIM, Default, FirstOrder, Paper, plan, plan_transition
 from glass_flows.worlds.mixtures import GaussianMixture
 from statistics_rules import (
+    CONTINUOUS,
     FAMILY_ALARM,
     FAMILY_SIZE,
     LEVEL,
@@ -29,24 +31,24 @@ from statistics_rules import (
     accept,
     ends_of,
     execute,
-    moment_p_values,
+    law_p_values,
     normal,
+    number,
     time_of,
     two_sample_p_values,
 )
 
 slow = pytest.mark.slow
-# One end, the middle, the other end and DDPM's value in the fast run; the rest in the slow one.
-RHOS = [
-    -0.9,
-    pytest.param(-0.4, marks=slow),
-    pytest.param(0.0, marks=slow),
-    0.4,
-    pytest.param(0.8, marks=slow),
-    1.0,
-    "ddpm",
-]
-ALL_RHOS = [-0.9, -0.4, 0.0, 0.4, 0.8, 1.0, "ddpm"]
+RHOS = [-0.9, -0.4, 0.0, 0.4, 0.8, 1.0, "ddpm"]
+
+
+def every_path_and_rho(rhos):
+    """Every ρ on the linear path and on one other, so that every other path has one at least.
+
+    What they have in common holds for all pairs: `test_paths_differ_by_their_units`.
+    """
+    others = itertools.cycle([name for name in PATHS if name != "linear"])
+    return [(name, rho) for rho in rhos for name in ("linear", next(others))]
 
 
 # ----------------------------------------------------------------------------- the tests themselves
@@ -60,26 +62,26 @@ def test_power_against_five_percent(wrong, law):
 
     The mean is off by 0.05 standard deviations, in one coordinate only; so is the deviation.
     """
-    found = {"two-sample": 0, "moments": 0}
+    found = {"law": 0, "two-sample": 0}
     for seed in range(30):
         rng = np.random.default_rng(seed)
+        exact, draw = Mixture.law, lambda n, rng=rng: Mixture().sample(n, rng)
         if law == "normal":
-            draw, mean, covariance = rng.standard_normal, np.zeros(2), np.eye(2)
-            a, b = draw((SAMPLES, 2)), draw((SAMPLES, 2))
-        else:
-            a, b = (Mixture().sample(SAMPLES, rng) for _ in range(2))
-            mean, covariance = Mixture().moments()
+            exact = [1.0], np.zeros((1, 2)), [1.0]
+            draw = lambda n, rng=rng: rng.standard_normal((n, 2))  # noqa: E731
+        a, b = draw(2 * SAMPLES), draw(2 * SAMPLES)
         if seed < 3:
+            assert np.all(law_p_values(a[:SAMPLES], exact) > LEVEL)
             assert np.all(two_sample_p_values(a, b) > LEVEL)
-            assert np.all(moment_p_values(a, mean, covariance) > LEVEL)
+        centre, deviation = b[:, 0].mean(), b[:, 0].std()
         if wrong == "mean":
-            a[:, 0] += 0.05 * math.sqrt(covariance[0, 0])
+            a[:, 0] += 0.05 * deviation
         else:
-            a[:, 0] = mean[0] + 1.05 * (a[:, 0] - mean[0])
+            a[:, 0] = centre + 1.05 * (a[:, 0] - centre)
+        found["law"] += bool(np.any(law_p_values(a[:SAMPLES], exact) <= LEVEL))
         found["two-sample"] += bool(np.any(two_sample_p_values(a, b) <= LEVEL))
-        found["moments"] += bool(np.any(moment_p_values(a, mean, covariance) <= LEVEL))
+    assert found["law"] >= 27
     assert found["two-sample"] >= 27
-    assert found["moments"] >= 27
 
 
 def test_false_alarms_are_as_rare_as_stated():
@@ -88,8 +90,8 @@ def test_false_alarms_are_as_rare_as_stated():
     values = []
     for seed in range(150):
         rng = np.random.default_rng(1000 + seed)
-        a, b = (Mixture().sample(3000, rng) for _ in range(2))
-        values.append(np.r_[two_sample_p_values(a, b), moment_p_values(a, *Mixture().moments())])
+        a, b = (Mixture().sample(2000, rng) for _ in range(2))
+        values.append(np.r_[two_sample_p_values(a, b), law_p_values(a, Mixture.law)])
     values = np.array(values)
     for level in (0.3, 0.05, 0.01):
         rate = (values <= level).mean(0)
@@ -122,54 +124,69 @@ def draw(path, t, t_next, rho, steps, solver, seed, n=SAMPLES, x=None):
     return x, execute(table, Exact(path), batch, eps)
 
 
-def resolved(rho, ends):
-    alpha, sigma, alpha_next, sigma_next = ends
-    return alpha * sigma_next / (sigma * alpha_next) if rho == "ddpm" else rho
-
-
 def check_law(name, rho, solver, steps, low, high, seed):
     path = PATHS[name]
     t = time_of(path, low)
     t_next = 1.0 if high is None else time_of(path, high)
     ends = ends_of(path, t, t_next)
     x, draws = draw(path, t, t_next, rho, steps, solver, seed)
-    number = resolved(rho, ends)
-    assert accept(moment_p_values(draws, *Mixture().transition_moments(x, ends, number)))
-    rng = np.random.default_rng(seed + 77)
-    own = Mixture().transition_sample(x, ends, number, SAMPLES, rng)
-    assert accept(two_sample_p_values(draws, own))
+    assert accept(law_p_values(draws, Mixture().transition(x, ends, number(rho, path, t, t_next))))
 
 
-@pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("rho", RHOS)
+@pytest.mark.parametrize(("name", "rho"), every_path_and_rho(RHOS))
 def test_transitions_have_the_exact_law(name, rho):
-    check_law(name, rho, "default", 24, 0.7, 2.0, seed=ALL_RHOS.index(rho))
+    check_law(name, rho, "default", 24, 0.7, 2.0, seed=RHOS.index(rho))
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_transitions_to_data_have_the_exact_law(name):
-    check_law(name, 0.4, "default", 40, 0.7, None, seed=50)
+    check_law(name, 0.4, Default(sigma_data=0.6), 40, 0.7, None, seed=50)
 
 
-# Every ρ on the linear path, and one on each of the others.
-FIRST_ORDER_CASES = [("linear", rho) for rho in (-0.9, 0.4, 1.0)]
-FIRST_ORDER_CASES += zip([n for n in PATHS if n != "linear"], itertools.cycle((-0.9, 1.0, 0.4)))
-
-
-@slow
-@pytest.mark.parametrize(("name", "rho"), FIRST_ORDER_CASES)
-@pytest.mark.parametrize("solver", [FirstOrder(), Paper()], ids=["first-order", "paper"])
-def test_first_order_solvers_have_the_exact_law_everywhere(name, rho, solver):
-    if isinstance(solver, FirstOrder) and PATHS[name].trained_times is not None:
-        pytest.skip("too few trained timesteps in reach for first order to converge")
-    check_law(name, rho, solver, 250, 0.7, 2.0, seed=62)
-
-
-@slow
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("rho", ALL_RHOS)
-def test_transitions_to_data_have_the_exact_law_at_every_rho(name, rho):
-    check_law(name, rho, Default(sigma_data=0.6), 40, 0.7, None, seed=63)
+@pytest.mark.parametrize("solver", ["default", "first-order"])
+def test_transitions_to_data_are_one_for_every_rho(name, solver):
+    """There is no noise at data for ρ to be the correlation of: γ = σ̄ = 0."""
+    path = PATHS[name]
+    transitions = [
+        plan_transition(path, time_of(path, 0.7), 1.0, rho=rho, steps=40, solver=solver)
+        for rho in (*RHOS, -1.0, DDIM(0.5))
+    ]
+    first, *others = (dataclasses.replace(table.transitions[0], rho=0.0) for table in transitions)
+    assert (first.gamma, first.sigma_bar) == (0.0, 0.0)
+    assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("name", [name for name in CONTINUOUS if name != "linear"])
+@pytest.mark.parametrize("rho", [*RHOS, -1.0, DDIM(0.5), "ode"], ids=str)
+def test_paths_differ_by_their_units(name, rho):
+    """The same x/σ and ε give the same x'/σ': what is shown of one path holds for the others."""
+
+    def moved(path, make, steps):
+        t, t_next = time_of(path, 0.7), time_of(path, 2.0)
+        solver = make(path.sigma(t_next))
+        table = plan_transition(path, t, t_next, rho=rho, steps=steps, solver=solver)
+        x = execute(table, Exact(path), path.sigma(t) * normal(6, 2), normal(6, 2, seed=1))
+        return x / path.sigma(t_next)
+
+    solvers = [lambda _: "default", lambda _: "first-order"]
+    if rho != "ode":
+        solvers.append(lambda unit: Paper(sigma0=0.8 * unit))  # the one setting that has a unit
+    for make, steps in itertools.product(solvers, (1, 5)):
+        ours, linear = (moved(path, make, steps) for path in (PATHS[name], PATHS["linear"]))
+        np.testing.assert_allclose(ours, linear, rtol=0, atol=1e-9)
+
+
+# On trained timesteps too few are in reach for the first-order solver to converge.
+LIMITS = [("linear", FirstOrder()), ("linear", Paper()), ("discrete", Paper())]
+
+
+@slow
+@pytest.mark.parametrize("rho", [-0.9, 0.4, 1.0])
+@pytest.mark.parametrize(("name", "solver"), LIMITS, ids=lambda one: getattr(one, "name", one))
+def test_first_order_solvers_have_the_exact_law(name, rho, solver):
+    """In the limit, which `test_all_solvers_reach_the_same_transition` shows of every state."""
+    check_law(name, rho, solver, 250, 0.7, 2.0, seed=62)
 
 
 def test_a_wrong_correlation_is_noticed():
@@ -177,45 +194,27 @@ def test_a_wrong_correlation_is_noticed():
     path, t, t_next = PATHS["linear"], 0.4, 0.65
     ends = ends_of(path, t, t_next)
     x, draws = draw(path, t, t_next, 0.5, 24, "default", 8)
-    p_values = moment_p_values(draws, *Mixture().transition_moments(x, ends, 0.4))
+    p_values = law_p_values(draws, Mixture().transition(x, ends, 0.4))
     assert p_values.min() <= LEVEL
 
 
 # --------------------------------------------------------------------------------------- marginals
 
 
-MARGINAL_RHOS = [
-    pytest.param(-1.0, marks=slow),
-    -0.5,
-    pytest.param(0.4, marks=slow),
-    1.0,
-    pytest.param("ddpm", marks=slow),
-    pytest.param(DDIM(0.5), marks=slow),
-    "ode",
-]
+MARGINAL_RHOS = [-1.0, -0.5, 0.4, 1.0, "ddpm", DDIM(0.5), "ode"]
 
 
-def check_marginal(name, rho, seed):
+@pytest.mark.parametrize(("name", "rho"), every_path_and_rho(MARGINAL_RHOS), ids=str)
+def test_marginals_are_preserved(name, rho):
     """States of the exact law at t, moved to t', have the exact law at t'."""
     path = PATHS[name]
     t, t_next = time_of(path, 0.7), time_of(path, 2.0)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(200)
     alpha, sigma, alpha_next, sigma_next = ends_of(path, t, t_next)
     x = alpha * Mixture().sample(SAMPLES, rng) + sigma * rng.standard_normal((SAMPLES, 2))
     table = plan_transition(path, t, t_next, rho=rho, steps=16)
     got = execute(table, Exact(path), x, rng.standard_normal((SAMPLES, 2)))
-    mean, covariance = Mixture().moments()
-    moments = alpha_next * mean, alpha_next**2 * covariance + sigma_next**2 * np.eye(2)
-    assert accept(moment_p_values(got, *moments))
-    own = alpha_next * Mixture().sample(SAMPLES, rng)
-    own = own + sigma_next * rng.standard_normal((SAMPLES, 2))
-    assert accept(two_sample_p_values(got, own))
-
-
-@pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("rho", MARGINAL_RHOS, ids=str)
-def test_marginals_are_preserved(name, rho):
-    check_marginal(name, rho, seed=200)
+    assert accept(law_p_values(got, Mixture().marginal(alpha_next, sigma_next)))
 
 
 @pytest.mark.parametrize("rho", [-0.8, 0.0, 0.4, 0.9, "ddpm"])
@@ -223,12 +222,9 @@ def test_whole_samples_have_the_law_of_the_data(rho):
     """Four transitions from noise to data."""
     path = PATHS["linear"]
     rng = np.random.default_rng(300)
-    n = SAMPLES // 2
     table = plan(path, transitions=4, steps=16, rho=rho)
-    x, *noises = (rng.standard_normal((n, 2)) for _ in range(5))
-    got = execute(table, Exact(path), x, *noises)
-    assert accept(moment_p_values(got, *Mixture().moments()))
-    assert accept(two_sample_p_values(got, Mixture().sample(SAMPLES, rng)))
+    x, *noises = (rng.standard_normal((SAMPLES, 2)) for _ in range(5))
+    assert accept(law_p_values(execute(table, Exact(path), x, *noises), Mixture.law))
 
 
 def library_mixture() -> GaussianMixture:
@@ -242,7 +238,7 @@ def test_sample_draws_from_the_data():
         denoiser, (SAMPLES, 2), transitions=3, steps=20, rho=0.4, seed=5, start="pure",
         randomness="stream", dtype=torch.float64, progress=False,
     )  # fmt: skip
-    assert accept(moment_p_values(drawn.numpy(), *Mixture().moments()))
+    assert accept(law_p_values(drawn.numpy(), Mixture.law))
 
 
 @pytest.mark.parametrize("name", ["linear", "edm"])
@@ -252,20 +248,21 @@ def test_posterior_draws_are_of_the_posterior(name):
     x = path.alpha(t) * np.array([[0.2, 0.5]]) + path.sigma(t) * np.array([[-0.4, 0.3]])
     drawn = posterior(
         library_mixture().denoiser(path), torch.from_numpy(np.tile(x, (20, 1))), t,
-        samples=SAMPLES // 20, steps=40, seed=3,
+        samples=SAMPLES // 20, steps=40, generator=torch.Generator().manual_seed(3),
     )  # fmt: skip
     assert drawn.shape == (SAMPLES // 20, 20, 2)
     ends = (path.alpha(t), path.sigma(t), 1.0, 0.0)
-    moments = Mixture().transition_moments(x[0], ends, 0.0)
-    assert accept(moment_p_values(drawn.reshape(-1, 2).numpy(), *moments))
+    law = Mixture().transition(x[0], ends, 0.0)
+    assert accept(law_p_values(drawn.reshape(-1, 2).numpy(), law))
 
 
 def test_posterior_draws_from_noise_are_data():
     x = torch.zeros(2, 2, dtype=torch.float64)
     drawn = posterior(
-        library_mixture().denoiser(PATHS["linear"]), x, 0.0, samples=SAMPLES // 4, steps=30, seed=3
-    )
-    assert accept(moment_p_values(drawn.reshape(-1, 2).numpy(), *Mixture().moments()))
+        library_mixture().denoiser(PATHS["linear"]), x, 0.0, samples=SAMPLES // 2, steps=30,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    assert accept(law_p_values(drawn.reshape(-1, 2).numpy(), Mixture.law))
 
 
 # ------------------------------------------------------------------------------ noise and its use

@@ -16,7 +16,7 @@ from glass_flows.paths import EDM, DiscreteDiffusion, Linear
 from glass_flows.rewards import ClassReward, Decoded, FunctionReward
 from glass_flows.steering import PosteriorValue, Steering, iterate_steering
 from glass_flows.worlds import GaussianMixture, load_digits_classifier
-from statistics_rules import LEVEL, PATHS, accept, moment_p_values, time_of
+from statistics_rules import LEVEL, PATHS, SAMPLES, accept, covering, law_p_values, time_of
 
 SLOPE = torch.tensor([0.8, -0.5], dtype=torch.float64)
 CENTRE = torch.tensor([0.4, 0.1], dtype=torch.float64)
@@ -92,9 +92,10 @@ def p_values_of_guided_samples(kind, sampler, strength):
     slope, curvature = REWARDS[kind]
     value = exact_value(Linear(), slope, curvature)
     guided = GuidedDenoiser(MIXTURE.denoiser(Linear()), value=value, guidance=Guidance(strength))
-    z = sample(guided, (20_000, 2), seed=3, dtype=torch.float64, **sampler)
+    options = {"seed": 3, "randomness": "stream", "dtype": torch.float64}
+    z = sample(guided, (SAMPLES, 2), **options, **sampler)
     law = MIXTURE.tilted(slope, curvature, CENTRE)[0]
-    return moment_p_values(z, law.mean(), law.covariance())
+    return law_p_values(z, (law.log_weights.exp(), law.means, law.stds.square()))
 
 
 @pytest.mark.parametrize("kind", ["linear", pytest.param("quadratic", marks=pytest.mark.slow)])
@@ -551,12 +552,17 @@ GUIDANCES = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"twist": 1.0}, {"value": PosteriorValue(2, 3)}], ids=str)
-@pytest.mark.parametrize("checkpoint", [False, True])
-@pytest.mark.parametrize("w", [1.0, 2.0])
-@pytest.mark.parametrize("guidance", GUIDANCES.values(), ids=GUIDANCES)
-def test_the_costs_are_the_true_ones(guidance, w, checkpoint, options):
-    true, result = counted(guidance, guidance_scale=w, checkpoint=checkpoint, **options)
+TAKEN = {"free": {}, "twist": {"twist": 1.0}, "posterior": {"value": PosteriorValue(2, 3)}}
+
+
+@pytest.mark.parametrize(
+    ("guidance", "taken", "w", "checkpoint"),
+    covering(GUIDANCES, TAKEN, [1.0, 2.0], [False, True]),
+)
+def test_the_costs_are_the_true_ones(guidance, taken, w, checkpoint):
+    true, result = counted(
+        GUIDANCES[guidance], guidance_scale=w, checkpoint=checkpoint, **TAKEN[taken]
+    )
     assert result.network_evaluations == true.forward
     assert result.network_gradients == true.backward
     assert result.reward_evaluations == true.rewards

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,7 +21,7 @@ from glass_flows.paths import Linear
 from glass_flows.plans import Paper
 from glass_flows.rewards import ClassReward
 from glass_flows.steering import LogWeights, Steering, best_of, iterate_steering, steer
-from glass_flows.steering.resampling import RESAMPLERS, multinomial, systematic
+from glass_flows.steering.resampling import RESAMPLERS
 from glass_flows.worlds import GaussianMixture
 
 MIXTURE = GaussianMixture(
@@ -83,58 +82,23 @@ def test_degenerate_weights_stop_with_their_place(values, match):
         LogWeights.uniform(2, 2).times(torch.tensor(values), "boundary 3")
 
 
-@pytest.mark.parametrize("name", sorted(RESAMPLERS))
-def test_offspring_counts_are_unbiased(name):
-    # 4,000 resamplings: every mean count within 5 standard errors (a multinomial bounds the
-    # variance of both schemes), fixed seed.
-    weights = np.array([0.05, 0.0, 0.32, 0.13, 0.4, 0.1])
-    runs, n = 4000, len(weights)
-    counts = np.stack(
-        [
-            np.bincount(RESAMPLERS[name](weights, np.random.PCG64(i)), minlength=n)
-            for i in range(runs)
-        ]
-    )
-    error = np.sqrt(n * weights * (1 - weights) / runs) + 1e-12
-    assert (np.abs(counts.mean(0) - n * weights) < 5 * error).all()
-    assert (counts[:, 1] == 0).all()
-
-
-def test_systematic_counts_are_within_one_of_their_mean():
-    weights = np.random.default_rng(0).dirichlet(np.ones(9))
-    for seed in range(200):
-        counts = np.bincount(systematic(weights, np.random.PCG64(seed)), minlength=9)
-        assert (np.abs(counts - 9 * weights) < 1).all()
-
-
-def test_systematic_varies_less_than_multinomial():
-    weights = np.array([0.3, 0.26, 0.24, 0.2])
-    variance = {
-        scheme: np.var(
-            [np.bincount(scheme(weights, np.random.PCG64(i)), minlength=4) for i in range(500)],
-            axis=0,
-        ).sum()
-        for scheme in (systematic, multinomial)
-    }
-    assert variance[systematic] < 0.5 * variance[multinomial]
-
-
 # --- the algorithm ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("resampling", sorted(RESAMPLERS))
-@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
-def test_the_weighted_particles_target_the_tilted_law(resampling, threshold):
+@pytest.mark.usefixtures("one_stream")
+@pytest.mark.parametrize(
+    ("threshold", "resampling"),
+    [(0.0, "systematic"), (0.6, "systematic"), *((1.0, name) for name in sorted(RESAMPLERS))],
+)
+def test_the_weighted_particles_target_the_tilted_law(threshold, resampling):
     """Evidence and tilted moments, over 1,500 populations of 8 particles.
 
     The evidence estimate is unbiased for any N, and so is the weighted sum of f over particles for
     E[f exp(r)]: both are compared with the closed form at 4.5 standard errors (family-wise false
-    alarm of all lines and parameters below 1e-3 by Bonferroni). The solver's own error at 3 x 10
+    alarm of all lines and parameters below 1e-3 by Bonferroni). The solver's own error at 3 x 6
     evaluations is far below the standard error of about 1 %.
     """
-    result = steered(
-        populations=1500, ess_threshold=threshold, resampling=resampling, steps=10, seed=5
-    )
+    result = steered(populations=1500, ess_threshold=threshold, resampling=resampling, seed=5)
     mass = torch.exp(result.log_evidence - LOG_EVIDENCE)  # mean 1
     share = torch.softmax(result.log_weights, 1)
     z = result.samples

@@ -33,6 +33,7 @@ from glass_flows.errors import (
 from glass_flows.paths import Linear
 from glass_flows.rewards import FunctionReward
 from glass_flows.steering import Adaptive, PosteriorValue, Shards, Steering, iterate_steering
+from statistics_rules import covering
 
 SAMPLER = {"transitions": 3, "steps": 2, "rho": 0.4}
 SETTINGS = {"shape": (2,), "particles": 6, "seed": 1, "dtype": torch.float64, **SAMPLER}
@@ -114,9 +115,7 @@ ALL = (-math.inf, math.inf)
 # --- bad rewards, nothing lost ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", SPOILS)
-@pytest.mark.parametrize("call", [0, 1, 2], ids=["boundary 1", "boundary 2", "the end"])
-@pytest.mark.parametrize("twist", [0.0, 1.0])
+@pytest.mark.parametrize(("call", "kind", "twist"), covering([0, 1, 2], SPOILS, [0.0, 1.0]))
 def test_bad_rewards_are_named_and_the_particles_kept(call, kind, twist):
     settings = {**SETTINGS, "twist": twist, "ess_threshold": 0.9}
     _, error, message = SPOILS[kind]
