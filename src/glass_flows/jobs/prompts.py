@@ -132,8 +132,8 @@ def _entry(path: Path, number: int, line: int, entry: Mapping[str, Any]) -> Prom
     text = next((fields[name] for name in _TEXT if fields.get(name)), None)
     if not isinstance(text, str) or not text.strip():
         raise InvalidArgument(
-            f"{str(path)!r}, line {line} has no prompt: a text under one of {', '.join(_TEXT)} is "
-            f"needed, found {dict(entry)!r:.200}"
+            f"{str(path)!r}, line {line} has no prompt: one of {', '.join(_TEXT)} is needed, a "
+            f"text, found {dict(entry)!s:.200}"
         )
     category = next((str(fields[name]) for name in _CATEGORY if fields.get(name)), "")
     return PromptEntry(number, text.strip(), category, dict(entry))
