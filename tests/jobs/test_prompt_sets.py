@@ -81,7 +81,7 @@ def test_text_and_comma_separated(tmp_path):
         ("p.txt", "\n\n", "holds no prompts"),
         ("p.jsonl", '{"prompt": "a"}\n{', r"line 2 is not JSON"),
         ("p.jsonl", "[1]", r"line 1 must be a JSON object"),
-        ("p.jsonl", '{"name": "a"}', r"line 1 has no prompt: a text under one of prompt, text.*'name'"),
+        ("p.jsonl", '{"name": "a"}', r"line 1 has no prompt: one of prompt, text.*'name'"),
         ("p.tsv", "Prompt\tCategory\n\tAnimals\n", r"line 2 has no prompt"),
         ("p.txt", None, "cannot read the prompts"),
     ],
