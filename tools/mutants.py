@@ -57,11 +57,18 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "grids.py": ("test_grids", "test_mutants_paths_and_grids"),
     "plans/planner.py": ("test_mutants_tables", "test_interpret", "test_plans"),
     "plans/kernels.py": ("test_plans",),
-    "plans/solvers.py": ("test_mutants_solvers", "test_inner_solvers", "test_plans"),
+    "plans/solvers.py": (
+        "test_mutants_solvers",
+        "test_inner_solvers",
+        "test_plan_limits",
+        "test_plans",
+    ),
     "plans/table.py": ("test_mutants_tables", "test_interpret", "test_plans"),
 }
 SHARPER = {  # by the class or function that a mutant is in
     "Paper": "test_paper_solver",
+    "_check_schedule": "test_paper_solver",
+    "_range": "test_paper_solver",
     "linear_schedule": "test_paper_solver",
     "cosine_schedule": "test_paper_solver",
     "EulerMaruyama": "test_classical",
