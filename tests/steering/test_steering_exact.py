@@ -298,8 +298,8 @@ SAMPLERS = {
 
 @functools.cache
 def plain(name):
-    """Rewards and moments of 300,000 samples of the unsteered table."""
-    z = sample(MIXTURE.denoiser(PATH), (300_000, 2), transitions=3, times=TIMES, **SAMPLERS[name],
+    """Rewards and moments of 150,000 samples of the unsteered table."""
+    z = sample(MIXTURE.denoiser(PATH), (150_000, 2), transitions=3, times=TIMES, **SAMPLERS[name],
                randomness="stream", seed=77, dtype=torch.float64)  # fmt: skip
     return REWARDS["linear"](z), features(z)
 
