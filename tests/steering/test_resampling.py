@@ -307,7 +307,7 @@ def weight_vectors(draw):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(weights=weight_vectors(), bits=STREAMS)
 def test_every_population_is_replaced_in_full(scheme, weights, bits):
     state, before = bits.state, weights.copy()
@@ -332,7 +332,7 @@ def test_every_population_is_replaced_in_full(scheme, weights, bits):
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s != "multinomial"])
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     counts=st.lists(st.integers(0, 5), min_size=1, max_size=40).filter(any),
     noise=st.integers(0, 2**32),
