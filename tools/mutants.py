@@ -77,6 +77,7 @@ SHARPER = {  # by the class or function that a mutant is in
 NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_classical")
 # Where in tests/ formulas are looked at; the other folders are about networks, files and processes.
 WHERE = ("core/", "steering/", "worlds/test_mixtures.py")
+LEFT_OUT = ("core/test_settings.py", "steering/test_shards.py")  # texts; processes of their own
 ONLY_TESTS: set[str] = set()  # filled by --tests
 IGNORE_FAILING: list[bool] = []  # filled by --ignore-failing
 # In this process, where the mutant is: workers of pytest-xdist would import the code as it is.
@@ -362,8 +363,8 @@ def mutants() -> list[Mutant]:
 def test_files(mutant: Mutant) -> list[str]:
     """The test files that exist, those that look closest at the mutant first."""
     tests = ROOT / "tests"
-    files = [p for p in sorted(tests.rglob("test_*.py"))
-             if p.relative_to(tests).as_posix().startswith(WHERE)]  # fmt: skip
+    found = {p.relative_to(tests).as_posix(): p for p in sorted(tests.rglob("test_*.py"))}
+    files = [p for at, p in found.items() if at.startswith(WHERE) and at not in LEFT_OUT]
     places = {p.stem: str(p.relative_to(ROOT)) for p in files}
     sharper = SHARPER.get(mutant.scope.split(".")[0], "")
     first = dict.fromkeys([sharper, *TARGETS[mutant.file], *NEXT])

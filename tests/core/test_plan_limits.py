@@ -35,3 +35,11 @@ def test_starts_a_hair_before_data_keep_their_law(path, gap):
 def test_thousands_of_evaluations(transitions, steps):
     table = Sampler(transitions, steps, 0.4).plan(Linear())
     assert table.evaluations == 3000
+
+
+@pytest.mark.parametrize(("nearness", "evaluations"), [(1.5, 3), (1.001, 3), (1 + 1e-8, 1)])
+def test_an_ode_that_is_nearly_at_the_end_of_its_path_takes_one_evaluation(nearness, evaluations):
+    path = EDM()
+    t = path.time(path.amplitude(1.0) / nearness)
+    table = plan_transition(path, t, 1.0, rho="ode", steps=3, solver="default")
+    assert table.evaluations == evaluations

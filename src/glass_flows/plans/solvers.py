@@ -372,9 +372,6 @@ def _check_schedule(schedule: InnerSchedule, kernel: Kernel, sigma0: float) -> f
             ) from error
         return alpha, sigma, alpha_dot, sigma_dot
 
-    def close(found: float, wanted: float, tolerance: float) -> bool:
-        return abs(found - wanted) <= tolerance * (1.0 + abs(wanted))
-
     signal, noise, *_ = at(0.0)
     wanted = {
         "alpha(0)": (signal, 0.0, 1e-9),
@@ -383,11 +380,12 @@ def _check_schedule(schedule: InnerSchedule, kernel: Kernel, sigma0: float) -> f
     }
     step = 1e-5
     for s in (0.25, 0.5, 0.75):
-        for i, name in enumerate(("alpha", "sigma")):
+        *_, alpha_dot, sigma_dot = at(s)
+        for i, (name, told) in enumerate((("alpha", alpha_dot), ("sigma", sigma_dot))):
             slope = (at(s + step)[i] - at(s - step)[i]) / (2 * step)
-            wanted[f"the slope of {name} at {s}"] = at(s)[i + 2], slope, 1e-4
+            wanted[f"the slope of {name} at {s}"] = told, slope, 1e-4
     for name, (found, right, tolerance) in wanted.items():
-        if not close(found, right, tolerance):
+        if not math.isclose(found, right, rel_tol=tolerance, abs_tol=tolerance):
             raise PlanError(f"the inner schedule has {name} = {found:.6g}; it must be {right:.6g}")
     if not 0.0 < noise < math.inf:
         raise PlanError(f"the inner schedule has sigma(0) = {noise!r}; it must be positive")
