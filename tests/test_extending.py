@@ -21,6 +21,7 @@ import glass_flows
 import tiny_pipelines as tiny
 from glass_flows import Sampler, Steering
 from glass_flows.diffusers.families import FAMILIES, family_of
+from glass_flows.diffusers.families.base import Family
 from glass_flows.errors import InvalidArgument, UnknownName
 from glass_flows.jobs.models import MODELS, Model
 from glass_flows.jobs.spelling import Options, jobs_of
@@ -73,6 +74,10 @@ class Untold(Beam):
 
     depth: int = setting(1, Count())
     word: ClassVar[str] = "my-wrong"
+
+
+class Wordless(Beam):
+    """Would be read back as a beam."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -182,8 +187,10 @@ def test_a_method_and_a_model_as_the_command_line_reads_them():
         (RHO_RULES, int, "must be a function of the transition's ends"),
         (REWARDS, "clip", "must be a function"),
         (FAMILIES, dict, "must be a subclass of Family"),
+        (FAMILIES, Family, r"must define ask\(\) or predict\(\)"),
         (METHODS, dict, "must be a subclass of glass_flows.steering.Method"),
         (METHODS, Method, "with all that is abstract there"),
+        (METHODS, Wordless, "`word`, its name in files, must be the same, got None"),
         (METHODS, Beam, "`word`, its name in files, must be the same, got 'beam'"),
         (METHODS, Untold, "its docstring says nothing of depth under Parameters"),
         (METHODS, Unread, "depth must be made by glass_flows.settings.setting"),

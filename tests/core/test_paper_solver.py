@@ -301,6 +301,7 @@ def test_a_schedule_of_ones_own_starts_at_its_own_noise(name, s_range):
         (lambda s, a, b, da, db: (a, b if s else math.inf, da, db), r"sigma\(0\) = inf; it must"),
         (lambda s, a, b, da, db: (a, s * b, da, b + s * db), r"sigma\(0\) = 0.0; it must be pos"),
         (lambda s, a, b, da, db: (a, b), "must return 4 numbers"),
+        (lambda s, a, b, da, db: (a, 1 / s, da, db), "must return 4 numbers"),
         (lambda s, a, b, da, db: (a, b, "x", db), "must return 4 numbers"),
     ],
 )

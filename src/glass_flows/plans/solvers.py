@@ -365,7 +365,7 @@ def _check_schedule(schedule: InnerSchedule, kernel: Kernel, sigma0: float) -> f
     def at(s: float) -> tuple[float, float, float, float]:
         try:
             alpha, sigma, alpha_dot, sigma_dot = map(float, schedule(s, kernel, sigma0))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise PlanError(
                 f"the inner schedule must return 4 numbers, (alpha, sigma, and their slopes), "
                 f"at s = {s:g}: {error}"

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from ..errors import MissingExtra
-from ..files import replace
+from ..files import render, replace
 from ..measures import Measure
 
 __all__ = ["blank_plot", "key_of", "markdown", "write_json", "write_markdown"]
@@ -43,20 +40,10 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def write_markdown(file: Path, template: str, **fields: object) -> Path:
     """The template of this name, filled in."""
-    replace(file, _environment().get_template(f"{template}.md.jinja").render(fields).encode())
+    filters: dict[str, Callable[..., str]] = {"percent": _percent, "plus_minus": _plus_minus}
+    place = Path(__file__).parent / "templates" / f"{template}.md.jinja"
+    replace(file, render(place, filters, **fields).encode())
     return file
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("glass_flows.research", "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    made.filters |= {"percent": _percent, "plus_minus": _plus_minus}
-    return made
 
 
 def _percent(share: Measure, digits: int) -> str:

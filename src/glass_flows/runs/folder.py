@@ -26,9 +26,10 @@ import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -367,10 +368,15 @@ def _sheet(images: Sequence[Image.Image], like: Tensor) -> bytes:
 
 
 def _versions() -> dict[str, Any]:
-    found: dict[str, Any] = {"python": platform.python_version()}
+    machine = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+    return {"python": platform.python_version(), **_packages(), **machine}
+
+
+@cache
+def _packages() -> dict[str, str]:
+    """Read once: a batch makes a folder for every item."""
+    found = {}
     for name in _PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {**found, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    return found

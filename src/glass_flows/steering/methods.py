@@ -48,10 +48,10 @@ def _preset(name: str, given: Any) -> Preset:
             f"method {name!r} must be a subclass of glass_flows.steering.Method with all that is "
             f"abstract there, or a Preset of one, got {given!r}"
         )
-    if given.word != name:
+    if (word := vars(given).get("word")) != name:
         raise InvalidArgument(
             f"method {name!r}: its class attribute `word`, its name in files, must be the same, "
-            f"got {given.word!r}"
+            f"got {word!r}"
         )
     if plain := [field.name for field in fields(given) if "kind" not in field.metadata]:
         raise InvalidArgument(

@@ -179,8 +179,8 @@ class SteeringStep(Step):
 
 
 _EXCLUDED = (
-    "particles were dropped whose estimate D has the reward -inf, though their end might not have "
-    "had it: give the reward a finite floor, or ess_threshold=0"
+    "particles were dropped whose value on the way was -inf, as that of an excluded estimate D is, "
+    "though their end might not be excluded: give the reward a finite floor, or ess_threshold=0"
 )
 
 

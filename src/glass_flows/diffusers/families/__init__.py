@@ -35,6 +35,8 @@ _OURS: tuple[type[Family], ...] = (
 def _is_family(name: str, thing: Any) -> type[Family]:
     if not isinstance(thing, type) or not issubclass(thing, Family):
         raise InvalidArgument(f"the family of {name} must be a subclass of Family, got {thing!r}")
+    if thing.ask is Family.ask and thing.predict is Family.predict:
+        raise InvalidArgument(f"the family of {name} must define ask() or predict(), got {thing!r}")
     return thing
 
 

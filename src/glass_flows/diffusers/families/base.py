@@ -24,7 +24,16 @@ from ...plans import Sampler
 from ...settings import ANY_COUNT, Count, Kind, Number
 from ..schedules import Schedule
 
-__all__ = ["Family", "OwnDefaults", "Packed", "decode_latents", "joined", "picture", "wide"]
+__all__ = [
+    "Family",
+    "OwnDefaults",
+    "Packed",
+    "decode_latents",
+    "joined",
+    "picture",
+    "unit_range",
+    "wide",
+]
 
 _KINDS: dict[str, Kind] = {
     "guidance_scale": Number(),
@@ -343,10 +352,6 @@ class Family(ABC):
         """Images in [0, 1] of unpacked latents, by a KL autoencoder with scale (and shift)."""
         return decode_latents(self.pipe.vae, latents, shift)
 
-    def unit_range(self, image: Tensor) -> Tensor:
-        """A decoder's output, [-1, 1] or so, as an image in [0, 1], in float32 at least."""
-        return wide(image) / 2 + 0.5
-
 
 class Packed(Family):
     """A family whose state is the packed latents, (tokens, 4 · channels), on FLUX's grid."""
@@ -394,7 +399,12 @@ def decode_latents(vae: Any, latents: Tensor, shift: bool = True) -> Tensor:
 
 def picture(vae: Any, latents: Tensor) -> Tensor:
     """Images in [0, 1] of what an autoencoder's decoder takes."""
-    return wide(vae.decode(latents.to(vae.dtype), return_dict=False)[0]) / 2 + 0.5
+    return unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """A decoder's output, [-1, 1] or so, as an image in [0, 1], in float32 at least."""
+    return wide(image) / 2 + 0.5
 
 
 def wide(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument
-from .base import OwnDefaults, Packed
+from .base import OwnDefaults, Packed, unit_range
 
 __all__ = ["QwenImage"]
 
@@ -54,4 +54,4 @@ class QwenImage(Packed):
         mean = torch.tensor(vae.config.latents_mean).view(size).to(latents)
         std = 1.0 / torch.tensor(vae.config.latents_std).view(size).to(latents)
         image = vae.decode(latents / std + mean, return_dict=False)[0][:, :, 0]
-        return self.unit_range(image)
+        return unit_range(image)

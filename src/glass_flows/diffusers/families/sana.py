@@ -8,7 +8,7 @@ from diffusers.pipelines.sana import pipeline_sana
 from torch import Tensor
 
 from ...errors import InvalidArgument
-from .base import Family, OwnDefaults, wide
+from .base import Family, OwnDefaults, unit_range, wide
 
 __all__ = ["Sana"]
 
@@ -62,4 +62,4 @@ class Sana(Family):
         image = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         if self.given["use_resolution_binning"]:
             image = self.pipe.image_processor.resize_and_crop_tensor(image, self.width, self.height)
-        return self.unit_range(image)
+        return unit_range(image)
