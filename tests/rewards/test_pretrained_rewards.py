@@ -234,6 +234,42 @@ def test_a_long_prompt_is_cut_to_the_models_length(parts, images):
     evaluate(ImageTextReward(*parts), images[:1], "here", ["a red circle and " * 20])
 
 
+TYPED = {  # as people type and paste it, and as CLIP's authors read it
+    "a cat on a mat": "a cat on a mat",
+    "a dog\u2019s house": "a dog's house",
+    "the word \u201chello\u201d": 'the word "hello"',
+    "black &amp;amp; white": "black & white",
+    "a caf\u00c3\u00a9": "a caf\u00e9",
+    "\ufb01re": "fire",
+    "\uff26\uff55\uff4c\uff4c": "Full",
+    "two lines\u2028of it ": "two lines\nof it",
+    "na\u00efve": "na\u00efve",
+}
+
+
+@pytest.mark.parametrize("name", ["clip", "hps", "pickscore", "imagereward"])
+def test_prompts_are_cleaned_where_the_authors_clean_them(name, every, folder, images):
+    own = name == "imagereward"
+    reward = every(name) if own else pretrained_reward(name, folder, device="cpu")
+    heard, tokenizer = [], reward.tokenizer
+
+    def listen(texts, **options):
+        heard.extend(texts)
+        return tokenizer(texts, **options)
+
+    reward.tokenizer = listen
+    for prompt in TYPED:
+        reward(images[:1], [prompt])
+    assert heard == list(TYPED.values() if name in ("clip", "hps") else TYPED)
+
+
+def test_cleaning_needs_its_package_and_says_so(parts, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(MissingExtra, match="ftfy"):
+        ImageTextReward(*parts)
+    ImageTextReward(*parts, clean=False)
+
+
 def test_offloaded_weights_are_on_the_device_only_while_asked(parts, images, monkeypatch):
     network, processor = parts
     reward = ImageTextReward(network, processor, device="cpu:0", offload=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import html
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import MissingExtra
 from .base import Preprocessing, PretrainedReward
 
 __all__ = ["AestheticReward", "ImageTextReward"]
@@ -29,6 +31,9 @@ class ImageTextReward(PretrainedReward):
         Factor of the cosine; exp(logit_scale) of the model by default.
     fit : str
         As in :class:`Preprocessing`.
+    clean : bool
+        Mend prompts before they become tokens, as CLIP and HPS v2 do in their authors' code
+        (curled quotes, wrong decodings, HTML entities); PickScore's authors do not.
     options
         As in :class:`PretrainedReward`.
     """
@@ -43,6 +48,7 @@ class ImageTextReward(PretrainedReward):
         scale: float | None = None,
         *,
         fit: str = "floor",
+        clean: bool = True,
         **options: Any,
     ) -> None:
         preprocess = Preprocessing(processor.image_processor, fit)
@@ -50,11 +56,12 @@ class ImageTextReward(PretrainedReward):
         self.scale = float(network.logit_scale.exp()) if scale is None else scale
         self.range = (-abs(self.scale), abs(self.scale))
         self.tokenizer = processor.tokenizer
+        self.cleaned = _cleaning() if clean else str
         self._texts: dict[str, Tensor] = {}
 
     def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:
         seen = self._see(z)
-        read = self._read([str(p) for p in prompts or ()])
+        read = self._read([self.cleaned(str(p)) for p in prompts or ()])
         wide = torch.promote_types(seen.dtype, torch.float32)
         return self.scale * F.cosine_similarity(seen.to(wide), read.to(seen.device, wide), dim=-1)
 
@@ -78,6 +85,15 @@ class ImageTextReward(PretrainedReward):
             ).to(self.device)
             self._texts.update(zip(new, network.get_text_features(**words).pooler_output))
         return torch.stack([self._texts[p] for p in prompts])
+
+
+def _cleaning() -> Callable[[str], str]:
+    """What CLIP's authors do to a text before its tokens; transformers' tokenizer leaves it out."""
+    try:
+        from ftfy import fix_text
+    except ImportError as error:
+        raise MissingExtra("ftfy", "rewards", "the text of a CLIP reward") from error
+    return lambda text: html.unescape(html.unescape(fix_text(text))).strip()
 
 
 class AestheticReward(PretrainedReward):

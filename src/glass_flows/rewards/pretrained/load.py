@@ -33,7 +33,7 @@ class Source:
         Its safetensors; none where its authors publish a pickled `file` only.
     processor : Place, optional
         Where the model has none.
-    scale, fit
+    scale, fit, clean
         As in :class:`ImageTextReward`.
     file : str
         The pickled file, for :func:`convert_reward`.
@@ -44,6 +44,7 @@ class Source:
     processor: Place | None = None
     scale: float | None = None
     fit: str = "floor"
+    clean: bool = True
     file: str = ""
 
 
@@ -54,7 +55,9 @@ def _image_text(
 
     network = model.network(CLIPModel, dtype)
     parts = processor.load(CLIPProcessor)
-    return ImageTextReward(network, parts, source.scale, fit=source.fit, **options)
+    return ImageTextReward(
+        network, parts, source.scale, fit=source.fit, clean=source.clean, **options
+    )
 
 
 def _aesthetic(
@@ -80,7 +83,7 @@ def _imagereward(
 
 PRETRAINED: dict[str, Source] = {
     "clip": Source(_image_text, CLIP_L, scale=100.0),
-    "pickscore": Source(_image_text, _PICKSCORE, CLIP_H),
+    "pickscore": Source(_image_text, _PICKSCORE, CLIP_H, clean=False),
     "hps": Source(
         _image_text,
         scale=1.0,
