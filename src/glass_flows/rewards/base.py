@@ -355,6 +355,8 @@ class Clipped(Wrapper):
 
 # --- asked and checked ---------------------------------------------------------------------------
 
+_WILD = "has NaN or infinity"
+
 
 def evaluate(reward: RewardLike, z: Tensor, where: str, prompts: Prompts = None) -> Tensor:
     """r(z) as float64 on the CPU, (B,), detached and checked; every error names the place.
@@ -391,8 +393,11 @@ def evaluate_with_gradient(
     reward = as_reward(reward)
     with _placed(reward, where):
         values, gradient = reward.value_and_gradient(z, prompts)
-    rewards = _checked(reward, values, where)
-    check_finite(gradient, f"the gradient of the reward {reward.name!r}", where)
+    wild = _wild(gradient)
+    both = torch.stack((values.detach(), wild.to(values.dtype)))  # for one wait for the device
+    rewards, wild = both.cpu()
+    rewards = _checked(reward, rewards, where)
+    _check_particles(wild > 0.0, f"the gradient of the reward {reward.name!r} {_WILD}", where)
     return rewards, gradient
 
 
@@ -440,8 +445,11 @@ def _checked(reward: Reward, values: Tensor, where: str) -> Tensor:
 
 def check_finite(gradient: Tensor, what: str, where: str) -> None:
     """Raise :class:`NonFinite` for particles of whose gradient something is not finite."""
-    wild = ~torch.isfinite(gradient).unsqueeze(-1).flatten(1).all(1)
-    _check_particles(wild, f"{what} has NaN or infinity", where)
+    _check_particles(_wild(gradient).cpu(), f"{what} {_WILD}", where)
+
+
+def _wild(gradient: Tensor) -> Tensor:
+    return ~torch.isfinite(gradient).unsqueeze(-1).flatten(1).all(1)
 
 
 def _check_particles(bad: Tensor, what: str, where: str) -> None:

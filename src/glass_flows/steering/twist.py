@@ -179,8 +179,8 @@ class Twister:
             return None
         flat = [part.reshape(len(part), -1) for part in (pending.delta, noise)]
         rows = [[part[piece].double() for part in flat] for piece in self.pieces]
-        along = torch.cat([(d * e).sum(1) for d, e in rows]).cpu()
-        square = torch.cat([d.square().sum(1) for d, _ in rows]).cpu()
+        sums = [torch.stack(((d * e).sum(1), d.square().sum(1))) for d, e in rows]
+        along, square = torch.cat(sums, 1).cpu()  # together: one wait for the device
         return _Drawn(
             self.split(along), self.split(square), pending.trusted, pending.value, pending.share
         )
