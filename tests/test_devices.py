@@ -140,7 +140,7 @@ def family(name):
     return pytest.param(name, marks=() if name in ("flux", "sd") else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("family", map(family, tiny_pipelines.FAMILIES))
+@pytest.mark.parametrize("family", [family(name) for name in tiny_pipelines.FAMILIES])
 def test_pipelines_are_steered_elsewhere(family):
     call = dict(tiny_pipelines.CALL[family])
     prompt = call.pop("prompt", None) or call.pop("class_labels")
