@@ -32,7 +32,7 @@ from .adapted import run_adapted
 from .asked import Asked
 from .families import family_of
 from .inside_loop import run_inside
-from .refusals import check_pipeline
+from .refusals import check_caches, check_pipeline
 
 __all__ = ["can_record", "run_pipeline", "steer_pipeline"]
 
@@ -143,6 +143,7 @@ def run_pipeline(
     """:func:`steer_pipeline` for those who have objects; `watch` is told of the run."""
     pipe, watch = asked.pipe, watch or Watch()
     check_pipeline(pipe)
+    check_caches(pipe)
     family = None if asked.decode is not None else family_of(pipe)
     if family is None and (shards is not None or watch.record is not None):
         raise InvalidArgument(
