@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..errors import InvalidArgument
 from .decoding import decode_latents, unit_range
-from .refusals import network_of
+from .refusals import code_of, kinds_of, network_of
 
 __all__ = ["own_decoder", "returned_fields"]
 
@@ -22,16 +20,9 @@ _OTHERWISE = ("_unpack_latents", "running_mean")  # of code that does more than 
 _AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")
 
 
-def _kinds(pipe: Any) -> Iterator[type]:
-    """Its class and those it inherits from, as far as they are pipelines of their own."""
-    for kind in type(pipe).__mro__:
-        if issubclass(kind, DiffusionPipeline) and kind is not DiffusionPipeline:
-            yield kind
-
-
 def returned_fields(pipe: Any) -> set[str]:
     """Names of what it returns: "images", or "frames" of a video; "images" if it does not say."""
-    for kind in _kinds(pipe):
+    for kind in kinds_of(pipe):
         found = [
             thing
             for name, thing in vars(sys.modules[kind.__module__]).items()
@@ -53,7 +44,7 @@ def own_decoder(pipe: Any, makes_images: bool) -> Callable[[Tensor], Tensor]:
     InvalidArgument
         It is more than that, and cannot be told.
     """
-    code = "".join(_source(kind) for kind in _kinds(pipe))
+    code = code_of(pipe)
     vae, network = getattr(pipe, "vae", None), network_of(pipe)
     sizes = getattr(vae, "config", {})
     simple = makes_images and not any(word in code for word in _OTHERWISE)
@@ -68,13 +59,6 @@ def own_decoder(pipe: Any, makes_images: bool) -> Callable[[Tensor], Tensor]:
     if simple and channels in (1, 3) and not set(_AUTOENCODERS) & set(pipe.components):
         return lambda z: unit_range(_shaped(pipe, z, channels))
     raise _needs_decode(pipe, "its latents")
-
-
-def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # made by hand; what it inherits from says the rest
-        return ""
 
 
 def _shaped(pipe: Any, z: Tensor, channels: int) -> Tensor:

@@ -12,11 +12,12 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.hooks import HookRegistry
 
 from ..errors import GlassError, InvalidArgument
 
@@ -25,6 +26,8 @@ __all__ = [
     "check_caches",
     "check_call",
     "check_pipeline",
+    "code_of",
+    "kinds_of",
     "named_before_network",
     "network_of",
     "rounds_its_clock",
@@ -175,7 +178,27 @@ def check_caches(pipe: Any, orders: str = "use steps=1") -> None:
                 "timestep to the next, and these times go back and forth: call disable_cache(), "
                 f"or {orders}"
             )
-        network._reset_stateful_cache()
+        if "cache_context" not in code_of(pipe):
+            raise InvalidArgument(
+                f"{type(pipe).__name__} opens no context for the cache {name}, so that it has "
+                "nowhere to keep anything: call disable_cache()"
+            )
+        HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks(recurse=True)
+
+
+def kinds_of(pipe: Any) -> list[type]:
+    """A pipeline's class and those it inherits from, as far as they are pipelines of their own."""
+    own = [kind for kind in type(pipe).__mro__ if issubclass(kind, DiffusionPipeline)]
+    return own[: own.index(DiffusionPipeline)]
+
+
+def code_of(pipe: Any) -> str:
+    """The source of its classes; nothing of one that was typed in by hand."""
+    found = []
+    for kind in kinds_of(pipe):
+        with suppress(OSError, TypeError):
+            found.append(inspect.getsource(kind))
+    return "".join(found)
 
 
 def caches_of(network: Any) -> list[str]:
