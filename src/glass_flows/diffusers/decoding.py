@@ -82,13 +82,19 @@ class _Clamped(torch.autograd.Function):
         return gradient
 
 
+def _form(images: Tensor) -> tuple[int, ...] | None:
+    """Batch and channels of images; None of anything else."""
+    return tuple(images.shape[:2]) if images.ndim == 4 else None
+
+
 class Pictures:
     """Decodes for rewards, and keeps the last images: those of the end are not decoded again.
 
     Parameters
     ----------
     decode : callable
-        (B, *shape) clean states to images (B, channels, height, width), [0, 1] or so.
+        (B, *shape) clean states to images (B, 3, height, width), or (B, 1, height, width) in
+        greys; [0, 1] or so.
     keep : int
         How many are kept.
     device : torch.device, optional
@@ -104,13 +110,13 @@ class Pictures:
     def __call__(self, z: Tensor) -> Tensor:
         """Images in [0, 1], as they are returned but for the rounding to bytes."""
         made = self.decode(z)
-        if not isinstance(made, Tensor) or made.ndim != 4 or len(made) != len(z):
+        if not isinstance(made, Tensor) or _form(made) not in ((len(z), 1), (len(z), 3)):
             given = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ShapeError(
                 f"decode must make images ({len(z)}, 3, height, width) of latents "
                 f"{tuple(z.shape)}, got {given}; of a video, choose or lay out its frames"
             )
-        pictures: Tensor = _Clamped.apply(made)
+        pictures: Tensor = _Clamped.apply(made.expand(-1, 3, -1, -1))
         self.kept = [*self.kept, *zip(z.detach().cpu(), to_bytes(pictures))][-self.keep :]
         return pictures
 

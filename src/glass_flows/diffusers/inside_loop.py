@@ -141,6 +141,8 @@ class _InsideLoop:
         for name in given:
             if _TEXT.fullmatch(name):
                 given[name] = self._for_each(name, given[name])
+        if "strength" in takes and "mask_image" not in takes and "image" in given:
+            given["image"] = self._for_rows(given["image"])
         if asked.latents is not None:
             given["latents"] = asked.latents
         if not self.makes_images and "output_type" in takes:
@@ -166,6 +168,18 @@ class _InsideLoop:
             raise InvalidArgument(f"{len(texts)} of {name} given for {len(prompts)} prompts")
         return [one for one in texts for _ in range(self.asked.method.particles)]
 
+    def _for_rows(self, given: Any) -> Any:
+        """A picture to begin with, of all or of each prompt, for each particle."""
+        prompts, particles = self.asked.prompts, self.asked.method.particles
+        if isinstance(given, Image.Image):
+            return [given] * len(self.asked.rows)
+        if not isinstance(given, (list, Tensor, np.ndarray)) or len(given) != len(prompts):
+            return given
+        if isinstance(given, list):
+            return [one for one in given for _ in range(particles)]
+        repeat = given.repeat_interleave if isinstance(given, Tensor) else given.repeat
+        return repeat(particles, 0)
+
     @contextmanager
     def _bar(self) -> Iterator[None]:
         """The pipeline's own progress bar, shown or not as it was asked for."""
@@ -188,7 +202,8 @@ class _InsideLoop:
         own, scheduler.at_boundary, scheduler.noise = pipe.scheduler, self._at_boundary, noise
         try:
             pipe.scheduler = scheduler
-            with self._counted(), self._bar(), named_before_network(pipe, lambda: self.called > 0):
+            named = named_before_network(pipe, lambda: self.called > 0)
+            with self._counted(), self._bar(), _as_it_was(pipe), named:
                 output = pipe(generator=generators, **self.given)
         finally:
             pipe.scheduler = own
@@ -268,7 +283,7 @@ class _InsideLoop:
 
 @contextmanager
 def _as_it_was(pipe: Any) -> Iterator[None]:
-    """Put the dtype of its autoencoder back: gradients through it leave it widened."""
+    """Put the dtype of its autoencoder back: pipelines, and gradients, leave it widened."""
     vae = getattr(pipe, "vae", None)
     dtype = getattr(vae, "dtype", None)
     try:
