@@ -219,7 +219,7 @@ class _InsideLoop:
         if not self.makes_images:
             return result, self.pictures.images(result.samples)
         images = [output.images[i] for i in returned.tolist()]
-        if self.checks_images and not any(getattr(output, "nsfw_content_detected", None) or []):
+        if self.checks_images and not any(output.get("nsfw_content_detected") or []):
             self._check_images(self.pictures.images(result.samples), images)
         return result, images
 
@@ -284,8 +284,8 @@ class _InsideLoop:
 @contextmanager
 def _as_it_was(pipe: Any) -> Iterator[None]:
     """Put the dtype of its autoencoder back: pipelines, and gradients, leave it widened."""
-    vae = getattr(pipe, "vae", None)
-    dtype = getattr(vae, "dtype", None)
+    vae = pipe.components.get("vae")
+    dtype = None if vae is None else vae.dtype
     try:
         yield
     finally:

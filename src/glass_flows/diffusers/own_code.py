@@ -45,8 +45,8 @@ def own_decoder(pipe: Any, makes_images: bool) -> Callable[[Tensor], Tensor]:
         It is more than that, and cannot be told.
     """
     code = code_of(pipe)
-    vae, network = getattr(pipe, "vae", None), network_of(pipe)
-    sizes = getattr(vae, "config", {})
+    vae, network = pipe.components.get("vae"), network_of(pipe)
+    sizes = {} if vae is None else vae.config
     simple = makes_images and not any(word in code for word in _OTHERWISE)
     if simple and "latent_channels" in sizes and "scaling_factor" in sizes:
         reads = {
@@ -55,7 +55,7 @@ def own_decoder(pipe: Any, makes_images: bool) -> Callable[[Tensor], Tensor]:
             "upcast": "needs_upcasting" in code,
         }
         return lambda z: decode_latents(vae, _shaped(pipe, z, sizes["latent_channels"]), **reads)
-    channels = getattr(getattr(network, "config", None), "in_channels", None)
+    channels = network.config.get("in_channels")
     if simple and channels in (1, 3) and not set(_AUTOENCODERS) & set(pipe.components):
         return lambda z: unit_range(_shaped(pipe, z, channels))
     raise _needs_decode(pipe, "its latents")

@@ -206,8 +206,8 @@ def caches_of(network: Any) -> list[str]:
     if getattr(network, "is_cache_enabled", False):
         return [type(network._cache_config).__name__]
     modules = network.modules() if isinstance(network, torch.nn.Module) else ()
-    registries = [getattr(module, "_diffusers_hook", None) for module in modules]
-    names = {name for one in registries if one is not None for name in one.hooks}
+    hooked = (vars(module).get("_diffusers_hook") for module in modules)
+    names = {name for registry in hooked if registry is not None for name in registry.hooks}
     return sorted(name for name in names if _CACHING.search(name))
 
 
