@@ -42,6 +42,7 @@ _KINDS: dict[str, Kind] = {
     "guidance_scale": Number(),
     "true_cfg_scale": Number(),
     "guidance_rescale": Number(),
+    "cfg_truncation": Number(optional=True),
     "clip_skip": Count(0),
     "max_sequence_length": Count(),
 }
