@@ -597,15 +597,20 @@ def test_the_first_block_cache_runs_as_in_the_pipelines_own_loop(name, extra, st
     settings = {**SMALL, "transitions": 3, "steps": steps, "latents": latents}
     both = [prompt, prompt]
 
-    def drawn(**more):
+    def drawn(reward=linear, **more):
         return steer_pipeline(
-            pipe, both, linear, **{**settings, "particles": 1}, **given, **more
+            pipe, both, reward, **{**settings, "particles": 1}, **given, **more
         ).result.samples
+
+    def nobody(images):
+        raise ValueError("there is nobody in this picture")
 
     plain = drawn()
     pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=10.0))
-    through, again, within = drawn(), drawn(), drawn(decode=adapter.decode)
-    assert torch.equal(through, again)
+    through, within = drawn(), drawn(decode=adapter.decode)
+    with pytest.raises(RewardError, match="nobody"):
+        drawn(reward=nobody, boundaries=1)  # ends on the way, and leaves its features
+    assert torch.equal(drawn(), through)
     assert not torch.allclose(through, plain)  # something was left out
     torch.testing.assert_close(through, within, rtol=1e-4, atol=1e-4)
     with pytest.raises(InvalidArgument, match="whole batch"):
