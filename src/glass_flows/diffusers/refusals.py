@@ -11,15 +11,27 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.hooks import HookRegistry
 
-from ..errors import InvalidArgument
+from ..errors import GlassError, InvalidArgument
 
-__all__ = ["check_call", "check_pipeline", "network_of", "rounds_its_clock"]
+__all__ = [
+    "caches_of",
+    "check_caches",
+    "check_call",
+    "check_pipeline",
+    "code_of",
+    "kinds_of",
+    "named_before_network",
+    "network_of",
+    "rounds_its_clock",
+]
 
 # Pipelines that replace or require a certain scheduler, or keep its state themselves.
 _PIPELINES = {
@@ -47,16 +59,19 @@ _PIPELINES = {
     "StableCascadePriorPipeline": "it decides by its scheduler's type",
 }
 _FEW_STEPS = re.compile(r"schnell|turbo|lightning|lcm|sprint|hyper-?sd", re.IGNORECASE)
-_CACHES = "FirstBlockCacheConfig"  # looks at what it caches; the others count on ordered steps
+_CACHES = ("FirstBlock", "fbc_")  # look at what they cache; the others count on ordered steps
+_CACHING = re.compile(r"cache|fbc_|pyramid_attention")  # names of hooks
 _ROUNDING = ("Flux", "Qwen", "Chroma", "HiDream", "Bria", "OmniGen", "Lumina", "LongCat", "Ovis")
 
 
 def check_pipeline(pipe: Any) -> None:
     """Raise :class:`InvalidArgument` if this pipeline cannot be sampled rightly by a table."""
     if not isinstance(pipe, DiffusionPipeline):
+        given = repr(pipe) if isinstance(pipe, (str, type)) else type(pipe).__name__
         raise InvalidArgument(
-            f"expected a diffusers pipeline, got {type(pipe).__name__}. Modular pipelines count "
-            "guidance by network steps and are not supported: use the pipeline class itself"
+            f"expected a diffusers pipeline, got {given}. One of the hub or a folder is loaded "
+            "first: DiffusionPipeline.from_pretrained(...). Modular pipelines count guidance by "
+            "network steps and are not supported: use the pipeline class itself"
         )
     for kind in type(pipe).__mro__:
         why = _PIPELINES.get(kind.__name__)
@@ -150,10 +165,69 @@ def _check_arguments(pipe: Any, given: Mapping[str, Any], steps: int) -> None:
             f"{name} blends the known region into the network's input, which inside a transition "
             "is not the sampler's state: use steps=1"
         )
-    if getattr(network, "is_cache_enabled", False):
-        cache = type(getattr(network, "_cache_config", None)).__name__
-        if cache != _CACHES:
+    check_caches(pipe)
+
+
+def check_caches(pipe: Any, orders: str = "use steps=1") -> None:
+    """Refuse caches that count on ordered steps of the same rows; empty the one that may stay."""
+    network = network_of(pipe)
+    for name in caches_of(network):
+        if not name.startswith(_CACHES):
             raise InvalidArgument(
-                f"{cache} reuses features from one timestep to the next, and these times go back "
-                "and forth: call disable_cache(), or use steps=1"
+                f"the cache {name} on the {type(network).__name__} reuses features from one "
+                "timestep to the next, and these times go back and forth: call disable_cache(), "
+                f"or {orders}"
             )
+        if "cache_context" not in code_of(pipe):
+            raise InvalidArgument(
+                f"{type(pipe).__name__} opens no context for the cache {name}, so that it has "
+                "nowhere to keep anything: call disable_cache()"
+            )
+        HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks(recurse=True)
+
+
+def kinds_of(pipe: Any) -> list[type]:
+    """A pipeline's class and those it inherits from, as far as they are pipelines of their own."""
+    own = [kind for kind in type(pipe).__mro__ if issubclass(kind, DiffusionPipeline)]
+    return own[: own.index(DiffusionPipeline)]
+
+
+def code_of(pipe: Any) -> str:
+    """The source of its classes; nothing of one that was typed in by hand."""
+    found = []
+    for kind in kinds_of(pipe):
+        with suppress(OSError, TypeError):
+            found.append(inspect.getsource(kind))
+    return "".join(found)
+
+
+def caches_of(network: Any) -> list[str]:
+    """Caches on a network, by the names of their configurations, or of their hooks without one."""
+    if getattr(network, "is_cache_enabled", False):
+        return [type(network._cache_config).__name__]
+    modules = network.modules() if isinstance(network, torch.nn.Module) else ()
+    hooked = (vars(module).get("_diffusers_hook") for module in modules)
+    names = {name for registry in hooked if registry is not None for name in registry.hooks}
+    return sorted(name for name in names if _CACHING.search(name))
+
+
+@contextmanager
+def named_before_network(pipe: Any, asked: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """What a pipeline's own code raises for its arguments, before its network has been `asked`.
+
+    Memory that runs out is no argument's fault, and what was raised on purpose stays as it is.
+    """
+    try:
+        yield
+    except (GlassError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if asked():
+            raise
+        parts = pipe.components.items()
+        gone = [name for name, part in parts if part is None and name.startswith("text_encoder")]
+        hint = f" Prompts are encoded here: put back {', '.join(gone)}." if gone else ""
+        raise InvalidArgument(
+            f"{type(pipe).__name__} cannot be called like this: {type(error).__name__}: {error}."
+            f"{hint}"
+        ) from error

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..denoisers import PREDICTIONS, Estimate, clean_estimate
 from ..errors import InvalidArgument, PlanError, ShapeError, check_count, check_name, check_number
 from ..execute import Boundary, Query, interpret
-from ..noise import TRANSITION, KeyedNoise
+from ..noise import TRANSITION, KeyedNoise, Noise
 from ..plans import DDIM, Sampler, Table
 from ..settings import build
 from .refusals import check_call, check_pipeline, rounds_its_clock
@@ -59,12 +59,11 @@ def _key(data: bytes, seed: int) -> int:
 
 
 class _PipelineNoise:
-    """From the generator that the pipeline passes, else keyed by the latents."""
+    """From the generator that the pipeline passes, else `keyed`, by the latents without one."""
 
-    def __init__(self, latents: Tensor, seed: int) -> None:
-        self.latents, self.seed = latents, seed
+    def __init__(self, latents: Tensor, seed: int, keyed: Noise | None = None) -> None:
+        self.latents, self.seed, self.keyed = latents, seed, keyed
         self.generator: Any = None
-        self.keyed: LatentNoise | None = None
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         if self.generator is not None:
@@ -158,6 +157,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         )
         self.init_noise_sigma = 1.0
         self.at_boundary: Callable[[Boundary], None] | None = None
+        self.noise: Noise | None = None  # in the place of that found from the latents
         self.num_inference_steps: int | None = None
         self.table: Table | None = None
         self.running: Table | None = None  # what is left of it for image-to-image
@@ -394,7 +394,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             x = sample if sample.dtype == torch.float64 else sample.float()
             first = self._boundaries()[self._begin_index or 0]
             self.running = self._table.since(first)
-            self._noise = _PipelineNoise(x, self.config.seed)
+            self._noise = _PipelineNoise(x, self.config.seed, self.noise)
             self._steps = interpret(
                 self.running, x, self._noise, patient=sample.device.type != "cpu"
             )
