@@ -448,8 +448,48 @@ def faults(judged: Iterable[Judged]) -> list[str]:
 
 # --- the page -----------------------------------------------------------------------------------
 
-# Run with random weights by tests/diffusers/test_pipelines_run.py; all others were read.
-RUN: frozenset[str] = frozenset()
+# Run with random weights by tests/diffusers (test_pipelines_run.py, and the ten families).
+RUN = {
+    "AnimateDiffPipeline",
+    "AuraFlowPipeline",
+    "ChromaPipeline",
+    "DDPMPipeline",
+    "DiTPipeline",
+    "Flux2KleinPipeline",
+    "Flux2Pipeline",
+    "FluxControlPipeline",
+    "FluxImg2ImgPipeline",
+    "FluxKontextPipeline",
+    "FluxPipeline",
+    "KandinskyV22Img2ImgPipeline",
+    "KandinskyV22Pipeline",
+    "LTXPipeline",
+    "Lumina2Pipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "QwenImageImg2ImgPipeline",
+    "QwenImagePipeline",
+    "SanaPAGPipeline",
+    "SanaPipeline",
+    "StableDiffusion3Img2ImgPipeline",
+    "StableDiffusion3PAGPipeline",
+    "StableDiffusion3Pipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionPAGPipeline",
+    "StableDiffusionPipeline",
+    "StableDiffusionSAGPipeline",
+    "StableDiffusionUpscalePipeline",
+    "StableDiffusionXLControlNetPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLPAGPipeline",
+    "StableDiffusionXLPipeline",
+    "WanPipeline",
+    "ZImagePipeline",
+}
 
 INTRO = """
 Every pipeline class of diffusers {version}, once. What they do with their schedulers was found in
