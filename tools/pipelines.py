@@ -497,8 +497,10 @@ their sources, by the detectors of `tools/pipelines.py`; what is done about it i
 [refuses](refused.md) at run time, and `tests/diffusers/test_pipelines_table.py` holds both and this
 page together. **Bold** ones have been run with random weights: with `steps=1, rho=1.0` they draw
 what their own sampler draws, with `steps=2` they ask their network twice per transition. The others
-were judged by reading. A pipeline that is not here, of another version or somebody's own, runs
-unless it inherits from one that is refused.
+were judged by reading. Right is a pipeline with a scheduler that GLASS can stand on; the ones that
+are published with it may be others, as those of Mochi (its clock runs backwards) and of Stable
+Video Diffusion (timesteps between the trained ones). A pipeline that is not here, of another
+version or somebody's own, runs unless it inherits from one that is refused.
 """
 
 

@@ -7,6 +7,7 @@ import warnings
 import diffusers
 import pytest
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
 
 import tiny_pipelines as tiny
 from glass_flows import Sampler, steer_pipeline
@@ -47,6 +48,7 @@ WRONG = {
     refusals._is_one: 1,
     refusals._is_another_eta: 0.5,
     refusals._is_part_of_a_window: 1.0,
+    refusals._cuts_at_an_index: SDCFGCutoffCallback(None, cutoff_step_index=2),
 }
 
 
@@ -278,6 +280,36 @@ def test_a_call_is_found_through_frames_in_between():
     with pytest.raises(InvalidArgument, match="denoising_end"):
         pipe(denoising_end=0.5)
     check_call(2)  # no pipeline is calling
+
+
+def test_modular_pipelines_put_in_by_hand_run_with_one_evaluation_per_transition():
+    class Blocks(diffusers.ModularPipeline):
+        def __init__(self):
+            pass
+
+        def __call__(self, steps):
+            check_call(steps)
+
+    Blocks()(1)
+    with pytest.raises(InvalidArgument, match=r"Blocks .*steps=2: modular .*Use steps=1"):
+        Blocks()(2)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_cut_off_of_a_callback(steps):
+    pipe = with_glass("sd", steps)
+    by_index = SDCFGCutoffCallback(None, cutoff_step_index=1)
+    for callback in (by_index, MultiPipelineCallbacks([by_index])):
+        if steps == 1:
+            draw(pipe, "sd", callback_on_step_end=callback)
+        else:
+            with pytest.raises(InvalidArgument, match="cutoff_step_ratio, the share"):
+                draw(pipe, "sd", callback_on_step_end=callback)
+    batches = []
+    pipe.unet.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    draw(pipe, "sd", callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.34))
+    cut = int(3 * steps * 0.34) + 1  # guidance doubles the batch up to there
+    assert batches == [2] * cut + [1] * (3 * steps - cut)
 
 
 def test_few_step_models_are_warned_of():

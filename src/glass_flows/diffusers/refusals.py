@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from ..errors import InvalidArgument
 from ..plans import DDIM
@@ -69,6 +70,12 @@ def _is_another_eta(value: Any, call: Call) -> bool:
 
 def _is_part_of_a_window(value: Any, call: Call) -> bool:
     return 0.0 < value < call.steps
+
+
+def _cuts_at_an_index(value: Any, call: Call) -> bool:
+    several = value.callbacks if isinstance(value, MultiPipelineCallbacks) else [value]
+    known = [one for one in several if isinstance(one, PipelineCallback)]
+    return any(one.config.cutoff_step_index is not None for one in known)
 
 
 def _always(pipe: Any) -> bool:
@@ -362,6 +369,14 @@ RULES = (
         right=lambda call: float(call.steps),
     ),
     Rule(
+        "",
+        "counts the cut-off of its callback in network steps",
+        inside=True,
+        arguments=("callback_on_step_end",),
+        wrong=_cuts_at_an_index,
+        instead="a cutoff_step_ratio, the share of all evaluations",
+    ),
+    Rule(
         "window in steps",
         "counts the windows of its guidance in network steps, and remembers them in order",
         "SemanticStableDiffusionPipeline StableDiffusionAttendAndExcitePipeline "
@@ -549,6 +564,11 @@ def check_call(steps: int) -> None:
         owner = frame.f_locals.get("self")
         if isinstance(owner, SchedulerMixin):
             rho = vars(owner)["sampler"].rho
+        if isinstance(owner, ModularPipeline) and steps > 1:
+            raise InvalidArgument(
+                f"{type(owner).__name__} is not supported with steps={steps}: modular pipelines "
+                "count guidance in network steps. Use steps=1, or the pipeline class itself"
+            )
         if isinstance(owner, DiffusionPipeline) and frame.f_code.co_name == "__call__":
             check_pipeline(owner)
             call = Call(owner, frame.f_locals, steps, rho)
