@@ -12,6 +12,7 @@ import torch
 import more_pipelines as more
 import tiny_pipelines as tiny
 from glass_flows.diffusers import GlassScheduler
+from glass_flows.errors import InvalidArgument
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tools"))
 pipelines = importlib.import_module("pipelines")
@@ -74,6 +75,18 @@ def test_a_pipeline_draws_what_its_own_sampler_draws_and_asks_as_often_as_promis
     assert 2 * transitions - 1 <= (rows := sum(t.evaluations for t in table)) <= 2 * transitions
     assert asked * transitions == each * rows
     assert torch.isfinite(ours).all() and not torch.allclose(ours, right, atol=1e-3)
+
+
+def test_a_start_that_the_scheduler_is_not_told_of_is_refused_before_the_network_is_asked():
+    pipe, call = more.build("KandinskyV22Img2ImgPipeline")
+    pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("the network was asked"))
+    call = {name: value for name, value in call.items() if name not in ("prompt", "strength")}
+    for steps in (1, 2):
+        pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=steps)
+        with pytest.raises(
+            InvalidArgument, match=r"strength=0\.5: it does not tell.*strength=1\.0"
+        ):
+            pipe(num_inference_steps=4, strength=0.5, **call)
 
 
 def test_the_page_says_which_have_been_run():

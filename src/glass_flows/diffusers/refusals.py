@@ -291,6 +291,11 @@ RULES = (
         "StableCascadeCombinedPipeline VisualClozePipeline WuerstchenCombinedPipeline",
     ),
     Rule("", "flows from a small video to a large one, and not from noise", "Kandinsky6SRPipeline"),
+    Rule(
+        "",
+        "was trained with betas that only its own scheduler has",
+        "ShapEImg2ImgPipeline ShapEPipeline",
+    ),
     # With an argument, whatever the sampler.
     Rule(
         "starts unannounced",
