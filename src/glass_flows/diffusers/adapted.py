@@ -14,7 +14,7 @@ from ..steering.population import Population
 from .asked import Asked
 from .decoding import Pictures
 from .families import Family
-from .refusals import rounds_its_clock
+from .parts import rounds_its_clock
 from .scheduler import config_of
 from .schedules import Schedule
 

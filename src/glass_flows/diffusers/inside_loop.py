@@ -26,7 +26,8 @@ from ..steering.population import Population, Run, kept
 from .asked import Asked
 from .decoding import Pictures
 from .own_code import own_decoder, returned_fields
-from .refusals import named_before_network, network_of
+from .parts import network_of
+from .refusals import named_before_network
 from .scheduler import GlassScheduler
 
 __all__ = ["run_inside"]

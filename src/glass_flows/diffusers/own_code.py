@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from .decoding import decode_latents, unit_range
-from .refusals import code_of, kinds_of, network_of
+from .parts import code_of, kinds_of, network_of
 
 __all__ = ["own_decoder", "returned_fields"]
 

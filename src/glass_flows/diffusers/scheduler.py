@@ -25,7 +25,8 @@ from ..execute import Boundary, Query, interpret
 from ..noise import TRANSITION, KeyedNoise, Noise
 from ..plans import DDIM, Sampler, Table
 from ..settings import build
-from .refusals import check_call, check_pipeline, rounds_its_clock
+from .parts import rounds_its_clock
+from .refusals import check_call, check_pipeline
 from .schedules import _DISCRETE, _FLOW, Schedule
 
 __all__ = ["GlassScheduler", "GlassSchedulerOutput", "LatentNoise", "compile_table"]

@@ -24,7 +24,8 @@ from ...errors import InvalidArgument, check_name
 from ...plans import Sampler
 from ...settings import ANY_COUNT, Count, Kind, Number
 from ..decoding import decode_latents, picture, unit_range, wide
-from ..refusals import caches_of, named_before_network
+from ..parts import caches_of
+from ..refusals import named_before_network
 from ..schedules import Schedule
 
 __all__ = [
