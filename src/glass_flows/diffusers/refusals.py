@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, check_number
 
-__all__ = ["check_call", "check_pipeline", "network_of", "rounds_its_clock"]
+__all__ = ["check_call", "check_pipeline", "network_of", "refuse_eta", "rounds_its_clock"]
 
 # Pipelines that replace or require a certain scheduler, or keep its state themselves.
 _PIPELINES = {
@@ -121,13 +121,18 @@ def check_call(steps: int) -> None:
         frame = frame.f_back
 
 
+def refuse_eta(eta: Any) -> None:
+    """Raise :class:`InvalidArgument` for DDIM's η, which is an option of the scheduler here."""
+    if eta is not None and check_number("eta", eta, "lie in [0, 1]", lambda v: 0.0 <= v <= 1.0):
+        raise InvalidArgument(
+            f"eta={eta!r} is said by the scheduler here: make it with rho='ddim:{eta:g}' and "
+            "steps=1, and leave eta out"
+        )
+
+
 def _check_arguments(pipe: Any, given: Mapping[str, Any], steps: int) -> None:
     check_pipeline(pipe)
-    if given.get("eta"):
-        raise InvalidArgument(
-            f"eta={given['eta']!r} is ignored by this scheduler: make it with "
-            f"rho='ddim:{given['eta']:g}' and steps=1 instead"
-        )
+    refuse_eta(given.get("eta"))
     if steps == 1:  # every evaluation is a transition, and the times fall: all is as usual
         return
     name = type(pipe).__name__
