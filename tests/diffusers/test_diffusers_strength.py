@@ -98,7 +98,7 @@ def test_what_is_run_is_what_the_pipeline_leaves_of_its_own_steps(name, M):
             timesteps, _ = left_by(kind, ours, K, strength)
             assert transitions_left(ours, timesteps) == expected
     left_by(kind, ours, K, 0.3)
-    assert run(ours, ours.timesteps[14 * M :]) == 6
+    assert run(ours, ours.timesteps[14 * ours.order :]) == 6
 
 
 @pytest.mark.parametrize("M", [1, 2, 3, 4])
@@ -145,18 +145,22 @@ def test_pipelines_that_do_not_say_where_they_begin():
     ):
         ours = glass(PUBLISHED["trailing"], rho=0.4, steps=M)
         lay_out(ours, 7)
-        timesteps, _ = left_by(kind, ours, 7, 0.5)
-        assert ours.begin_index is None
-        if M == 2 and kind is diffusers.KandinskyV22Img2ImgPipeline:  # counts without the order:
-            assert len(timesteps) == 10  # four rows are down from it to a transition's start
+        if M == 2 and kind is diffusers.KandinskyV22Img2ImgPipeline:
+            with pytest.raises(InvalidArgument, match="without their scheduler's `order`"):
+                left_by(kind, ours, 7, 0.5)
         else:
-            assert run(ours, timesteps) == 3
-    for begin in (0, None):  # what was sliced before it could be moved
-        ours.set_timesteps(7)
-        if begin is not None:
-            ours.set_begin_index(begin)
-        with pytest.raises(InvalidArgument, match="needs steps=1"):
-            run(ours, torch.tensor(ours.timesteps.tolist()[3:]))
+            timesteps, _ = left_by(kind, ours, 7, 0.5)
+            assert ours.begin_index is None and run(ours, timesteps) == 3
+
+
+@pytest.mark.parametrize("begin", [0, None])
+def test_a_loop_that_starts_inside_a_transition(begin):
+    ours = glass(PUBLISHED["trailing"], rho=0.4, steps=2)
+    lay_out(ours, 7)
+    if begin is not None:
+        ours.set_begin_index(begin)
+    with pytest.raises(InvalidArgument, match="where no transition starts"):
+        run(ours, torch.tensor(ours.timesteps.tolist()[3:]))
 
 
 @pytest.mark.parametrize("M", [1, 2])

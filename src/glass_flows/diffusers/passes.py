@@ -89,8 +89,9 @@ class Pass:
             raise ShapeError(f"the sample was {tuple(handed.shape)}, now {tuple(sample.shape)}")
         if query.row == 0 and counted:
             query.y = sample.to(query.y.dtype)
-        elif query.row == 0:  # an edit passes through; without one this adds exact zeros
-            query.y = query.y + (sample.to(query.y.dtype) - before.to(query.y.dtype))
+        elif query.row == 0:
+            if query.y is not sample:  # an edit passes through; without one these are exact zeros
+                query.y = query.y + (sample.to(query.y.dtype) - before.to(query.y.dtype))
         else:
             edited = torch.tensor(True) if counted else (sample != before).any()
             self.edits.append((edited, self.row))

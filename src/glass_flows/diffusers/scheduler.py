@@ -221,13 +221,8 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         if "base" in config:
             settings = {key: config[key] for key in _OWN if key in config}
-        elif "_class_name" in config:
-            settings = {"base": dict(config)}
         else:
-            raise InvalidArgument(
-                "this configuration does not say which scheduler it belongs to (it was not loaded "
-                "from a file): use GlassScheduler.from_pipeline(pipe)"
-            )
+            settings = {"base": dict(config)}
         unused = {key: value for key, value in options.items() if key not in _OWN}
         if unused and not return_unused_kwargs:
             check_name("option of GlassScheduler", next(iter(unused)), _OWN)
@@ -287,7 +282,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         # steps they asked for, of `order` rows each, for the progress bar and for image-to-image;
         # where trained timesteps lie close, transitions have fewer rows than they count on.
         listed = timesteps is not None or sigmas is not None
-        self.order = M if counted == "transitions" and not listed else 1
+        self.order = _Order(M if counted == "transitions" and not listed else 1)
         K = len(self.table)
         asked = K * M if counted == "transitions" else num_inference_steps or 0
         self._counted = self._starts if listed else (*range(0, K * M, M), asked)
@@ -300,7 +295,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """The network times of all rows, in the order in which :meth:`step` is to be called."""
         if self._starts[-1] == len(self._starts) - 1:  # every row starts a transition
             return self._told
-        return _Timesteps.of(self._told, self._first_row)
+        return _Timesteps.of(self._told, self._rest)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at the transition of this row, as `timesteps[begin_index:]` does."""
@@ -421,6 +416,15 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Number of the row whose answer :meth:`step` expects."""
         return self._begin_index or 0 if self._run is None else self._run.row
 
+    def _rest(self, counted: int) -> int:
+        """Where ``timesteps[counted:]`` starts."""
+        if self.order > 1 and not isinstance(counted, _Order):
+            raise InvalidArgument(
+                f"timesteps[{counted}:] counts steps without their scheduler's `order`, of which "
+                f"each has {self.order} rows here: use steps=1, or count {self.order} for each step"
+            )
+        return self._first_row(counted)
+
     def _first_row(self, counted: int) -> int:
         """The first row of the transition at which a pipeline starts that has `counted` so far.
 
@@ -451,8 +455,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             if row not in self._starts or self._far(given, row):
                 raise InvalidArgument(
                     f"the loop starts at timestep {given:g}, where no transition starts: take the "
-                    "steps in the order of `timesteps`, from where set_begin_index says. A "
-                    "pipeline that counts steps without its scheduler's `order` needs steps=1"
+                    "steps in the order of `timesteps`, from where set_begin_index says"
                 )
         first = self._starts.index(row or 0)
         x = sample if sample.dtype == torch.float64 else sample.float()
@@ -491,6 +494,15 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return abs(given - self._clock[row]) > 5e-3 * self.schedule.scale
 
 
+class _Order(int):
+    """Rows of a pipeline's step. What was multiplied by it are rows, and known to be."""
+
+    def __mul__(self, steps: int) -> _Order:
+        return _Order(int(self) * int(steps))
+
+    __rmul__ = __mul__
+
+
 class _Timesteps(Tensor):
     """Timesteps of which a loop takes the rest, ``timesteps[row:]``, from a transition's start.
 
@@ -499,17 +511,17 @@ class _Timesteps(Tensor):
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
-    first_row: Callable[[int], int]
+    begin: Callable[[int], int]
 
     @classmethod
-    def of(cls, told: Tensor, first_row: Callable[[int], int]) -> _Timesteps:
+    def of(cls, told: Tensor, begin: Callable[[int], int]) -> _Timesteps:
         timesteps = told.as_subclass(cls)
-        timesteps.first_row = first_row
+        timesteps.begin = begin
         return timesteps
 
     def __getitem__(self, index: Any) -> Tensor:
         if isinstance(index, slice) and index.stop is index.step is None and (index.start or 0) > 0:
-            index = slice(self.first_row(index.start), None)
+            index = slice(self.begin(index.start), None)
         return super().__getitem__(index)
 
     def __deepcopy__(self, memo: Any) -> Tensor:

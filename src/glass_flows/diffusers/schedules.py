@@ -108,7 +108,12 @@ class Schedule:
         InvalidArgument
             The scheduler is not one whose model is known to be a denoiser.
         """
-        name = str(config.get("_class_name", "none"))
+        if "_class_name" not in config:
+            raise InvalidArgument(
+                "this configuration does not say which scheduler it belongs to (it was not loaded "
+                "from a file): use GlassScheduler.from_pipeline(pipe)"
+            )
+        name = str(config["_class_name"])
         if name not in _FLOW and name not in _DISCRETE:
             why = _WHY_NOT.get(name, "it is none of those whose models are known here")
             raise InvalidArgument(
@@ -171,6 +176,7 @@ class Schedule:
             raise PlanError(f"num_inference_steps={count} do not fit: ask for at most {most}")
         if mu is not None:
             self._takes("mu")
+            check_number("mu", mu, "be finite", isfinite)
         if timesteps is not None:
             starts = [self.time(k) for k in given["timesteps"]]
         elif sigmas is not None and self.discrete:
@@ -294,7 +300,7 @@ def _told_apart(dtype: str, scale: float) -> tuple[float, ...]:
 
     The pipelines cast the timestep and divide it by `scale`, the networks multiply it again.
     """
-    rounding = getattr(torch, dtype, None)
+    rounding = getattr(torch, f"{dtype}", None)
     if not isinstance(rounding, torch.dtype) or not rounding.is_floating_point:
         raise InvalidArgument(f"time_dtype must name a floating-point dtype, got {dtype!r}")
     told = torch.arange(1, int(8 * scale) + 1, dtype=torch.float64) / 8.0
