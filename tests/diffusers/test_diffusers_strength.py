@@ -77,6 +77,13 @@ def transitions_left(ours, timesteps):
     return len(ours.table) - first
 
 
+def bar(ours, timesteps, left):
+    """How far the progress bar of a pipeline's loop comes, whose total is `left`."""
+    rows, order = len(timesteps), ours.order
+    warm = rows - left * order
+    return sum(i + 1 == rows or (i + 1 > warm and (i + 1) % order == 0) for i in range(rows))
+
+
 def run(ours, timesteps):
     """Go the whole way of a pipeline's loop; the number of transitions."""
     x = torch.zeros(1, 1, 2, 2)
@@ -95,8 +102,10 @@ def test_what_is_run_is_what_the_pipeline_leaves_of_its_own_steps(name, M):
         lay_out(PUBLISHED[name], K), lay_out(ours, K)
         for kind, strength in product(UNETS.values(), STRENGTHS):
             _, expected = left_by(kind, PUBLISHED[name], K, strength)
-            timesteps, _ = left_by(kind, ours, K, strength)
+            timesteps, left = left_by(kind, ours, K, strength)
             assert transitions_left(ours, timesteps) == expected
+            if {tr.evaluations for tr in ours.table.transitions[:-1]} == {M}:
+                assert bar(ours, timesteps, left) == left
     left_by(kind, ours, K, 0.3)
     assert run(ours, ours.timesteps[14 * ours.order :]) == 6
 
@@ -112,10 +121,7 @@ def test_flows_too_whether_they_count_steps_or_rows(sigmas, M):
             _, expected = left_by(kind, own, counted, strength)
             timesteps, left = left_by(kind, ours, rows, strength)
             assert transitions_left(ours, timesteps) == expected
-            # The bar of the loop, whose total is `left`, comes to its end.
-            warm = len(timesteps) - left * ours.order
-            done = [i + 1 > warm and (i + 1) % ours.order == 0 for i in range(len(timesteps))]
-            assert sum(done) == left
+            assert bar(ours, timesteps, left) == left
     assert run(ours, timesteps) == expected
 
 

@@ -1,9 +1,10 @@
 """GLASS as a diffusers scheduler: the unmodified pipeline runs, its network is asked by our table.
 
 ``pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=4)`` is all. The pipeline's
-`num_inference_steps` becomes the number K of transitions, and the network is called K M times, at
-times that are not monotone. The scheduler interprets the same table as
-:func:`glass_flows.execute.iterate`, with the same code, only that the pipeline owns the loop.
+`num_inference_steps` becomes the number K of transitions (or that of evaluations, as `count` says),
+and the network is called K M times, at times that are not monotone. The scheduler interprets the
+same table as :func:`glass_flows.execute.iterate`, with the same code, only that the pipeline owns
+the loop.
 """
 
 from __future__ import annotations
@@ -270,7 +271,6 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             sigmas=sigmas,
             mu=mu,
         )
-        self.num_inference_steps = len(self.table)
         rows = [row for transition in self.table for row in transition.rows]
         told = [self.schedule.model_time(self.schedule.path, row.time) for row in rows]
         whole = self.schedule.discrete and all(k == int(k) for k in told)
@@ -284,6 +284,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         listed = timesteps is not None or sigmas is not None
         self.order = _Order(M if counted == "transitions" and not listed else 1)
         K = len(self.table)
+        self.num_inference_steps = K if counted == "transitions" else len(rows)
         asked = K * M if counted == "transitions" else num_inference_steps or 0
         self._counted = self._starts if listed else (*range(0, K * M, M), asked)
         if counted == "transitions" and M > 1 and K >= _USUAL and self.at_boundary is None:

@@ -140,7 +140,7 @@ class Schedule:
                 raise InvalidArgument(f"{name} predicts a flow, but has use_flow_sigmas=False")
             path: Path = Linear()
             if time_dtype is not None:
-                path = KnownTimes(path, _told_apart(time_dtype, scale))
+                path = KnownTimes(path, _told_apart(f"{time_dtype}", scale))
             return cls(base, path, "reverse_velocity", scale)
         if predicts not in _PREDICTIONS:
             raise InvalidArgument(
@@ -300,7 +300,7 @@ def _told_apart(dtype: str, scale: float) -> tuple[float, ...]:
 
     The pipelines cast the timestep and divide it by `scale`, the networks multiply it again.
     """
-    rounding = getattr(torch, f"{dtype}", None)
+    rounding = getattr(torch, dtype, None)
     if not isinstance(rounding, torch.dtype) or not rounding.is_floating_point:
         raise InvalidArgument(f"time_dtype must name a floating-point dtype, got {dtype!r}")
     told = torch.arange(1, int(8 * scale) + 1, dtype=torch.float64) / 8.0
