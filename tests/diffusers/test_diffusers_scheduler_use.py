@@ -317,6 +317,7 @@ def test_sigmas_that_end_in_zero_in_a_pipeline():
         (FLOW, {"sigmas": [14.6, 1.0]}, r"flow lie in \(0, 1\]"),
         (FLOW, {"sigmas": [0.5, -0.1]}, r"flow lie in \(0, 1\]"),
         (FLOW, {"timesteps": [1200.0, 1.0]}, "timestep 1200"),
+        (FLOW, {"timesteps": [900.0, 500.0], "num_inference_steps": 5}, "lists 2 values, but num"),
         (FLOW, {"timesteps": [9.0], "sigmas": [0.1]}, "not both"),
         (DDIM, {"timesteps": [100, 500]}, "must fall"),
         (DDIM, {"timesteps": list(range(500))}, "entry 0 is 0, entry 1 1"),

@@ -74,7 +74,8 @@ class Pass:
         query = self.query
         if query is None:
             where = (
-                "this scheduler was copied inside a transition, where it cannot go on"
+                "this scheduler was copied inside a transition, where it cannot go on (with "
+                "steps=1 there is no inside)"
                 if self.cut
                 else f"all {self.row} evaluations of this run have been made, or it was stopped"
             )

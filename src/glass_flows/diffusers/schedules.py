@@ -169,7 +169,15 @@ class Schedule:
             for name, listed in (("timesteps", timesteps), ("sigmas", sigmas))
             if listed is not None
         }
-        count = check_count("num_inference_steps", transitions) if not given else 0
+        count = 0
+        if not given or transitions is not None:
+            count = check_count("num_inference_steps", transitions)
+        for name, values in given.items():
+            if count not in (0, len(values), len(values) + 1):  # with the end or without
+                raise InvalidArgument(
+                    f"{name} lists {len(values)} values, but num_inference_steps={count}: leave "
+                    "one of them out"
+                )
         known = self.path.trained_times
         most = _MOST if known is None else len(known)
         if count > most:
