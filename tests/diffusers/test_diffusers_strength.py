@@ -143,6 +143,12 @@ def test_lists_are_counted_in_rows():
     timesteps, left = left_by(UNETS["sdxl"], ours, len(ours.timesteps), 0.5)
     assert (timesteps.tolist()[0], left) == (501, 4)
     assert run(ours, timesteps) == 2
+    ours.set_timesteps(timesteps=[901, 3, 2, 1, 0])  # whose transitions are short of timesteps
+    starts = [0, *accumulate(tr.evaluations for tr in ours.table)]
+    assert starts[-1] < 10
+    ours.set_begin_index(starts[3])
+    assert ours.begin_index == starts[3]
+    assert ours.timesteps[starts[3] :].tolist() == ours.timesteps.tolist()[starts[3] :]
 
 
 def test_pipelines_that_do_not_say_where_they_begin():
