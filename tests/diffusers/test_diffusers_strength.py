@@ -143,9 +143,10 @@ def test_lists_are_counted_in_rows():
     timesteps, left = left_by(UNETS["sdxl"], ours, len(ours.timesteps), 0.5)
     assert (timesteps.tolist()[0], left) == (501, 4)
     assert run(ours, timesteps) == 2
+    ours = glass(PUBLISHED["euler"], rho=0.4, steps=4)
     ours.set_timesteps(timesteps=[901, 3, 2, 1, 0])  # whose transitions are short of timesteps
     starts = [0, *accumulate(tr.evaluations for tr in ours.table)]
-    assert starts[-1] < 10
+    assert starts[3] < 12
     for start in starts[:-1]:
         ours.set_begin_index(start)
         assert ours.begin_index == start
