@@ -13,13 +13,18 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Union
 
-from .errors import InvalidArgument, PlanError, TimeError, check_count, check_name
+from .errors import InvalidArgument, PlanError, TimeError, check_count, check_name, check_number
 from .paths import Path, check_time
 
 __all__ = ["Grid", "Karras", "Shifted", "Times", "Uniform", "outer_times", "snap_to_trained"]
 
 Grid = Callable[[Path, int], tuple[float, ...]]
 Times = Union[str, Grid, Sequence[float], None]
+
+_POSITIVE: tuple[str, Callable[[float], bool]] = (
+    "be a positive number",
+    lambda value: 0.0 < value < math.inf,
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,7 @@ class Shifted:
     shift: float = 3.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.shift < math.inf:
-            raise InvalidArgument(f"shift must be a positive number, got {self.shift!r}")
+        check_number("shift", self.shift, *_POSITIVE)
 
     @classmethod
     def from_tokens(cls, tokens: int) -> Shifted:
@@ -70,11 +74,11 @@ class Karras:
 
     def __post_init__(self) -> None:
         low, high = self.sigma_min, self.sigma_max
-        if not 0.0 < self.rho < math.inf:
-            raise InvalidArgument(f"rho must be a positive number, got {self.rho!r}")
-        if any(v is not None and not 0.0 < v < math.inf for v in (low, high)) or (
-            low is not None and high is not None and low >= high
-        ):
+        check_number("rho", self.rho, *_POSITIVE)
+        for name, level in (("sigma_min", low), ("sigma_max", high)):
+            if level is not None:
+                check_number(name, level, *_POSITIVE)
+        if low is not None and high is not None and low >= high:
             raise InvalidArgument(f"need 0 < sigma_min < sigma_max, got {low!r} and {high!r}")
 
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
@@ -90,11 +94,17 @@ class Karras:
             )
         root = 1.0 / self.rho
         steps = transitions - 1 if 1.0 / low < last else transitions
-        levels = [
-            (high**root + i / steps * (low**root - high**root)) ** self.rho
-            for i in range(1, transitions)
-        ]
-        inner = [path.time(min(max(1.0 / level, first), last)) for level in levels]
+        try:
+            levels = [
+                (high**root + i / steps * (low**root - high**root)) ** self.rho
+                for i in range(1, transitions)
+            ]
+            inner = [path.time(min(max(1.0 / level, first), last)) for level in levels]
+        except ArithmeticError as error:
+            raise InvalidArgument(
+                f"with rho = {self.rho!r} the levels differ by more than floats hold: take one of "
+                "1 to 10 (7 is usual)"
+            ) from error
         return snap_to_trained(path, [0.0, *inner, 1.0])
 
 

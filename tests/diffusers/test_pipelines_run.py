@@ -77,16 +77,18 @@ def test_a_pipeline_draws_what_its_own_sampler_draws_and_asks_as_often_as_promis
     assert torch.isfinite(ours).all() and not torch.allclose(ours, right, atol=1e-3)
 
 
-def test_a_start_that_the_scheduler_is_not_told_of_is_refused_before_the_network_is_asked():
+def test_steps_counted_as_timesteps_are_refused_before_the_network_is_asked():
     pipe, call = more.build("KandinskyV22Img2ImgPipeline")
-    pipe.unet.register_forward_pre_hook(lambda *_: pytest.fail("the network was asked"))
+    calls = []
+    pipe.unet.register_forward_pre_hook(lambda *_: calls.append(1))
     call = {name: value for name, value in call.items() if name not in ("prompt", "strength")}
-    for steps in (1, 2):
-        pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=steps)
-        with pytest.raises(
-            InvalidArgument, match=r"strength=0\.5: it does not tell.*strength=1\.0"
-        ):
-            pipe(num_inference_steps=4, strength=0.5, **call)
+    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
+    with pytest.raises(InvalidArgument, match=r"steps=2 and strength=0\.5: it counts.*steps=1"):
+        pipe(num_inference_steps=4, strength=0.5, **call)
+    assert not calls
+    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=1)
+    pipe(num_inference_steps=4, strength=0.5, **call)
+    assert len(calls) == len(pipe.scheduler.running) == 2
 
 
 def test_the_page_says_which_have_been_run():

@@ -97,7 +97,6 @@ def test_a_plain_loop_is_right(tmp_path):
         ("private state", {"before": "self.scheduler.timesteps = timesteps"}),
         ("scheduler's type", {"before": "x = isinstance(self.scheduler, DDIMScheduler)"}),
         ("last timestep left out", {"timesteps": "self.scheduler.timesteps[:-1]"}),
-        ("starts unannounced", {"timesteps": "self.scheduler.timesteps[t_start:]"}),
         ("one step is special", {"before": "y = num_inference_steps == 1"}),
         ("window in steps", {"before": "w = i < int(num_inference_steps * factor)"}),
         ("window in steps", {"before": "w = i in thresholds"}),

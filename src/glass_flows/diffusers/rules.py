@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, check_number
 from ..plans import DDIM
 from .parts import network_of
 
@@ -51,8 +51,10 @@ def _is_one(value: Any, call: Call) -> bool:
 
 
 def _is_another_eta(value: Any, call: Call) -> bool:
-    same = isinstance(call.rho, DDIM) and call.rho.eta == value and call.steps == 1
-    return bool(value) and not same
+    if value is None:
+        return False
+    check_number("eta", value, "lie in [0, 1]", lambda eta: 0.0 <= eta <= 1.0)
+    return bool(value) and not (call.rho == DDIM(value) and call.steps == 1)
 
 
 def _is_part_of_a_window(value: Any, call: Call) -> bool:
@@ -221,7 +223,7 @@ RULES = (
         "AudioDiffusionPipeline DanceDiffusionPipeline DiffusionGemmaPipeline "
         "HeliosPyramidPipeline ScoreSdeVePipeline StableCascadeDecoderPipeline "
         "StableCascadePriorPipeline StableDiffusionDiffEditPipeline "
-        "StableDiffusionPanoramaPipeline StableDiffusionParadigmsPipeline "
+        "StableDiffusionParadigmsPipeline "
         "StableDiffusionPix2PixZeroPipeline TextToVideoZeroPipeline TextToVideoZeroSDXLPipeline",
     ),
     Rule(
@@ -285,19 +287,6 @@ RULES = (
     ),
     # With an argument, whatever the sampler.
     Rule(
-        "starts unannounced",
-        "does not tell its scheduler at which timestep it starts",
-        "AltDiffusionImg2ImgPipeline AnimateDiffVideoToVideoControlNetPipeline "
-        "AnimateDiffVideoToVideoPipeline CogVideoXVideoToVideoPipeline Kandinsky3Img2ImgPipeline "
-        "KandinskyImg2ImgPipeline KandinskyV22ControlnetImg2ImgPipeline "
-        "KandinskyV22Img2ImgPipeline OnnxStableDiffusionImg2ImgPipeline "
-        "OnnxStableDiffusionInpaintPipelineLegacy StableDiffusionInpaintPipelineLegacy "
-        "WanVideoToVideoPipeline",
-        arguments=("strength",),
-        wrong=_is_below_one,
-        right=1.0,
-    ),
-    Rule(
         "private state",
         "edits what its scheduler remembers",
         "ChronoEditPipeline",
@@ -337,6 +326,17 @@ RULES = (
         instead="LTX2Pipeline or LTX2ImageToVideoPipeline",
     ),
     # Inside transitions.
+    Rule(
+        "starts unannounced",
+        "counts timesteps where it means steps, of which each has several",
+        "Kandinsky3Img2ImgPipeline KandinskyImg2ImgPipeline KandinskyV22ControlnetImg2ImgPipeline "
+        "KandinskyV22Img2ImgPipeline OnnxStableDiffusionImg2ImgPipeline "
+        "OnnxStableDiffusionInpaintPipelineLegacy",
+        inside=True,
+        arguments=("strength",),
+        wrong=_is_below_one,
+        right=1.0,
+    ),
     Rule(
         "cuts by value",
         "cuts the timesteps by their value, which lies inside a transition",
@@ -422,6 +422,12 @@ RULES = (
         arguments=("action",),
     ),
     Rule(
+        "private state",
+        "keeps a copy of its scheduler's state for each of its views",
+        "StableDiffusionPanoramaPipeline",
+        inside=True,
+    ),
+    Rule(
         "several schedulers",
         "moves its frames at noise levels of their own, by several schedulers",
         "SkyReelsV2DiffusionForcingImageToVideoPipeline SkyReelsV2DiffusionForcingPipeline "
@@ -448,7 +454,8 @@ HANDLED = (
     Handled("value of a timestep", _VALUE),
     Handled("number of steps in a formula", _VALUE + ", with K for the number of steps"),
     Handled("reads sigmas", "ours are those of its evaluations, row by row"),
-    Handled("starts announced", "`strength` starts at a transition's beginning, or is refused"),
+    Handled("starts announced", "`strength` is a share of the transitions"),
+    Handled("starts unannounced", "`strength` is; the first timestep tells where it starts"),
     Handled(
         "window in steps",
         "it passes sigmas, and then counts all evaluations as its steps",

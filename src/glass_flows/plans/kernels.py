@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Union, runtime_checkable
 
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, check_name, check_number
 from ..paths import Path
 from ..registry import Registry
 
@@ -76,8 +76,7 @@ class DDIM:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.eta <= 1.0:
-            raise InvalidArgument(f"DDIM's eta must lie in [0, 1], got {self.eta!r}")
+        check_number("DDIM's eta", self.eta, "lie in [0, 1]", lambda eta: 0.0 <= eta <= 1.0)
 
     def rho(self, ends: Ends) -> float:
         noise = self.eta**2 * (1.0 - ends.rho_ddpm**2)
