@@ -23,21 +23,30 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar, TypeVar, Union, cast
+from typing import Any, ClassVar, Self, TypeVar, Union, cast
 
 from .errors import (
+    MOST_COUNT,
     InvalidArgument,
     UnknownName,
     check_count,
     check_name,
     check_number,
     did_you_mean,
+    plain,
+    shown,
 )
 
 __all__ = [
     "ANY_COUNT",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "SHARE",
+    "Checked",
     "Choice",
     "Count",
+    "Function",
+    "Is",
     "Kind",
     "Listed",
     "Number",
@@ -95,13 +104,14 @@ class Kind:
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """An integer of at least `least`."""
+    """An integer from `least` to `most`."""
 
     least: int = 1
     optional: bool = False
+    most: int = MOST_COUNT
 
     def check(self, name: str, given: object) -> int:
-        return check_count(name, given, self.least)
+        return check_count(name, given, self.least, self.most)
 
     def said(self, name: str, text: str) -> object:
         return int(text) if _is_integer(text) else text
@@ -127,6 +137,38 @@ class Number(Kind):
         raise InvalidArgument(f"{name} must be a number and {self.rule}, got {text!r}")
 
 
+POSITIVE = Number("be a finite number > 0", lambda value: 0.0 < value < math.inf)
+SHARE = Number("lie in [0, 1]", lambda value: 0.0 <= value <= 1.0)
+NOT_NEGATIVE = Number("be a finite number >= 0", lambda value: 0.0 <= value < math.inf)
+
+
+@dataclass(frozen=True)
+class Is(Kind):
+    """An instance of a class; `allowed` says of which for messages."""
+
+    cls: type | tuple[type, ...]
+    allowed: str
+    optional: bool = False
+
+    def check(self, name: str, given: object) -> Any:
+        if isinstance(given, self.cls):
+            return given
+        raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(given)}")
+
+
+@dataclass(frozen=True)
+class Function(Kind):
+    """Something to be called, and not a class; `allowed` says of what."""
+
+    allowed: str
+    optional: bool = False
+
+    def check(self, name: str, given: object) -> Any:
+        if callable(given) and not isinstance(given, type):
+            return given
+        raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(given)}")
+
+
 @dataclass(frozen=True)
 class Choice(Kind):
     """One of some names; `what` says of what."""
@@ -147,7 +189,7 @@ class Text(Kind):
 
     def check(self, name: str, given: object) -> str | None:
         if not isinstance(given, str):
-            raise InvalidArgument(f"{name} must be a text, got {given!r}")
+            raise InvalidArgument(f"{name} must be a text, got {shown(given)}")
         return None if given == "none" and self.optional else given
 
 
@@ -157,7 +199,7 @@ class Switch(Kind):
 
     def check(self, name: str, given: object) -> bool:
         if not isinstance(given, bool):
-            raise InvalidArgument(f"{name} must be True or False, got {given!r}")
+            raise InvalidArgument(f"{name} must be True or False, got {shown(given)}")
         return given
 
     def said(self, name: str, text: str) -> object:
@@ -213,6 +255,8 @@ class Object(Kind):
         name is itself the value. A registry is one.
     bare : type, optional
         The class whose first field is written in the place of a name.
+    functions : bool
+        Whether a function may stand in its place.
     resolve : callable, optional
         From anything else that may be given from Python to the value, or raises InvalidArgument;
         without it only instances of the classes may.
@@ -224,6 +268,7 @@ class Object(Kind):
     allowed: str
     heads: Mapping[str, Any] = field(default_factory=dict)
     bare: type | None = None
+    functions: bool = False
     resolve: Callable[[Any], Any] | None = None
     numbers: Kind | None = None
     optional: bool = False
@@ -232,16 +277,18 @@ class Object(Kind):
         return self.parse(name, given) if isinstance(given, str) else super().read(name, given)
 
     def check(self, name: str, given: object) -> Any:
-        if _is_number(given):
+        if _is_number(given := plain(given)):
             if self.numbers is not None:
                 return self.numbers.read(name, given)
             if self.bare is not None:
                 return self.bare(given)
         if any(isinstance(given, cls) for _, cls, _ in self.objects()):
             return given
+        if self.functions and callable(given) and not isinstance(given, type):
+            return given
         if self.resolve is not None:
             return self.resolve(given)
-        raise InvalidArgument(f"{name} must be {self.allowed}, got {given!r}")
+        raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(given)}")
 
     def parse(self, name: str, text: str) -> Any:
         if text == "none" and self.optional:
@@ -389,12 +436,45 @@ def spelled(value: object) -> str:
 
 
 def setting(default: Any, kind: Kind) -> Any:
-    """A field of a settings object."""
+    """A field of a checked object; without a default if that is ``dataclasses.MISSING``."""
     return field(default=default, metadata={"kind": kind})
 
 
+class Checked:
+    """Base of dataclasses whose fields made by :func:`setting` are read by their kinds when made.
+
+    So every value is either right, and held as its kind holds it, or refused by its name.
+    """
+
+    def __new__(cls, *values: Any, **given: Any) -> Self:
+        names = [one.name for one in fields(cast(Any, cls)) if one.init]
+        for name in given:
+            check_name(f"setting of {cls.__name__}", name, names)
+        if len(values) > len(names):
+            raise InvalidArgument(
+                f"{cls.__name__} has {len(names)} settings, got {len(values)} values"
+            )
+        for name in names[: len(values)]:
+            if name in given:
+                raise InvalidArgument(f"{name} is given twice, also by its position")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, kind in kinds(type(self)).items():
+            object.__setattr__(self, name, kind.read(self.called(name), getattr(self, name)))
+        self.check()
+
+    @classmethod
+    def called(cls, name: str) -> str:
+        """What errors call a field."""
+        return f"{cls.__name__}: {name}"
+
+    def check(self) -> None:
+        """Raise unless the fields, each right by itself, go together."""
+
+
 @dataclass(frozen=True, repr=False)
-class Settings:
+class Settings(Checked):
     """Base of all settings objects: checked when made, and spelled by their fields.
 
     Subclasses are frozen dataclasses (``repr=False``) whose fields are made by :func:`setting`.
@@ -412,25 +492,9 @@ class Settings:
     word: ClassVar[str]
     version: ClassVar[int] = 1
 
-    def __new__(cls: type[S], *values: Any, **given: Any) -> S:
-        names = list(kinds(cls))
-        check_known(cls, given)
-        if len(values) > len(names):
-            raise InvalidArgument(
-                f"{cls.__name__} has {len(names)} settings, got {len(values)} values"
-            )
-        for name in names[: len(values)]:
-            if name in given:
-                raise InvalidArgument(f"{name} is given twice, also by its position")
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        for name, kind in kinds(type(self)).items():
-            object.__setattr__(self, name, kind.read(name, getattr(self, name)))
-        self.check()
-
-    def check(self) -> None:
-        """Raise unless the fields, each right by itself, go together."""
+    @classmethod
+    def called(cls, name: str) -> str:
+        return name
 
     @classmethod
     def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -504,9 +568,9 @@ class Settings:
         return f"{type(self).__name__}({inside})"
 
 
-def kinds(cls: type[Settings]) -> dict[str, Kind]:
-    """The kind of every field, by name."""
-    return {one.name: one.metadata["kind"] for one in fields(cls)}
+def kinds(cls: type[Any]) -> dict[str, Kind]:
+    """The kind of every field that has one, by name."""
+    return {one.name: one.metadata["kind"] for one in fields(cls) if "kind" in one.metadata}
 
 
 def check_known(cls: type[Settings], names: Iterable[str]) -> None:

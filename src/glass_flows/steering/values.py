@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
-from ..errors import InvalidArgument, check_count, check_name, rows_from
+from ..errors import MOST_EVALUATIONS, InvalidArgument, check_name, rows_from, shown
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
 from ..plans import Default, Solver, plan_transition
-from ..plans.sampler import SOLVER
+from ..plans.allowed import SOLVER
+from ..plans.planner import check_size
 from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
-from ..settings import setting
+from ..settings import Checked, Count, setting
 
 __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
 
@@ -161,7 +162,7 @@ class FreeValue:
 
 
 @dataclass(frozen=True)
-class PosteriorValue:
+class PosteriorValue(Checked):
     """V = log-mean-exp of λ r over draws of p(z | x_t), each a GLASS transition to data.
 
     Parameters
@@ -179,14 +180,12 @@ class PosteriorValue:
     there the draws are independent samples of m evaluations each.
     """
 
-    samples: int = 4
-    steps: int = 3
+    samples: int = setting(4, Count(most=MOST_EVALUATIONS))
+    steps: int = setting(3, Count(most=MOST_EVALUATIONS))
     solver: str | Solver = setting(Default(), SOLVER)
 
-    def __post_init__(self) -> None:
-        check_count("PosteriorValue(samples=...)", self.samples)
-        check_count("PosteriorValue(steps=...)", self.steps)
-        object.__setattr__(self, "solver", SOLVER.read("solver", self.solver))
+    def check(self) -> None:
+        check_size(self.samples * self.steps)
 
     def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
         table = plan_transition(
@@ -248,7 +247,7 @@ def resolve_value(value: str | Value | Callable[[Tensor, float, Tensor], Tensor]
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(
             "value must be 'free', 'posterior', PosteriorValue(samples, steps) or a function "
-            f"V(x, t, D) in log units, got {value!r}"
+            f"V(x, t, D) in log units, got {shown(value)}"
         )
     return ValueFunction(value)
 
