@@ -11,18 +11,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from numbers import Integral
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .errors import InvalidArgument, NonFinite, ShapeError, check_name
+from .errors import (
+    MOST_NUMBERS,
+    MOST_PARTICLES,
+    InvalidArgument,
+    NonFinite,
+    ShapeError,
+    check_count,
+    plain,
+    shown,
+)
+from .settings import Choice, Is, Kind
 
 __all__ = [
+    "GENERATOR",
     "POSTERIOR",
+    "RANDOMNESS",
     "RESAMPLING",
+    "SEED",
     "SINGLE",
     "START",
     "TRANSITION",
@@ -31,7 +45,9 @@ __all__ = [
     "KeyedNoise",
     "Noise",
     "StreamNoise",
+    "check_like",
     "check_seed",
+    "check_sizes",
     "noise_source",
 ]
 
@@ -56,10 +72,56 @@ class Noise(Protocol):
 def check_seed(seed: int | None) -> int:
     """A seed in [0, 2^63); None draws one from torch's global generator."""
     if seed is None:
-        return int(torch.randint(2**62, ()).item())
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise InvalidArgument(f"seed must be an integer in [0, 2^63), got {seed!r}")
-    return int(seed)
+        try:
+            return int(torch.randint(2**62, ()).item())
+        except RuntimeError as error:  # under torch.func.vmap no random number can be drawn
+            raise InvalidArgument(f"give a seed=, for none can be drawn here: {error}") from error
+    number = plain(seed)
+    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < 2**63:
+        raise InvalidArgument(f"seed must be an integer in [0, 2^63), got {shown(seed)}")
+    return int(number)
+
+
+class _Seed(Kind):
+    """A seed, or None for one that is drawn when it is used."""
+
+    optional = True
+
+    def check(self, name: str, given: Any) -> int:
+        return check_seed(given)
+
+
+SEED = _Seed()
+GENERATOR = Is(torch.Generator, "a torch.Generator or None", optional=True)
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Raise for a state (B, *shape) that would not fit, or take hours to draw."""
+    if sizes[0] > MOST_PARTICLES:
+        raise InvalidArgument(
+            f"at most {MOST_PARTICLES} particles go into one batch, populations x particles, "
+            f"got {sizes[0]}"
+        )
+    if math.prod(sizes) > MOST_NUMBERS:
+        raise InvalidArgument(
+            f"a state holds at most {MOST_NUMBERS} numbers, batch x shape, "
+            f"got {' x '.join(map(str, sizes[:8]))}"
+        )
+
+
+def check_like(x: Tensor, name: str = "x") -> Tensor:
+    """Return `x` if it can be a state: real floating point, with a batch dimension, of values."""
+    if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] < 1:
+        given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
+        raise ShapeError(f"{name} must be a tensor (batch, *shape) with batch >= 1, got {given}")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(
+            f"{name} must be float32 or float64 (the network may run in another dtype: "
+            f"Denoiser(dtype=torch.bfloat16)), got {x.dtype}"
+        )
+    if x.is_meta or x.layout != torch.strided:
+        raise ShapeError(f"{name} must be dense and hold values, got {x.layout} on {x.device}")
+    return x
 
 
 class KeyedNoise:
@@ -75,16 +137,20 @@ class KeyedNoise:
 
     def __init__(self, seed: int | None = None, first_particle: int = 0) -> None:
         self.seed = check_seed(seed)
-        self.first_particle = first_particle
+        self.first_particle = check_count("first_particle", first_particle, 0, _STREAM)
 
     def bits(self, purpose: int, step: int, particle: int, draw: int = 0) -> np.random.Philox:
         """The random bits behind one key; steering draws its uniforms from them."""
+        key = (draw, step, particle)
+        if not all(isinstance(part, Integral) and 0 <= part < 2**64 for part in key):
+            raise InvalidArgument(f"draw, step and particle are integers >= 0, got {shown(key)}")
         counter = np.array([0, draw, step, particle], dtype=np.uint64)
         return np.random.Philox(
             key=np.array([self.seed, purpose], dtype=np.uint64), counter=counter
         )
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
+        check_like(like)
         batch, size = like.shape[0], like[0].numel()
         drawn = torch.empty((batch, size), dtype=torch.float32)
         group = max(1, _CACHED // max(size, 1))
@@ -105,7 +171,7 @@ class StreamNoise:
         self.seed = check_seed(seed)
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        whole = like.reshape(1, -1)
+        whole = check_like(like).reshape(1, -1)
         drawn = KeyedNoise(self.seed, _STREAM)(step, whole, purpose, draw)
         return drawn.view(like.shape)
 
@@ -128,9 +194,10 @@ class GeneratorNoise:
     """Draws from a torch.Generator, on its own device, in the order of the calls."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
+        self.generator = Is(torch.Generator, "a torch.Generator").check("generator", generator)
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
+        check_like(like)
         drawn = torch.randn(
             like.shape, generator=self.generator, device=self.generator.device, dtype=torch.float32
         )
@@ -141,7 +208,7 @@ class FixedNoise:
     """The user's own ε for each transition, in order; every one shaped like the state."""
 
     def __init__(self, noises: Sequence[Tensor]) -> None:
-        self.noises = tuple(noises)
+        self.noises = tuple(Is((list, tuple), "a list of tensors").check("noises", noises))
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         if step >= len(self.noises):
@@ -161,12 +228,15 @@ _MODES: dict[str, Callable[[int | None], Noise]] = {
 }
 
 
+RANDOMNESS = Choice("randomness", _MODES)
+
+
 def noise_source(
     seed: int | None, generator: torch.Generator | None, mode: str = "particle"
 ) -> Noise:
     """The source for `seed` or `generator` (not both): keyed per particle, or one stream."""
-    check_name("randomness", mode, _MODES)
-    if generator is None:
+    RANDOMNESS.check("randomness", mode)
+    if GENERATOR.read("generator", generator) is None:
         return _MODES[mode](seed)
     if seed is not None:
         raise InvalidArgument("give either seed or generator, not both")

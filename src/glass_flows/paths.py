@@ -104,8 +104,7 @@ class Path(ABC):
 
         Raises :class:`InvalidArgument` if no time has this amplitude.
         """
-        rule = "be a number >= 0, or infinity"
-        amplitude = check_number("amplitude", amplitude, rule, lambda value: value >= 0.0)
+        amplitude = check_number("amplitude", amplitude, "be a number", lambda value: True)
         low, high = self.amplitude(0.0), self.amplitude(1.0)
         if not low * (1 - 1e-12) <= amplitude <= high * (1 + 1e-12):
             raise InvalidArgument(

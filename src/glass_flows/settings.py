@@ -281,7 +281,7 @@ class Object(Kind):
             if self.numbers is not None:
                 return self.numbers.read(name, given)
             if self.bare is not None:
-                return self.bare(given)
+                return _named_for(name, self.bare, given)
         if any(isinstance(given, cls) for _, cls, _ in self.objects()):
             return given
         if self.functions and callable(given) and not isinstance(given, type):
@@ -363,12 +363,20 @@ def _made(
             else kind.parse(f"{name}: {key}", text.removeprefix("[").removesuffix("]"))
         )
     try:
-        return cls(**values)
-    except InvalidArgument as error:
-        raise type(error)(f"{name}: {error}") from None
+        return _named_for(name, cls, **values)
+    except InvalidArgument:
+        raise
     except (TypeError, ValueError):
         shown = ":".join([head, *parts])
         raise InvalidArgument(f"{name}: {shown!r} has a value of the wrong type") from None
+
+
+def _named_for(name: str, make: Callable[..., object], *values: Any, **given: Any) -> object:
+    """What `make` makes, its refusals beginning with the name of what it is for."""
+    try:
+        return make(*values, **given)
+    except InvalidArgument as error:
+        raise type(error)(f"{name}: {error}") from None
 
 
 def _told(value: Any, head: str, preset: Mapping[str, Any]) -> list[str]:
@@ -467,7 +475,7 @@ class Checked:
     @classmethod
     def called(cls, name: str) -> str:
         """What errors call a field."""
-        return f"{cls.__name__}: {name}"
+        return f"{cls.__name__} {name}"
 
     def check(self) -> None:
         """Raise unless the fields, each right by itself, go together."""
