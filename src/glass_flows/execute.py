@@ -18,7 +18,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from .denoisers import DenoiserLike, Estimate, as_denoiser
 from .errors import InvalidArgument, NonFinite, ShapeError, check_count, shown
-from .noise import Noise, check_like
+from .noise import Noise, check_like, wrong
 from .plans.table import Mix, Table, Transition
 
 _BLOCK = 2**17  # numbers combined at a time on the CPU: a few registers of them fit its cache
@@ -258,16 +258,6 @@ def check_state(x: Tensor, name: str = "x") -> Tensor:
     return x
 
 
-def wrong(flag: Tensor) -> bool:
-    """Whether a check has failed, as far as it can be known: under vmap nobody can look."""
-    try:
-        return bool(flag)
-    except RuntimeError:
-        if torch._C._are_functorch_transforms_active():
-            return False
-        raise
-
-
 def _combine(mix: Mix, registers: dict[str, Tensor], ours: bool = False) -> Tensor:
     """A row's linear combination.
 
@@ -303,7 +293,7 @@ def _followed(tensors: list[Tensor]) -> bool:
     return (
         torch._C._are_functorch_transforms_active()
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        or any(unpack_dual(tensor).tangent is not None for tensor in tensors)
+        or any(unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
     )
 
 

@@ -251,7 +251,7 @@ class GuidedDenoiser(WrappedDenoiser):
         """(σ²/α) ∇_x V."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.clone().detach().requires_grad_()
-            V = value(leaf, t)
+            V = value(leaf.clone(), t)
             gradient = None
             if isinstance(V, Tensor) and V.shape == x.shape[:1] and V.requires_grad:
                 (gradient,) = torch.autograd.grad(V.sum(), leaf, allow_unused=True)

@@ -49,6 +49,7 @@ __all__ = [
     "check_seed",
     "check_sizes",
     "noise_source",
+    "wrong",
 ]
 
 _CACHED = 2**17  # normals made at a time: their intermediates stay in the cache
@@ -69,6 +70,16 @@ class Noise(Protocol):
     ) -> Tensor: ...
 
 
+def wrong(flag: Tensor) -> bool:
+    """Whether a check has failed, as far as it can be known: under vmap nobody can look."""
+    try:
+        return bool(flag)
+    except RuntimeError:
+        if torch._C._are_functorch_transforms_active():
+            return False
+        raise
+
+
 def check_seed(seed: int | None) -> int:
     """A seed in [0, 2^63); None draws one from torch's global generator."""
     if seed is None:
@@ -77,7 +88,8 @@ def check_seed(seed: int | None) -> int:
         except RuntimeError as error:  # under torch.func.vmap no random number can be drawn
             raise InvalidArgument(f"give a seed=, for none can be drawn here: {error}") from error
     number = plain(seed)
-    if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= number < 2**63:
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    if not whole or not 0 <= int(number) < 2**63:
         raise InvalidArgument(f"seed must be an integer in [0, 2^63), got {shown(seed)}")
     return int(number)
 
@@ -112,7 +124,7 @@ def check_sizes(sizes: Sequence[int]) -> None:
 def check_like(x: Tensor, name: str = "x") -> Tensor:
     """Return `x` if it can be a state: real floating point, with a batch dimension, of values."""
     if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] < 1:
-        given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
+        given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ShapeError(f"{name} must be a tensor (batch, *shape) with batch >= 1, got {given}")
     if x.dtype not in (torch.float32, torch.float64):
         raise ShapeError(
@@ -142,7 +154,7 @@ class KeyedNoise:
     def bits(self, purpose: int, step: int, particle: int, draw: int = 0) -> np.random.Philox:
         """The random bits behind one key; steering draws its uniforms from them."""
         key = (draw, step, particle)
-        if not all(isinstance(part, Integral) and 0 <= part < 2**64 for part in key):
+        if not all(isinstance(part, Integral) and 0 <= int(part) < 2**64 for part in key):
             raise InvalidArgument(f"draw, step and particle are integers >= 0, got {shown(key)}")
         counter = np.array([0, draw, step, particle], dtype=np.uint64)
         return np.random.Philox(
@@ -217,7 +229,7 @@ class FixedNoise:
         if not isinstance(noise, Tensor) or noise.shape != like.shape:
             given = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
             raise ShapeError(f"noise must be a tensor like x, {tuple(like.shape)}, got {given}")
-        if not bool(torch.isfinite(noise).all()):
+        if wrong(~torch.isfinite(noise).all()):
             raise NonFinite(f"the noise of transition {step} contains NaN or infinity")
         return noise.to(device=like.device, dtype=like.dtype)
 
@@ -236,7 +248,8 @@ def noise_source(
 ) -> Noise:
     """The source for `seed` or `generator` (not both): keyed per particle, or one stream."""
     RANDOMNESS.check("randomness", mode)
-    if GENERATOR.read("generator", generator) is None:
+    GENERATOR.read("generator", generator)
+    if generator is None:
         return _MODES[mode](seed)
     if seed is not None:
         raise InvalidArgument("give either seed or generator, not both")

@@ -144,9 +144,9 @@ NOT_NEGATIVE = Number("be a finite number >= 0", lambda value: 0.0 <= value < ma
 
 @dataclass(frozen=True)
 class Is(Kind):
-    """An instance of a class; `allowed` says of which for messages."""
+    """An instance of a class, or of one of a tuple; `allowed` says of which for messages."""
 
-    cls: type | tuple[type, ...]
+    cls: Any
     allowed: str
     optional: bool = False
 
@@ -197,9 +197,12 @@ class Text(Kind):
 class Switch(Kind):
     """True or false."""
 
+    optional: bool = False
+
     def check(self, name: str, given: object) -> bool:
         if not isinstance(given, bool):
-            raise InvalidArgument(f"{name} must be True or False, got {shown(given)}")
+            allowed = "True, False or None" if self.optional else "True or False"
+            raise InvalidArgument(f"{name} must be {allowed}, got {shown(given)}")
         return given
 
     def said(self, name: str, text: str) -> object:

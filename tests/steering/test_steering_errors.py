@@ -392,7 +392,10 @@ BAD = [
         "guidance must be glass_flows.Guidance(...), 'reward[:SCALE]', 'network[:SCALE]', with "
         "':clip=...' after it, or None, got 1.0",
     ),
-    ({"prompts": "a cat"}, "prompts must be a list with one for each population, got 'a cat'"),
+    (
+        {"prompts": "a cat"},
+        "prompts must be a list with one for each population, or None, got 'a cat'",
+    ),
     ({"prompts": ["a", "b"], "populations": 3}, "2 prompts given for 3 populations"),
     ({"prompts": ["a", "b"], "populations": 1}, "2 prompts given for 1 populations"),
     ({"shape": (0,)}, "shape"),
@@ -680,7 +683,7 @@ def test_a_value_function_sees_micro_batches_like_the_network_and_the_reward():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"record": "runs/a"}, r"record is glass_flows.runs.RunFolder\(...\)"),
+        ({"record": "runs/a"}, r"record must be glass_flows.runs.RunFolder\(...\)"),
         ({"shards": 2}, "shards must be Shards"),
         ({"progress": "no"}, "progress must be True, False or None"),
         ({"dtype": "float32"}, "dtype must be torch.float32 or torch.float64"),
