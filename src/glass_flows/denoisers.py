@@ -30,6 +30,7 @@ from .settings import (
     Checked,
     Choice,
     Count,
+    Function,
     Is,
     Kind,
     Number,
@@ -198,7 +199,9 @@ class _Foreign(BaseDenoiser):
         self.denoiser, self.path = denoiser, denoiser.path
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self.denoiser(x.clone(), t)  # whatever it writes there changes no particle
+        return self.denoiser(
+            _check_input(x).clone(), t
+        )  # whatever it writes there changes no particle
 
     @property
     def evaluations_per_call(self) -> int:
@@ -388,7 +391,7 @@ class Denoiser(Checked, BaseDenoiser):
         applies classifier-free guidance by itself.
     """
 
-    network: Callable[..., Tensor] = setting(MISSING, Is(Callable, "callable"))
+    network: Callable[..., Tensor] = setting(MISSING, Function("callable"))
     path: Path = setting(MISSING, Is(Path, "a glass_flows.paths.Path"))
     prediction: str = setting("velocity", Choice("prediction", PREDICTIONS))
     time: Clock = setting("t", _CLOCK)
@@ -456,9 +459,7 @@ class Denoiser(Checked, BaseDenoiser):
         :class:`DegeneratePrediction` where its prediction says nothing about the data.
         """
         t = check_time(t)
-        if not isinstance(x, Tensor) or x.ndim < 1 or not x.is_floating_point():
-            given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
-            raise ShapeError(f"x must be a real floating tensor (batch, *shape), got {given}")
+        _check_input(x)
         if self.path.sigma(t) == 0.0:
             return x / self.path.alpha(t)  # x is the data: nothing to ask
         coefficients = PREDICTIONS[self.prediction](self.path, t)
@@ -529,6 +530,13 @@ class Denoiser(Checked, BaseDenoiser):
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
 
 
+def _check_input(x: object) -> Tensor:
+    if isinstance(x, Tensor) and x.ndim > 0 and x.is_floating_point():
+        return x
+    given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
+    raise ShapeError(f"x must be a real floating tensor (batch, *shape), got {given}")
+
+
 def _any(value: float) -> bool:
     return True
 
@@ -560,7 +568,7 @@ def check_device(given: torch.device | str | None) -> torch.device | None:
             raise TypeError("no device")
         device = torch.device(given)
         torch.empty(0, device=device)  # whether it is there
-    except (RuntimeError, TypeError, AssertionError, OverflowError) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError, OverflowError) as error:
         reason = "" if "no device" in str(error) else f": {error}".splitlines()[0]
         raise InvalidArgument(
             f"device must be a torch.device or the name of one that is here, as 'cuda:0', got "

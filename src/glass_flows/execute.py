@@ -20,6 +20,7 @@ from .denoisers import DenoiserLike, Estimate, as_denoiser
 from .errors import InvalidArgument, NonFinite, ShapeError, check_count, shown
 from .noise import Noise, check_like, wrong
 from .plans.table import Mix, Table, Transition
+from .settings import Function
 
 _BLOCK = 2**17  # numbers combined at a time on the CPU: a few registers of them fit its cache
 
@@ -186,6 +187,9 @@ def interpret(
     yield Boundary(len(table), table.times[-1], x, Estimate(x, x), None)
 
 
+_NOISE = Function("a source such as glass_flows.noise.KeyedNoise(seed)")
+
+
 def iterate(
     table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise, first: int = 0
 ) -> Iterator[Boundary]:
@@ -215,10 +219,7 @@ def iterate(
     check_state(x)
     check_table(table)
     first = check_count("first", first, 0, len(table))
-    if not callable(noise):
-        raise InvalidArgument(
-            f"noise must be a source as glass_flows.noise.KeyedNoise(seed), got {shown(noise)}"
-        )
+    _NOISE.check("noise", noise)
     model = as_denoiser(denoiser)
     if model.path != table.path:
         raise InvalidArgument(

@@ -22,8 +22,9 @@ from .errors import (
     check_name,
     shown,
 )
+from .fronts import front
 from .paths import Path, check_time
-from .settings import POSITIVE, Checked, Is, setting
+from .settings import POSITIVE, Checked, Count, Is, setting
 
 __all__ = ["Grid", "Karras", "Shifted", "Times", "Uniform", "outer_times", "snap_to_trained"]
 
@@ -31,10 +32,15 @@ Grid = Callable[[Path, int], tuple[float, ...]]
 Times = Union[str, Grid, Sequence[float], None]
 
 
+PATH = Is(Path, "an object such as glass_flows.paths.Linear()")
+_ASKED = front(path=PATH, transitions=Count(most=MOST_EVALUATIONS))
+
+
 @dataclass(frozen=True)
 class Uniform:
     """Equal steps in t."""
 
+    @_ASKED
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
         return snap_to_trained(path, [i / transitions for i in range(transitions + 1)])
 
@@ -55,6 +61,7 @@ class Shifted(Checked):
         tokens = check_count("tokens", tokens, most=10**6)  # e^μ is finite up to there
         return cls(math.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)))
 
+    @_ASKED
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
         uniform = [i / transitions for i in range(transitions + 1)]
         return snap_to_trained(path, [t / (t + self.shift * (1.0 - t)) for t in uniform])
@@ -79,6 +86,7 @@ class Karras(Checked):
         if low is not None and high is not None and low >= high:
             raise InvalidArgument(f"need 0 < sigma_min < sigma_max, got {low!r} and {high!r}")
 
+    @_ASKED
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
         first, last = path.amplitude(0.0), path.amplitude(1.0)
         high = self.sigma_max or (1.0 / first if first > 0 else 80.0)
@@ -99,8 +107,6 @@ class Karras(Checked):
         inner = [path.time(min(max(1.0 / level, first), last)) for level in levels]
         return snap_to_trained(path, [0.0, *inner, 1.0])
 
-
-PATH = Is(Path, "an object such as glass_flows.paths.Linear()")
 
 _GRIDS: dict[str, Grid] = {"uniform": Uniform(), "shifted": Shifted(), "karras": Karras()}
 

@@ -153,9 +153,11 @@ class KeyedNoise:
 
     def bits(self, purpose: int, step: int, particle: int, draw: int = 0) -> np.random.Philox:
         """The random bits behind one key; steering draws its uniforms from them."""
-        key = (draw, step, particle)
+        key = (draw, step, particle, purpose)
         if not all(isinstance(part, Integral) and 0 <= int(part) < 2**64 for part in key):
-            raise InvalidArgument(f"draw, step and particle are integers >= 0, got {shown(key)}")
+            raise InvalidArgument(
+                f"draw, step, particle and purpose are integers >= 0, got {shown(key)}"
+            )
         counter = np.array([0, draw, step, particle], dtype=np.uint64)
         return np.random.Philox(
             key=np.array([self.seed, purpose], dtype=np.uint64), counter=counter
@@ -223,9 +225,10 @@ class FixedNoise:
         self.noises = tuple(Is((list, tuple), "a list of tensors").check("noises", noises))
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        if step >= len(self.noises):
+        if check_count("step", step, 0, 2**63) >= len(self.noises):
             raise InvalidArgument(f"{len(self.noises)} noises given, transition {step} needs one")
         noise = self.noises[step]
+        check_like(like)
         if not isinstance(noise, Tensor) or noise.shape != like.shape:
             given = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
             raise ShapeError(f"noise must be a tensor like x, {tuple(like.shape)}, got {given}")

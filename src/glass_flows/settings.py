@@ -134,7 +134,7 @@ class Number(Kind):
     def said(self, name: str, text: str) -> object:
         if _is_number_text(text):
             return float(text)
-        raise InvalidArgument(f"{name} must be a number and {self.rule}, got {text!r}")
+        raise InvalidArgument(f"{name} must be a number and {self.rule}, got {shown(text)}")
 
 
 POSITIVE = Number("be a finite number > 0", lambda value: 0.0 < value < math.inf)
@@ -224,7 +224,10 @@ class Listed(Kind):
         if isinstance(given, str):
             return self.parse(name, given)
         if callable(plain := getattr(given, "tolist", None)):
-            given = plain()
+            try:
+                given = plain()
+            except RuntimeError:  # a tensor without values, or one that is not dense
+                raise InvalidArgument(f"{name} must hold values, got {shown(given)}") from None
         if isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
             return tuple(self._item.read(f"{name}[{i}]", item) for i, item in enumerate(given))
         return self.one.read(name, given)
@@ -314,7 +317,7 @@ class Object(Kind):
         elif self.heads:
             hint = did_you_mean(head, self.heads)
             raise UnknownName(f"unknown {self.what} {head!r}.{hint} {name} must be {self.allowed}")
-        raise InvalidArgument(f"{name} must be {self.allowed}, got {text!r}")
+        raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(text)}")
 
     def write(self, value: Any) -> Json:
         if value is None or isinstance(value, str) or _is_number(value):
@@ -534,7 +537,7 @@ class Settings(Checked):
             It is of another type or version, or does not hold what it should.
         """
         if not isinstance(data, Mapping):
-            raise InvalidArgument(f"the settings {cls.word!r} must be an object, got {data!r}")
+            raise InvalidArgument(f"the settings {cls.word!r} must be an object, got {shown(data)}")
         given = dict(data)
         word, version = given.pop("type", cls.word), given.pop("version", 1)
         cls._check_head(word, version)
@@ -544,19 +547,20 @@ class Settings(Checked):
     @classmethod
     def parse(cls: type[S], text: str) -> S:
         """Inverse of `str`: the word, and ``name=value`` for what is not as by default."""
+        text = str(Text().check("the text of settings", text))
         try:
             head, *parts = shlex.split(text) or [""]
         except ValueError as error:
-            raise InvalidArgument(f"{error} in {text!r}") from None
+            raise InvalidArgument(f"{error} in {shown(text)}") from None
         word, at, version = head.partition("@")
         cls._check_head(word, int(version) if _is_integer(version) else version if at else 1)
         given: dict[str, str] = {}
         for part in parts:
             name, equals, value = part.partition("=")
             if not equals:
-                raise InvalidArgument(f"{part!r} must be NAME=VALUE in {text!r}")
+                raise InvalidArgument(f"{part!r} must be NAME=VALUE in {shown(text)}")
             if name in given:
-                raise InvalidArgument(f"{name} is given twice in {text!r}")
+                raise InvalidArgument(f"{name} is given twice in {shown(text)}")
             given[name] = value
         return build(cls, {}, given)
 
@@ -565,7 +569,7 @@ class Settings(Checked):
         if word != cls.word or version != cls.version:
             raise InvalidArgument(
                 f"expected the settings {cls.word!r} of version {cls.version}, "
-                f"got {word!r} of version {version!r}"
+                f"got {shown(word)} of version {shown(version)}"
             )
 
     def __str__(self) -> str:

@@ -441,6 +441,8 @@ def _placed(reward: Reward, where: str) -> Iterator[None]:
 
 def _checked(reward: Reward, values: Tensor, where: str) -> Tensor:
     """Values as float64 on the CPU, finite or -inf and inside the declared range."""
+    if values.is_meta:
+        raise ShapeError(f"the reward {reward.name!r} returned a tensor without values at {where}")
     rewards = values.detach().to("cpu", torch.float64)
     wild = torch.isnan(rewards) | (rewards == math.inf)
     _check_particles(wild, f"the reward {reward.name!r} returned NaN or +inf", where)

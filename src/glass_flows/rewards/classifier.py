@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError, shown
-from ..settings import Checked, Count, Is, Number, setting
+from ..settings import Checked, Count, Function, Number, setting
 from .base import Prompts, Reward
 
 __all__ = ["ClassReward"]
@@ -29,7 +29,7 @@ class ClassReward(Checked, Reward):
         Smallest value returned (-inf for none): keeps single particles from vanishing.
     """
 
-    classifier: Callable[[Tensor], Tensor] = setting(MISSING, Is(Callable, "callable"))
+    classifier: Callable[[Tensor], Tensor] = setting(MISSING, Function("callable"))
     label: int = setting(MISSING, Count(least=0))
     floor: float = setting(-12.0, Number("be negative", lambda floor: floor < 0.0))
 

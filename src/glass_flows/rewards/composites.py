@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidArgument
-from ..settings import ANY_COUNT, POSITIVE, Count, Is, Number, setting
+from ..settings import ANY_COUNT, POSITIVE, Count, Function, Number, setting
 from .base import Prompts, RewardLike, Wrapper, evaluate
 
 __all__ = ["Cached", "Decoded", "Normalised"]
@@ -72,7 +72,7 @@ class Decoded(Wrapper):
     """
 
     part: RewardLike
-    decode: Callable[[Tensor], Tensor] = setting(MISSING, Is(Callable, "callable"))
+    decode: Callable[[Tensor], Tensor] = setting(MISSING, Function("callable"))
     max_batch: int | None = setting(None, ANY_COUNT)
 
     def check(self) -> None:

@@ -11,7 +11,7 @@ from ..errors import InvalidArgument, check_name
 from ..fronts import One
 from ..plans import Sampler
 from ..registry import Registry
-from ..settings import Kind, build, defaults, explanations, kinds
+from ..settings import Is, Kind, build, defaults, explanations, kinds
 from .method import Method
 from .search import Beam, Greedy
 from .smc import BestOf, Steering
@@ -93,6 +93,7 @@ def method_of(
     InvalidArgument
         The method has no such setting: it could not act.
     """
+    given = Is(Mapping, "a mapping of settings by name").check("given", given)
     named = {**given, **(texts or {})}
     if isinstance(method, Method):
         if named:
@@ -128,6 +129,7 @@ def every_setting() -> dict[str, list[type[Method]]]:
 
 def read_method(data: Mapping[str, Any]) -> Method:
     """A method from its JSON form."""
+    data = Is(Mapping, "an object, as of as_json()").check("the settings of a method", data)
     return METHODS[check_name("method", data.get("type"), METHODS)].kind.from_json(data)
 
 
