@@ -24,6 +24,7 @@ from .errors import (
     check_number,
     shown,
 )
+from .noise import check_tensor
 from .paths import DiscreteDiffusion, Path, check_time
 from .settings import (
     ANY_COUNT,
@@ -200,7 +201,7 @@ class _Foreign(BaseDenoiser):
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         return self.denoiser(
-            _check_input(x).clone(), t
+            check_tensor(x).clone(), t
         )  # whatever it writes there changes no particle
 
     @property
@@ -269,12 +270,12 @@ def _from_v(path: Path, t: float) -> tuple[float, float]:
 
 def _signal(path: Path, t: float, prediction: str) -> float:
     alpha = path.alpha(t)
-    if alpha == 0.0:
+    if alpha == 0.0 or math.isinf(1.0 / alpha):
         raise DegeneratePrediction(
             f"a network that predicts {prediction!r} says nothing about the data at t = {t:g}, "
-            f"where alpha = 0 on the {path.name} path. Use a network that predicts velocity, v or "
-            "the sample, or run a table that starts later: glass_flows.execute.run(plan(..., "
-            "times=[0.001, ...]), denoiser, x, noise)"
+            f"where alpha = {alpha:.3g} on the {path.name} path. Use a network that predicts "
+            "velocity, v or the sample, or run a table that starts later: "
+            "glass_flows.execute.run(plan(..., times=[0.001, ...]), denoiser, x, noise)"
         )
     return alpha
 
@@ -459,7 +460,7 @@ class Denoiser(Checked, BaseDenoiser):
         :class:`DegeneratePrediction` where its prediction says nothing about the data.
         """
         t = check_time(t)
-        _check_input(x)
+        check_tensor(x)
         if self.path.sigma(t) == 0.0:
             return x / self.path.alpha(t)  # x is the data: nothing to ask
         coefficients = PREDICTIONS[self.prediction](self.path, t)
@@ -528,13 +529,6 @@ class Denoiser(Checked, BaseDenoiser):
         if not isinstance(self.network, torch.nn.Module):
             return None
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
-
-
-def _check_input(x: object) -> Tensor:
-    if isinstance(x, Tensor) and x.ndim > 0 and x.is_floating_point():
-        return x
-    given = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else shown(x)
-    raise ShapeError(f"x must be a real floating tensor (batch, *shape), got {given}")
 
 
 def _any(value: float) -> bool:

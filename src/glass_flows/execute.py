@@ -18,7 +18,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from .denoisers import DenoiserLike, Estimate, as_denoiser
 from .errors import InvalidArgument, NonFinite, ShapeError, check_count, shown
-from .noise import Noise, check_like, wrong
+from .noise import Noise, check_like, check_tensor, wrong
 from .plans.table import Mix, Table, Transition
 from .settings import Function
 
@@ -98,10 +98,9 @@ class Boundary:
         self._still_open("shift the noise")
         if self.transition is None or not self.transition.stochastic:
             raise InvalidArgument(f"boundary {self.index} draws no noise that could be shifted")
-        if not isinstance(delta, Tensor) or delta.shape != self.x.shape or delta.is_complex():
-            given = tuple(delta.shape) if isinstance(delta, Tensor) else shown(delta)
+        if check_tensor(delta, "delta").shape != self.x.shape:
             raise ShapeError(
-                f"delta must be a real tensor shaped like x, {tuple(self.x.shape)}, got {given}"
+                f"delta must be shaped like x, {tuple(self.x.shape)}, got {tuple(delta.shape)}"
             )
         self.delta = delta.to(self.x)
 

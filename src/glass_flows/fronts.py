@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
-from .errors import InvalidArgument, UnknownName, did_you_mean
+from .errors import InvalidArgument, UnknownName, did_you_mean, shown
 from .settings import Kind, Settings, explanations, kinds
 
 __all__ = ["FOREIGN", "Group", "One", "front", "refuse_foreign"]
@@ -90,7 +90,7 @@ class One:
             held = {name: getattr(default, name) for name in self.kinds}
             return self.cls(**{**held, **self.cls.completed(named)})
         if not isinstance(given, self.cls):
-            raise InvalidArgument(f"expected {self.cls.__name__}(...), got {given!r}")
+            raise InvalidArgument(f"expected {self.cls.__name__}(...), got {shown(given)}")
         if named:
             raise InvalidArgument(f"{', '.join(named)} given beside {given!r}: put them into it")
         return given

@@ -30,6 +30,8 @@ from torch import Tensor
 
 from .denoisers import BaseDenoiser, DenoiserLike, Estimate, WrappedDenoiser
 from .errors import InvalidArgument, ShapeError
+from .noise import check_tensor
+from .paths import check_time
 from .rewards import Reward, as_reward, evaluate_with_gradient
 from .rewards.base import check_finite
 from .settings import ANY_COUNT, NOT_NEGATIVE, POSITIVE, Checked, Choice, Function, Is, setting
@@ -186,6 +188,8 @@ class GuidedDenoiser(WrappedDenoiser):
     @torch.no_grad()
     def estimate(self, x: Tensor, t: float) -> Estimate:
         """The tilted and the untilted D, with the rewards and their gradient at the latter."""
+        check_tensor(x)
+        t = check_time(t)
         strength = self.guidance.strength(t)
         if self.path.sigma(t) == 0.0:
             D = self.denoiser(x, t)

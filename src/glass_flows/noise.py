@@ -48,6 +48,7 @@ __all__ = [
     "check_like",
     "check_seed",
     "check_sizes",
+    "check_tensor",
     "noise_source",
     "wrong",
 ]
@@ -121,19 +122,26 @@ def check_sizes(sizes: Sequence[int]) -> None:
         )
 
 
-def check_like(x: Tensor, name: str = "x") -> Tensor:
-    """Return `x` if it can be a state: real floating point, with a batch dimension, of values."""
+def check_tensor(x: object, name: str = "x") -> Tensor:
+    """Return `x` if it is a batch of real floating-point values, of whatever precision."""
     if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] < 1:
         given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ShapeError(f"{name} must be a tensor (batch, *shape) with batch >= 1, got {given}")
-    if x.dtype not in (torch.float32, torch.float64):
+    if not x.is_floating_point():
+        raise ShapeError(f"{name} must be of real floating point, got {x.dtype}")
+    if x.is_meta or x.layout != torch.strided:
+        raise ShapeError(f"{name} must be dense and hold values, got {x.layout} on {x.device}")
+    return x
+
+
+def check_like(x: object, name: str = "x") -> Tensor:
+    """Return `x` if it can be a state, a batch in float32 or float64."""
+    if isinstance(x, Tensor) and x.dtype not in (torch.float32, torch.float64):
         raise ShapeError(
             f"{name} must be float32 or float64 (the network may run in another dtype: "
             f"Denoiser(dtype=torch.bfloat16)), got {x.dtype}"
         )
-    if x.is_meta or x.layout != torch.strided:
-        raise ShapeError(f"{name} must be dense and hold values, got {x.layout} on {x.device}")
-    return x
+    return check_tensor(x, name)
 
 
 class KeyedNoise:
@@ -232,6 +240,7 @@ class FixedNoise:
         if not isinstance(noise, Tensor) or noise.shape != like.shape:
             given = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
             raise ShapeError(f"noise must be a tensor like x, {tuple(like.shape)}, got {given}")
+        check_tensor(noise, "noise")
         if wrong(~torch.isfinite(noise).all()):
             raise NonFinite(f"the noise of transition {step} contains NaN or infinity")
         return noise.to(device=like.device, dtype=like.dtype)

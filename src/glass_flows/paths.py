@@ -357,11 +357,13 @@ class KnownTimes(Path):
     def __post_init__(self) -> None:
         path = from_config(self.path) if isinstance(self.path, Mapping) else self.path
         if not isinstance(path, Path) or path.trained_times is not None:
-            raise InvalidArgument(f"path must be one without trained times, got {path!r}")
+            raise InvalidArgument(f"path must be one without trained times, got {shown(path)}")
         listed = _listed("times", self.times)
         times = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(listed))
         if len(times) < 2 or times[-1] == 1.0 or any(s >= t for s, t in pairwise(times)):
-            raise TimeError(f"times must be at least two, increasing and below 1, got {times!r}")
+            raise TimeError(
+                f"times must be at least two, increasing and below 1, got {shown(times)}"
+            )
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "times", times)
 

@@ -27,6 +27,7 @@ from typing import Any, ClassVar, Self, TypeVar, Union, cast
 
 from .errors import (
     MOST_COUNT,
+    MOST_EVALUATIONS,
     InvalidArgument,
     UnknownName,
     check_count,
@@ -229,6 +230,10 @@ class Listed(Kind):
             except RuntimeError:  # a tensor without values, or one that is not dense
                 raise InvalidArgument(f"{name} must hold values, got {shown(given)}") from None
         if isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
+            if len(given) > MOST_EVALUATIONS:
+                raise InvalidArgument(
+                    f"{name} lists at most {MOST_EVALUATIONS} values, got {shown(given)}"
+                )
             return tuple(self._item.read(f"{name}[{i}]", item) for i, item in enumerate(given))
         return self.one.read(name, given)
 
@@ -358,7 +363,7 @@ def _made(
             key, text = names[i], part
         if key not in names:
             raise InvalidArgument(
-                f"{name}: {head} takes {', '.join(names) or 'nothing'}, got {part!r}"
+                f"{name}: {head} takes {', '.join(names) or 'nothing'}, got {shown(part)}"
             )
         if key in values:
             raise InvalidArgument(f"{name}: {key} is given twice in {':'.join([head, *parts])!r}")
@@ -373,8 +378,8 @@ def _made(
     except InvalidArgument:
         raise
     except (TypeError, ValueError):
-        shown = ":".join([head, *parts])
-        raise InvalidArgument(f"{name}: {shown!r} has a value of the wrong type") from None
+        told = ":".join([head, *parts])
+        raise InvalidArgument(f"{name}: {told!r} has a value of the wrong type") from None
 
 
 def _named_for(name: str, make: Callable[..., object], *values: Any, **given: Any) -> object:

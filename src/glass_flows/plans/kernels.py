@@ -97,7 +97,7 @@ def _is_rule(name: str, thing: Any) -> Any:
     if not callable(thing) or (isinstance(thing, type) and not hasattr(thing, "rho")):
         raise InvalidArgument(
             f"the rho rule {name!r} must be a function of the transition's ends, or a frozen "
-            f"dataclass with such a method rho(ends), got {thing!r}"
+            f"dataclass with such a method rho(ends), got {shown(thing)}"
         )
     return thing
 

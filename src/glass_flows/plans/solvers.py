@@ -426,7 +426,7 @@ class EulerMaruyama(Checked):
         self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
     ) -> tuple[Transition, ...]:
         if rule is not None:
-            raise InvalidArgument(f"Euler-Maruyama has no rho: pass rho=None, got {rule!r}")
+            raise InvalidArgument(f"Euler-Maruyama has no rho: pass rho=None, got {shown(rule)}")
         _refuse_pure(self.name, path, pure)
         t0, t1 = ends.t, ends.t_next
         inner = [t0 + i / steps * (t1 - t0) for i in range(steps)]
@@ -459,7 +459,7 @@ def _is_solver(name: str, thing: Any) -> type[Solver]:
     if not isinstance(thing, type) or not is_dataclass(thing) or not hasattr(thing, "transitions"):
         raise InvalidArgument(
             f"the solver {name!r} must be a frozen dataclass with transitions(), as of "
-            f"glass_flows.plans.Solver, got {thing!r}"
+            f"glass_flows.plans.Solver, got {shown(thing)}"
         )
     return cast(type[Solver], thing)
 

@@ -223,7 +223,7 @@ class FunctionReward(Reward):
         if not isinstance(ends, tuple) or len(ends) != 2 or not _holds(*ends):
             raise InvalidArgument(f"range must be (low, high) with low <= high, got {shown(range)}")
         self.function = function
-        self.name = "reward" if name == "<lambda>" else str(Text().check("name", name))
+        self.name = str(Text().check("name", name)).replace("<lambda>", "reward")
         self.range = (ends[0], ends[1])
         self.takes_prompts = Switch().check("takes_prompts", takes_prompts)
         self.differentiable = Switch().check("differentiable", differentiable)
@@ -410,8 +410,8 @@ def evaluate_with_gradient(
 
 
 def _checked_samples(z: Tensor) -> Tensor:
-    if not isinstance(z, Tensor) or z.ndim < 1:
-        raise ShapeError(f"a reward is asked about a tensor (batch, *shape), got {shown(z)}")
+    if not isinstance(z, Tensor) or z.ndim < 1 or z.layout != torch.strided:
+        raise ShapeError(f"a reward is asked about a dense tensor (batch, *shape), got {shown(z)}")
     return z
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from inspect import isabstract
 from typing import Any, cast
 
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, check_name, shown
 from ..fronts import One
 from ..plans import Sampler
 from ..registry import Registry
@@ -46,12 +46,12 @@ def _preset(name: str, given: Any) -> Preset:
     if not (isinstance(given, type) and issubclass(given, Method)) or isabstract(given):
         raise InvalidArgument(
             f"method {name!r} must be a subclass of glass_flows.steering.Method with all that is "
-            f"abstract there, or a Preset of one, got {given!r}"
+            f"abstract there, or a Preset of one, got {shown(given)}"
         )
     if (word := vars(given).get("word")) != name:
         raise InvalidArgument(
             f"method {name!r}: its class attribute `word`, its name in files, must be the same, "
-            f"got {word!r}"
+            f"got {shown(word)}"
         )
     if plain := [field.name for field in fields(given) if "kind" not in field.metadata]:
         raise InvalidArgument(

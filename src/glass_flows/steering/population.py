@@ -97,6 +97,7 @@ class Population:
         """Checked; `prompts` has one for each population, whose number it gives without one."""
         if populations is None:
             populations = 1 if prompts is None else len(prompts)
+        check_count("populations", populations)
         check_sizes((populations * particles, *shape))
         if prompts is not None and len(prompts) != populations:
             raise InvalidArgument(f"{len(prompts)} prompts given for {populations} populations")
