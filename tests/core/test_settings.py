@@ -1250,5 +1250,7 @@ def test_an_observer_is_called_at_every_boundary_and_at_the_end(call, method, sa
 
 
 def test_an_observer_must_be_a_function():
-    with pytest.raises(InvalidArgument, match="on_boundary must be a function of a step, or None, got 3"):
+    with pytest.raises(
+        InvalidArgument, match="on_boundary must be a function of a step, or None, got 3"
+    ):
         steer(nothing, len, shape=(2,), on_boundary=3)
