@@ -161,11 +161,10 @@ class KeyedNoise:
 
     def bits(self, purpose: int, step: int, particle: int, draw: int = 0) -> np.random.Philox:
         """The random bits behind one key; steering draws its uniforms from them."""
-        key = (draw, step, particle, purpose)
-        if not all(isinstance(part, Integral) and 0 <= int(part) < 2**64 for part in key):
-            raise InvalidArgument(
-                f"draw, step, particle and purpose are integers >= 0, got {shown(key)}"
-            )
+        _check_key(purpose, step, particle, draw)
+        return self._bits(purpose, step, particle, draw)
+
+    def _bits(self, purpose: int, step: int, particle: int, draw: int) -> np.random.Philox:
         counter = np.array([0, draw, step, particle], dtype=np.uint64)
         return np.random.Philox(
             key=np.array([self.seed, purpose], dtype=np.uint64), counter=counter
@@ -173,17 +172,25 @@ class KeyedNoise:
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         check_like(like)
+        _check_key(purpose, step, draw)  # once, and not for every particle
         batch, size = like.shape[0], like[0].numel()
         drawn = torch.empty((batch, size), dtype=torch.float32)
         group = max(1, _CACHED // max(size, 1))
         for first in range(0, batch, group):
             last = min(first + group, batch)
             streams = [
-                self.bits(purpose, step, self.first_particle + i, draw).random_raw((size + 1) // 2)
+                self._bits(purpose, step, self.first_particle + i, draw).random_raw((size + 1) // 2)
                 for i in range(first, last)
             ]
             drawn[first:last] = _normal(np.stack(streams), size)
         return drawn.view(like.shape).to(device=like.device, dtype=like.dtype)
+
+
+def _check_key(*parts: int) -> None:
+    if not all(isinstance(part, Integral) and 0 <= int(part) < 2**64 for part in parts):
+        raise InvalidArgument(
+            f"purpose, step, particle and draw are integers >= 0, got {shown(parts)}"
+        )
 
 
 class StreamNoise:
