@@ -48,6 +48,10 @@ class _Far(Tensor):
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
         raise AssertionError(f"{operation} outside of Elsewhere")
 
+    @property
+    def is_meta(self) -> bool:
+        return False
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 

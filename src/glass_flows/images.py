@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from .errors import InvalidArgument, ShapeError, check_count, shown
 from .steering import SearchResult
 
 __all__ = ["ImageResult", "contact_sheet", "to_bytes", "to_images"]
@@ -71,6 +72,9 @@ def contact_sheet(
     rows: Sequence[Sequence[Image.Image]], longest: int, resample: Image.Resampling
 ) -> Image.Image:
     """Images of one size in rows without gaps, each of at most `longest` pixels a side."""
+    if not all(isinstance(row, (list, tuple)) for row in rows) or not any(rows) or not rows[0]:
+        raise InvalidArgument(f"a contact sheet needs rows of images, got {shown(rows)}")
+    check_count("longest", longest)
     first = rows[0][0]
     scale = min(1.0, longest / max(first.size))
     width, height = (max(1, round(side * scale)) for side in first.size)
@@ -89,5 +93,8 @@ def to_images(pixels: list[Tensor]) -> list[Image.Image]:
 
 def to_bytes(pictures: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8, as diffusers rounds."""
+    if not isinstance(pictures, Tensor) or pictures.ndim != 4 or pictures.is_complex():
+        given = tuple(pictures.shape) if isinstance(pictures, Tensor) else shown(pictures)
+        raise ShapeError(f"pictures must be a real tensor (batch, 3, height, width), got {given}")
     scaled = pictures.detach().float().clamp(0, 1) * 255
     return scaled.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()

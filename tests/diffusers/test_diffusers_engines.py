@@ -178,6 +178,8 @@ def test_recorded_pictures_are_those_that_were_scored():
     class Record:
         """Looks at what has been decoded when a step is done."""
 
+        pictures = None
+
         def saved(self):
             return None
 

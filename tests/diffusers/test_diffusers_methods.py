@@ -419,7 +419,7 @@ def test_two_processes_return_the_images_of_one(name, tmp_path, monkeypatch):
         ({"sampler": "ode"}, r"expected Sampler\(...\), got 'ode'"),
         ({"method": "beam", "particles": 3}, "children = 2 must divide particles = 3"),
         ({"method": "baem"}, "unknown method 'baem'. Did you mean 'beam'"),
-        ({"on_boundary": 3}, "on_boundary must be a function of a step, got 3"),
+        ({"on_boundary": 3}, "on_boundary must be a function of a step, or None, got 3"),
         ({"prompt": []}, "give a prompt, or a list with at least one"),
     ],
 )  # fmt: skip

@@ -26,10 +26,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..denoisers import PREDICTIONS, clean_estimate
-from ..errors import InvalidArgument, PlanError, ShapeError, check_count, check_name, check_number
+from ..errors import InvalidArgument, ShapeError, check_count, check_name
 from ..execute import Boundary
-from ..noise import TRANSITION, KeyedNoise, Noise
+from ..noise import TRANSITION, KeyedNoise, Noise, check_seed
 from ..plans import DDIM, Sampler, Table
+from ..plans.planner import check_size
 from ..plans.sampler import RHO, SOLVER
 from ..settings import build
 from .parts import rounds_its_clock
@@ -42,7 +43,6 @@ __all__ = ["GlassScheduler", "GlassSchedulerOutput", "LatentNoise", "compile_tab
 _OWN = ("base", "rho", "steps", "solver", "start", "end", "seed", "time_dtype", "count")
 _COUNTS = ("transitions", "evaluations")
 _USUAL = 20  # steps of pipelines' own samplers, at least
-_MOST = 100_000  # rows of a table that is still planned in seconds
 _LOG = logging.getLogger(__name__)
 
 
@@ -167,8 +167,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         check_name("end", end, ("auto", "data", "trained"))
         check_name("count", count, _COUNTS)
-        seed = check_count("seed", seed, least=0)
-        check_number("seed", seed, "be an integer in [0, 2^63)", lambda v: v < 2**63)
+        seed = check_seed(seed)
         self.schedule = Schedule.of(base, time_dtype)
         self.register_to_config(base=base, steps=steps, seed=seed, **kept)
         # Pipelines read the settings of the scheduler they know.
@@ -599,8 +598,7 @@ def compile_table(
         elif number == 1 and timesteps is sigmas is None:
             # Many a grid of one step starts near data: go from where that of M steps starts.
             times = (schedule.outer_times(M, mu=mu)[0], 1.0)
-    if evaluations > _MOST:
-        raise PlanError(f"{evaluations} evaluations are too many for a table: at most {_MOST}")
+    check_size(evaluations)
     last = schedule.time(0.0) if schedule.discrete else 1.0
     stops_short = schedule.discrete and not schedule.base.config.get("set_alpha_to_one", True)
     itself = M == 1 and sampler.rho in (1.0, DDIM(0.0)) and stops_short

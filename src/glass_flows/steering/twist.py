@@ -11,24 +11,24 @@ linear and s is read off the table: s = √(σ̄² + ᾱ² v) for exact transiti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, check_number
+from ..errors import InvalidArgument
 from ..execute import Boundary
 from ..paths import Path
 from ..plans.table import Mix, Table, Transition
+from ..settings import NOT_NEGATIVE, POSITIVE, Checked, Number, Switch, setting
 from .values import scaled
 
 __all__ = ["Twist", "Twister", "noise_gain"]
 
 
 @dataclass(frozen=True)
-class Twist:
+class Twist(Checked):
     """How to shift the noise.
 
     Parameters
@@ -48,19 +48,11 @@ class Twist:
         the transitions of the past, in units of Σ (δ·ε)² over the population.
     """
 
-    scale: float = 1.0
-    cap: float = 0.75
-    sigma_data: float = 1.0
-    adaptive: bool = True
-    trust: float = 8.0
-
-    def __post_init__(self) -> None:
-        check_number("twist scale", self.scale, "be finite and >= 0", lambda v: 0 <= v < math.inf)
-        check_number("twist cap", self.cap, "be > 0", lambda v: v > 0)
-        for name, given in (("sigma_data", self.sigma_data), ("trust", self.trust)):
-            check_number(f"twist {name}", given, "be finite and > 0", lambda v: 0 < v < math.inf)
-        if not isinstance(self.adaptive, bool):
-            raise InvalidArgument(f"twist adaptive must be True or False, got {self.adaptive!r}")
+    scale: float = setting(1.0, NOT_NEGATIVE)
+    cap: float = setting(0.75, Number("be > 0", lambda cap: cap > 0.0))
+    sigma_data: float = setting(1.0, POSITIVE)
+    adaptive: bool = setting(True, Switch())
+    trust: float = setting(8.0, POSITIVE)
 
     def shift(self, transition: Transition, path: Path, gradient: Tensor) -> Tensor:
         """δ shaped like `gradient`, ∇_z λ r at D with λ that of the next boundary."""
