@@ -50,19 +50,21 @@ class ImageResult:
         return [row[i] for row, i in zip(self.images, chosen)]
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write every image as PNG, best first, with prompt, reward and settings inside it."""
+        """Write every image as PNG, with prompt, reward and settings inside it.
+
+        ``003-01.png`` is that of particle 1 of prompt 3.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         written = []
         for p, prompt in enumerate(self.prompts):
-            order = self.rewards[p].argsort(descending=True).tolist()
-            for rank, i in enumerate(order):
+            for n, image in enumerate(self.images[p]):
                 info = PngInfo()
                 info.add_itxt("prompt", str(prompt))
-                info.add_itxt("reward", repr(self.rewards[p, i].item()))
+                info.add_itxt("reward", repr(self.rewards[p, n].item()))
                 info.add_itxt("settings", json.dumps(dict(self.settings)))
-                file = target / f"{p:03d}-{rank:02d}.png"
-                self.images[p][i].save(file, pnginfo=info)
+                file = target / f"{p:03d}-{n:02d}.png"
+                image.save(file, pnginfo=info)
                 written.append(file)
         return written
 

@@ -52,7 +52,17 @@ from .pictures import digit_image
 from .pipelines import load_pipeline
 from .rewards import load_reward
 
-__all__ = ["MODELS", "Digits", "Model", "Pipeline", "Shapes", "SiT", "digits_denoiser", "resolve"]
+__all__ = [
+    "MODELS",
+    "Digits",
+    "Model",
+    "Pipeline",
+    "Shapes",
+    "SiT",
+    "digits_denoiser",
+    "kind_of",
+    "resolve",
+]
 
 Announce = Callable[[str], None]
 _OF_PIPELINES = ("batching", "loading", "call", "micro_batch", "budget")
@@ -411,6 +421,12 @@ MODELS: Registry[type[Model]] = Registry(
     "models", {"digits": Digits, "shapes": Shapes, "sit": SiT}, _is_model
 )
 """Models by the scheme that their names begin with."""
+
+
+def kind_of(name: str) -> type[Model]:
+    """The class of a model's name, whether or not there is such a model."""
+    scheme = name.partition(":")[0]
+    return MODELS.get(scheme, Pipeline)
 
 
 def resolve(
