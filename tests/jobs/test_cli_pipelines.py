@@ -168,7 +168,7 @@ def test_what_goes_wrong_on_the_way_to_a_pipeline_has_a_next_step(error, message
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", fails)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", fails)
     with pytest.raises(InvalidArgument, match=message):
         align("--model", "some/model", "--prompt", "a", "--reward", "rewards_of_mine:red",
               "--out", "out")  # fmt: skip

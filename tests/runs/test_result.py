@@ -155,9 +155,7 @@ def test_of_a_run_the_samples_are_counted(drawn, method):
     assert (folder / "best-first.png").exists()
     found = read_images(folder)
     assert [(one.name, one.prompt, one.model) for one in found] == [
-        (f"{p:03}-{n:02}.png", "8", "digits")
-        for p in range(2)
-        for n in range(4)
+        (f"{p:03}-{n:02}.png", "8", "digits") for p in range(2) for n in range(4)
     ]
 
 

@@ -204,7 +204,7 @@ def load_features(text: str, device: str | None = None) -> Callable[[Tensor], Te
     if not place:
         raise InvalidArgument("'dino' needs a model: dino:FOLDER or dino:facebook/dinov2-base")
     transformers = transformers_for("DINO's features")
-    network = Place(place).load(transformers.AutoModel, use_safetensors=True)
+    network = Place(place).network(transformers.AutoModel)
     preprocess = Preprocessing(Place(place).load(transformers.AutoImageProcessor, use_fast=False))
     home = Loading(device=device).home
     network = network.eval().to(home)

@@ -35,6 +35,7 @@ from ..rewards import ClassReward, Decoded, Reward
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.population import Population
+from ..whole import load_whole
 from ..worlds.digits import (
     FILES,
     IMAGE,
@@ -345,9 +346,12 @@ class SiT(Model):
                 "there, AutoencoderKL.from_pretrained('stabilityai/sd-vae-ft-ema')."
                 "save_pretrained(...)"
             )
-        vae = diffusers.AutoencoderKL.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        try:
+            vae = load_whole(diffusers.AutoencoderKL, str(folder), local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InvalidArgument(
+                f"cannot load an autoencoder from {str(folder)!r}: {error}"
+            ) from error
         return vae.to(self.loading.home)
 
     @cached_property
