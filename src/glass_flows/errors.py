@@ -27,9 +27,11 @@ __all__ = [
     "TimeError",
     "UnknownName",
     "WeightsFileError",
+    "brief",
     "check_count",
     "check_name",
     "check_number",
+    "check_text",
     "did_you_mean",
     "missing_name",
 ]
@@ -149,6 +151,24 @@ def check_number(name: str, given: object, rule: str, holds: Callable[[float], b
     if isinstance(given, Real) and not isinstance(given, bool) and holds(float(given)):
         return float(given)
     raise InvalidArgument(f"{name} must {rule}, got {given!r}")
+
+
+def brief(given: object, most: int = 80) -> str:
+    """What was given, quoted, for a message: at most so many characters of it."""
+    text = repr(given)
+    return text if len(text) <= most else f"{text[: most - 3]}... ({len(text):,} characters)"
+
+
+def check_text(name: str, given: str) -> str:
+    """Return `given` if it can be written into a file, else raise InvalidArgument."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        near = given[max(0, error.start - 20) : error.end + 20]
+        raise InvalidArgument(
+            f"{name} holds half of a character, the surrogate {given[error.start]!a}, in {near!a}"
+        ) from None
+    return given
 
 
 def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:

@@ -120,6 +120,25 @@ def test_so_is_one_of_any_pipeline(copy, damage):
         load_any(str(folder), Loading(device="cpu"))
 
 
+def test_a_model_of_the_hub_is_looked_at_too_and_keeps_its_name(copy, monkeypatch):
+    import diffusers
+
+    asked = []
+
+    def download(name, **options):
+        asked.append((name, options["revision"]))
+        return str(BUNDLED)
+
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", download)
+    loading = Loading(device="cpu", revision="v1")
+    pipe = load_any("some/flux-turbo", loading)
+    assert (asked, pipe.name_or_path) == ([("some/flux-turbo", "v1")], "some/flux-turbo")
+    damaged = copy(BUNDLED, "vae/config.json", empty)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", lambda *a, **k: damaged)
+    with pytest.raises(InvalidArgument, match=r"some/flux-turbo.*vae/config\.json is damaged"):
+        load_any("some/flux-turbo", loading)
+
+
 def test_so_is_the_autoencoder_of_a_sit(copy, tmp_path):
     folder = copy(BUNDLED, "vae/diffusion_pytorch_model.safetensors", without)
     with pytest.raises(InvalidArgument, match=r"vae/diffusion_pytorch_model\.safetensors lacks"):

@@ -227,6 +227,9 @@ def batch(
         list[str] | None, typer.Option(help="Only these of the file; may be given several times.")
     ] = None,
     count: Annotated[int | None, typer.Option(help="Only so many prompts of the file.")] = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Run a prompt as often as it stands in the file.")
+    ] = False,
     budget: Budget = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away runs of other settings in the folder.")
@@ -256,7 +259,9 @@ def batch(
     _, jobs = jobs_of(
         model, methods, options, reward=reward or "", threads=place.threads, budget=budget
     )
-    entries = read_prompts(prompts, categories=category or (), count=count)
+    entries = read_prompts(
+        prompts, categories=category or (), count=count, duplicates=duplicates
+    )
     items = items_of(entries, read_seeds(seeds), methods)
     errors = Console(stderr=True)
     report = run_batch(

@@ -52,6 +52,8 @@ def load_pipeline(
             place = str(kind.download(place, revision=loading.revision, use_safetensors=True))
         parts = load_parts(kind, place, **given)
         pipe = kind.from_pretrained(place, use_safetensors=True, **given, **parts)
+        if not local:  # else the name of a snapshot, which says nothing of the model
+            pipe.register_to_config(_name_or_path=name)
     except (OSError, ValueError, AttributeError, ImportError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise _too_large(name) from error
