@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import operator
+import os
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 __all__ = [
@@ -33,8 +36,11 @@ __all__ = [
     "check_number",
     "check_text",
     "did_you_mean",
+    "frames_of",
     "missing_name",
 ]
+
+_HERE, _PYTHON = Path(__file__).parent, Path(os.__file__).parent
 
 
 class GlassError(Exception):
@@ -132,14 +138,16 @@ class WeightsFileError(GlassError):
     """A weights file is missing, damaged, or belongs to another model."""
 
 
-def check_count(name: str, given: object, least: int = 1) -> int:
-    """Return `given` as an int of at least `least`, or raise :class:`InvalidArgument`."""
+def check_count(name: str, given: object, least: int = 1, most: int | None = None) -> int:
+    """Return `given` as an int in [`least`, `most`], or raise :class:`InvalidArgument`."""
     try:
         count = least - 1 if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
     except TypeError:
         count = least - 1
     if count < least:
-        raise InvalidArgument(f"{name} must be an integer >= {least}, got {given!r}")
+        raise InvalidArgument(f"{name} must be an integer >= {least}, got {brief(given)}")
+    if most is not None and count > most:
+        raise InvalidArgument(f"{name} must be at most {most:,}, got {brief(count)}")
     return count
 
 
@@ -148,9 +156,32 @@ def check_number(name: str, given: object, rule: str, holds: Callable[[float], b
 
     `rule` says what holds: "be finite", "lie in [0, 1]".
     """
-    if isinstance(given, Real) and not isinstance(given, bool) and holds(float(given)):
-        return float(given)
-    raise InvalidArgument(f"{name} must {rule}, got {given!r}")
+    if isinstance(given, Real) and not isinstance(given, bool):
+        with suppress(OverflowError):  # an integer that no float holds
+            if holds(float(given)):
+                return float(given)
+    raise InvalidArgument(f"{name} must {rule}, got {brief(given)}")
+
+
+def frames_of(error: BaseException, most: int = 3) -> list[str]:
+    """Where somebody's own code raised, as "FILE:LINE in FUNCTION: CODE", the last frames of it.
+
+    Of the error that was first, the frames below ours, without those of Python and of what is
+    installed; none if the error was raised by ours.
+    """
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    frames = traceback.extract_tb(first.__traceback__)
+    ours = [i for i, frame in enumerate(frames) if _HERE in Path(frame.filename).parents]
+    below = frames[ours[-1] + 1 :] if ours else frames
+    return [
+        f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+        for frame in below
+        if not frame.filename.startswith("<")
+        and "site-packages" not in frame.filename
+        and _PYTHON not in Path(frame.filename).parents
+    ][-most:]
 
 
 def brief(given: object, most: int = 80) -> str:
@@ -183,7 +214,9 @@ def missing_name(kind: str, given: object, allowed: Iterable[str]) -> UnknownNam
     """The error for a name that is not one of `allowed`, with the nearest."""
     names = sorted(allowed)
     hint = did_you_mean(given, names)
-    return UnknownName(f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(map(repr, names))}.")
+    return UnknownName(
+        f"unknown {kind} {brief(given)}.{hint} Allowed: {', '.join(map(repr, names))}."
+    )
 
 
 def did_you_mean(given: object, names: Iterable[str]) -> str:

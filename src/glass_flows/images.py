@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .steering import SearchResult
 
-__all__ = ["ImageResult", "contact_sheet", "to_bytes", "to_images"]
+__all__ = ["ImageResult", "contact_sheet", "image_name", "to_bytes", "to_images"]
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,15 @@ class ImageResult:
                 info.add_itxt("prompt", str(prompt))
                 info.add_itxt("reward", repr(self.rewards[p, n].item()))
                 info.add_itxt("settings", json.dumps(dict(self.settings)))
-                file = target / f"{p:03d}-{n:02d}.png"
+                file = target / image_name(p, n)
                 image.save(file, pnginfo=info)
                 written.append(file)
         return written
+
+
+def image_name(population: int, particle: int) -> str:
+    """The file of a particle's image."""
+    return f"{population:03d}-{particle:02d}.png"
 
 
 def contact_sheet(

@@ -36,6 +36,7 @@ from .errors import (
 
 __all__ = [
     "ANY_COUNT",
+    "MOST",
     "Choice",
     "Count",
     "Kind",
@@ -95,18 +96,19 @@ class Kind:
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """An integer of at least `least`."""
+    """An integer of at least `least`, and of no more than any machine would live to see."""
 
     least: int = 1
     optional: bool = False
 
     def check(self, name: str, given: object) -> int:
-        return check_count(name, given, self.least)
+        return check_count(name, given, self.least, MOST)
 
     def said(self, name: str, text: str) -> object:
         return int(text) if _is_integer(text) else text
 
 
+MOST = 1_000_000
 ANY_COUNT = Count(optional=True)
 
 

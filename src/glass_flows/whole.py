@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["NotWhole", "check_files", "load_parts", "load_whole"]
+__all__ = ["NotWhole", "check_files", "load_parts", "load_whole", "quiet"]
 
+_LIBRARIES = ("diffusers", "transformers")
 _INDEX = "model_index.json"
 
 
@@ -66,7 +68,7 @@ def load_whole(kind: Any, place: str, subfolder: str = "", **options: Any) -> An
     home = Path(place) / subfolder
     if home.is_dir():
         check_files(home, kind)
-    with _quiet():
+    with quiet():
         network, report = kind.from_pretrained(
             place, subfolder=subfolder, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **options,
@@ -155,7 +157,7 @@ def _is_part(entry: Any) -> bool:
 
 def _named(library: str, name: str) -> Any:
     """A class of diffusers or transformers; None for what is of no such library."""
-    if library not in ("diffusers", "transformers"):
+    if library not in _LIBRARIES:
         return None
     return getattr(importlib.import_module(library), name, None)
 
@@ -165,14 +167,19 @@ def _bases(kind: Any) -> set[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the libraries' reports, which are read instead of printed."""
-    import transformers
-
-    log = transformers.utils.logging
-    before = log.get_verbosity()
-    log.set_verbosity_error()
+def quiet() -> Iterator[None]:
+    """Without the libraries' reports, which are read instead, and bars that nobody waits for."""
+    loggers = [importlib.import_module(name).utils.logging for name in _LIBRARIES]
+    before = [log.get_verbosity() for log in loggers]
+    barred = [log for log in loggers if not sys.stderr.isatty() and log.is_progress_bar_enabled()]
+    for log in loggers:
+        log.set_verbosity_error()
+    for log in barred:
+        log.disable_progress_bar()
     try:
         yield
     finally:
-        log.set_verbosity(before)
+        for log, level in zip(loggers, before):
+            log.set_verbosity(level)
+        for log in barred:
+            log.enable_progress_bar()

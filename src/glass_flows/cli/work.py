@@ -14,6 +14,7 @@ from .options import Model, Out, Reward, Seed, announce, print_table, with_setti
 
 __all__ = ["align", "batch", "sample"]
 
+_MOST_IMAGES = 10_000  # in one picture
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -186,7 +187,7 @@ def sample(
     from ..worlds.digits import IMAGE
 
     sampler = build(Sampler, {}, options.sampler)
-    check_count("--count", count)
+    check_count("--count", count, most=_MOST_IMAGES)
     if not isinstance(found := resolve(model), Digits):
         raise InvalidArgument(f"`sample` draws digits; for {model!r}: align --method plain")
     if label is None and guidance_scale != 1.0:
@@ -257,11 +258,10 @@ def batch(
     methods = method or ["steering"]
     place = build(Placement, {}, options.placement)
     _, jobs = jobs_of(
-        model, methods, options, reward=reward or "", threads=place.threads, budget=budget
-    )
-    entries = read_prompts(
-        prompts, categories=category or (), count=count, duplicates=duplicates
-    )
+        model, methods, options, here=place.ray is None, reward=reward or "",
+        threads=place.threads, budget=budget,
+    )  # fmt: skip
+    entries = read_prompts(prompts, categories=category or (), count=count, duplicates=duplicates)
     items = items_of(entries, read_seeds(seeds), methods)
     errors = Console(stderr=True)
     report = run_batch(

@@ -261,10 +261,11 @@ def evaluate_folders(
         raise InvalidArgument("a reference is compared in features: give them, too")
     if model is not None and not rewards:
         raise InvalidArgument(f"the model {model!r} is asked for its rewards: give some, too")
+    loading = Loading(device=device)
+    _ = loading.home  # refused if it is not there
     # The files first: a wrong folder should not wait for large networks.
     listed = [(str(folder), read_images(folder)) for folder in folders]
     wanted = None if reference is None else read_images(reference)
-    loading = Loading(device=device)
     reward = _rewards_of([one for _, found in listed for one in found], model, loading)
     scored = {name: reward(name) for name in rewards}
     for _, found in listed:

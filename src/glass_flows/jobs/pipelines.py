@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidArgument, MissingExtra
-from ..whole import load_parts
+from ..whole import load_parts, quiet
 from .job import Loading
 
 __all__ = ["load_pipeline", "memory_line"]
@@ -51,7 +51,8 @@ def load_pipeline(
         if not local:
             place = str(kind.download(place, revision=loading.revision, use_safetensors=True))
         parts = load_parts(kind, place, **given)
-        pipe = kind.from_pretrained(place, use_safetensors=True, **given, **parts)
+        with quiet():
+            pipe = kind.from_pretrained(place, use_safetensors=True, **given, **parts)
         if not local:  # else the name of a snapshot, which says nothing of the model
             pipe.register_to_config(_name_or_path=name)
     except (OSError, ValueError, AttributeError, ImportError, RuntimeError) as error:
@@ -71,7 +72,7 @@ def load_pipeline(
     if loading.lora is not None:
         try:
             pipe.load_lora_weights(loading.lora)
-        except (OSError, ValueError, AttributeError, ImportError) as error:
+        except Exception as error:  # whatever the loaders of others come upon
             into = type(pipe).__name__
             raise InvalidArgument(
                 f"cannot load LoRA weights from {loading.lora!r} into {into}: {error}"

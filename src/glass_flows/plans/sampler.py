@@ -18,6 +18,9 @@ from .table import Table
 __all__ = ["RHO", "SOLVER", "TIMES", "Sampler"]
 
 
+_MOST = 100_000  # which a table takes seconds to plan
+
+
 def _function(given: object) -> object:
     if callable(given) and not isinstance(given, type):
         return given
@@ -96,6 +99,10 @@ class Sampler(Settings):
             held = getattr(self, name)
             if isinstance(held, tuple) and len(held) != K:
                 raise InvalidArgument(f"{name} lists {len(held)} values for {K} transitions")
+        if self.evaluations > _MOST:
+            raise InvalidArgument(
+                f"transitions x steps must be at most {_MOST:,}, got {self.evaluations:,}"
+            )
         if isinstance(self.times, (float, tuple)):
             outer_times(Linear(), K, self.times)  # whether they are any, on whatever path
         if isinstance(self.solver, EulerMaruyama) and self.rho is not None:

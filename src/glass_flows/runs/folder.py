@@ -41,9 +41,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..errors import RunFolderError
+from ..errors import InvalidArgument, RunFolderError, frames_of
 from ..files import replace
-from ..images import contact_sheet
+from ..images import contact_sheet, image_name
 from ..steering import Costs, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
@@ -260,6 +260,12 @@ class RunFolder:
             yield
         except RunFolderError:
             raise
+        except InvalidArgument as error:
+            if self._run is None and not self._goes_on:
+                self._clear("run.json")  # nothing was begun that could have failed
+            else:
+                self.fail(error)
+            raise
         except Exception as error:
             self.fail(error)
             raise
@@ -268,7 +274,7 @@ class RunFolder:
         """Write why the run stopped; the next one goes on from where it was."""
         boundary = getattr(getattr(error, "boundary", None), "index", None)
         found = {"type": type(error).__name__, "message": str(error), "boundary": boundary}
-        self._put("error.json", found)
+        self._put("error.json", found | {"frames": frames_of(error)})
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -346,12 +352,17 @@ class RunFolder:
 
 
 def clear_run(folder: str | Path) -> None:
-    """Throw away what :class:`RunFolder` has written into a folder; images stay, nothing else."""
+    """Throw away what :class:`RunFolder` and `align` have written into a folder, nothing else."""
     home = Path(folder)
-    for name in (*_KEPT, "result.safetensors", "error.json"):
+    names = [*_KEPT, "result.safetensors", "error.json", "best-first.png"]
+    with suppress(RunFolderError):  # a damaged run does not tell its sizes
+        run = read_run(home)
+        names += [image_name(p, n) for p in range(run.populations) for n in range(run.returned)]
+        names += [f"estimates/{k:03}.png" for k in range(run.transitions + 1)]
+    for name in names:
         (home / name).unlink(missing_ok=True)
-    for sheet in (home / "estimates").glob("*.png"):
-        sheet.unlink()
+    with suppress(OSError):  # somebody else's files are in it
+        (home / "estimates").rmdir()
     (home / "run.json").unlink(missing_ok=True)
 
 

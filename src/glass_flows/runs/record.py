@@ -286,7 +286,8 @@ def _undamaged(file: Path) -> Iterator[None]:
     try:
         yield
     except (
-        OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError
+        OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError,
+        RecursionError,
     ) as error:  # fmt: skip
         raise RunFolderError(
             f"{str(file)!r} is damaged ({error!r}): move it away, to look at the rest of the run "
