@@ -163,7 +163,7 @@ def _named(library: str, name: str) -> Any:
 
 
 def _bases(kind: Any) -> set[str]:
-    return {base.__name__ for base in getattr(kind, "__mro__", ())}
+    return {base.__name__ for base in kind.__mro__} if isinstance(kind, type) else set()
 
 
 @contextmanager

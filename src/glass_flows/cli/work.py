@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -239,8 +240,8 @@ def batch(
     """Run prompts × seeds × methods, each in a folder of its own, and sum them up.
 
     Whatever stops it (a kill, a full disk, a worker that died), the same command goes on where it
-    was. What a prompt raises is written down and does not stop the others; it is tried again the
-    next time. Exits with 1 if something failed.
+    was. What a prompt raises is written down, does not stop the others, and is tried again the next
+    time. Exits with 1 if something failed.
 
     Example: glass-flows batch prompts.txt --model shapes --method best-of-n --method steering
     --out out/batch
@@ -263,15 +264,14 @@ def batch(
     )  # fmt: skip
     entries = read_prompts(prompts, categories=category or (), count=count, duplicates=duplicates)
     items = items_of(entries, read_seeds(seeds), methods)
-    errors = Console(stderr=True)
+    say = partial(Console(stderr=True).print, style="dim", markup=False)
     report = run_batch(
         Work(jobs), items, out, workers=place.workers, ray=place.ray, budget=budget,
-        overwrite=overwrite,
-        announce=lambda text: errors.print(text, style="dim", markup=False),
+        overwrite=overwrite, announce=say,
     )  # fmt: skip
     typer.echo(report.table.read_text(encoding="utf-8"))
     typer.echo(f"finished {report.finished}, failed {report.failed}, left {report.left}")
-    typer.echo(f"every item: {report.table.with_suffix('.csv')}")
-    typer.echo(f"look at them: glass-flows report {out}")
+    told = f"every item: {report.table.with_suffix('.csv')}"
+    typer.echo(f"{told}\nlook at them: glass-flows report {out}")
     if report.failed or report.left:
         raise typer.Exit(1)
