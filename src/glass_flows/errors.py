@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 __all__ = [
@@ -34,7 +37,9 @@ __all__ = [
     "check_count",
     "check_name",
     "check_number",
+    "check_text",
     "did_you_mean",
+    "frames_of",
     "missing_name",
     "plain",
     "shown",
@@ -50,6 +55,7 @@ MOST_PARTICLES = 2**24
 """Rows of a batch, P N: each has a stream of its own."""
 MOST_NUMBERS = 2**33
 """In a state, P N samples: 32 GiB in float32."""
+_HERE, _PYTHON = Path(__file__).parent, Path(os.__file__).parent
 
 
 class GlassError(Exception):
@@ -166,13 +172,13 @@ def plain(given: object) -> Any:
     return given
 
 
-def shown(given: object, longest: int = 200) -> str:
-    """What was given, for a message: its repr, whatever that is, cut to `longest`."""
+def shown(given: object, longest: int = 100) -> str:
+    """What was given, quoted, for a message: at most `longest` characters of it."""
     try:
         text = repr(given)
     except Exception:  # an integer of more digits than Python writes, or an object of a user's
         text = f"<{type(given).__name__}>"
-    return text if len(text) <= longest else f"{text[:longest]}..."
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
 
 
 def check_count(name: str, given: object, least: int = 1, most: int = MOST_COUNT) -> int:
@@ -183,7 +189,7 @@ def check_count(name: str, given: object, least: int = 1, most: int = MOST_COUNT
         if least <= count <= most:
             return count
         if count > most:
-            raise InvalidArgument(f"{name} must be at most {most}, got {shown(given)}")
+            raise InvalidArgument(f"{name} must be at most {most:,}, got {shown(given)}")
     raise InvalidArgument(f"{name} must be an integer >= {least}, got {shown(given)}")
 
 
@@ -201,6 +207,39 @@ def check_number(name: str, given: object, rule: str, holds: Callable[[float], b
         if holds(value):
             return value
     raise InvalidArgument(f"{name} must {rule}, got {shown(given)}")
+
+
+def frames_of(error: BaseException, most: int = 3) -> list[str]:
+    """Where somebody's own code raised, as "FILE:LINE in FUNCTION: CODE", the last frames of it.
+
+    Of the error that was first, the frames below ours, without those of Python and of what is
+    installed; none if the error was raised by ours.
+    """
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    frames = traceback.extract_tb(first.__traceback__)
+    ours = [i for i, frame in enumerate(frames) if _HERE in Path(frame.filename).parents]
+    below = frames[ours[-1] + 1 :] if ours else frames
+    return [
+        f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+        for frame in below
+        if not frame.filename.startswith("<")
+        and "site-packages" not in frame.filename
+        and _PYTHON not in Path(frame.filename).parents
+    ][-most:]
+
+
+def check_text(name: str, given: str) -> str:
+    """Return `given` if it can be written into a file, else raise InvalidArgument."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        near = given[max(0, error.start - 20) : error.end + 20]
+        raise InvalidArgument(
+            f"{name} holds half of a character, the surrogate {given[error.start]!a}, in {near!a}"
+        ) from None
+    return given
 
 
 def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["render", "replace"]
+__all__ = ["check_regular", "render", "replace"]
 
 _NONE: Mapping[str, Callable[..., Any]] = {}
 
@@ -21,6 +22,7 @@ def replace(path: Path, content: bytes) -> None:
     OSError
         It cannot be written; the old one is untouched.
     """
+    check_regular(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content)
@@ -29,6 +31,12 @@ def replace(path: Path, content: bytes) -> None:
         with suppress(OSError):  # on a full disk the part that was written is in the way
             temporary.unlink()
         raise
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError if a file is there that is none of bytes: a folder, a link, a device."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "not a regular file, so that it is not replaced", str(path))
 
 
 def render(file: Path, filters: Mapping[str, Callable[..., Any]] = _NONE, **given: Any) -> str:

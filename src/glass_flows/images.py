@@ -16,7 +16,7 @@ from torch import Tensor
 from .errors import InvalidArgument, ShapeError, check_count, shown
 from .steering import SearchResult
 
-__all__ = ["ImageResult", "contact_sheet", "to_bytes", "to_images"]
+__all__ = ["ImageResult", "contact_sheet", "image_name", "to_bytes", "to_images"]
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,28 @@ class ImageResult:
         return [row[i] for row, i in zip(self.images, chosen)]
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write every image as PNG, best first, with prompt, reward and settings inside it."""
+        """Write every image as PNG, with prompt, reward and settings inside it.
+
+        ``003-01.png`` is that of particle 1 of prompt 3.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         written = []
         for p, prompt in enumerate(self.prompts):
-            order = self.rewards[p].argsort(descending=True).tolist()
-            for rank, i in enumerate(order):
+            for n, image in enumerate(self.images[p]):
                 info = PngInfo()
                 info.add_itxt("prompt", str(prompt))
-                info.add_itxt("reward", repr(self.rewards[p, i].item()))
+                info.add_itxt("reward", repr(self.rewards[p, n].item()))
                 info.add_itxt("settings", json.dumps(dict(self.settings)))
-                file = target / f"{p:03d}-{rank:02d}.png"
-                self.images[p][i].save(file, pnginfo=info)
+                file = target / image_name(p, n)
+                image.save(file, pnginfo=info)
                 written.append(file)
         return written
+
+
+def image_name(population: int, particle: int) -> str:
+    """The file of a particle's image."""
+    return f"{population:03d}-{particle:02d}.png"
 
 
 def contact_sheet(

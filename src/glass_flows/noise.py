@@ -112,12 +112,12 @@ def check_sizes(sizes: Sequence[int]) -> None:
     """Raise for a state (B, *shape) that would not fit, or take hours to draw."""
     if sizes[0] > MOST_PARTICLES:
         raise InvalidArgument(
-            f"at most {MOST_PARTICLES} particles go into one batch, populations x particles, "
+            f"at most {MOST_PARTICLES:,} particles go into one batch, populations x particles, "
             f"got {sizes[0]}"
         )
     if math.prod(sizes) > MOST_NUMBERS:
         raise InvalidArgument(
-            f"a state holds at most {MOST_NUMBERS} numbers, batch x shape, "
+            f"a state holds at most {MOST_NUMBERS:,} numbers, batch x shape, "
             f"got {' x '.join(map(str, sizes[:8]))}"
         )
 

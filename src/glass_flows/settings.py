@@ -40,6 +40,7 @@ from .errors import (
 
 __all__ = [
     "ANY_COUNT",
+    "MOST",
     "NOT_NEGATIVE",
     "POSITIVE",
     "SHARE",
@@ -118,6 +119,7 @@ class Count(Kind):
         return int(text) if _is_integer(text) else text
 
 
+MOST = 1_000_000
 ANY_COUNT = Count(optional=True)
 
 
@@ -135,7 +137,7 @@ class Number(Kind):
     def said(self, name: str, text: str) -> object:
         if _is_number_text(text):
             return float(text)
-        raise InvalidArgument(f"{name} must be a number and {self.rule}, got {shown(text)}")
+        raise InvalidArgument(f"{name} must {self.rule}, got {shown(text)}")
 
 
 POSITIVE = Number("be a finite number > 0", lambda value: 0.0 < value < math.inf)
@@ -232,7 +234,7 @@ class Listed(Kind):
         if isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
             if len(given) > MOST_EVALUATIONS:
                 raise InvalidArgument(
-                    f"{name} lists at most {MOST_EVALUATIONS} values, got {shown(given)}"
+                    f"{name} lists at most {MOST_EVALUATIONS:,} values, got {shown(given)}"
                 )
             return tuple(self._item.read(f"{name}[{i}]", item) for i, item in enumerate(given))
         return self.one.read(name, given)

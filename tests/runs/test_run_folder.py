@@ -119,7 +119,7 @@ def test_the_events_are_what_happened(tmp_path):
     assert [event["ess"] for event in found.events] == result.ess.tolist()
     last = found.events[-1]
     assert last["final"] is True
-    assert last["rewards"] == result.rewards.tolist() == found.result["rewards"]
+    assert last["rewards"] == result.rewards.tolist() == found.rewards
     assert last["log_weights"] == result.log_weights.tolist()
     assert last["log_evidence"] == result.log_evidence.tolist()
     assert last["costs"]["network_evaluations"] == 2 * N * K * 3
@@ -272,7 +272,7 @@ def test_align_writes_a_run_and_does_not_overwrite_another(tmp_path, monkeypatch
     found = read_run(tmp_path / "out")
     assert found.status == "finished"
     assert found.job["sampler"]["transitions"] == 2
-    assert [(found.folder / name).exists() for name in found.result["images"][0]] == [True, True]
+    assert [(found.folder / sample.file).exists() for sample in found.samples[0]] == [True, True]
     other = CliRunner().invoke(app, [*command, "--seed", "1"])
     assert isinstance(other.exception, RunFolderError)
     again = CliRunner().invoke(app, [*command, "--seed", "1", "--overwrite"])

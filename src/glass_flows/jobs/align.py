@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 from ..errors import InvalidArgument, RunFolderError, check_count
 from ..images import ImageResult, contact_sheet
 from ..plans import Sampler
-from ..runs import RunFolder, clear_run, started_by_torchrun
+from ..runs import RESULT, RunFolder, clear_run, started_by_torchrun
 from ..steering import BestOf, Costs, Method, SearchResult, Shards, Steering, SteeringResult
 from ..steering.loop import Watch
 from .budget import chosen_for
@@ -83,7 +82,7 @@ def compare_digits(
     """Plain samples, best-of-N and a method or several, at equal network passes per image.
 
     Writes `alignment.png` (images before and after, bordered by the judge's verdict) and
-    `results.json` into `out`, and a run's folder for each method (:mod:`glass_flows.runs`).
+    `comparison.json` into `out`, and a run's folder for each method (:mod:`glass_flows.runs`).
     `job.populations` independent ones give the standard errors; `methods` by title are those of
     the comparison, by default the job's own.
     """
@@ -121,7 +120,7 @@ def compare_digits(
         figures = f"reward {lines[-1].reward:.2f}, judge says {label}: {lines[-1].accuracy:.0%}"
         rows.append(Strip(f"{name}: {told}, {figures}", result.best[:32], verdict[:32].tolist()))
     settings = job.as_json()
-    picture, results = folder / "alignment.png", folder / "results.json"
+    picture, results = folder / "alignment.png", folder / "comparison.json"
     save_png(image_grid(rows), picture, settings=json.dumps(settings))
     evidence = {
         name: result.log_evidence.tolist()
@@ -261,18 +260,27 @@ def align(
         result = model.run(job, watch, shards)
     names = [file.name for file in result.save(folder)] if first else []
     N = result.rewards.shape[1]
-    record.finish(result.result, [names[i : i + N] for i in range(0, len(names), N)])
-    best_first = result.rewards.argsort(1, descending=True).tolist()
-    rows = [[row[i] for i in order] for row, order in zip(result.images, best_first)]
+    best = result.rewards.argsort(1, descending=True).tolist()
+    rows = [[row[i] for i in order] for row, order in zip(result.images, best)]
     judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
     if first and (verdicts := model.judge(result)) is not None:
         plain = model.run(_plain(job), Watch(progress=progress))
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
-    aligned = Aligned(
+    if first:
+        save_png(sheet, folder / "best-first.png")
+    record.finish(
+        result.result,
+        [names[i : i + N] for i in range(0, len(names), N)],
+        prompts=result.prompts,
+        seed=job.seed,
+        accepted=judged and judged.returned,
+        plain_accepted=judged and judged.plain,
+    )
+    return Aligned(
         images=tuple(folder / name for name in names),
         picture=folder / "best-first.png",
-        results=folder / "results.json",
+        results=folder / RESULT,
         prompts=job.prompts,
         rewards=result.rewards.tolist(),
         evaluations=result.result.network_evaluations,
@@ -280,26 +288,6 @@ def align(
         biases=vars(result.result).get("biases", ()),
         judged=judged,
     )
-    if first:
-        sheet.save(aligned.picture)
-        told = _told(job, result.result, aligned)
-        aligned.results.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    return aligned
-
-
-def _told(job: Job, result: SearchResult, aligned: Aligned) -> dict[str, Any]:
-    """What results.json holds."""
-    weighted = result if isinstance(result, SteeringResult) else None
-    told = {
-        "job": job.as_json(),
-        "prompts": list(job.prompts),
-        "rewards": aligned.rewards,
-        "log_weights": weighted and weighted.log_weights.tolist(),
-        "log_evidence": weighted and weighted.log_evidence.tolist(),
-        **asdict(result.costs),
-        "biases": list(aligned.biases),
-    }
-    return told if aligned.judged is None else told | {"judge_accepts": asdict(aligned.judged)}
 
 
 def within(

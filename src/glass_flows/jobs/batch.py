@@ -23,6 +23,7 @@ from ..errors import RunFolderError
 from ..files import render, replace
 from ..progress import progress_bar
 from ..runs import read_run
+from ..runs.result import best_first, loose
 from .align import within
 from .items import Item, Work, clear_others, is_finished, load_model
 from .on_ray import run_with_ray
@@ -158,14 +159,14 @@ def _row(item: Item, out: Path) -> dict[str, Any]:
         row |= {"status": "failed", "error": f"{run.error['type']}: {run.error['message']}"}
     if (found := run.result) is None:
         return row
-    rewards = [float(r) for r in found["rewards"][0]]
-    row |= {"status": "finished", "reward": max(rewards), "error": None}
+    rewards = [sample.reward for sample in run.samples[0]]
+    best = run.samples[0][best_first(rewards)[0]]
+    row |= {"status": "finished", "reward": best.reward, "error": None}
     row["mean reward"] = sum(rewards) / len(rewards)
     row |= {name: found["costs"][name] for name in found["costs"] if name in row}
-    if found["log_evidence"] is not None:
-        row["log_evidence"] = float(found["log_evidence"][0])
-    row["judge"] = found.get("judge")
-    row["image"] = f"{item.name}/{found['images'][0][0]}"
+    row["log_evidence"] = loose(found["populations"][0])["log_evidence"]
+    row["judge"] = best.accepted
+    row["image"] = f"{item.name}/{best.file}"
     return row
 
 

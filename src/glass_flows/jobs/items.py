@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ..errors import RunFolderError
-from ..runs import RunFolder, clear_run
+from ..runs import RESULT, RunFolder, clear_run
 from ..steering.loop import Watch
 from .job import Job
 from .models import Model, resolve
@@ -103,9 +103,9 @@ def _draw(model: Model, job: Job, folder: RunFolder) -> None:
     watch = Watch(folder if model.records else None, progress=False)
     result = model.run(job, watch)
     names = [file.name for file in result.save(folder.folder)]
-    verdicts, best = model.judge(result), int(result.rewards[0].argmax())
-    more = {} if verdicts is None else {"judge": verdicts[0][best]}
-    folder.finish(result.result, [names], more)
+    folder.finish(
+        result.result, [names], prompts=result.prompts, seed=job.seed, accepted=model.judge(result)
+    )
 
 
 def folder_of(work: Work, item: Item, out: Path) -> RunFolder:
@@ -125,4 +125,4 @@ def clear_others(work: Work, items: Sequence[Item], out: Path) -> None:
 
 
 def is_finished(work: Work, item: Item, out: Path) -> bool:
-    return (out / item.name / "result.json").exists() and folder_of(work, item, out).finished
+    return (out / item.name / RESULT).exists() and folder_of(work, item, out).finished

@@ -109,7 +109,7 @@ def check_size(evaluations: int) -> None:
     """Raise for a table that would take minutes to plan."""
     if evaluations > MOST_EVALUATIONS:
         raise InvalidArgument(
-            f"a sample may take at most {MOST_EVALUATIONS} network evaluations, transitions x "
+            f"a sample may take at most {MOST_EVALUATIONS:,} network evaluations, transitions x "
             f"steps, got {evaluations}"
         )
 

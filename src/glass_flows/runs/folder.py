@@ -41,21 +41,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..errors import RunFolderError
+from ..errors import InvalidArgument, RunFolderError, frames_of
 from ..files import replace
-from ..images import contact_sheet
+from ..images import contact_sheet, image_name
 from ..steering import Costs, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
 from .listing import differences, short
 from .record import FORMAT, plain, read_events, read_run
+from .result import RESULT, tell
 
 __all__ = ["RunFolder", "clear_run"]
 
 _LONGEST = 80  # of a setting in a message
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
-_KEPT = ("events.jsonl", "state.safetensors", "result.json")
+_KEPT = ("events.jsonl", "state.safetensors", RESULT)
 _FIXED = (
     "method", "seed", "table", "populations", "particles", "shape", "prompts", "micro_batch"
 )  # fmt: skip
@@ -94,7 +95,7 @@ class RunFolder:
         writes: bool = True,
     ) -> None:
         self.folder, self.writes = Path(folder), writes
-        self.job = json.loads(json.dumps(job, default=repr))
+        self.job = plain(json.loads(json.dumps(job, default=repr)))
         self.about: dict[str, Any] = {"format": FORMAT, "title": title, "job": self.job}
         self._goes_on = self._begun()
         if self._goes_on:
@@ -115,7 +116,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "result.json").exists()
+        return (self.folder / RESULT).exists()
 
     # --- the recorder of a run ------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class RunFolder:
             "processes": run.shards.count,
             "micro_batch": run.shards.micro_batch,
         }
-        now = json.loads(json.dumps(told, default=repr))
+        now = plain(json.loads(json.dumps(told, default=repr)))
         if self._from_state:  # what the job does not say, and a boundary's state depends on
             fixed = [name for name in _FIXED if name in self.about]
             self._same({n: self.about[n] for n in fixed}, {n: now[n] for n in fixed})
@@ -169,7 +170,7 @@ class RunFolder:
             self.about |= now
             self._put("run.json", self.about)
         self._clear("error.json")
-        self._clear("result.json")  # it is run again
+        self._clear(RESULT)  # it is run again
         self._since = time.monotonic()
 
     def save(self, saved: Saved) -> None:
@@ -210,22 +211,24 @@ class RunFolder:
     # --- the end --------------------------------------------------------------------------------
 
     def finish(
-        self,
-        result: SearchResult,
-        images: Sequence[Sequence[str]] = (),
-        more: Mapping[str, Any] = _EMPTY,
+        self, result: SearchResult, files: Sequence[Sequence[str]] = (), **told: Any
     ) -> None:
-        """Write what came out; `images` are names of files in the folder, best first."""
+        """Write what came out.
+
+        Parameters
+        ----------
+        files : sequence of sequence of str
+            Names of images in the folder, (P, N) in the order of the samples.
+        told
+            What is known beside: "prompts" and "seed" where the run was not recorded,
+            "accepted" and "plain_accepted" (:func:`.result.tell`).
+        """
         values = {field.name: getattr(result, field.name) for field in fields(result)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         self._put_bytes("result.safetensors", _tensors(tensors, {"format": "pt"}))
-        told = ("rewards", "log_weights", "log_evidence")
-        found = {name: plain(values[name]) if name in values else None for name in told}
-        found["costs"] = asdict(result.costs)
-        found["biases"] = list(values.get("biases", ()))
-        found["images"] = [list(row) for row in images]
-        found |= more
-        self._put("result.json", found)
+        known = {"prompts": self.job.get("prompts", ()), "seed": self.job.get("seed"), **self.about}
+        told = {"prompts": known["prompts"], "seed": known["seed"], **told}
+        self._put(RESULT, tell(result, self.job, files=files, **told))
         self._clear("state.safetensors")
         self._clear("error.json")
 
@@ -238,11 +241,11 @@ class RunFolder:
             The run is not finished, or its files are damaged.
         """
         try:
-            found = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+            found = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
             with safe_open(self.folder / "result.safetensors", framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             costs = Costs(**found["costs"])
-            if found["log_weights"] is None:
+            if "log_weights" not in tensors:
                 return SearchResult(costs=costs, **tensors)
             return SteeringResult(costs=costs, biases=tuple(found["biases"]), **tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -257,6 +260,12 @@ class RunFolder:
             yield
         except RunFolderError:
             raise
+        except InvalidArgument as error:
+            if self._run is None and not self._goes_on:
+                self._clear("run.json")  # nothing was begun that could have failed
+            else:
+                self.fail(error)
+            raise
         except Exception as error:
             self.fail(error)
             raise
@@ -265,7 +274,7 @@ class RunFolder:
         """Write why the run stopped; the next one goes on from where it was."""
         boundary = getattr(getattr(error, "boundary", None), "index", None)
         found = {"type": type(error).__name__, "message": str(error), "boundary": boundary}
-        self._put("error.json", found)
+        self._put("error.json", found | {"frames": frames_of(error)})
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -315,7 +324,8 @@ class RunFolder:
 
     def _put(self, name: str, content: Mapping[str, Any]) -> None:
         # A prompt may be any object.
-        self._put_bytes(name, (json.dumps(content, indent=1, default=repr) + "\n").encode())
+        text = json.dumps(plain(content), indent=1, default=repr, allow_nan=False)
+        self._put_bytes(name, text.encode() + b"\n")
 
     def _put_bytes(self, name: str, content: bytes) -> None:
         if self.writes:
@@ -342,12 +352,17 @@ class RunFolder:
 
 
 def clear_run(folder: str | Path) -> None:
-    """Throw away what :class:`RunFolder` has written into a folder; images stay, nothing else."""
+    """Throw away what :class:`RunFolder` and `align` have written into a folder, nothing else."""
     home = Path(folder)
-    for name in (*_KEPT, "result.safetensors", "error.json"):
+    names = [*_KEPT, "result.safetensors", "error.json", "best-first.png"]
+    with suppress(RunFolderError):  # a damaged run does not tell its sizes
+        run = read_run(home)
+        names += [image_name(p, n) for p in range(run.populations) for n in range(run.returned)]
+        names += [f"estimates/{k:03}.png" for k in range(run.transitions + 1)]
+    for name in names:
         (home / name).unlink(missing_ok=True)
-    for sheet in (home / "estimates").glob("*.png"):
-        sheet.unlink()
+    with suppress(OSError):  # somebody else's files are in it
+        (home / "estimates").rmdir()
     (home / "run.json").unlink(missing_ok=True)
 
 
