@@ -1,8 +1,9 @@
 """Mutation testing: does a test fail when a sign, an operator or a number in the formulas changes?
 
-Every mutant is one small change of one line of the numeric code (paths, grids, plans): `+` for
-`-`, `<` for `<=`, `sin` for `cos`, 1.0 for 0.0, a minus put before a result, and so on. Each runs
-against the fast tests, in a forked process in which only that one module is replaced. A mutant is
+Every mutant is one small change of one line of the code that computes (paths, plans, denoisers,
+steering, rewards, schedulers): `+` for `-`, `<` for `<=`, `sin` for `cos`, 1.0 for 0.0, a minus put
+before a result, and so on. Each runs against the fast tests that `TARGETS` lists for its file, in a
+forked process in which only that one module is replaced. A mutant is
 killed when a test fails (or hangs); one that survives shows a number that no test looks at. Those
 that cannot change any result are listed, with the reason, in `tools/equivalent_mutants.json`.
 
@@ -51,19 +52,77 @@ SOURCE = ROOT / "src" / "glass_flows"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 PACKAGE = "glass_flows"
 
-# The numeric code, and the tests that look at each file most closely: they run first.
+# The files, and the tests that decide about each, in the order in which they run: a test file, or
+# some tests of one, "file::test,test". REST stands for all others that look at formulas; without it
+# no other test is run.
+REST = "*"
+FORMULAS = "test_mutants_steering"
+LOOPS = (  # the tests of a large file that state what happens to each particle, and take no second
+    "test_steering_exact::test_no_weight_is_lost,test_lineage_follows_the_ancestors,"
+    "test_a_population_without_weight_is_carried,test_boundaries_where_values_are_taken,"
+    "test_the_error_names_place_and_population_and_holds_the_particles,"
+    "test_the_twist_learns_its_share_from_the_past"
+)
+STEERING = (FORMULAS, "test_steering_details", LOOPS, "test_steering")
 TARGETS: dict[str, tuple[str, ...]] = {
-    "paths.py": ("test_paths", "test_mutants_paths_and_grids"),
-    "grids.py": ("test_grids", "test_mutants_paths_and_grids"),
-    "plans/planner.py": ("test_mutants_tables", "test_interpret", "test_plans"),
-    "plans/kernels.py": ("test_plans",),
+    "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
+    "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
+    "plans/planner.py": ("test_mutants_tables", "test_interpret", "test_plans", REST),
+    "plans/kernels.py": ("test_plans", REST),
     "plans/solvers.py": (
         "test_mutants_solvers",
         "test_inner_solvers",
         "test_plan_limits",
         "test_plans",
+        REST,
     ),
-    "plans/table.py": ("test_mutants_tables", "test_interpret", "test_plans"),
+    "plans/table.py": ("test_mutants_tables", "test_interpret", "test_plans", REST),
+    "denoisers.py": ("test_denoisers",),
+    "execute.py": ("test_interpret", "test_execute"),
+    "noise.py": ("test_execute", "test_noise_streams"),
+    "sampling.py": ("test_execute",),
+    "guidance.py": ("test_guidance",),
+    "batching.py": ("test_settings",),
+    "rewards/base.py": ("test_rewards",),
+    "rewards/composites.py": ("test_rewards",),
+    "steering/weights.py": (FORMULAS, "test_steering"),
+    "steering/resampling.py": ("test_resampling",),
+    "steering/potentials.py": (FORMULAS,),
+    "steering/schedules.py": (
+        FORMULAS,
+        "test_steering_exact::test_adaptive_shares_hold_the_effective_size,"
+        "test_the_adaptive_share_is_the_largest_where_the_size_falls_steadily",
+        "test_steering_errors",
+    ),
+    "steering/twist.py": (
+        FORMULAS,
+        "test_steering_exact::test_the_gain_of_the_noise,test_the_gain_is_the_derivative",
+        LOOPS,
+        "test_steering_errors",
+    ),
+    "steering/values.py": (
+        *STEERING,
+        "test_steering_exact::test_network_evaluations_of_the_posterior_value,"
+        "test_one_evaluation_is_the_posterior_mean,test_the_first_evaluation_is_not_repeated",
+        "test_steering_errors",
+        "test_guidance",
+    ),
+    "steering/smc.py": (*STEERING, "test_biases", "test_steering_errors", "test_guidance"),
+    "steering/search.py": (
+        "test_steering_exact::test_a_beam_keeps_the_best,test_greedy_takes_the_best_child,"
+        "test_greedy_draws_children_in_proportion",
+        "test_steering_errors",
+    ),
+    "steering/population.py": (*STEERING, "test_steering_errors", "test_guidance"),
+    "steering/method.py": (*STEERING, "test_steering_errors", "test_guidance"),
+    "steering/methods.py": ("test_steering_errors", "test_settings"),
+    "steering/loop.py": (*STEERING, "test_run_folder", "test_steering_errors"),
+    "steering/results.py": STEERING,
+    "steering/state.py": STEERING,
+    "steering/shards.py": ("test_shards",),
+    "steering/api.py": (FORMULAS, "test_steering_errors"),
+    "diffusers/schedules.py": ("test_diffusers_scheduler_checks", "test_diffusers_dropin"),
+    "diffusers/scheduler.py": ("test_diffusers_scheduler_checks", "test_diffusers_dropin"),
 }
 SHARPER = {  # by the class or function that a mutant is in
     "Paper": "test_paper_solver",
@@ -74,8 +133,8 @@ SHARPER = {  # by the class or function that a mutant is in
     "EulerMaruyama": "test_classical",
     "KnownTimes": "test_interpret",
 }
+# What REST stands for, the likeliest first: the other folders are about networks and files.
 NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_classical")
-# Where in tests/ formulas are looked at; the other folders are about networks, files and processes.
 WHERE = ("core/", "steering/", "worlds/test_mixtures.py")
 LEFT_OUT = ("core/test_settings.py", "steering/test_shards.py")  # texts; processes of their own
 ONLY_TESTS: set[str] = set()  # filled by --tests
@@ -360,24 +419,32 @@ def mutants() -> list[Mutant]:
 # --- running the tests against one mutant -------------------------------------------------------
 
 
-def test_files(mutant: Mutant) -> list[str]:
-    """The test files that exist, those that look closest at the mutant first."""
+def test_files(mutant: Mutant) -> list[tuple[str, ...]]:
+    """The tests that exist, as arguments of one pytest each, those that look closest first."""
     tests = ROOT / "tests"
     found = {p.relative_to(tests).as_posix(): p for p in sorted(tests.rglob("test_*.py"))}
-    files = [p for at, p in found.items() if at.startswith(WHERE) and at not in LEFT_OUT]
-    places = {p.stem: str(p.relative_to(ROOT)) for p in files}
+    places = {p.stem: str(p.relative_to(ROOT)) for p in found.values()}
+    looking = [at for at in found if at.startswith(WHERE) and at not in LEFT_OUT]
+    listed = TARGETS[mutant.file]
+    rest = [*NEXT, *(found[at].stem for at in looking)] if REST in listed else []
     sharper = SHARPER.get(mutant.scope.split(".")[0], "")
-    first = dict.fromkeys([sharper, *TARGETS[mutant.file], *NEXT])
-    order = [*(name for name in first if name in places), *(n for n in places if n not in first)]
-    return [places[name] for name in order if not ONLY_TESTS or name in ONLY_TESTS]
+    result = []
+    for wanted in dict.fromkeys([sharper, *listed, *rest]):
+        name, _, some = wanted.partition("::")
+        if name in places and (not ONLY_TESTS or name in ONLY_TESTS):
+            file = places[name]
+            result.append(tuple(f"{file}::{one}" for one in some.split(",")) if some else (file,))
+    return result
 
 
-def warm_up() -> None:
-    """Import once what every forked process needs, but nothing of the package."""
+def warm_up(files: Iterable[str]) -> None:
+    """Import once what the forked processes for `files` need, but nothing of the package."""
     sys.path.insert(0, str(ROOT / "src"))
     os.chdir(ROOT)
     others = ("numpy", "scipy.stats", "sklearn.datasets", "mpmath", "rich", "typer", "PIL.Image")
-    for name in ("torch", "pytest", "hypothesis.strategies", "safetensors.torch", *others):
+    pipelines = "diffusers.pipelines.flux.pipeline_flux", "transformers.models.clip.modeling_clip"
+    heavy = pipelines if any(file.startswith("diffusers/") for file in files) else ()
+    for name in ("torch", "pytest", "hypothesis.strategies", "safetensors.torch", *others, *heavy):
         with suppress(ImportError):
             importlib.import_module(name)
     with suppress(ImportError):
@@ -488,27 +555,27 @@ class BaselineError(Exception):
     """A test file fails without any mutant."""
 
 
-Baselines = MutableMapping[str, tuple[float, list[str]]]
+Baselines = MutableMapping[tuple[str, ...], tuple[float, list[str]]]
 _BASELINES: list[Baselines] = [{}]  # one element: that of all processes, where there are several
 _MEASURING = multiprocessing.get_context("fork").Lock()
 
 
-def baseline(test_file: str) -> tuple[float, list[str]]:
-    """How long `test_file` takes without a mutant, and what to deselect; it must pass.
+def baseline(tests: tuple[str, ...]) -> tuple[float, list[str]]:
+    """How long `tests` take without a mutant, and what to deselect; they must pass.
 
     Measured by the process that asks first; the others wait for it.
     """
     (known,) = _BASELINES
-    if test_file not in known:
+    if tests not in known:
         with _MEASURING:
-            if test_file not in known:
-                known[test_file] = measured(test_file)
-    return known[test_file]
+            if tests not in known:
+                known[tests] = measured(tests)
+    return known[tests]
 
 
-def measured(test_file: str) -> tuple[float, list[str]]:
+def measured(tests: tuple[str, ...]) -> tuple[float, list[str]]:
     begin = time.monotonic()
-    failed = run_tests(None, [test_file], 1200.0)
+    failed = run_tests(None, tests, 1200.0)
     if failed and not IGNORE_FAILING:
         raise BaselineError(", ".join(failed))
     deselected = [word for name in failed for word in ("--deselect", name)]
@@ -530,9 +597,9 @@ def judge(mutant: Mutant) -> Verdict:
     begin = time.monotonic()
     killed_by = ""
     try:
-        for test_file in test_files(mutant):
-            seconds, deselected = baseline(test_file)
-            failed = run_tests(mutant, ["-x", *deselected, test_file], 20.0 + 10.0 * seconds)
+        for tests in test_files(mutant):
+            seconds, deselected = baseline(tests)
+            failed = run_tests(mutant, ["-x", *deselected, *tests], 20.0 + 10.0 * seconds)
             if failed:
                 killed_by = failed[0]
                 break
@@ -676,7 +743,7 @@ def main(given: Sequence[str] | None = None) -> int:
     killed = len(chosen) - len(listed) - len(waiting)
     survivors: list[Mutant] = []
     begin = time.monotonic()
-    warm_up()
+    warm_up(m.file for m in waiting)
     for number, verdict in enumerate(judge_all(waiting, options.jobs), start=1):
         if verdict.error:
             print(f"the tests fail without any mutant, so nothing can be judged: {verdict.error}")
