@@ -3,9 +3,11 @@
 Every mutant is one small change of one line of the code that computes (paths, plans, denoisers,
 steering, rewards, schedulers): `+` for `-`, `<` for `<=`, `sin` for `cos`, 1.0 for 0.0, a minus put
 before a result, and so on. Each runs against the fast tests that `TARGETS` lists for its file, in a
-forked process in which only that one module is replaced. A mutant is
-killed when a test fails (or hangs); one that survives shows a number that no test looks at. Those
-that cannot change any result are listed, with the reason, in `tools/equivalent_mutants.json`.
+fork of a process that has imported everything, and there gives its functions other code; a mutant
+of what runs on import, or one that survives so, in a fork that has yet to import the package, where
+only that one module is replaced. A mutant is killed when a test fails (or hangs); one that survives
+shows a number that no test looks at. Those that cannot change any result are listed, with the
+reason, in `tools/equivalent_mutants.json`.
 
     python tools/mutants.py --list                    every mutant, and how many there are
     python tools/mutants.py --sample 40 --seed 0      what CI runs
@@ -25,6 +27,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import inspect
 import io
 import json
 import multiprocessing
@@ -37,11 +40,13 @@ import time
 import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the tests import torch
@@ -52,18 +57,19 @@ SOURCE = ROOT / "src" / "glass_flows"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 PACKAGE = "glass_flows"
 
-# The files, and the tests that decide about each, in the order in which they run: a test file, or
-# some tests of one, "file::test,test". REST stands for all others that look at formulas; without it
-# no other test is run.
+# The files, and the tests that decide about each, in the order in which they run: test files, or
+# some tests of one, "file::test,test", with a blank between those that run together. REST stands
+# for all others that look at formulas; without it no other test is run.
 REST = "*"
 FORMULAS = "test_mutants_steering"
 LOOPS = (  # the tests of a large file that state what happens to each particle, and take no second
     "test_steering_exact::test_no_weight_is_lost,test_lineage_follows_the_ancestors,"
     "test_a_population_without_weight_is_carried,test_boundaries_where_values_are_taken,"
     "test_the_error_names_place_and_population_and_holds_the_particles,"
-    "test_the_twist_learns_its_share_from_the_past"
+    "test_the_twist_learns_its_share_from_the_past,"
+    "test_a_threshold_of_one_resamples_equal_weights_too"
 )
-STEERING = (FORMULAS, "test_steering_details", LOOPS, "test_steering")
+STEERING = ("test_steering_details", LOOPS, "test_steering")
 TARGETS: dict[str, tuple[str, ...]] = {
     "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
     "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
@@ -85,7 +91,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "batching.py": ("test_settings",),
     "rewards/base.py": ("test_rewards",),
     "rewards/composites.py": ("test_rewards",),
-    "steering/weights.py": (FORMULAS, "test_steering"),
+    "steering/weights.py": (f"{FORMULAS} test_steering",),
     "steering/resampling.py": ("test_resampling",),
     "steering/potentials.py": (FORMULAS,),
     "steering/schedules.py": (
@@ -117,7 +123,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "steering/method.py": (*STEERING, "test_steering_errors", "test_guidance"),
     "steering/methods.py": ("test_steering_errors", "test_settings"),
     "steering/loop.py": (*STEERING, "test_run_folder", "test_steering_errors"),
-    "steering/results.py": STEERING,
+    "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering"),
     "steering/state.py": STEERING,
     "steering/shards.py": ("test_shards",),
     "steering/api.py": (FORMULAS, "test_steering_errors"),
@@ -430,10 +436,13 @@ def test_files(mutant: Mutant) -> list[tuple[str, ...]]:
     sharper = SHARPER.get(mutant.scope.split(".")[0], "")
     result = []
     for wanted in dict.fromkeys([sharper, *listed, *rest]):
-        name, _, some = wanted.partition("::")
-        if name in places and (not ONLY_TESTS or name in ONLY_TESTS):
-            file = places[name]
-            result.append(tuple(f"{file}::{one}" for one in some.split(",")) if some else (file,))
+        together: list[str] = []
+        for name, _, some in (word.partition("::") for word in wanted.split()):
+            if name in places and (not ONLY_TESTS or name in ONLY_TESTS):
+                ends = [f"::{one}" for one in some.split(",")] if some else [""]
+                together += [places[name] + end for end in ends]
+        if together:
+            result.append(tuple(together))
     return result
 
 
@@ -493,6 +502,41 @@ class _MutantFinder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(name, file, loader=loader)
 
 
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A module's code, and that of everything in it, always in the same order."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)
+
+
+def _itself(code: CodeType) -> tuple[object, ...]:
+    """What it does, without the functions and classes in it."""
+    constants = [None if isinstance(one, CodeType) else one for one in code.co_consts]
+    return code.co_code, code.co_names, repr(constants)
+
+
+def transplant(mutant: Mutant) -> dict[CodeType, CodeType] | None:
+    """Code of functions, and the mutant's instead; None where it changes what an import runs."""
+    file = SOURCE / mutant.file
+    texts = (file.read_bytes(), mutant.source)
+    old, new = (list(_codes(compile(t, str(file), "exec", dont_inherit=True))) for t in texts)
+    bodies = [pair for pair in zip(old, new) if not pair[0].co_flags & inspect.CO_OPTIMIZED]
+    if len(old) != len(new) or any(_itself(a) != _itself(b) for a, b in bodies):
+        return None
+    return dict(zip(old, new))
+
+
+def _put_in_place(mutant: Mutant) -> None:
+    """Make it the mutant's package, imported or not."""
+    if mutant.module not in sys.modules:
+        sys.meta_path.insert(0, _MutantFinder(mutant))
+        return
+    codes = transplant(mutant) or {}
+    for one in _FUNCTIONS[str(SOURCE / mutant.file)]:
+        one.__code__ = codes.get(one.__code__, one.__code__)
+
+
 class _Failures:
     """A pytest plugin that remembers which tests failed."""
 
@@ -515,7 +559,7 @@ def _in_child(mutant: Mutant | None, arguments: Sequence[str], write: int) -> No
         for stream in (0, 1, 2):
             os.dup2(silence, stream)
         if mutant is not None:
-            sys.meta_path.insert(0, _MutantFinder(mutant))
+            _put_in_place(mutant)
         import pytest
 
         seen = _Failures()
@@ -556,7 +600,7 @@ class BaselineError(Exception):
 
 
 Baselines = MutableMapping[tuple[str, ...], tuple[float, list[str]]]
-_BASELINES: list[Baselines] = [{}]  # one element: that of all processes, where there are several
+_BASELINES: list[Baselines] = []  # one element, that of all processes
 _MEASURING = multiprocessing.get_context("fork").Lock()
 
 
@@ -608,15 +652,41 @@ def judge(mutant: Mutant) -> Verdict:
     return Verdict(mutant, killed_by, time.monotonic() - begin)
 
 
+_FUNCTIONS: dict[str, list[FunctionType]] = {}  # by file, of what a process has imported
+
+
+def _import_all(tests: Sequence[str]) -> None:
+    """The package and the tests, in a process whose forks are to have them."""
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    import pytest
+
+    pytest.main([*PYTEST, "--collect-only", *tests])
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType):
+            _FUNCTIONS.setdefault(one.__code__.co_filename, []).append(one)
+    gc.collect()
+    gc.freeze()  # forks write into pages that they share, where their garbage is looked for
+
+
 def judge_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[Verdict]:
-    if jobs == 1:
-        yield from map(judge, chosen)
-        return
     context = multiprocessing.get_context("fork")
+    waiting = [mutant for mutant in chosen if transplant(mutant)]
+    late = [mutant for mutant in chosen if mutant not in waiting]
+    files = sorted({one.split("::")[0] for m in waiting for some in test_files(m) for one in some})
     with context.Manager() as manager:
-        _BASELINES[0] = manager.dict()
-        with context.Pool(jobs) as pool:
-            yield from pool.imap_unordered(judge, chosen)
+        _BASELINES[:] = [manager.dict()]
+        with ProcessPoolExecutor(jobs, context, _import_all, (files,)) as pool:
+            for done in as_completed([pool.submit(judge, mutant) for mutant in waiting]):
+                verdict = done.result()
+                if verdict.killed_by or verdict.error:
+                    yield verdict
+                else:
+                    late.append(verdict.mutant)
+        with ProcessPoolExecutor(jobs, context) as pool:
+            for done in as_completed([pool.submit(judge, mutant) for mutant in late]):
+                yield done.result()
 
 
 # --- the list of equivalent mutants, and the report ---------------------------------------------

@@ -199,6 +199,7 @@ def test_gradients_explain_quadratic_values_wholly_and_their_opposite_not_at_all
     assert informative(g, D, values).item() == pytest.approx(1.0, rel=1e-12)
     assert informative(g, D, 0.25 * values).item() == pytest.approx(0.25, rel=1e-12)
     assert informative(g, D, 4.0 * values).item() == 1.0
+    assert informative(g, 1e-3 * D, 2.5e-4 * values).item() == pytest.approx(0.25, rel=1e-12)
     assert informative(g, D, -values).item() == 0.0
 
 
@@ -241,7 +242,10 @@ def test_a_twister_weighs_its_shift_and_learns_from_it(adaptive):
         torch.testing.assert_close(twister.log_ratio(), exact, rtol=1e-10, atol=1e-12)
         assert twister.used.tolist() == [0.0, 0.0]
         now = normal(P, N, seed=40 + turn)
-        now[0, 1] = -math.inf if turn == 0 else now[0, 1]
+        if turn == 0:  # of the first population two particles say something, of the second one
+            now[0, 1] = now[1, 0] = now[1, 2] = -math.inf
+        if turn == 1:  # more than was promised
+            now = value + 9.0 * (delta * drawn).sum(1).view(P, N)
         twister.learn(None)  # a boundary without values
         twister.learn(now)
         twister.learn(now)  # and learns once
