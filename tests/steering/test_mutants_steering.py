@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from itertools import product
 
 import pytest
 import torch
 
-from glass_flows import Steering, Twist
+from glass_flows import Guidance, Steering, Twist, beam, best_of, greedy, steer
 from glass_flows.denoisers import Estimate
 from glass_flows.errors import InvalidArgument
 from glass_flows.execute import Boundary
 from glass_flows.paths import EDM, Linear
 from glass_flows.plans import Default, plan
-from glass_flows.steering import POTENTIALS, Adaptive, LogWeights
+from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
+from glass_flows.steering.population import Population, steered_boundaries
+from glass_flows.steering.results import Costs, SearchResult
 from glass_flows.steering.schedules import share_at
+from glass_flows.steering.search import Beam
 from glass_flows.steering.twist import Twister, informative, noise_gain
 from glass_flows.steering.values import scaled
 from glass_flows.steering.weights import effective_size
+from glass_flows.worlds import GaussianMixture
 
 CAP = math.log(1e10)
 
@@ -291,3 +296,108 @@ def test_the_numbers_of_a_twist_have_ends(field, zero):
             Twist(**{field: math.inf})
     with pytest.raises(InvalidArgument, match="adaptive"):
         Twist(adaptive=1)
+
+
+# ----------------------------------------------------------------- settings, populations, costs
+
+
+def test_the_settings_of_methods_have_ends():
+    assert Steering(schedule=[0.0, 2.0]).schedule == (0.0, 2.0)
+    for bad in (-1e-9, math.inf):
+        with pytest.raises(InvalidArgument, match="share of lambda"):
+            Steering(schedule=[bad, 1.0])
+    assert (Steering(scale=0.0).scale, Steering(boundaries=[0]).boundaries) == (0.0, (0,))
+    with pytest.raises(InvalidArgument, match="scale"):
+        Steering(scale=math.inf)
+    with pytest.raises(InvalidArgument, match="ess_threshold"):
+        Steering(ess_threshold=1.5)
+    assert [Steering(ess_threshold=v).ess_threshold for v in (0.0, 1.0)] == [0.0, 1.0]
+
+
+def test_the_settings_that_are_documented():
+    assert (Steering().particles, Steering().scale, Steering().ess_threshold) == (8, 1.0, 0.5)
+    assert Steering.weighted
+    assert BestOf.weighted
+    assert not Beam.weighted
+    assert Beam().children == 2
+    for call, names in (
+        (steer, {"particles": 8, "scale": 1.0, "transitions": 6, "steps": 4, "rho": 0.4}),
+        (best_of, {"particles": 8, "scale": 1.0, "transitions": 1, "steps": 24}),
+        (beam, {"particles": 8, "children": 2, "scale": 1.0, "transitions": 6, "steps": 4}),
+        (greedy, {"particles": 8, "children": 2, "scale": 1.0, "transitions": 6, "steps": 4}),
+    ):
+        told = inspect.signature(call).parameters
+        assert {name: told[name].default for name in names} == names
+
+
+@pytest.mark.parametrize(
+    ("twist", "scale", "guidance", "twisted", "guided"),
+    [
+        (0.0, 1.0, None, False, False),
+        (0.5, 0.5, None, True, False),
+        (0.5, 0.0, None, False, False),
+        (0.0, 1.0, Guidance(0.5), False, True),
+        (0.5, 0.5, Guidance(0.0), True, False),
+    ],
+)
+def test_when_gradients_are_wanted(twist, scale, guidance, twisted, guided):
+    chosen = Steering(scale=scale, twist=twist, guidance=guidance)
+    assert (chosen.twisted, chosen.guided) == (twisted, guided)
+    assert chosen.differentiates == (twisted or guided)
+
+
+def test_where_a_method_looks_by_default():
+    """Wherever noise follows, if resampling or a twist can act on what is seen there."""
+    table = plan(Linear(), transitions=3, steps=2, rho=0.3)
+    assert Steering(ess_threshold=0.0).steered(table) == set()
+    assert Steering(ess_threshold=0.5).steered(table) == {1, 2}
+    assert Steering(ess_threshold=0.0, twist=0.5).steered(table) == {1, 2}
+    assert Steering(boundaries=2).steered(table) == {0, 2}
+    assert Steering(boundaries=[]).steered(table) == set()
+    assert BestOf().steered(table) == set()
+    assert steered_boundaries(table, [2], decides=False) == {2}
+    with pytest.raises(InvalidArgument, match="numbered 0 to 2"):
+        steered_boundaries(table, [0, 3], decides=True)
+    with pytest.raises(InvalidArgument, match="2 shares of lambda for 3"):
+        Steering(schedule=[0.5, 1.0]).check_table(table)
+
+
+def test_the_calls_that_a_progress_bar_counts():
+    table = plan(Linear(), transitions=3, steps=[2, 3, 4], rho=0.3)
+    chosen = Steering(value=PosteriorValue(3, 5), boundaries=1)
+    assert chosen.calls(table) == 9 + 3 * 5 + 2 * 3 * 4  # pure noise is asked once more
+    assert chosen.calls(table, 1) == 7 + 2 * 3 * 4
+    assert Steering().calls(table) == 9
+
+
+def test_populations_in_one_batch():
+    one = Population.of(3, (2,), prompts=["a", "b"])
+    assert (one.count, len(one), one.prompts) == (2, 6, ("a",) * 3 + ("b",) * 3)
+    assert Population.of(3, (2,)).count == 1
+    assert Population.of(3, (2,), 4).prompts is None
+    ancestors = torch.tensor([[2, 0, 0], [1, 1, 2]])
+    assert one.rows(ancestors).tolist() == [2, 0, 0, 4, 4, 5]
+    model = GaussianMixture(torch.zeros(1, 2), 1.0).denoiser(Linear())
+    assert one.home(model) is None
+    assert Population.of(3, (2,), device="meta").home(model) == "meta"
+    for bad in ({"prompts": "ab"}, {"prompts": 3}, {"prompts": ["a"], "populations": 2}):
+        with pytest.raises(InvalidArgument, match="prompts"):
+            Population.of(3, (2,), **bad)
+    for bad in (2, "2", None):
+        with pytest.raises(InvalidArgument, match="shape"):
+            Population.of(3, bad)
+
+
+def test_costs_add_up():
+    one, two = Costs(1, 2, 3, 4), Costs(10, 20, 30, 40)
+    assert one + two == Costs(11, 22, 33, 44)
+    assert two - one == Costs(9, 18, 27, 36)
+    assert Costs() == Costs(0, 0, 0, 0)
+
+
+def test_lines_of_ancestors_and_the_best_of_each_population():
+    ancestry = torch.tensor([[[0, 1, 2]], [[2, 2, 0]], [[1, 0, 0]]])
+    samples = torch.arange(6.0).view(1, 3, 2)
+    result = SearchResult(samples, pair(0.5, 2.0, 1.0), ancestry, Costs())
+    assert result.lineage[:, 0].tolist() == [[2, 2, 2], [2, 2, 2], [1, 0, 0], [0, 1, 2]]
+    assert result.best.tolist() == [[2.0, 3.0]]
