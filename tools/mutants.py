@@ -133,7 +133,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "steering/state.py": STEERING,
     "steering/shards.py": ("test_shards",),
     "steering/api.py": (FORMULAS, "test_steering_errors"),
-    "diffusers/schedules.py": ("test_diffusers_scheduler_checks", "test_diffusers_dropin"),
+    "diffusers/schedules.py": (
+        "test_mutants_schedules",
+        "test_diffusers_scheduler_checks",
+        "test_diffusers_dropin",
+    ),
     "diffusers/scheduler.py": ("test_diffusers_scheduler_checks", "test_diffusers_dropin"),
 }
 SHARPER = {  # by the class or function that a mutant is in
