@@ -445,10 +445,12 @@ def test_files(mutant: Mutant) -> list[tuple[str, ...]]:
     rest = [*NEXT, *(found[at].stem for at in looking)] if REST in listed else []
     sharper = SHARPER.get(mutant.scope.split(".")[0], "")
     result = []
-    for wanted in dict.fromkeys([sharper, *listed, *rest]):
+    for wanted in dict.fromkeys([sharper, *(one for one in listed if one != REST), *rest]):
         together: list[str] = []
         for name, _, some in (word.partition("::") for word in wanted.split()):
-            if name in places and (not ONLY_TESTS or name in ONLY_TESTS):
+            if name not in places:
+                raise SystemExit(f"TARGETS lists {name!r}, and there is no such file in tests/")
+            if not ONLY_TESTS or name in ONLY_TESTS:
                 ends = [f"::{one}" for one in some.split(",")] if some else [""]
                 together += [places[name] + end for end in ends]
         if together:
@@ -470,6 +472,7 @@ def warm_up(files: Iterable[str]) -> None:
         import torch
 
         torch.set_num_threads(1)
+        torch.testing.assert_close(torch.ones(1), torch.ones(1))  # imports, too, and for seconds
     with suppress(ImportError):
         from hypothesis import HealthCheck, Phase, settings
 

@@ -158,3 +158,7 @@ def test_posterior_draws_of_pure_noise_are_samples_and_others_see_x():
         assert not torch.equal(drawn[0], drawn[1])
         again = posterior(Believer(Linear()), x[:1], t, samples=1, steps=2, seed=4)
         torch.testing.assert_close(again[0], drawn[0, :1])
+
+
+def test_noise_of_states_without_numbers():
+    assert KeyedNoise(1)(0, torch.empty(2, 0)).shape == (2, 0)
