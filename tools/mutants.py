@@ -88,7 +88,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "noise.py": ("test_mutants_core", "test_execute"),
     "sampling.py": ("test_mutants_core", "test_execute"),
     "guidance.py": ("test_guidance",),
-    "batching.py": ("test_settings",),
+    "batching.py": ("test_mutants_core",),
     "rewards/base.py": ("test_rewards",),
     "rewards/composites.py": ("test_rewards",),
     "steering/weights.py": (f"{FORMULAS} test_steering",),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from glass_flows import Sampler, posterior, sample
+from glass_flows.batching import Batching
 from glass_flows.denoisers import BaseDenoiser
 from glass_flows.errors import InvalidArgument, NonFinite, ShapeError
 from glass_flows.execute import check_state
@@ -21,6 +22,7 @@ from glass_flows.noise import (
     FixedNoise,
     KeyedNoise,
     StreamNoise,
+    _normal,
     check_seed,
 )
 from glass_flows.paths import EDM, Linear
@@ -160,5 +162,17 @@ def test_posterior_draws_of_pure_noise_are_samples_and_others_see_x():
         torch.testing.assert_close(again[0], drawn[0, :1])
 
 
+def test_the_longest_and_the_shortest_radius():
+    """Of the words 0 and 2^31 - 1, whose angle is 0: √(-2 log 2⁻³²) and 0."""
+    ends = _normal(np.array([[0], [2**31 - 1]], dtype=np.uint64), 2)
+    expected = torch.tensor([[math.sqrt(64.0 * math.log(2.0)), 0.0], [0.0, 0.0]])
+    torch.testing.assert_close(ends, expected)
+
+
 def test_noise_of_states_without_numbers():
     assert KeyedNoise(1)(0, torch.empty(2, 0)).shape == (2, 0)
+
+
+def test_batching_that_is_documented():
+    assert Batching() == Batching(max_batch="auto", decode_batch=1, checkpoint=False)
+    assert Batching(max_batch=None, decode_batch=None).max_batch is None
