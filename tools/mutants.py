@@ -116,7 +116,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "steering/smc.py": (
         f"{FORMULAS} test_steering_details",
         *STEERING[1:],
-        "test_biases",
+        "test_evidence::test_biases_name_what_is_no_target_and_nothing_else test_biases",
         "test_steering_errors",
         "test_guidance",
     ),

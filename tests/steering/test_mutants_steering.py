@@ -354,12 +354,14 @@ def test_where_a_method_looks_by_default():
     assert Steering(ess_threshold=0.0, twist=0.5).steered(table) == {1, 2}
     assert Steering(boundaries=2).steered(table) == {0, 2}
     assert Steering(boundaries=[]).steered(table) == set()
-    assert BestOf().steered(table) == set()
+    assert BestOf().steered(table) == BestOf()._steering.steered(table) == set()
     assert steered_boundaries(table, [2], decides=False) == {2}
     with pytest.raises(InvalidArgument, match="numbered 0 to 2"):
         steered_boundaries(table, [0, 3], decides=True)
     with pytest.raises(InvalidArgument, match="2 shares of lambda for 3"):
         Steering(schedule=[0.5, 1.0]).check_table(table)
+    with pytest.raises(InvalidArgument, match="2 shares of lambda for 1"):  # seen though unused
+        Steering(schedule=[0.5, 1.0]).check_table(plan(Linear(), transitions=1, steps=2, rho=0.3))
 
 
 def test_the_calls_that_a_progress_bar_counts():
