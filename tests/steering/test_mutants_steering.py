@@ -18,7 +18,7 @@ from glass_flows.plans import Default, plan
 from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
 from glass_flows.steering.population import Population, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
-from glass_flows.steering.schedules import share_at
+from glass_flows.steering.schedules import check_schedule, share_at
 from glass_flows.steering.search import Beam
 from glass_flows.steering.twist import Twister, informative, noise_gain
 from glass_flows.steering.values import scaled
@@ -128,6 +128,31 @@ def test_shares_of_named_schedules():
     for bad in (-1e-9, math.inf, math.nan, "much"):
         with pytest.raises(InvalidArgument, match="finite number >= 0"):
             share_at(lambda t, bad=bad: bad, 1, 0.25, 3)
+
+
+@pytest.mark.parametrize(("above", "expected"), [(2.0, 1.0), (1.0, 0.5)])
+def test_an_adaptive_share_where_the_size_rests_at_what_was_wanted(above, expected):
+    """It is 4 of 4 up to 0.5, just the half up to 0.75, and then `above`."""
+
+    def log_weights(share):
+        alive = 4.0 if share < 0.5 else 2.0 if share <= 0.75 else above
+        return pair(*(0.0 if i < alive else -math.inf for i in range(4)))
+
+    found = Adaptive(0.5).choose(log_weights, pair(0.0)).item()
+    assert found == pytest.approx(expected, abs=1e-11)
+
+
+def test_what_is_a_schedule():
+    for good in (Adaptive(0.5), math.sqrt):
+        assert check_schedule(good) is good
+    for bad in (float, 3, None):
+        with pytest.raises(InvalidArgument, match="schedule must be"):
+            check_schedule(bad)
+    for bad in (0.0, 1.0, 1.5):
+        with pytest.raises(InvalidArgument, match=r"lie in \(0, 1\)"):
+            Adaptive(bad)
+    assert share_at(math.sqrt, 1, 0.25, 3) == 0.5
+    assert share_at([0.5, 0.25], 1, 0.25, 2) == 0.25
 
 
 def test_a_scale_of_zero_forgets_infinities_and_no_other_does():
