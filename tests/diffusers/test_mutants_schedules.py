@@ -171,3 +171,10 @@ def test_the_prediction_is_named_or_refused():
         assert made("DDIMScheduler", prediction_type=told)[1].prediction == name
     with pytest.raises(InvalidArgument, match="prediction_type='flow_prediction'"):
         Schedule.of({"_class_name": "DDIMScheduler", "prediction_type": "flow_prediction"})
+
+
+def test_what_a_configuration_leaves_out_is_as_its_own_class_has_it():
+    wild = torch.tensor([[-7.0, 0.5, 3.0]])
+    for name, clips in (("DDIMScheduler", True), ("PNDMScheduler", False)):
+        found = Schedule.of({"_class_name": name}).thresholded(wild)
+        assert torch.equal(found, wild.clamp(-1.0, 1.0) if clips else wild)
