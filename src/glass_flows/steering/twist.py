@@ -72,7 +72,7 @@ class Twist(Checked):
 
 def noise_gain(transition: Transition, path: Path, sigma_data: float) -> float:
     """∂x_t'/∂ε of a planned transition for data N(m, σ_data² I): its rows, with D linear in y."""
-    registers = {"x": 0.0, "u": 0.0, "eps": 1.0, "D": 0.0, "D_prev": 0.0}
+    registers = dict.fromkeys(("x", "u", "D", "D_prev"), 0.0) | {"eps": 1.0}
 
     def mixed(mix: Mix) -> float:
         return sum(weight * registers[name] for name, weight in mix.terms())
