@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glass_flows.diffusers.schedules import Schedule, _told_apart
-from glass_flows.errors import InvalidArgument, PlanError
+from glass_flows.errors import InvalidArgument
 from glass_flows.paths import DiscreteDiffusion, KnownTimes, Linear
 
 STABLE = {
@@ -104,13 +104,16 @@ def test_sigmas_of_a_table_are_noise_over_signal():
     chosen = [float(sigmas[k]) for k in (900, 500, 20)]
     expected = [(999.0 - k) / 1000.0 for k in (900, 500, 20)]
     assert list(found.outer_times(sigmas=[*chosen, 0.0]))[:-1] == pytest.approx(expected, abs=1e-9)
-    assert found.outer_times(sigmas=[1e9, chosen[1]])[0] == 0.0  # beyond the table
+    most = float(sigmas[-1])
+    assert found.outer_times(sigmas=[1.005 * most, chosen[1]])[0] == 0.0  # as published, rounded
+    with pytest.raises(InvalidArgument, match=r"is from 0\.0\d+ to 14\.6"):
+        found.outer_times(sigmas=[1.02 * most, chosen[1]])
 
 
 def test_times_fall_towards_data_and_are_given_once():
     _, found = made("FlowMatchEulerDiscreteScheduler")
     for same in ([500.0, 500.0], [200.0, 500.0]):
-        with pytest.raises(PlanError, match="do not fall"):
+        with pytest.raises(InvalidArgument, match="must fall towards data"):
             found.outer_times(timesteps=same)
     with pytest.raises(InvalidArgument, match="not both"):
         found.outer_times(timesteps=[500.0], sigmas=[0.5])
