@@ -6,6 +6,7 @@ import diffusers
 import pytest
 import torch
 
+from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers.schedules import Schedule, _told_apart
 from glass_flows.errors import InvalidArgument
 from glass_flows.paths import DiscreteDiffusion, KnownTimes, Linear
@@ -181,3 +182,14 @@ def test_what_a_configuration_leaves_out_is_as_its_own_class_has_it():
     for name, clips in (("DDIMScheduler", True), ("PNDMScheduler", False)):
         found = Schedule.of({"_class_name": name}).thresholded(wild)
         assert torch.equal(found, wild.clamp(-1.0, 1.0) if clips else wild)
+
+
+@pytest.mark.parametrize("rho, steps, stops_short", [
+    (1.0, 1, True), ("ddim:0", 1, True), ("ddim:1", 1, False), (0.0, 1, False), (1.0, 2, False),
+])  # fmt: skip
+def test_auto_ends_where_the_pipelines_own_sampler_does(rho, steps, stops_short):
+    own = diffusers.DDIMScheduler(**STABLE, steps_offset=1, set_alpha_to_one=False)
+    config = {**own.config, "_class_name": "DDIMScheduler"}
+    scheduler = GlassScheduler.from_config(config, rho=rho, steps=steps)
+    scheduler.set_timesteps(10)
+    assert scheduler.table.times[-1] == (scheduler.schedule.time(0.0) if stops_short else 1.0)

@@ -423,3 +423,9 @@ def test_lines_of_ancestors_and_the_best_of_each_population():
     result = SearchResult(samples, pair(0.5, 2.0, 1.0), ancestry, Costs())
     assert result.lineage[:, 0].tolist() == [[2, 2, 2], [2, 2, 2], [1, 0, 0], [0, 1, 2]]
     assert result.best.tolist() == [[2.0, 3.0]]
+
+
+def test_posterior_values_take_the_first_evaluation_from_the_boundary():
+    value = PosteriorValue(samples=3, steps=4)
+    assert value.extra_calls(Linear(), 0.5) == 3 * 3
+    assert value.extra_calls(Linear(), 0.0) == 3 * 4  # draws from noise of their own
