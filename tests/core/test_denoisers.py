@@ -9,11 +9,13 @@ import torch
 
 from glass_flows import Denoiser
 from glass_flows.denoisers import (
+    PREDICTIONS,
     BaseDenoiser,
     Estimate,
     Fitting,
     WrappedDenoiser,
     as_denoiser,
+    check_device,
 )
 from glass_flows.errors import (
     DegeneratePrediction,
@@ -514,3 +516,19 @@ def test_a_network_is_called_on_as_many_rows_as_fit():
 
     with pytest.raises(torch.cuda.OutOfMemoryError):
         Fitting(never)(x, t)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "score"])
+@pytest.mark.parametrize("t", [0.0, 1e-310])  # 1/alpha is infinite at both
+def test_predictions_that_say_nothing_of_the_data_are_refused(prediction, t):
+    with pytest.raises(DegeneratePrediction, match=f"{prediction!r} says nothing"):
+        PREDICTIONS[prediction](Linear(), t)
+    assert all(map(math.isfinite, PREDICTIONS[prediction](Linear(), 1e-300)))
+
+
+def test_devices_by_name():
+    assert check_device(None) is None
+    assert check_device("cpu") == check_device(torch.device("cpu")) == torch.device("cpu")
+    for bad in (True, "nowhere", 1.5):
+        with pytest.raises(InvalidArgument, match="device must be"):
+            check_device(bad)
