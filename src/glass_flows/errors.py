@@ -16,10 +16,12 @@ from typing import Any
 __all__ = [
     "DegeneratePrediction",
     "DegenerateWeights",
+    "FolderInUse",
     "GlassError",
     "InvalidArgument",
     "MissingExtra",
     "NonFinite",
+    "OtherJob",
     "PlanError",
     "RewardError",
     "RunFolderError",
@@ -124,6 +126,14 @@ class MissingExtra(GlassError, ImportError):
 
 class RunFolderError(GlassError):
     """A run's folder cannot be written or read, or belongs to another job."""
+
+
+class FolderInUse(RunFolderError):
+    """Another process writes into the folder; the message says which, and since when."""
+
+
+class OtherJob(RunFolderError):
+    """The folder holds a run of another job, of other weights or of other circumstances."""
 
 
 class WeightsFileError(GlassError):

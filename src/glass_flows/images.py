@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from .files import replace, written
 from .steering import SearchResult
 
 __all__ = ["ImageResult", "contact_sheet", "to_bytes", "to_images"]
@@ -53,7 +55,7 @@ class ImageResult:
         """Write every image as PNG, best first, with prompt, reward and settings inside it."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        written = []
+        files = []
         for p, prompt in enumerate(self.prompts):
             order = self.rewards[p].argsort(descending=True).tolist()
             for rank, i in enumerate(order):
@@ -62,9 +64,9 @@ class ImageResult:
                 info.add_itxt("reward", repr(self.rewards[p, i].item()))
                 info.add_itxt("settings", json.dumps(dict(self.settings)))
                 file = target / f"{p:03d}-{rank:02d}.png"
-                self.images[p][i].save(file, pnginfo=info)
-                written.append(file)
-        return written
+                replace(file, written(partial(self.images[p][i].save, format="PNG", pnginfo=info)))
+                files.append(file)
+        return files
 
 
 def contact_sheet(

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from .. import __version__
 from ..errors import GlassError
+from ..stops import stoppable
 from .research import check, compare, reproduce, train_app
 from .runs import report, runs_app
 from .tools import convert_app, evaluate, plan
@@ -51,9 +52,10 @@ for panel, commands in _PANELS.items():
 
 
 def main() -> None:
-    """Entry point: errors of ours end in one line and exit code 2."""
+    """Entry point: errors of ours end in one line and exit code 2; a signal in one line, too."""
     try:
-        app()
+        with stoppable():
+            app()
     except GlassError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
         sys.exit(2)

@@ -13,13 +13,14 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..errors import InvalidArgument, check_count, check_name
-from ..files import replace
+from ..files import replace, written
 
 __all__ = ["PromptEntry", "read_prompts", "write_geneval"]
 
@@ -151,5 +152,5 @@ def write_geneval(
     files = []
     for i, image in enumerate(images):
         files.append(samples / f"{i:05}.png")
-        image.save(files[-1])
+        replace(files[-1], written(partial(image.save, format="PNG")))
     return files

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from ..errors import InvalidArgument, check_count
-from ..files import replace
+from ..files import replace, written
+from ..folders import alone_in_out
 from ..guidance import Guidance
 from ..jobs import Job
 from ..jobs.models import Shapes
@@ -100,6 +102,7 @@ def _plain(evaluations: int) -> Recipe:
     return Recipe(BestOf(1), Sampler.ode(evaluations))
 
 
+@alone_in_out
 def compare_shapes(
     out: str | os.PathLike[str],
     *,
@@ -262,7 +265,7 @@ def _hacking(entries: Mapping[str, Entry], figure: Any, file: Path) -> Path:
         other = axis.twinx()
         other.plot(x, reward, "s--", color="tab:purple")
         other.set_ylabel("reward", color="tab:purple")
-    figure.savefig(file, dpi=110)
+    replace(file, written(partial(figure.savefig, dpi=110)))
     return file
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .folder import RunFolder, clear_run
+from .folder import RunFolder, clear_run, disk_is_full
 from .processes import process_group, started_by_torchrun
 from .record import RunRecord, find_runs, read_run
 
@@ -10,6 +10,7 @@ __all__ = [
     "RunFolder",
     "RunRecord",
     "clear_run",
+    "disk_is_full",
     "find_runs",
     "process_group",
     "read_run",
