@@ -91,7 +91,7 @@ def _release(process: int, folder: Path) -> None:
     del _taken[process, folder]
     with suppress(OSError):  # the folder may be gone, with the lock
         (folder / LOCKS[1]).unlink(missing_ok=True)
-        if taken.made and os.listdir(folder) == [LOCKS[0]]:
+        if os.listdir(folder) == [LOCKS[0]]:  # nothing was written
             (folder / LOCKS[0]).unlink()
             for place in taken.made:
                 place.rmdir()

@@ -17,7 +17,7 @@ import tiny_pipelines
 from glass_flows import Twist, best_of, steer
 from glass_flows.cli import app
 from glass_flows.diffusers import steer_pipeline
-from glass_flows.errors import InvalidArgument, RewardError, RunFolderError
+from glass_flows.errors import InvalidArgument, OtherJob, RewardError, RunFolderError
 from glass_flows.jobs import digits_denoiser
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder, clear_run, find_runs, read_run
@@ -319,12 +319,17 @@ def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(tmp
     same(whole, run(tmp_path / "again"))
 
 
-def test_a_state_without_its_run_is_not_gone_on_with(tmp_path):
-    """Whose it is nobody knows once run.json is gone."""
+def test_a_state_knows_whose_it_is_without_its_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", 3)
     (tmp_path / "run" / "run.json").unlink()
-    same(run(tmp_path / "run", scale=1.0), run(tmp_path / "whole", scale=1.0))
+    kept = (tmp_path / "run" / "state.safetensors").read_bytes()
+    with pytest.raises(OtherJob, match=r"another job.* method.scale: 4.0 there, the default here"):
+        run(tmp_path / "run", scale=1.0)
+    with pytest.raises(OtherJob, match="another job, which differs in seed: 3 there, 4 here"):
+        RunFolder(tmp_path / "run", {"seed": 4})
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == kept
+    same(run(tmp_path / "run"), run(tmp_path / "whole"))
 
 
 def test_a_record_that_was_stopped_goes_on_when_it_is_used_again(tmp_path):

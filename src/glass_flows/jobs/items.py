@@ -183,7 +183,7 @@ def is_finished(model: Model, work: Work, item: Item, out: Path) -> bool:
     OtherJob
         It holds a run of other settings or weights.
     """
-    if not (out / item.name / "result.json").exists():
+    if not (out / item.name).exists():
         return False
     try:
         return folder_of(model, work, item, out).finished

@@ -117,6 +117,9 @@ class RunFolder:
         self.about["weights"] = dict(weights)
         self._hold()
         self._goes_on = self._begun()
+        if not self.finished and (self.folder / _STATE).exists():
+            whose, _ = self._read_state(tensors=False)
+            self._match({"format": FORMAT, **whose})
         if self._goes_on and (self.folder / "run.json").exists():
             read_run(self.folder)
             found = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
@@ -128,9 +131,7 @@ class RunFolder:
         else:
             self.about["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             self.about["versions"] = _versions()
-        if not self.finished and (self.folder / _STATE).exists():
-            whose, _ = self._read_state(tensors=False)
-            self._match({"format": FORMAT, **whose})
+            self._put("run.json", self.about)
         self._run: Run | None = None
         self._whose: dict[str, Any] | None = None  # of the state that was gone on from
         self._events: list[str] = []
@@ -283,7 +284,6 @@ class RunFolder:
         found["biases"] = list(values.get("biases", ()))
         found["images"] = [list(row) for row in images]
         found |= more
-        self._put_about()
         self._put("result.json", found)
         self._clear(_STATE)
         self._clear("error.json")
@@ -321,7 +321,9 @@ class RunFolder:
         except RunFolderError:
             raise
         except Exception as error:
-            if self._run is not None or self._goes_on or not isinstance(error, InvalidArgument):
+            if self._run is None and not self._goes_on and isinstance(error, InvalidArgument):
+                self._clear("run.json")
+            else:
                 self.fail(error)
             raise
 
@@ -329,7 +331,6 @@ class RunFolder:
         """Write why the run stopped; the next one goes on from where it was."""
         boundary = getattr(getattr(error, "boundary", None), "index", None)
         found = {"type": type(error).__name__, "message": str(error), "boundary": boundary}
-        self._put_about()
         self._put("error.json", found)
         self._over()
 
@@ -392,10 +393,6 @@ class RunFolder:
             self._put("run.json", self.about)
         if events or (self.folder / "events.jsonl").exists():
             self._put_bytes("events.jsonl", "".join(line + "\n" for line in events).encode())
-
-    def _put_about(self) -> None:
-        if not (self.folder / "run.json").exists():
-            self._put("run.json", self.about)
 
     def _put(self, name: str, content: Mapping[str, Any]) -> None:
         # A prompt may be any object.
