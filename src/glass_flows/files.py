@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from io import BytesIO
@@ -11,11 +12,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["TEMPORARY", "append", "render", "replace", "written"]
+__all__ = ["append", "is_temporary", "render", "replace", "written"]
 
 _NONE: Mapping[str, Callable[..., Any]] = {}
-TEMPORARY = ".*.tmp"
-"""What files are called before they are whole; a process that was killed leaves some."""
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -37,6 +36,11 @@ def replace(path: Path, content: bytes) -> None:
         with suppress(OSError):  # on a full disk the part that was written is in the way
             temporary.unlink()
         raise
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is called as :func:`replace` calls a file before it is whole."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", path.name) is not None
 
 
 def written(save: Callable[[BytesIO], object]) -> bytes:

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import wraps
 from inspect import signature
-from itertools import chain
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -21,7 +20,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from .errors import FolderInUse, InvalidArgument, RunFolderError
-from .files import TEMPORARY
+from .files import is_temporary
 
 __all__ = ["FULL", "LOCKS", "Hold", "alone", "alone_in_out"]
 
@@ -100,8 +99,9 @@ def _release(process: int, folder: Path) -> None:
 
 def _settle(folder: Path) -> None:
     """Say who holds a folder, and take away what a killed one was writing."""
-    for left in chain(folder.glob(TEMPORARY), folder.glob(f"*/{TEMPORARY}")):
-        left.unlink(missing_ok=True)
+    with suppress(OSError):  # of a folder below that cannot be read
+        for left in _left_over(folder):
+            left.unlink(missing_ok=True)
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     found = {
         "pid": os.getpid(),
@@ -111,6 +111,15 @@ def _settle(folder: Path) -> None:
     }
     with suppress(OSError):  # on a full disk nobody learns it
         (folder / LOCKS[1]).write_text(json.dumps(found), encoding="utf-8")
+
+
+def _left_over(folder: Path, depth: int = 3) -> Iterator[Path]:
+    """What was being written, but in folders below that have a lock of their own."""
+    for entry in folder.iterdir():
+        if is_temporary(entry):
+            yield entry
+        elif depth and entry.is_dir() and not (entry / LOCKS[0]).exists():
+            yield from _left_over(entry, depth - 1)
 
 
 def _who(folder: Path) -> str:

@@ -47,6 +47,7 @@ def stoppable() -> Iterator[None]:
     Where that takes too long, in the middle of a large network, the process ends all the same:
     whatever it was writing, files are whole or not there.
     """
+    _kept.clear()  # of what this process did before
     heard, said = os.pipe()
     os.set_blocking(said, False)
     over = threading.Lock()

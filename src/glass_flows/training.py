@@ -221,3 +221,4 @@ def checkpoints(
         ) from error
     yield lambda task, file, own=settings: fit(task, folder / file, own, every, progress)
     shutil.rmtree(folder)
+    keep("training", None)

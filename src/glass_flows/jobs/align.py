@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -152,10 +151,9 @@ def _timed(
         return record.result(), read_run(home).figures["seconds"]
     announce(f"{name}: {job.method.particles} particles, {job.populations} populations")
     record.pictures = lambda z: [digit_image(image) for image in z]
-    start = time.perf_counter()
     result = model.steer(job, Watch(record, progress=progress))
     record.finish(result)
-    return result, time.perf_counter() - start
+    return result, read_run(home).figures["seconds"]
 
 
 def _line(name: str, result: SearchResult, verdict: Tensor, seconds: float) -> Line:
@@ -266,6 +264,7 @@ def align(
         weights = model.weights(job)
         record = RunFolder(folder, job.as_json(), title=job.title, writes=first, weights=weights)
         if record.finished:
+            record.check()
             announce("finished already: nothing is drawn")
             return _kept(job, record)
         return _drawn(model, job, record, shards, progress)

@@ -116,7 +116,9 @@ class Worker:
         """
         try:
             folder = folder_of(self.model, self.work, item, out)
-            if not folder.finished:
+            if folder.finished:
+                folder.check()
+            else:
                 self._draw(self.work.of(item), folder)
         except RunFolderError as error:
             if disk_is_full(error):
@@ -186,7 +188,10 @@ def is_finished(model: Model, work: Work, item: Item, out: Path) -> bool:
     if not (out / item.name).exists():
         return False
     try:
-        return folder_of(model, work, item, out).finished
+        folder = folder_of(model, work, item, out)
+        if folder.finished:
+            folder.check()
+        return folder.finished
     except OtherJob:
         raise
     except RunFolderError:

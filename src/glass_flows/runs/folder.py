@@ -53,7 +53,7 @@ from ..steering.population import Run
 from ..steering.state import under
 from ..stops import keep
 from .listing import differences, short
-from .record import FORMAT, plain, read_run
+from .record import FORMAT, plain, read_events, read_run
 
 __all__ = ["RunFolder", "clear_run"]
 
@@ -308,6 +308,29 @@ class RunFolder:
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"the run in {str(self.folder)!r} is not finished or damaged: {error}"
+            ) from error
+
+    def check(self) -> None:
+        """Look whether a finished run is whole, before it is taken for done.
+
+        Raises
+        ------
+        RunFolderError
+            A file of its result is missing or damaged.
+        """
+        self.result()
+        file = self.folder / "events.jsonl"
+        try:
+            if len(read_events(self.folder)) != self.about.get("transitions", -1) + 1:
+                raise ValueError("boundaries are missing")
+            for name in _images(self.folder):
+                file = self.folder / name
+                with Image.open(file) as image:
+                    image.verify()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise RunFolderError(
+                f"{str(file)!r} of a finished run is missing or damaged ({error}): put it back, or "
+                "draw the run again (--overwrite, clear_run)"
             ) from error
 
     @contextmanager
