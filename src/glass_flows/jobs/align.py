@@ -144,7 +144,7 @@ def _timed(
 ) -> tuple[SearchResult, float]:
     """Run a job in its folder, or take what it has come to; and the seconds it took."""
     home = out / "runs" / re.sub(r"[^a-z0-9]+", "-", name)
-    title, weights = f"{job.title}: {name}", model.weights(job)
+    title, weights = f"{job.title}: {name}", model.weights(job.reward)
     record = RunFolder(home, job.as_json(), title=title, weights=weights)
     if record.finished:
         announce(f"{name}: finished already")
@@ -261,7 +261,7 @@ def align(
         if not (folder / "result.json").exists():
             model.reward(job)
             model.load()
-        weights = model.weights(job)
+        weights = model.weights(job.reward)
         record = RunFolder(folder, job.as_json(), title=job.title, writes=first, weights=weights)
         if record.finished:
             record.check()

@@ -127,10 +127,10 @@ class Model(ABC):
         kind, _, place = reward.partition(":")
         return {"model": self.place, "reward": place if kind in REWARDS else ""}
 
-    def weights(self, job: Job) -> dict[str, str]:
-        """Which weights and tokenizers a job is drawn with, as far as they are known."""
+    def weights(self, reward: str = "") -> dict[str, str]:
+        """Which weights and tokenizers are used with a reward, as far as they are known."""
         loading, found = self.loading, dict[str, str]()
-        for name, place in self.places(job.reward or self.reward_name).items():
+        for name, place in self.places(reward or self.reward_name).items():
             revision = loading.revision if name == "model" else None
             if place and (one := identity(place, revision)) is not None:
                 found[name] = one

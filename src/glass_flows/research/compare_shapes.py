@@ -33,6 +33,7 @@ from ..plans import Sampler
 from ..progress import progress_bar
 from ..steering import BestOf, Steering, Twist
 from ..steering.loop import Watch
+from ..stops import keep
 from ..worlds.shapes import CATEGORIES, Prompt, prompts
 from .recipe import Entry, Methods, Recipe, Returned, contest, judged, trials, write_contest
 from .writing import blank_plot, key_of
@@ -213,6 +214,7 @@ class _Bench:
         self.folder.mkdir(exist_ok=True)
         numbers = {name: torch.tensor(getattr(found, name)) for name in _NUMBERS}
         replace(file, save({"images": found.images, **numbers}))
+        keep("drawn", f"{len(list(self.folder.iterdir()))} batches of images")
         return found
 
 

@@ -299,7 +299,8 @@ def run_experiment(
     folder = make_folder(Path(out) / experiment.name)
     kept = make_folder(folder / "cells")
     cells = experiment.cells(scale, folder)
-    shared = {"experiment": experiment.name, "scale": scale.identity()}
+    weights = model_of(scale.model).weights(scale.reward)
+    shared = {"experiment": experiment.name, "scale": scale.identity(), "weights": weights}
     results = []
     with progress_bar(len(cells), progress, experiment.name) as advance:
         for cell in cells:
