@@ -22,6 +22,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
 
 import torch
@@ -360,6 +362,36 @@ def two_at_once(home: Path, wanted: dict[int, dict[str, object]], draw: random.R
     return Counter([refused.partition(":")[0]])
 
 
+def many(out: Path, context: BaseContext = FORK) -> None:
+    """More items than are finished before somebody is killed."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    workers.get_context = lambda name: context
+    items = items_of([PromptEntry(0, "8")], range(400), ["steering"])
+    run_batch(WORK, items, out, workers=2, progress=False)
+
+
+def orphaned(out: Path, number: int, draw: random.Random, context: BaseContext) -> None:
+    """The parent of workers gets a signal: none is left after five seconds, and all goes on."""
+    _, there = FORK.Pipe(duplex=False)
+    command = partial(many, context=context)
+    child = FORK.Process(target=_child, args=(command, out, Faults(), there))
+    child.start()
+    wait_for(lambda: len(list(out.glob("*/run.json"))) > 1)
+    time.sleep(draw.uniform(0, 0.2))
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == -number  # it was not over
+    left_over(child.pid)
+    assert run(batched, out) == ("done", "")
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def main() -> None:
     reading = argparse.ArgumentParser(description=__doc__)
     reading.add_argument("--count", type=int, default=10, help="of each kind and command")
@@ -387,9 +419,13 @@ def main() -> None:
             aligned(home / f"seed{seed}", seed)
             wanted[seed] = content(home / f"seed{seed}")
         told = Counter()
-        for i in range(given.count):
+        for i in range(2 * given.count):
             told += two_at_once(home / f"two{i}", wanted, draw)
-        print("two at once", dict(told))
+        print("two at once", dict(told), flush=True)
+        for i in range(given.count + 2):  # spawned workers, as on the command line
+            number = (signal.SIGKILL, signal.SIGTERM)[i % 2]
+            orphaned(home / f"orphans{i}", number, draw, multiprocessing.get_context("spawn"))
+        print("parents of workers killed", given.count + 2)
 
 
 if __name__ == "__main__":

@@ -72,30 +72,7 @@ def test_of_two_commands_in_one_folder_one_runs_and_one_is_refused(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_workers_end_with_their_parent(number, tmp_path):
-    """`left_over` raises if a process of the session is there after five seconds."""
-    _, there = faults.FORK.Pipe(duplex=False)
-    given = (slow_batch, tmp_path / "out", faults.Faults(), there)
-    child = faults.FORK.Process(target=faults._child, args=given)
-    child.start()
-    wait_for(lambda: len(faults._processes(child.pid)) > 2)
-    os.kill(child.pid, number)
-    child.join()
-    faults.left_over(child.pid)
-    assert faults.run(faults.COMMANDS["batch"], tmp_path / "out") == ("done", "")
-
-
-def slow_batch(out):
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    items = faults.items_of([faults.PromptEntry(0, "8")], range(200), ["steering"])
-    faults.workers.get_context = lambda name: faults.FORK
-    faults.run_batch(faults.WORK, items, out, workers=2, progress=False)
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    faults.orphaned(tmp_path / "out", number, random.Random(number), faults.FORK)
 
 
 def test_training_goes_on_with_as_many_threads_only(tmp_path):
@@ -124,7 +101,7 @@ def said(work, tmp_path, number, when):
 
         child = faults.FORK.Process(target=go)
         child.start()
-        wait_for(when)
+        faults.wait_for(when)
         os.kill(child.pid, number)
         began = time.monotonic()
         child.join()
