@@ -112,6 +112,7 @@ def run_batch(
             del model  # its memory is for the workers
             finished = run_in_processes(work, missing, home, workers)
         problems: dict[Item, str] = {}
+        keep("batch", f"{count} of {len(items)} items")
         try:
             for item, problem in finished:
                 if problem is not None:
