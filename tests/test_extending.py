@@ -328,7 +328,7 @@ def test_an_installed_package_reaches_the_command_line(fresh):
     wrong, right = done.stderr.split("mien ends with 2\n")
     assert "Did you mean 'mine'" in wrong
     assert right.endswith("mine ends with 0\n"), right
-    job = json.loads((folder / "out" / "results.json").read_text())["job"]
+    job = json.loads((folder / "out" / "comparison.json").read_text())["job"]
     assert job["method"]["potential"] == "mine"
 
 

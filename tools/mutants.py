@@ -1,10 +1,13 @@
 """Mutation testing: does a test fail when a sign, an operator or a number in the formulas changes?
 
-Every mutant is one small change of one line of the numeric code (paths, grids, plans): `+` for
-`-`, `<` for `<=`, `sin` for `cos`, 1.0 for 0.0, a minus put before a result, and so on. Each runs
-against the fast tests, in a forked process in which only that one module is replaced. A mutant is
-killed when a test fails (or hangs); one that survives shows a number that no test looks at. Those
-that cannot change any result are listed, with the reason, in `tools/equivalent_mutants.json`.
+Every mutant is one small change of one line of the code that computes (paths, plans, denoisers,
+steering, rewards, schedulers): `+` for `-`, `<` for `<=`, `sin` for `cos`, 1.0 for 0.0, a minus put
+before a result, and so on. Each runs against the fast tests that `TARGETS` lists for its file, in a
+fork of a process that has imported everything, and there gives its functions other code; a mutant
+of what runs on import, or one that survives so, in a fork that has yet to import the package, where
+only that one module is replaced. A mutant is killed when a test fails (or hangs); one that survives
+shows a number that no test looks at. Those that cannot change any result are listed, with the
+reason, in `tools/equivalent_mutants.json`.
 
     python tools/mutants.py --list                    every mutant, and how many there are
     python tools/mutants.py --sample 40 --seed 0      what CI runs
@@ -24,6 +27,7 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import inspect
 import io
 import json
 import multiprocessing
@@ -36,11 +40,13 @@ import time
 import tokenize
 from collections import Counter
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before the tests import torch
@@ -51,19 +57,88 @@ SOURCE = ROOT / "src" / "glass_flows"
 EQUIVALENT = Path(__file__).with_name("equivalent_mutants.json")
 PACKAGE = "glass_flows"
 
-# The numeric code, and the tests that look at each file most closely: they run first.
+# The files, and the tests that decide about each, in the order in which they run: test files, or
+# some tests of one, "file::test,test", with a blank between those that run together. REST stands
+# for all others that look at formulas; without it no other test is run.
+REST = "*"
+FORMULAS = "test_mutants_steering"
+LOOPS = (  # the tests of a large file that state what happens to each particle, and take no second
+    "test_steering_exact::test_no_weight_is_lost,test_lineage_follows_the_ancestors,"
+    "test_a_population_without_weight_is_carried,test_boundaries_where_values_are_taken,"
+    "test_the_error_names_place_and_population_and_holds_the_particles,"
+    "test_the_twist_learns_its_share_from_the_past,"
+    "test_a_threshold_of_one_resamples_equal_weights_too"
+)
+STEERING = ("test_steering_details", LOOPS, "test_steering")
 TARGETS: dict[str, tuple[str, ...]] = {
-    "paths.py": ("test_paths", "test_mutants_paths_and_grids"),
-    "grids.py": ("test_grids", "test_mutants_paths_and_grids"),
-    "plans/planner.py": ("test_mutants_tables", "test_interpret", "test_plans"),
-    "plans/kernels.py": ("test_plans",),
+    "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
+    "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
+    "plans/planner.py": ("test_mutants_tables", "test_interpret", "test_plans", REST),
+    "plans/kernels.py": ("test_plans", REST),
     "plans/solvers.py": (
         "test_mutants_solvers",
         "test_inner_solvers",
         "test_plan_limits",
         "test_plans",
+        REST,
     ),
-    "plans/table.py": ("test_mutants_tables", "test_interpret", "test_plans"),
+    "plans/table.py": ("test_mutants_tables", "test_interpret", "test_plans", REST),
+    "denoisers.py": ("test_denoisers",),
+    "execute.py": ("test_interpret", "test_mutants_core", "test_execute"),
+    "noise.py": ("test_mutants_core", "test_execute"),
+    "sampling.py": ("test_mutants_core", "test_execute"),
+    "guidance.py": ("test_guidance",),
+    "batching.py": ("test_mutants_core",),
+    "rewards/base.py": ("test_rewards",),
+    "rewards/composites.py": ("test_rewards",),
+    "steering/weights.py": (f"{FORMULAS} test_steering",),
+    "steering/resampling.py": ("test_resampling",),
+    "steering/potentials.py": (FORMULAS,),
+    "steering/schedules.py": (
+        FORMULAS,
+        "test_steering_exact::test_adaptive_shares_hold_the_effective_size,"
+        "test_the_adaptive_share_is_the_largest_where_the_size_falls_steadily",
+        "test_steering_errors",
+    ),
+    "steering/twist.py": (
+        FORMULAS,
+        "test_steering_exact::test_the_gain_of_the_noise,test_the_gain_is_the_derivative",
+        LOOPS,
+        "test_steering_errors",
+    ),
+    "steering/values.py": (
+        *STEERING,
+        "test_steering_exact::test_network_evaluations_of_the_posterior_value,"
+        "test_one_evaluation_is_the_posterior_mean,test_the_first_evaluation_is_not_repeated",
+        "test_steering_errors",
+        "test_guidance",
+    ),
+    "steering/smc.py": (
+        f"{FORMULAS} test_steering_details",
+        *STEERING[1:],
+        "test_evidence::test_biases_name_what_is_no_target_and_nothing_else test_biases",
+        "test_steering_errors",
+        "test_guidance",
+    ),
+    "steering/search.py": (
+        "test_steering_exact::test_a_beam_keeps_the_best,test_greedy_takes_the_best_child,"
+        "test_greedy_draws_children_in_proportion",
+        "test_steering_errors",
+    ),
+    "steering/population.py": (FORMULAS, *STEERING, "test_steering_errors", "test_guidance"),
+    "steering/method.py": (FORMULAS, *STEERING, "test_steering_errors", "test_guidance"),
+    "steering/methods.py": ("test_steering_errors", "test_settings"),
+    "steering/loop.py": (FORMULAS, *STEERING, "test_run_folder", "test_steering_errors"),
+    "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering"),
+    "steering/state.py": STEERING,
+    "steering/shards.py": ("test_shards",),
+    "steering/api.py": (FORMULAS, "test_steering_errors"),
+    "diffusers/schedules.py": (
+        "test_mutants_schedules",
+        "test_diffusers_scheduler_checks",
+        "test_diffusers_dropin",
+    ),
+    "diffusers/scheduler.py": ("test_diffusers_scheduler_checks", "test_diffusers_dropin"),
 }
 SHARPER = {  # by the class or function that a mutant is in
     "Paper": "test_paper_solver",
@@ -74,8 +149,8 @@ SHARPER = {  # by the class or function that a mutant is in
     "EulerMaruyama": "test_classical",
     "KnownTimes": "test_interpret",
 }
+# What REST stands for, the likeliest first: the other folders are about networks and files.
 NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_classical")
-# Where in tests/ formulas are looked at; the other folders are about networks, files and processes.
 WHERE = ("core/", "steering/", "worlds/test_mixtures.py")
 LEFT_OUT = ("core/test_settings.py", "steering/test_shards.py")  # texts; processes of their own
 ONLY_TESTS: set[str] = set()  # filled by --tests
@@ -360,30 +435,44 @@ def mutants() -> list[Mutant]:
 # --- running the tests against one mutant -------------------------------------------------------
 
 
-def test_files(mutant: Mutant) -> list[str]:
-    """The test files that exist, those that look closest at the mutant first."""
+def test_files(mutant: Mutant) -> list[tuple[str, ...]]:
+    """The tests that exist, as arguments of one pytest each, those that look closest first."""
     tests = ROOT / "tests"
     found = {p.relative_to(tests).as_posix(): p for p in sorted(tests.rglob("test_*.py"))}
-    files = [p for at, p in found.items() if at.startswith(WHERE) and at not in LEFT_OUT]
-    places = {p.stem: str(p.relative_to(ROOT)) for p in files}
+    places = {p.stem: str(p.relative_to(ROOT)) for p in found.values()}
+    looking = [at for at in found if at.startswith(WHERE) and at not in LEFT_OUT]
+    listed = TARGETS[mutant.file]
+    rest = [*NEXT, *(found[at].stem for at in looking)] if REST in listed else []
     sharper = SHARPER.get(mutant.scope.split(".")[0], "")
-    first = dict.fromkeys([sharper, *TARGETS[mutant.file], *NEXT])
-    order = [*(name for name in first if name in places), *(n for n in places if n not in first)]
-    return [places[name] for name in order if not ONLY_TESTS or name in ONLY_TESTS]
+    result = []
+    for wanted in dict.fromkeys([sharper, *(one for one in listed if one != REST), *rest]):
+        together: list[str] = []
+        for name, _, some in (word.partition("::") for word in wanted.split()):
+            if name not in places:
+                raise SystemExit(f"TARGETS lists {name!r}, and there is no such file in tests/")
+            if not ONLY_TESTS or name in ONLY_TESTS:
+                ends = [f"::{one}" for one in some.split(",")] if some else [""]
+                together += [places[name] + end for end in ends]
+        if together:
+            result.append(tuple(together))
+    return result
 
 
-def warm_up() -> None:
-    """Import once what every forked process needs, but nothing of the package."""
+def warm_up(files: Iterable[str]) -> None:
+    """Import once what the forked processes for `files` need, but nothing of the package."""
     sys.path.insert(0, str(ROOT / "src"))
     os.chdir(ROOT)
     others = ("numpy", "scipy.stats", "sklearn.datasets", "mpmath", "rich", "typer", "PIL.Image")
-    for name in ("torch", "pytest", "hypothesis.strategies", "safetensors.torch", *others):
+    pipelines = "diffusers.pipelines.flux.pipeline_flux", "transformers.models.clip.modeling_clip"
+    heavy = pipelines if any(file.startswith("diffusers/") for file in files) else ()
+    for name in ("torch", "pytest", "hypothesis.strategies", "safetensors.torch", *others, *heavy):
         with suppress(ImportError):
             importlib.import_module(name)
     with suppress(ImportError):
         import torch
 
         torch.set_num_threads(1)
+        torch.testing.assert_close(torch.ones(1), torch.ones(1))  # imports, too, and for seconds
     with suppress(ImportError):
         from hypothesis import HealthCheck, Phase, settings
 
@@ -426,6 +515,41 @@ class _MutantFinder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(name, file, loader=loader)
 
 
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A module's code, and that of everything in it, always in the same order."""
+    yield code
+    for one in code.co_consts:
+        if isinstance(one, CodeType):
+            yield from _codes(one)
+
+
+def _itself(code: CodeType) -> tuple[object, ...]:
+    """What it does, without the functions and classes in it."""
+    constants = [None if isinstance(one, CodeType) else one for one in code.co_consts]
+    return code.co_code, code.co_names, repr(constants)
+
+
+def transplant(mutant: Mutant) -> dict[CodeType, CodeType] | None:
+    """Code of functions, and the mutant's instead; None where it changes what an import runs."""
+    file = SOURCE / mutant.file
+    texts = (file.read_bytes(), mutant.source)
+    old, new = (list(_codes(compile(t, str(file), "exec", dont_inherit=True))) for t in texts)
+    bodies = [pair for pair in zip(old, new) if not pair[0].co_flags & inspect.CO_OPTIMIZED]
+    if len(old) != len(new) or any(_itself(a) != _itself(b) for a, b in bodies):
+        return None
+    return dict(zip(old, new))
+
+
+def _put_in_place(mutant: Mutant) -> None:
+    """Make it the mutant's package, imported or not."""
+    if mutant.module not in sys.modules:
+        sys.meta_path.insert(0, _MutantFinder(mutant))
+        return
+    codes = transplant(mutant) or {}
+    for one in _FUNCTIONS[str(SOURCE / mutant.file)]:
+        one.__code__ = codes.get(one.__code__, one.__code__)
+
+
 class _Failures:
     """A pytest plugin that remembers which tests failed."""
 
@@ -448,7 +572,7 @@ def _in_child(mutant: Mutant | None, arguments: Sequence[str], write: int) -> No
         for stream in (0, 1, 2):
             os.dup2(silence, stream)
         if mutant is not None:
-            sys.meta_path.insert(0, _MutantFinder(mutant))
+            _put_in_place(mutant)
         import pytest
 
         seen = _Failures()
@@ -488,27 +612,27 @@ class BaselineError(Exception):
     """A test file fails without any mutant."""
 
 
-Baselines = MutableMapping[str, tuple[float, list[str]]]
-_BASELINES: list[Baselines] = [{}]  # one element: that of all processes, where there are several
+Baselines = MutableMapping[tuple[str, ...], tuple[float, list[str]]]
+_BASELINES: list[Baselines] = []  # one element, that of all processes
 _MEASURING = multiprocessing.get_context("fork").Lock()
 
 
-def baseline(test_file: str) -> tuple[float, list[str]]:
-    """How long `test_file` takes without a mutant, and what to deselect; it must pass.
+def baseline(tests: tuple[str, ...]) -> tuple[float, list[str]]:
+    """How long `tests` take without a mutant, and what to deselect; they must pass.
 
     Measured by the process that asks first; the others wait for it.
     """
     (known,) = _BASELINES
-    if test_file not in known:
+    if tests not in known:
         with _MEASURING:
-            if test_file not in known:
-                known[test_file] = measured(test_file)
-    return known[test_file]
+            if tests not in known:
+                known[tests] = measured(tests)
+    return known[tests]
 
 
-def measured(test_file: str) -> tuple[float, list[str]]:
+def measured(tests: tuple[str, ...]) -> tuple[float, list[str]]:
     begin = time.monotonic()
-    failed = run_tests(None, [test_file], 1200.0)
+    failed = run_tests(None, tests, 1200.0)
     if failed and not IGNORE_FAILING:
         raise BaselineError(", ".join(failed))
     deselected = [word for name in failed for word in ("--deselect", name)]
@@ -530,9 +654,9 @@ def judge(mutant: Mutant) -> Verdict:
     begin = time.monotonic()
     killed_by = ""
     try:
-        for test_file in test_files(mutant):
-            seconds, deselected = baseline(test_file)
-            failed = run_tests(mutant, ["-x", *deselected, test_file], 20.0 + 10.0 * seconds)
+        for tests in test_files(mutant):
+            seconds, deselected = baseline(tests)
+            failed = run_tests(mutant, ["-x", *deselected, *tests], 20.0 + 10.0 * seconds)
             if failed:
                 killed_by = failed[0]
                 break
@@ -541,15 +665,41 @@ def judge(mutant: Mutant) -> Verdict:
     return Verdict(mutant, killed_by, time.monotonic() - begin)
 
 
+_FUNCTIONS: dict[str, list[FunctionType]] = {}  # by file, of what a process has imported
+
+
+def _import_all(tests: Sequence[str]) -> None:
+    """The package and the tests, in a process whose forks are to have them."""
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    import pytest
+
+    pytest.main([*PYTEST, "--collect-only", *tests])
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType):
+            _FUNCTIONS.setdefault(one.__code__.co_filename, []).append(one)
+    gc.collect()
+    gc.freeze()  # forks write into pages that they share, where their garbage is looked for
+
+
 def judge_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[Verdict]:
-    if jobs == 1:
-        yield from map(judge, chosen)
-        return
     context = multiprocessing.get_context("fork")
+    waiting = [mutant for mutant in chosen if transplant(mutant)]
+    late = [mutant for mutant in chosen if mutant not in waiting]
+    files = sorted({one.split("::")[0] for m in waiting for some in test_files(m) for one in some})
     with context.Manager() as manager:
-        _BASELINES[0] = manager.dict()
-        with context.Pool(jobs) as pool:
-            yield from pool.imap_unordered(judge, chosen)
+        _BASELINES[:] = [manager.dict()]
+        with ProcessPoolExecutor(jobs, context, _import_all, (files,)) as pool:
+            for done in as_completed([pool.submit(judge, mutant) for mutant in waiting]):
+                verdict = done.result()
+                if verdict.killed_by or verdict.error:
+                    yield verdict
+                else:
+                    late.append(verdict.mutant)
+        with ProcessPoolExecutor(jobs, context) as pool:
+            for done in as_completed([pool.submit(judge, mutant) for mutant in late]):
+                yield done.result()
 
 
 # --- the list of equivalent mutants, and the report ---------------------------------------------
@@ -676,7 +826,7 @@ def main(given: Sequence[str] | None = None) -> int:
     killed = len(chosen) - len(listed) - len(waiting)
     survivors: list[Mutant] = []
     begin = time.monotonic()
-    warm_up()
+    warm_up(m.file for m in waiting)
     for number, verdict in enumerate(judge_all(waiting, options.jobs), start=1):
         if verdict.error:
             print(f"the tests fail without any mutant, so nothing can be judged: {verdict.error}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, replace
 from typing import Any, Protocol, Union, cast
 
 import torch
@@ -21,14 +21,29 @@ from .errors import (
     InvalidArgument,
     ShapeError,
     check_count,
-    check_name,
     check_number,
+    shown,
 )
+from .noise import check_tensor
 from .paths import DiscreteDiffusion, Path, check_time
-from .settings import ANY_COUNT
+from .settings import (
+    ANY_COUNT,
+    Checked,
+    Choice,
+    Count,
+    Function,
+    Is,
+    Kind,
+    Number,
+    Object,
+    Switch,
+    setting,
+)
 
 __all__ = [
     "CLOCKS",
+    "DEVICE",
+    "DTYPE",
     "PREDICTIONS",
     "BaseDenoiser",
     "Clock",
@@ -185,7 +200,9 @@ class _Foreign(BaseDenoiser):
         self.denoiser, self.path = denoiser, denoiser.path
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self.denoiser(x, t)
+        return self.denoiser(
+            check_tensor(x).clone(), t
+        )  # whatever it writes there changes no particle
 
     @property
     def evaluations_per_call(self) -> int:
@@ -204,6 +221,7 @@ def as_denoiser(given: object) -> BaseDenoiser:
         return given
     try:
         path = cast(DenoiserLike, given).path
+        check_count("evaluations_per_call", cast(DenoiserLike, given).evaluations_per_call)
     except AttributeError:
         path = None
     if not isinstance(path, Path) or not callable(given) or isinstance(given, type):
@@ -252,12 +270,12 @@ def _from_v(path: Path, t: float) -> tuple[float, float]:
 
 def _signal(path: Path, t: float, prediction: str) -> float:
     alpha = path.alpha(t)
-    if alpha == 0.0:
+    if alpha == 0.0 or math.isinf(1.0 / alpha):
         raise DegeneratePrediction(
             f"a network that predicts {prediction!r} says nothing about the data at t = {t:g}, "
-            f"where alpha = 0 on the {path.name} path. Use a network that predicts velocity, v or "
-            "the sample, or run a table that starts later: glass_flows.execute.run(plan(..., "
-            "times=[0.001, ...]), denoiser, x, noise)"
+            f"where alpha = {alpha:.3g} on the {path.name} path. Use a network that predicts "
+            "velocity, v or the sample, or run a table that starts later: "
+            "glass_flows.execute.run(plan(..., times=[0.001, ...]), denoiser, x, noise)"
         )
     return alpha
 
@@ -308,11 +326,34 @@ CLOCKS: dict[str, Callable[[Path, float], float]] = {
 Clock = Union[str, Callable[[Path, float], float]]
 
 
+_CLOCK = Object(
+    "time convention",
+    f"{', '.join(map(repr, CLOCKS))} or a function of (path, t)",
+    heads=dict.fromkeys(CLOCKS),
+    functions=True,
+)
+_NAMED = Is(Mapping, "a mapping of names to values")
+
+
+@dataclass(frozen=True)
+class _Dtype(Kind):
+    """A real floating-point dtype of torch."""
+
+    optional: bool = False
+
+    def check(self, name: str, given: object) -> torch.dtype:
+        if isinstance(given, torch.dtype) and given.is_floating_point:
+            return given
+        raise InvalidArgument(
+            f"{name} must be a real floating torch.dtype such as torch.bfloat16, got {shown(given)}"
+        )
+
+
 # --- the denoiser -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Denoiser(BaseDenoiser):
+class Denoiser(Checked, BaseDenoiser):
     """A network as the posterior mean D_t(x) = E[z | x_t = x].
 
     Parameters
@@ -351,42 +392,28 @@ class Denoiser(BaseDenoiser):
         applies classifier-free guidance by itself.
     """
 
-    network: Callable[..., Tensor]
-    path: Path
-    prediction: str = "velocity"
-    time: Clock = "t"
-    conditioning: Mapping[str, Any] = field(default_factory=dict)
-    unconditional: Mapping[str, Any] | None = None
-    guidance_scale: float = 1.0
-    dtype: torch.dtype | None = None
-    max_batch: int | None = None
-    checkpoint: bool = False
-    passes: int = 1
+    network: Callable[..., Tensor] = setting(MISSING, Function("callable"))
+    path: Path = setting(MISSING, Is(Path, "a glass_flows.paths.Path"))
+    prediction: str = setting("velocity", Choice("prediction", PREDICTIONS))
+    time: Clock = setting("t", _CLOCK)
+    conditioning: Mapping[str, Any] = field(default_factory=dict, metadata={"kind": _NAMED})
+    unconditional: Mapping[str, Any] | None = setting(None, replace(_NAMED, optional=True))
+    guidance_scale: float = setting(1.0, Number())
+    dtype: torch.dtype | None = setting(None, _Dtype(optional=True))
+    max_batch: int | None = setting(None, ANY_COUNT)
+    checkpoint: bool = setting(False, Switch())
+    passes: int = setting(1, Count())
 
-    def __post_init__(self) -> None:
-        check_name("prediction", self.prediction, PREDICTIONS)
-        if not callable(self.network):
-            raise InvalidArgument(f"network must be callable, got {type(self.network).__name__}")
-        if not isinstance(self.path, Path):
-            raise InvalidArgument(f"path must be a glass_flows.paths.Path, got {self.path!r}")
-        if not callable(self.time):
-            check_name("time convention", self.time, CLOCKS)
-        unconditional = {} if self.unconditional is None else self.unconditional
-        for name, given in (("conditioning", self.conditioning), ("unconditional", unconditional)):
-            if not isinstance(given, Mapping):
-                raise InvalidArgument(f"{name} must be a mapping of names to values, got {given!r}")
-        check_number("guidance_scale", self.guidance_scale, "be finite", math.isfinite)
-        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
-            raise InvalidArgument(
-                f"dtype must be a torch.dtype such as torch.bfloat16, got {self.dtype!r}"
-            )
+    @classmethod
+    def called(cls, name: str) -> str:
+        return name
+
+    def check(self) -> None:
         if self.guidance_scale != 1.0 and self.unconditional is None:
             raise InvalidArgument(
                 f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
                 "pass unconditional={...}, e.g. the null label or the empty prompt"
             )
-        ANY_COUNT.read("max_batch", self.max_batch)
-        check_count("passes", self.passes)
 
     @property
     def recomputes(self) -> bool:
@@ -433,6 +460,7 @@ class Denoiser(BaseDenoiser):
         :class:`DegeneratePrediction` where its prediction says nothing about the data.
         """
         t = check_time(t)
+        check_tensor(x)
         if self.path.sigma(t) == 0.0:
             return x / self.path.alpha(t)  # x is the data: nothing to ask
         coefficients = PREDICTIONS[self.prediction](self.path, t)
@@ -454,31 +482,20 @@ class Denoiser(BaseDenoiser):
         parameter = self._parameter()
         dtype = self.dtype or (x.dtype if parameter is None else parameter.dtype)
         clock = CLOCKS[self.time] if isinstance(self.time, str) else self.time
-        told = clock(self.path, t)
+        told = check_number("what `time` returns", clock(self.path, t), "be a number", _any)
         if not math.isfinite(told):
             raise DegeneratePrediction(
                 f"time={self.time!r} is {told} at t = {t:g}: ask later than that"
             )
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         times = torch.full((batch,), told, dtype=wide, device=x.device)
-        asked = x.to(dtype)
+        asked = x.to(dtype, copy=True)  # a network that writes into its input changes no particle
         result = torch.empty_like(x) if limit < batch and not torch.is_grad_enabled() else None
         parts = []
         for first in range(0, batch, limit):
             part = slice(first, min(first + limit, batch))
             inputs = _cut(conditioning, part, batch)
-            if self.checkpoint and torch.is_grad_enabled():
-                output = recomputed(
-                    self.network, asked[part], times[part], use_reentrant=False, **inputs
-                )
-            else:
-                output = self.network(asked[part], times[part], **inputs)
-            if not isinstance(output, Tensor) or output.shape != asked[part].shape:
-                given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-                raise ShapeError(
-                    f"the network must return a tensor shaped like its input "
-                    f"{tuple(asked[part].shape)}, got {given}"
-                )
+            output = self._call(asked[part], times[part], inputs)
             if result is None:
                 parts.append(output)
             else:
@@ -487,6 +504,26 @@ class Denoiser(BaseDenoiser):
             return result
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
 
+    def _call(self, x: Tensor, times: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """One call of the network, its answer checked."""
+        try:
+            if self.checkpoint and torch.is_grad_enabled():
+                output = recomputed(self.network, x, times, use_reentrant=False, **inputs)
+            else:
+                output = self.network(x, times, **inputs)
+        except (RuntimeError, NotImplementedError) as error:
+            _check_places(self, inputs, x.device, error)
+            raise
+        if not isinstance(output, Tensor) or output.shape != x.shape or output.is_complex():
+            given = type(output).__name__
+            if isinstance(output, Tensor):
+                given = f"{tuple(output.shape)} of {output.dtype}"
+            raise ShapeError(
+                f"the network must return a real tensor shaped like its input {tuple(x.shape)}, "
+                f"got {given}"
+            )
+        return output
+
     def _parameter(self) -> Tensor | None:
         """The network's first floating-point parameter, if it is a module."""
         if not isinstance(self.network, torch.nn.Module):
@@ -494,14 +531,74 @@ class Denoiser(BaseDenoiser):
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
 
 
+def _any(value: float) -> bool:
+    return True
+
+
+def _check_places(
+    denoiser: Denoiser, inputs: Mapping[str, Any], home: torch.device, error: Exception
+) -> None:
+    """Raise :class:`ShapeError` if a call failed where not all was on the device of x."""
+
+    def check(value: Tensor, name: str) -> Tensor:
+        if value.device != home:
+            raise ShapeError(
+                f"{name!r} is on {value.device} and x on {home}, which the network cannot take: "
+                f"{error}"
+            ) from error
+        return value
+
+    parameter = denoiser._parameter()
+    _mapped({} if parameter is None else {"the network's parameters": parameter}, "", check)
+    _mapped(inputs, "", check)
+
+
 def check_device(given: torch.device | str | None) -> torch.device | None:
     """Return the device of this name, or raise :class:`InvalidArgument`."""
+    if given is None:
+        return None
     try:
-        return None if given is None else torch.device(given)
-    except (RuntimeError, TypeError):
+        if isinstance(given, bool):
+            raise TypeError("no device")
+        device = torch.device(given)
+        torch.empty(0, device=device)  # whether it is there
+    except (RuntimeError, TypeError, ValueError, AssertionError, OverflowError) as error:
+        reason = "" if "no device" in str(error) else f": {error}".splitlines()[0]
         raise InvalidArgument(
-            f"device must be a torch.device or the name of one, as 'cuda:0', got {given!r}"
+            f"device must be a torch.device or the name of one that is here, as 'cuda:0', got "
+            f"{shown(given)}{reason}"
         ) from None
+    return device
+
+
+class _Device(Kind):
+    """A device that is here, or None."""
+
+    optional = True
+
+    def check(self, name: str, given: Any) -> torch.device | None:
+        device = check_device(given)
+        if device is not None and device.type == "meta":
+            raise InvalidArgument(f"{name} must be one that holds values, got {shown(given)}")
+        return device
+
+
+class _StateDtype(Kind):
+    """float32 or float64; None is torch's default, or float32 where that is of fewer bits."""
+
+    def check(self, name: str, given: object) -> torch.dtype:
+        if given is None:
+            wide = torch.get_default_dtype() == torch.float64
+            return torch.float64 if wide else torch.float32
+        if isinstance(given, torch.dtype) and given in (torch.float32, torch.float64):
+            return given
+        raise ShapeError(
+            f"{name} must be torch.float32 or torch.float64, that of the state (the network may "
+            f"run in another: Denoiser(dtype=torch.bfloat16)), got {shown(given)}"
+        )
+
+
+DEVICE, DTYPE = _Device(), _StateDtype()
 
 
 class Fitting:

@@ -7,13 +7,20 @@ missing packages also `ImportError`, so that general handlers keep working.
 from __future__ import annotations
 
 import difflib
-import operator
+import math
+import os
+import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from numbers import Real
-from typing import Any
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = [
+    "MOST_COUNT",
+    "MOST_EVALUATIONS",
+    "MOST_NUMBERS",
+    "MOST_PARTICLES",
     "DegeneratePrediction",
     "DegenerateWeights",
     "FolderInUse",
@@ -32,9 +39,25 @@ __all__ = [
     "check_count",
     "check_name",
     "check_number",
+    "check_text",
     "did_you_mean",
+    "frames_of",
     "missing_name",
+    "plain",
+    "shown",
 ]
+
+# Limits: what is above them would run for hours or out of memory before it said anything. They are
+# listed in docs/settings.md.
+MOST_COUNT = 2**31 - 1
+"""Of any count that has no limit of its own."""
+MOST_EVALUATIONS = 100_000
+"""Network evaluations of one sample, K M: their table takes seconds to plan."""
+MOST_PARTICLES = 2**24
+"""Rows of a batch, P N: each has a stream of its own."""
+MOST_NUMBERS = 2**33
+"""In a state, P N samples: 32 GiB in float32."""
+_HERE, _PYTHON = Path(__file__).parent, Path(os.__file__).parent
 
 
 class GlassError(Exception):
@@ -140,15 +163,44 @@ class WeightsFileError(GlassError):
     """A weights file is missing, damaged, or belongs to another model."""
 
 
-def check_count(name: str, given: object, least: int = 1) -> int:
-    """Return `given` as an int of at least `least`, or raise :class:`InvalidArgument`."""
+@runtime_checkable
+class _Scalar(Protocol):
+    """A scalar of numpy, or an array or a tensor, which may be one."""
+
+    ndim: int
+
+    def item(self) -> object: ...
+
+
+def plain(given: object) -> Any:
+    """A scalar of numpy, a 0-d array or a 0-d tensor as the number it holds; all else as it is."""
+    if isinstance(given, _Scalar) and given.ndim == 0:
+        try:
+            return given.item()
+        except RuntimeError:  # a tensor without a value: on the meta device, or under vmap
+            return given
+    return given
+
+
+def shown(given: object, longest: int = 100) -> str:
+    """What was given, quoted, for a message: at most `longest` characters of it."""
     try:
-        count = least - 1 if isinstance(given, bool) else operator.index(given)  # type: ignore[arg-type]
-    except TypeError:
-        count = least - 1
-    if count < least:
-        raise InvalidArgument(f"{name} must be an integer >= {least}, got {given!r}")
-    return count
+        text = repr(given)
+    except Exception:  # an integer of more digits than Python writes, or an object of a user's
+        text = f"<{type(given).__name__}>"
+    return text if len(text) <= longest else f"{text[:longest]}... ({len(text):,} characters)"
+
+
+def check_count(name: str, given: object, least: int = 1, most: int = MOST_COUNT) -> int:
+    """Return `given` as an int from `least` to `most`, or raise :class:`InvalidArgument`."""
+    count = plain(given)
+    if isinstance(count, Integral) and not isinstance(count, bool):
+        count = int(count)
+        if least <= count <= most:
+            return count
+        if count > most:
+            raise InvalidArgument(f"{name} must be at most {most:,}, got {shown(given)}")
+    raise InvalidArgument(f"{name} must be an integer >= {least}, got {shown(given)}")
 
 
 def check_number(name: str, given: object, rule: str, holds: Callable[[float], bool]) -> float:
@@ -156,9 +208,48 @@ def check_number(name: str, given: object, rule: str, holds: Callable[[float], b
 
     `rule` says what holds: "be finite", "lie in [0, 1]".
     """
-    if isinstance(given, Real) and not isinstance(given, bool) and holds(float(given)):
-        return float(given)
-    raise InvalidArgument(f"{name} must {rule}, got {given!r}")
+    number = plain(given)
+    if isinstance(number, Real) and not isinstance(number, bool):
+        try:
+            value = float(number)
+        except OverflowError:  # an integer beyond all floats: not one of them
+            value = math.nan
+        if holds(value):
+            return value
+    raise InvalidArgument(f"{name} must {rule}, got {shown(given)}")
+
+
+def frames_of(error: BaseException, most: int = 3) -> list[str]:
+    """Where somebody's own code raised, as "FILE:LINE in FUNCTION: CODE", the last frames of it.
+
+    Of the error that was first, the frames below ours, without those of Python and of what is
+    installed; none if the error was raised by ours.
+    """
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    frames = traceback.extract_tb(first.__traceback__)
+    ours = [i for i, frame in enumerate(frames) if _HERE in Path(frame.filename).parents]
+    below = frames[ours[-1] + 1 :] if ours else frames
+    return [
+        f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+        for frame in below
+        if not frame.filename.startswith("<")
+        and "site-packages" not in frame.filename
+        and _PYTHON not in Path(frame.filename).parents
+    ][-most:]
+
+
+def check_text(name: str, given: str) -> str:
+    """Return `given` if it can be written into a file, else raise InvalidArgument."""
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        near = given[max(0, error.start - 20) : error.end + 20]
+        raise InvalidArgument(
+            f"{name} holds half of a character, the surrogate {given[error.start]!a}, in {near!a}"
+        ) from None
+    return given
 
 
 def check_name(kind: str, given: object, allowed: Iterable[str]) -> str:
@@ -173,10 +264,14 @@ def missing_name(kind: str, given: object, allowed: Iterable[str]) -> UnknownNam
     """The error for a name that is not one of `allowed`, with the nearest."""
     names = sorted(allowed)
     hint = did_you_mean(given, names)
-    return UnknownName(f"unknown {kind} {given!r}.{hint} Allowed: {', '.join(map(repr, names))}.")
+    return UnknownName(
+        f"unknown {kind} {shown(given)}.{hint} Allowed: {', '.join(map(repr, names))}."
+    )
 
 
 def did_you_mean(given: object, names: Iterable[str]) -> str:
     """The question for a message, with a blank before it; nothing if no name is near."""
-    near = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
+    near = (
+        difflib.get_close_matches(given, names, n=1, cutoff=0.5) if isinstance(given, str) else []
+    )
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -14,11 +14,13 @@ from itertools import islice
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from .denoisers import DenoiserLike, Estimate, as_denoiser
-from .errors import InvalidArgument, NonFinite, ShapeError
-from .noise import Noise
+from .errors import InvalidArgument, NonFinite, ShapeError, check_count, shown
+from .noise import Noise, check_like, check_tensor, wrong
 from .plans.table import Mix, Table, Transition
+from .settings import Function
 
 _BLOCK = 2**17  # numbers combined at a time on the CPU: a few registers of them fit its cache
 
@@ -78,10 +80,16 @@ class Boundary:
         Copies part again only if the transition draws noise (`transition.stochastic`).
         """
         self._still_open("resample")
+        if not isinstance(ancestors, Tensor):
+            raise ShapeError(f"ancestors must be an int64 tensor, got {shown(ancestors)}")
         if ancestors.shape != self.x.shape[:1] or ancestors.dtype != torch.int64:
             raise ShapeError(
                 f"ancestors must be int64 of shape {tuple(self.x.shape[:1])}, "
                 f"got {ancestors.dtype} of shape {tuple(ancestors.shape)}"
+            )
+        if wrong(((ancestors < 0) | (ancestors >= len(self.x))).any()):
+            raise InvalidArgument(
+                f"ancestors must lie in 0..{len(self.x) - 1}, got {ancestors.tolist()}"
             )
         self.x, self.D = self.x[ancestors], self.D[ancestors]
 
@@ -90,7 +98,7 @@ class Boundary:
         self._still_open("shift the noise")
         if self.transition is None or not self.transition.stochastic:
             raise InvalidArgument(f"boundary {self.index} draws no noise that could be shifted")
-        if delta.shape != self.x.shape:
+        if check_tensor(delta, "delta").shape != self.x.shape:
             raise ShapeError(
                 f"delta must be shaped like x, {tuple(self.x.shape)}, got {tuple(delta.shape)}"
             )
@@ -145,7 +153,7 @@ def interpret(
     for index, transition in islice(enumerate(table), first, None):
         registers = {"x": x}
         if transition.input.eps:  # such a start is no boundary: its first query needs the noise
-            registers["eps"] = noise(index, x)
+            registers["eps"] = _drawn(noise, index, x)
         query = Query(_combine(transition.input, registers), transition.t, index, 0)
         for number, row in enumerate(transition.rows):
             query.time, query.row = row.time, number
@@ -166,7 +174,7 @@ def interpret(
                 _check_like(boundary.D, D, "D")
                 registers |= {"x": boundary.x, "D": boundary.D}
                 if transition.stochastic and "eps" not in registers:
-                    eps = noise(index, boundary.x)
+                    eps = _drawn(noise, index, boundary.x)
                     if boundary.delta is not None:
                         boundary.noise, eps = eps, eps + boundary.delta
                     registers["eps"] = eps
@@ -176,6 +184,9 @@ def interpret(
         x = query.y
     watch.report()
     yield Boundary(len(table), table.times[-1], x, Estimate(x, x), None)
+
+
+_NOISE = Function("a source such as glass_flows.noise.KeyedNoise(seed)")
 
 
 def iterate(
@@ -205,6 +216,9 @@ def iterate(
         The denoiser returned NaN or infinity: which evaluation, and which particles.
     """
     check_state(x)
+    check_table(table)
+    first = check_count("first", first, 0, len(table))
+    _NOISE.check("noise", noise)
     model = as_denoiser(denoiser)
     if model.path != table.path:
         raise InvalidArgument(
@@ -230,17 +244,16 @@ def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Tensor
     return x
 
 
+def check_table(table: object) -> None:
+    """Raise unless it is a table."""
+    if not isinstance(table, Table):
+        raise InvalidArgument(f"table must be of glass_flows.plan(...), got {shown(table)}")
+
+
 def check_state(x: Tensor, name: str = "x") -> Tensor:
     """Return `x` if it is a finite float32 or float64 tensor with a batch dimension."""
-    if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] < 1:
-        given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ShapeError(f"{name} must be a tensor (batch, *shape) with batch >= 1, got {given}")
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ShapeError(
-            f"{name} must be float32 or float64 (the network may run in another dtype: "
-            f"Denoiser(dtype=torch.bfloat16)), got {x.dtype}"
-        )
-    if not bool(torch.isfinite(x.sum())) and not bool(torch.isfinite(x).all()):
+    check_like(x, name)
+    if wrong(~torch.isfinite(x.sum())) and wrong(~torch.isfinite(x).all()):
         raise NonFinite(f"{name} contains NaN or infinity")
     return x
 
@@ -257,7 +270,7 @@ def _combine(mix: Mix, registers: dict[str, Tensor], ours: bool = False) -> Tens
     if scale == 1.0 and not rest:
         return registers[first]
     tensors = [registers[name] for name, _ in terms]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if _followed(tensors):
         total = tensors[0] * scale
         for tensor, (_, weight) in zip(tensors[1:], rest):
             total = torch.add(total, tensor, alpha=weight)
@@ -270,6 +283,18 @@ def _combine(mix: Mix, registers: dict[str, Tensor], ours: bool = False) -> Tens
         for other, (_, weight) in zip(others, rest):
             out.add_(other, alpha=weight)
     return total
+
+
+def _followed(tensors: list[Tensor]) -> bool:
+    """Whether autograd, backwards or forwards, or a transform such as vmap follows what is done.
+
+    None of them knows what is written into memory that is there already.
+    """
+    return (
+        torch._C._are_functorch_transforms_active()
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        or any(unpack_dual(tensor).tangent is not None for tensor in tensors)  # type: ignore[no-untyped-call]
+    )
 
 
 def _blocks(tensors: list[Tensor]) -> Iterable[tuple[Tensor, ...]]:
@@ -285,7 +310,16 @@ def _ours(registers: dict[str, Tensor]) -> bool:
     return u is not None and all(u is not r for name, r in registers.items() if name != "u")
 
 
+def _drawn(noise: Noise, index: int, x: Tensor) -> Tensor:
+    eps = noise(index, x)
+    _check_like(eps, x, "noise")
+    return eps
+
+
 def _check_like(given: Tensor, expected: Tensor, name: str) -> None:
+    if not isinstance(given, Tensor) or given.device != expected.device:
+        found = given.device if isinstance(given, Tensor) else shown(given)
+        raise ShapeError(f"a boundary's {name} must be a tensor on {expected.device}, got {found}")
     if given.shape != expected.shape or given.dtype != expected.dtype:
         raise ShapeError(
             f"a boundary's {name} must stay {expected.dtype} of shape {tuple(expected.shape)}, "
@@ -304,10 +338,11 @@ class _Watch:
         self.seen: list[tuple[Tensor, str]] = []
 
     def look(self, D: Tensor, y: Tensor, index: int, row: int, t: float) -> None:
-        if D.shape != y.shape or D.dtype != y.dtype:
+        if not isinstance(D, Tensor) or D.shape != y.shape or D.dtype != y.dtype:
+            given = f"{tuple(D.shape)} {D.dtype}" if isinstance(D, Tensor) else shown(D)
             raise ShapeError(
                 f"the denoiser must return a tensor like its input, {tuple(y.shape)} {y.dtype}, "
-                f"got {tuple(D.shape)} {D.dtype}"
+                f"got {given}"
             )
         where = f"transition {index}, evaluation {row} (t = {t:.6g})"
         self.seen.append((D.detach().reshape(D.shape[0], -1).sum(1), where))
@@ -317,7 +352,7 @@ class _Watch:
         if not self.seen:
             return
         wild = ~torch.isfinite(torch.stack([sums for sums, _ in self.seen]))
-        if bool(wild.any()):
+        if wrong(wild.any()):
             first = int(wild.any(1).nonzero()[0])
             bad = tuple(wild[first].nonzero().flatten().tolist())
             shown = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["append", "is_temporary", "render", "replace", "written"]
+__all__ = ["append", "check_regular", "is_temporary", "render", "replace", "written"]
 
 _NONE: Mapping[str, Callable[..., Any]] = {}
 
@@ -27,6 +27,7 @@ def replace(path: Path, content: bytes) -> None:
     OSError
         It cannot be written; the old one is untouched.
     """
+    check_regular(path)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
         with open(temporary, "xb", buffering=0) as file:
@@ -36,6 +37,12 @@ def replace(path: Path, content: bytes) -> None:
         with suppress(OSError):  # on a full disk the part that was written is in the way
             temporary.unlink()
         raise
+
+
+def check_regular(path: Path) -> None:
+    """Raise OSError if a file is there that is none of bytes: a folder, a link, a device."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "not a regular file, so that it is not replaced", str(path))
 
 
 def is_temporary(path: Path) -> bool:

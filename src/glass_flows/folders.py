@@ -30,7 +30,10 @@ LOCKS = (".lock", ".lock.json")
 """Names of the lock, and of what tells who holds it."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of errors after which nothing more can be written anywhere near."""
-_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT)
+_DENIED = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENOENT,
+    errno.EINVAL,  # of what is no regular file
+)  # fmt: skip
 _LONGEST = 200  # of a command in a message
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
-from .errors import InvalidArgument, UnknownName, did_you_mean
+from .errors import InvalidArgument, UnknownName, did_you_mean, shown
 from .settings import Kind, Settings, explanations, kinds
 
 __all__ = ["FOREIGN", "Group", "One", "front", "refuse_foreign"]
@@ -90,7 +90,7 @@ class One:
             held = {name: getattr(default, name) for name in self.kinds}
             return self.cls(**{**held, **self.cls.completed(named)})
         if not isinstance(given, self.cls):
-            raise InvalidArgument(f"expected {self.cls.__name__}(...), got {given!r}")
+            raise InvalidArgument(f"expected {self.cls.__name__}(...), got {shown(given)}")
         if named:
             raise InvalidArgument(f"{', '.join(named)} given beside {given!r}: put them into it")
         return given
@@ -99,14 +99,20 @@ class One:
         return getattr(default, name)
 
 
-def front(**groups: type[Settings] | Group) -> Callable[[F], F]:
+def front(**groups: type[Settings] | Group | Kind) -> Callable[[F], F]:
     """Let a function be called with settings by name, or with the objects that hold them.
 
     `groups` says for parameters of the function of which class they are; the function's signature
-    also names that class's settings, and the function itself is given the object only. In its
+    also names that class's settings, and the function itself is given the object only. A parameter
+    with a :class:`Kind` is read by it: the function is given what is right. In the function's
     docstring ``{settings}`` becomes what the classes' docstrings say of them.
     """
-    owned = {name: One(one) if isinstance(one, type) else one for name, one in groups.items()}
+    read = {name: one for name, one in groups.items() if isinstance(one, Kind)}
+    owned = {
+        name: One(one) if isinstance(one, type) else one
+        for name, one in groups.items()
+        if not isinstance(one, Kind)
+    }
 
     def decorate(function: F) -> F:
         name, signature = function.__name__, inspect.signature(function)
@@ -131,6 +137,9 @@ def front(**groups: type[Settings] | Group) -> Callable[[F], F]:
                 bound = signature.bind(*args, **given)
             except TypeError as error:
                 raise InvalidArgument(f"{name}(): {error}") from None
+            for argument, kind in read.items():
+                value = bound.arguments.get(argument, parameters[argument].default)
+                bound.arguments[argument] = kind.read(argument, value)
             made: dict[str, Any] = {}
             for owner, one in owned.items():
                 given_for, default = bound.arguments.get(owner), parameters[owner].default

@@ -9,12 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise
 from typing import Union
 
-from .errors import InvalidArgument, PlanError, TimeError, check_count, check_name
+from .errors import (
+    MOST_EVALUATIONS,
+    InvalidArgument,
+    PlanError,
+    TimeError,
+    check_count,
+    check_name,
+    shown,
+)
+from .fronts import front
 from .paths import Path, check_time
+from .settings import POSITIVE, Checked, Count, Is, setting
 
 __all__ = ["Grid", "Karras", "Shifted", "Times", "Uniform", "outer_times", "snap_to_trained"]
 
@@ -22,40 +32,43 @@ Grid = Callable[[Path, int], tuple[float, ...]]
 Times = Union[str, Grid, Sequence[float], None]
 
 
+PATH = Is(Path, "an object such as glass_flows.paths.Linear()")
+_ASKED = front(path=PATH, transitions=Count(most=MOST_EVALUATIONS))
+
+
 @dataclass(frozen=True)
 class Uniform:
     """Equal steps in t."""
 
+    @_ASKED
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
         return snap_to_trained(path, [i / transitions for i in range(transitions + 1)])
 
 
 @dataclass(frozen=True)
-class Shifted:
+class Shifted(Checked):
     """Equal steps in t, shifted towards noise as FLUX and SD3 do: t ← t / (t + s (1 - t)).
 
     In their clock σ = 1 - t this is σ ← s σ / (1 + (s - 1) σ). `shift` s > 0 (SD3: 3; s = 1 is
     uniform). On the linear path it divides every amplitude α/σ by s.
     """
 
-    shift: float = 3.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.shift < math.inf:
-            raise InvalidArgument(f"shift must be a positive number, got {self.shift!r}")
+    shift: float = setting(3.0, POSITIVE)
 
     @classmethod
     def from_tokens(cls, tokens: int) -> Shifted:
         """FLUX's resolution-dependent shift e^μ, μ linear from 0.5 (256 tokens) to 1.15 (4096)."""
+        tokens = check_count("tokens", tokens, most=10**6)  # e^μ is finite up to there
         return cls(math.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)))
 
+    @_ASKED
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
         uniform = [i / transitions for i in range(transitions + 1)]
         return snap_to_trained(path, [t / (t + self.shift * (1.0 - t)) for t in uniform])
 
 
 @dataclass(frozen=True)
-class Karras:
+class Karras(Checked):
     """Equal steps in (σ/α)^(1/ρ) down to σ_min (Karras et al. 2022, eq. 5), then data.
 
     K levels from σ_max to σ_min and then data, as in k-diffusion. `sigma_min` and `sigma_max` are
@@ -64,19 +77,16 @@ class Karras:
     the last of K + 1 levels, and data takes its place.
     """
 
-    rho: float = 7.0
-    sigma_min: float | None = None
-    sigma_max: float | None = None
+    rho: float = setting(7.0, POSITIVE)
+    sigma_min: float | None = setting(None, replace(POSITIVE, optional=True))
+    sigma_max: float | None = setting(None, replace(POSITIVE, optional=True))
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         low, high = self.sigma_min, self.sigma_max
-        if not 0.0 < self.rho < math.inf:
-            raise InvalidArgument(f"rho must be a positive number, got {self.rho!r}")
-        if any(v is not None and not 0.0 < v < math.inf for v in (low, high)) or (
-            low is not None and high is not None and low >= high
-        ):
+        if low is not None and high is not None and low >= high:
             raise InvalidArgument(f"need 0 < sigma_min < sigma_max, got {low!r} and {high!r}")
 
+    @_ASKED
     def __call__(self, path: Path, transitions: int) -> tuple[float, ...]:
         first, last = path.amplitude(0.0), path.amplitude(1.0)
         high = self.sigma_max or (1.0 / first if first > 0 else 80.0)
@@ -90,11 +100,17 @@ class Karras:
             )
         root = 1.0 / self.rho
         steps = transitions - 1 if 1.0 / low < last else transitions
-        levels = [
-            (high**root + i / steps * (low**root - high**root)) ** self.rho
-            for i in range(1, transitions)
-        ]
-        inner = [path.time(min(max(1.0 / level, first), last)) for level in levels]
+        try:
+            levels = [
+                (high**root + i / steps * (low**root - high**root)) ** self.rho
+                for i in range(1, transitions)
+            ]
+            inner = [path.time(min(max(1.0 / level, first), last)) for level in levels]
+        except ArithmeticError as error:
+            raise InvalidArgument(
+                f"with rho = {self.rho!r} the levels differ by more than floats hold: take one of "
+                "1 to 10 (7 is usual)"
+            ) from error
         return snap_to_trained(path, [0.0, *inner, 1.0])
 
 
@@ -132,24 +148,25 @@ def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[floa
     InvalidArgument, TimeError, UnknownName
         K < 1, a wrong number of times, times outside [0, 1] or not increasing.
     """
-    transitions = check_count("transitions", transitions)
+    transitions = check_count("transitions", transitions, most=MOST_EVALUATIONS)
+    PATH.read("path", path)
     if times is None:
         times = "uniform"
     if isinstance(times, str):
         times = _GRIDS[check_name("time grid", times, _GRIDS)]
     listed = times(path, transitions) if callable(times) else times
     try:
-        listed = tuple(listed)
+        listed = tuple(islice(listed, transitions + 2))  # it might have no end
     except TypeError:
         raise TimeError(
             f"times must be None, {', '.join(map(repr, _GRIDS))}, a grid such as Shifted(3.0), or "
-            f"a list of {transitions + 1} times, got {times!r}"
+            f"a list of {transitions + 1} times, got {shown(times)}"
         ) from None
     result = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(listed))
     if len(result) != transitions + 1:
         raise TimeError(
             f"{transitions} transitions need {transitions + 1} times (starts and the end), "
-            f"got {len(result)}"
+            f"got {len(result) if len(result) < transitions + 2 else 'more'}"
         )
     for i, (before, after) in enumerate(pairwise(result)):
         if before >= after:

@@ -23,21 +23,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .denoisers import BaseDenoiser, DenoiserLike, Estimate, WrappedDenoiser
-from .errors import (
-    InvalidArgument,
-    ShapeError,
-    check_name,
-    check_number,
-)
+from .errors import InvalidArgument, ShapeError
+from .noise import check_tensor
+from .paths import check_time
 from .rewards import Reward, as_reward, evaluate_with_gradient
 from .rewards.base import check_finite
-from .settings import ANY_COUNT
+from .settings import ANY_COUNT, NOT_NEGATIVE, POSITIVE, Checked, Choice, Function, Is, setting
 
 __all__ = ["Guidance", "GuidedDenoiser"]
 
@@ -46,7 +43,7 @@ _LEARNED = 0.03  # amplitude where a network's ∂D/∂x starts to say something
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Guidance(Checked):
     """How to guide.
 
     Parameters
@@ -67,34 +64,26 @@ class Guidance:
         still, ``Denoiser(checkpoint=True)``.
     """
 
-    scale: float = 1.0
-    through: str = "reward"
-    schedule: Callable[[float], float] | None = None
-    clip: float | None = None
-    sigma_data: float = 1.0
-    max_batch: int | None = None
-
-    def __post_init__(self) -> None:
-        check_name("guidance through", self.through, ("reward", "network"))
-        _check_number("guidance scale", self.scale, zero=True)
-        _check_number("guidance sigma_data", self.sigma_data)
-        if self.clip is not None:
-            _check_number("guidance clip", self.clip)
-        if self.schedule is not None and not callable(self.schedule):
-            raise InvalidArgument(
-                f"guidance schedule must be a callable of t, got {self.schedule!r}"
-            )
-        ANY_COUNT.read("guidance max_batch", self.max_batch)
+    scale: float = setting(1.0, NOT_NEGATIVE)
+    through: str = setting("reward", Choice("guidance through", ("reward", "network")))
+    schedule: Callable[[float], float] | None = setting(
+        None, Function("a function of t, or None", optional=True)
+    )
+    clip: float | None = setting(None, replace(POSITIVE, optional=True))
+    sigma_data: float = setting(1.0, POSITIVE)
+    max_batch: int | None = setting(None, ANY_COUNT)
 
     def strength(self, t: float) -> float:
         """w at time t, with the schedule's factor."""
         if self.schedule is None:
             return self.scale
-        factor = self.schedule(t)
-        if isinstance(factor, Tensor) and factor.numel() == 1:
-            factor = factor.item()
         name = f"the factor of the guidance schedule at t = {t:.6g}"
-        return self.scale * _check_number(name, factor, zero=True)
+        return self.scale * float(NOT_NEGATIVE.check(name, self.schedule(t)))
+
+
+_GUIDANCE = Is(Guidance, "glass_flows.Guidance(...) or None", optional=True)
+_VALUE = Function("a function V(x, t) in log units, or None", optional=True)
+_PROMPTS = Is(Sequence, "a list with one prompt per row of the batch, or None", optional=True)
 
 
 class GuidedDenoiser(WrappedDenoiser):
@@ -132,14 +121,15 @@ class GuidedDenoiser(WrappedDenoiser):
         super().__init__(denoiser)
         if (reward is None) == (value is None):
             raise InvalidArgument("guide by a reward or by a value function, one of them")
-        _check_number("scale (lambda)", scale, zero=True)
+        scale = NOT_NEGATIVE.check("scale (lambda)", scale)
         if value is not None and (scale != 1.0 or prompts is not None):
             raise InvalidArgument(
                 "a value function is in log units and knows its prompts: scale and prompts belong "
                 "to a reward. For a weaker or stronger tilt use Guidance(scale=...)"
             )
-        self.value, self.scale, self.prompts = value, scale, prompts
-        self.guidance = Guidance() if guidance is None else guidance
+        self.value, self.scale = _VALUE.read("value", value), scale
+        self.prompts = _PROMPTS.read("prompts", prompts)
+        self.guidance = _GUIDANCE.read("guidance", guidance) or Guidance()
         self.reward: Reward | None = None if reward is None else as_reward(reward)
         if self.reward is not None and not self.reward.differentiable:
             raise InvalidArgument(
@@ -198,6 +188,8 @@ class GuidedDenoiser(WrappedDenoiser):
     @torch.no_grad()
     def estimate(self, x: Tensor, t: float) -> Estimate:
         """The tilted and the untilted D, with the rewards and their gradient at the latter."""
+        check_tensor(x)
+        t = check_time(t)
         strength = self.guidance.strength(t)
         if self.path.sigma(t) == 0.0:
             D = self.denoiser(x, t)
@@ -263,7 +255,7 @@ class GuidedDenoiser(WrappedDenoiser):
         """(σ²/α) ∇_x V."""
         with torch.inference_mode(False), torch.enable_grad():
             leaf = x.clone().detach().requires_grad_()
-            V = value(leaf, t)
+            V = value(leaf.clone(), t)
             gradient = None
             if isinstance(V, Tensor) and V.shape == x.shape[:1] and V.requires_grad:
                 (gradient,) = torch.autograd.grad(V.sum(), leaf, allow_unused=True)
@@ -291,8 +283,3 @@ class GuidedDenoiser(WrappedDenoiser):
         if trained is None:
             return self.path.time(_EARLIEST)
         return next((s for s in trained if self.path.amplitude(s) >= _EARLIEST), trained[-1])
-
-
-def _check_number(name: str, given: object, *, zero: bool = False) -> float:
-    rule = f"be a finite number {'>= 0' if zero else '> 0'}"
-    return check_number(name, given, rule, lambda v: 0.0 < v < math.inf or (zero and v == 0.0))

@@ -14,10 +14,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from .errors import InvalidArgument, ShapeError, check_count, shown
 from .files import replace, written
 from .steering import SearchResult
 
-__all__ = ["ImageResult", "contact_sheet", "to_bytes", "to_images"]
+__all__ = ["ImageResult", "contact_sheet", "image_name", "to_bytes", "to_images"]
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,37 @@ class ImageResult:
         return [row[i] for row, i in zip(self.images, chosen)]
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write every image as PNG, best first, with prompt, reward and settings inside it."""
+        """Write every image as PNG, with prompt, reward and settings inside it.
+
+        ``003-01.png`` is that of particle 1 of prompt 3.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         files = []
         for p, prompt in enumerate(self.prompts):
-            order = self.rewards[p].argsort(descending=True).tolist()
-            for rank, i in enumerate(order):
+            for n, image in enumerate(self.images[p]):
                 info = PngInfo()
                 info.add_itxt("prompt", str(prompt))
-                info.add_itxt("reward", repr(self.rewards[p, i].item()))
+                info.add_itxt("reward", repr(self.rewards[p, n].item()))
                 info.add_itxt("settings", json.dumps(dict(self.settings)))
-                file = target / f"{p:03d}-{rank:02d}.png"
-                replace(file, written(partial(self.images[p][i].save, format="PNG", pnginfo=info)))
+                file = target / image_name(p, n)
+                replace(file, written(partial(image.save, format="PNG", pnginfo=info)))
                 files.append(file)
         return files
+
+
+def image_name(population: int, particle: int) -> str:
+    """The file of a particle's image."""
+    return f"{population:03d}-{particle:02d}.png"
 
 
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]], longest: int, resample: Image.Resampling
 ) -> Image.Image:
     """Images of one size in rows without gaps, each of at most `longest` pixels a side."""
+    if not all(isinstance(row, (list, tuple)) for row in rows) or not any(rows) or not rows[0]:
+        raise InvalidArgument(f"a contact sheet needs rows of images, got {shown(rows)}")
+    check_count("longest", longest)
     first = rows[0][0]
     scale = min(1.0, longest / max(first.size))
     width, height = (max(1, round(side * scale)) for side in first.size)
@@ -91,5 +102,8 @@ def to_images(pixels: list[Tensor]) -> list[Image.Image]:
 
 def to_bytes(pictures: Tensor) -> Tensor:
     """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8, as diffusers rounds."""
+    if not isinstance(pictures, Tensor) or pictures.ndim != 4 or pictures.is_complex():
+        given = tuple(pictures.shape) if isinstance(pictures, Tensor) else shown(pictures)
+        raise ShapeError(f"pictures must be a real tensor (batch, 3, height, width), got {given}")
     scaled = pictures.detach().float().clamp(0, 1) * 255
     return scaled.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -11,18 +11,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from numbers import Integral
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .errors import InvalidArgument, NonFinite, ShapeError, check_name
+from .errors import (
+    MOST_NUMBERS,
+    MOST_PARTICLES,
+    InvalidArgument,
+    NonFinite,
+    ShapeError,
+    check_count,
+    plain,
+    shown,
+)
+from .settings import Choice, Is, Kind
 
 __all__ = [
+    "GENERATOR",
     "POSTERIOR",
+    "RANDOMNESS",
     "RESAMPLING",
+    "SEED",
     "SINGLE",
     "START",
     "TRANSITION",
@@ -31,8 +45,12 @@ __all__ = [
     "KeyedNoise",
     "Noise",
     "StreamNoise",
+    "check_like",
     "check_seed",
+    "check_sizes",
+    "check_tensor",
     "noise_source",
+    "wrong",
 ]
 
 _CACHED = 2**17  # normals made at a time: their intermediates stay in the cache
@@ -53,13 +71,77 @@ class Noise(Protocol):
     ) -> Tensor: ...
 
 
+def wrong(flag: Tensor) -> bool:
+    """Whether a check has failed, as far as it can be known: under vmap nobody can look."""
+    try:
+        return bool(flag)
+    except RuntimeError:
+        if torch._C._are_functorch_transforms_active():
+            return False
+        raise
+
+
 def check_seed(seed: int | None) -> int:
     """A seed in [0, 2^63); None draws one from torch's global generator."""
     if seed is None:
-        return int(torch.randint(2**62, ()).item())
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise InvalidArgument(f"seed must be an integer in [0, 2^63), got {seed!r}")
-    return int(seed)
+        try:
+            return int(torch.randint(2**62, ()).item())
+        except RuntimeError as error:  # under torch.func.vmap no random number can be drawn
+            raise InvalidArgument(f"give a seed=, for none can be drawn here: {error}") from error
+    number = plain(seed)
+    whole = isinstance(number, Integral) and not isinstance(number, bool)
+    if not whole or not 0 <= int(number) < 2**63:
+        raise InvalidArgument(f"seed must be an integer in [0, 2^63), got {shown(seed)}")
+    return int(number)
+
+
+class _Seed(Kind):
+    """A seed, or None for one that is drawn when it is used."""
+
+    optional = True
+
+    def check(self, name: str, given: Any) -> int:
+        return check_seed(given)
+
+
+SEED = _Seed()
+GENERATOR = Is(torch.Generator, "a torch.Generator or None", optional=True)
+
+
+def check_sizes(sizes: Sequence[int]) -> None:
+    """Raise for a state (B, *shape) that would not fit, or take hours to draw."""
+    if sizes[0] > MOST_PARTICLES:
+        raise InvalidArgument(
+            f"at most {MOST_PARTICLES:,} particles go into one batch, populations x particles, "
+            f"got {sizes[0]}"
+        )
+    if math.prod(sizes) > MOST_NUMBERS:
+        raise InvalidArgument(
+            f"a state holds at most {MOST_NUMBERS:,} numbers, batch x shape, "
+            f"got {' x '.join(map(str, sizes[:8]))}"
+        )
+
+
+def check_tensor(x: object, name: str = "x") -> Tensor:
+    """Return `x` if it is a batch of real floating-point values, of whatever precision."""
+    if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] < 1:
+        given = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ShapeError(f"{name} must be a tensor (batch, *shape) with batch >= 1, got {given}")
+    if not x.is_floating_point():
+        raise ShapeError(f"{name} must be of real floating point, got {x.dtype}")
+    if x.is_meta or x.layout != torch.strided:
+        raise ShapeError(f"{name} must be dense and hold values, got {x.layout} on {x.device}")
+    return x
+
+
+def check_like(x: object, name: str = "x") -> Tensor:
+    """Return `x` if it can be a state, a batch in float32 or float64."""
+    if isinstance(x, Tensor) and x.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(
+            f"{name} must be float32 or float64 (the network may run in another dtype: "
+            f"Denoiser(dtype=torch.bfloat16)), got {x.dtype}"
+        )
+    return check_tensor(x, name)
 
 
 class KeyedNoise:
@@ -75,27 +157,40 @@ class KeyedNoise:
 
     def __init__(self, seed: int | None = None, first_particle: int = 0) -> None:
         self.seed = check_seed(seed)
-        self.first_particle = first_particle
+        self.first_particle = check_count("first_particle", first_particle, 0, _STREAM)
 
     def bits(self, purpose: int, step: int, particle: int, draw: int = 0) -> np.random.Philox:
         """The random bits behind one key; steering draws its uniforms from them."""
+        _check_key(purpose, step, particle, draw)
+        return self._bits(purpose, step, particle, draw)
+
+    def _bits(self, purpose: int, step: int, particle: int, draw: int) -> np.random.Philox:
         counter = np.array([0, draw, step, particle], dtype=np.uint64)
         return np.random.Philox(
             key=np.array([self.seed, purpose], dtype=np.uint64), counter=counter
         )
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
+        check_like(like)
+        _check_key(purpose, step, draw)  # once, and not for every particle
         batch, size = like.shape[0], like[0].numel()
         drawn = torch.empty((batch, size), dtype=torch.float32)
         group = max(1, _CACHED // max(size, 1))
         for first in range(0, batch, group):
             last = min(first + group, batch)
             streams = [
-                self.bits(purpose, step, self.first_particle + i, draw).random_raw((size + 1) // 2)
+                self._bits(purpose, step, self.first_particle + i, draw).random_raw((size + 1) // 2)
                 for i in range(first, last)
             ]
             drawn[first:last] = _normal(np.stack(streams), size)
         return drawn.view(like.shape).to(device=like.device, dtype=like.dtype)
+
+
+def _check_key(*parts: int) -> None:
+    if not all(isinstance(part, Integral) and 0 <= int(part) < 2**64 for part in parts):
+        raise InvalidArgument(
+            f"purpose, step, particle and draw are integers >= 0, got {shown(parts)}"
+        )
 
 
 class StreamNoise:
@@ -105,7 +200,7 @@ class StreamNoise:
         self.seed = check_seed(seed)
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        whole = like.reshape(1, -1)
+        whole = check_like(like).reshape(1, -1)
         drawn = KeyedNoise(self.seed, _STREAM)(step, whole, purpose, draw)
         return drawn.view(like.shape)
 
@@ -128,9 +223,10 @@ class GeneratorNoise:
     """Draws from a torch.Generator, on its own device, in the order of the calls."""
 
     def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
+        self.generator = Is(torch.Generator, "a torch.Generator").check("generator", generator)
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
+        check_like(like)
         drawn = torch.randn(
             like.shape, generator=self.generator, device=self.generator.device, dtype=torch.float32
         )
@@ -141,16 +237,18 @@ class FixedNoise:
     """The user's own ε for each transition, in order; every one shaped like the state."""
 
     def __init__(self, noises: Sequence[Tensor]) -> None:
-        self.noises = tuple(noises)
+        self.noises = tuple(Is((list, tuple), "a list of tensors").check("noises", noises))
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        if step >= len(self.noises):
+        if check_count("step", step, 0, 2**63) >= len(self.noises):
             raise InvalidArgument(f"{len(self.noises)} noises given, transition {step} needs one")
         noise = self.noises[step]
+        check_like(like)
         if not isinstance(noise, Tensor) or noise.shape != like.shape:
             given = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
             raise ShapeError(f"noise must be a tensor like x, {tuple(like.shape)}, got {given}")
-        if not bool(torch.isfinite(noise).all()):
+        check_tensor(noise, "noise")
+        if wrong(~torch.isfinite(noise).all()):
             raise NonFinite(f"the noise of transition {step} contains NaN or infinity")
         return noise.to(device=like.device, dtype=like.dtype)
 
@@ -161,11 +259,15 @@ _MODES: dict[str, Callable[[int | None], Noise]] = {
 }
 
 
+RANDOMNESS = Choice("randomness", _MODES)
+
+
 def noise_source(
     seed: int | None, generator: torch.Generator | None, mode: str = "particle"
 ) -> Noise:
     """The source for `seed` or `generator` (not both): keyed per particle, or one stream."""
-    check_name("randomness", mode, _MODES)
+    RANDOMNESS.check("randomness", mode)
+    GENERATOR.read("generator", generator)
     if generator is None:
         return _MODES[mode](seed)
     if seed is not None:

@@ -7,14 +7,25 @@ and is what the planner thinks in; a² is the SNR. Nothing here touches a tensor
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
+from numbers import Real
 from typing import Any, ClassVar
 
-from .errors import InvalidArgument, TimeError, check_name
+from .errors import (
+    MOST_EVALUATIONS,
+    InvalidArgument,
+    TimeError,
+    check_name,
+    check_number,
+    plain,
+    shown,
+)
+from .settings import NOT_NEGATIVE, POSITIVE, Checked, Is, setting
 
 __all__ = [
     "EDM",
@@ -29,15 +40,26 @@ __all__ = [
 ]
 
 
-def check_time(t: float, name: str = "t") -> float:
+def check_time(t: Any, name: str = "t") -> float:
     """Return `t` as a float in [0, 1], or raise :class:`TimeError`."""
-    try:
-        value = float(t)
-    except (TypeError, ValueError):
-        raise TimeError(f"{name} must be a number in [0, 1], got {t!r}") from None
-    if not 0.0 <= value <= 1.0:
-        raise TimeError(f"{name} must lie in [0, 1] (0 is noise, 1 is data), got {t!r}")
-    return value
+    if t.__class__ is float and 0.0 <= t <= 1.0:  # as nearly always
+        return t
+    value = plain(t)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TimeError(f"{name} must be a number in [0, 1], got {shown(t)}")
+    if not 0 <= value <= 1:  # type: ignore[operator]
+        raise TimeError(f"{name} must lie in [0, 1] (0 is noise, 1 is data), got {shown(t)}")
+    return float(value)
+
+
+def _at_time(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a path that is given a checked time."""
+
+    @functools.wraps(method)
+    def asked(self: Path, t: float) -> Any:
+        return method(self, check_time(t))
+
+    return asked
 
 
 class Path(ABC):
@@ -48,6 +70,13 @@ class Path(ABC):
     """
 
     name: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Times are checked on their way into every path, also into those of others."""
+        super().__init_subclass__(**options)
+        for name in ("alpha", "sigma", "alpha_dot", "sigma_dot", "amplitude", "timestep"):
+            if name in vars(cls):
+                setattr(cls, name, _at_time(vars(cls)[name]))
 
     @abstractmethod
     def alpha(self, t: float) -> float:
@@ -75,6 +104,7 @@ class Path(ABC):
 
         Raises :class:`InvalidArgument` if no time has this amplitude.
         """
+        amplitude = check_number("amplitude", amplitude, "be a number", lambda value: True)
         low, high = self.amplitude(0.0), self.amplitude(1.0)
         if not low * (1 - 1e-12) <= amplitude <= high * (1 + 1e-12):
             raise InvalidArgument(
@@ -145,20 +175,20 @@ class Cosine(Path):
 
 
 @dataclass(frozen=True)
-class VariancePreserving(Path):
+class VariancePreserving(Checked, Path):
     """The VP diffusion with linear β(τ) = β_min + τ (β_max - β_min), τ = 1 - t.
 
     log α = -τ² (β_max - β_min)/4 - τ β_min/2 and σ² = 1 - α² (Song et al. 2021, eq. 33).
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: float = setting(0.1, NOT_NEGATIVE)
+    beta_max: float = setting(20.0, POSITIVE)
     name: ClassVar[str] = "variance_preserving"
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.beta_min <= self.beta_max < math.inf or self.beta_max == 0.0:
+    def check(self) -> None:
+        if self.beta_min > self.beta_max:
             raise InvalidArgument(
-                f"need 0 <= beta_min <= beta_max and 0 < beta_max < inf, "
+                f"need beta_min <= beta_max, "
                 f"got beta_min={self.beta_min!r}, beta_max={self.beta_max!r}"
             )
 
@@ -187,20 +217,20 @@ class VariancePreserving(Path):
 
 
 @dataclass(frozen=True)
-class EDM(Path):
+class EDM(Checked, Path):
     """Variance exploding: α = 1, σ = σ_max^(1-t) σ_min^t (Karras et al. 2022).
 
     At t = 1 the network is asked at σ_min; a *plan* that ends at t = 1 ends at data all the same.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: float = setting(0.002, POSITIVE)
+    sigma_max: float = setting(80.0, POSITIVE)
     name: ClassVar[str] = "edm"
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.sigma_min < self.sigma_max < math.inf:
+    def check(self) -> None:
+        if self.sigma_min >= self.sigma_max:
             raise InvalidArgument(
-                f"need 0 < sigma_min < sigma_max < inf, "
+                f"need sigma_min < sigma_max, "
                 f"got sigma_min={self.sigma_min!r}, sigma_max={self.sigma_max!r}"
             )
 
@@ -240,7 +270,10 @@ class DiscreteDiffusion(Path):
     _times: tuple[float, ...] = field(init=False, repr=False, compare=False, default=())
 
     def __post_init__(self) -> None:
-        table = tuple(float(value) for value in self.alphas_cumprod)
+        table = tuple(
+            check_number(f"alphas_cumprod[{k}]", value, "be finite", math.isfinite)
+            for k, value in enumerate(_listed("alphas_cumprod", self.alphas_cumprod))
+        )
         if len(table) < 2:
             raise InvalidArgument(f"alphas_cumprod needs at least 2 timesteps, got {len(table)}")
         for k, value in enumerate(table):
@@ -324,10 +357,13 @@ class KnownTimes(Path):
     def __post_init__(self) -> None:
         path = from_config(self.path) if isinstance(self.path, Mapping) else self.path
         if not isinstance(path, Path) or path.trained_times is not None:
-            raise InvalidArgument(f"path must be one without trained times, got {path!r}")
-        times = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(self.times))
+            raise InvalidArgument(f"path must be one without trained times, got {shown(path)}")
+        listed = _listed("times", self.times)
+        times = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(listed))
         if len(times) < 2 or times[-1] == 1.0 or any(s >= t for s, t in pairwise(times)):
-            raise TimeError(f"times must be at least two, increasing and below 1, got {times!r}")
+            raise TimeError(
+                f"times must be at least two, increasing and below 1, got {shown(times)}"
+            )
         object.__setattr__(self, "path", path)
         object.__setattr__(self, "times", times)
 
@@ -370,6 +406,17 @@ _PATHS: dict[str, type[Path]] = {
 
 def from_config(config: Mapping[str, Any]) -> Path:
     """Build a path from what :meth:`Path.config` returned."""
-    options = dict(config)
+    options = dict(Is(Mapping, "a mapping, as of Path.config()").check("config", config))
     name = check_name("path", options.pop("name", None), _PATHS)
-    return _PATHS[name](**options)
+    try:
+        return _PATHS[name](**options)
+    except TypeError as error:
+        raise InvalidArgument(f"not the configuration of a {name} path: {error}") from None
+
+
+def _listed(name: str, given: object) -> Iterable[object]:
+    """The entries of what is no text, and no more of them than there may be."""
+    scalar = plain(given) is not given
+    if scalar or not isinstance(given, Iterable) or isinstance(given, (str, bytes, Mapping)):
+        raise InvalidArgument(f"{name} must be a list of numbers, got {shown(given)}")
+    return islice(given, MOST_EVALUATIONS + 1)

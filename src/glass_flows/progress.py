@@ -10,7 +10,11 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["progress_bar", "track"]
+from .settings import Switch
+
+__all__ = ["PROGRESS", "progress_bar", "track"]
+
+PROGRESS = Switch(optional=True)
 
 T = TypeVar("T")
 _PATIENCE = 2.0  # seconds before a bar appears by itself

@@ -19,7 +19,7 @@ from contextlib import suppress
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
-from .errors import InvalidArgument
+from .errors import InvalidArgument, shown
 
 __all__ = ["Registry"]
 
@@ -61,7 +61,7 @@ class Registry(Mapping[str, T], Generic[T]):
             return lambda decorated: self.register(name, decorated)
         if not isinstance(name, str) or not name.isprintable() or set(name or " ") & set(" :,=<"):
             raise InvalidArgument(
-                f"a name among the {self.what} is a text without spaces and :,=<, got {name!r}"
+                f"a name among the {self.what} is a text without spaces and :,=<, got {shown(name)}"
             )
         if name in self._things and self._things[name] is not thing:
             raise InvalidArgument(f"there is a {name!r} among the {self.what} already")

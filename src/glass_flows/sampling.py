@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .denoisers import DenoiserLike, Estimate, WrappedDenoiser, as_denoiser, check_device
-from .errors import InvalidArgument, TimeError, check_count
-from .execute import check_state, run
+from .denoisers import DEVICE, DTYPE, DenoiserLike, Estimate, WrappedDenoiser, as_denoiser
+from .errors import MOST_PARTICLES, InvalidArgument, TimeError, shown
+from .execute import check_state, check_table, run
 from .fronts import front
 from .grids import Times
-from .noise import POSTERIOR, SINGLE, START, TRANSITION, FixedNoise, Noise, noise_source
+from .noise import (
+    GENERATOR,
+    POSTERIOR,
+    RANDOMNESS,
+    SEED,
+    SINGLE,
+    START,
+    TRANSITION,
+    FixedNoise,
+    Noise,
+    check_sizes,
+    noise_source,
+)
 from .plans import Rho, Sampler, Solver, Table, plan_transition
-from .progress import progress_bar
+from .progress import PROGRESS, progress_bar
+from .settings import Count, Is, Kind, Listed, Switch
 
-__all__ = ["Tally", "check_whole", "posterior", "sample", "starting_noise", "transition"]
+__all__ = ["Sizes", "Tally", "check_whole", "posterior", "sample", "starting_noise", "transition"]
 
 
-@front()
+class Sizes(Kind):
+    """Sizes of a tensor, held as a tuple of at least `least` of them."""
+
+    def __init__(self, least: int, what: str) -> None:
+        self.least, self.what = least, what
+
+    def check(self, name: str, given: object) -> tuple[int, ...]:
+        found = None if isinstance(given, str) else _SIZES.read(f"{name}: every size", given)
+        if not isinstance(found, tuple) or len(found) < self.least:
+            raise InvalidArgument(f"{name} must {self.what}, got {shown(given)}")
+        return found
+
+
+_SIZES = Listed(Is(Sequence, "one of a list"), item=Count())
+_SHAPE = Sizes(1, "be (batch, *sizes)")
+
+
+@front(steps=Count(), generator=GENERATOR, seed=SEED)
 def transition(
     denoiser: DenoiserLike,
     x: Tensor,
@@ -69,10 +99,11 @@ def transition(
     ε = x/σ_0, and `noise` is not used.
     """
     denoiser = as_denoiser(denoiser)
+    check_state(x)
     table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=solver)
     source: Noise
     if noise is None:
-        source = _AtTime(_source(seed, generator), table, SINGLE)
+        source = _AtTime(noise_source(seed, generator), table, SINGLE)
     elif generator is not None or seed is not None:
         raise InvalidArgument("give noise, generator or seed, not several of them")
     elif len(table) > 1:
@@ -88,7 +119,16 @@ def transition(
 _SAMPLER = Sampler()
 
 
-@front(sampler=Sampler)
+@front(
+    sampler=Sampler,
+    seed=SEED,
+    generator=GENERATOR,
+    randomness=RANDOMNESS,
+    dtype=DTYPE,
+    device=DEVICE,
+    differentiable=Switch(),
+    progress=PROGRESS,
+)
 def sample(
     denoiser: DenoiserLike,
     shape_or_noise: Sequence[int] | Tensor,
@@ -103,7 +143,7 @@ def sample(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     randomness: str = "particle",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     differentiable: bool = False,
     progress: bool | None = None,
@@ -129,8 +169,8 @@ def sample(
     randomness : "particle" or "stream"
         "stream" draws whole batches at once: for very large populations.
     dtype, device
-        Of the state, if a shape is given: float32 or float64, by default on the device of the
-        network's parameters.
+        Of the state, if a shape is given: float32 or float64, by default torch's default dtype
+        (float32 where that has fewer bits), on the device of the network's parameters.
     differentiable : bool
         Keep the graph through all network evaluations (memory grows with K M).
     progress : bool or None
@@ -152,7 +192,7 @@ def sample(
     denoiser = as_denoiser(denoiser)
     table = sampler.plan(denoiser.path)
     check_whole(table)
-    source = _source(seed, generator, randomness)
+    source = noise_source(seed, generator, randomness)
     if isinstance(shape_or_noise, Tensor):
         x = check_state(shape_or_noise, "noise") * table.start_scale
     else:
@@ -165,7 +205,13 @@ def sample(
         return run(table, Tally(denoiser, advance), x, source)
 
 
-@front()
+@front(
+    samples=Count(most=MOST_PARTICLES),
+    steps=Count(),
+    seed=SEED,
+    generator=GENERATOR,
+    differentiable=Switch(),
+)
 def posterior(
     denoiser: DenoiserLike,
     x: Tensor,
@@ -196,10 +242,10 @@ def posterior(
         (samples, B, *shape).
     """
     denoiser = as_denoiser(denoiser)
-    samples = check_count("samples", samples)
     check_state(x)
+    check_sizes((samples * x.shape[0], *x.shape[1:]))
     table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
-    source = _AtTime(_source(seed, generator), table, POSTERIOR, samples)
+    source = _AtTime(noise_source(seed, generator), table, POSTERIOR, samples)
     repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
     if table.transitions[0].alpha == 0.0:
         repeated = source(0, repeated) * table.start_scale
@@ -207,34 +253,27 @@ def posterior(
         return run(table, denoiser, repeated, source).view(samples, *x.shape)
 
 
+@front(shape=_SHAPE, dtype=DTYPE, device=DEVICE)
 def starting_noise(
     table: Table,
     shape: Sequence[int],
     source: Noise,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
     """x at the table's first time, drawn from noise: (B, *shape) for a shape with the batch."""
-    if not isinstance(dtype, torch.dtype):
-        raise InvalidArgument(f"dtype must be torch.float32 or torch.float64, got {dtype!r}")
-    listed = () if isinstance(shape, str) or not isinstance(shape, Iterable) else shape
-    sizes = tuple(check_count("shape: every size", n) for n in listed)
-    if not sizes:
-        raise InvalidArgument(f"shape must be (batch, *sizes), got {shape!r}")
-    like = torch.empty(sizes, dtype=dtype, device=check_device(device))
+    check_table(table)
+    check_sizes(shape)
+    try:
+        like = torch.empty(tuple(shape), dtype=dtype, device=device)
+    except RuntimeError as error:
+        raise InvalidArgument(f"a state of {tuple(shape)} does not fit here: {error}") from error
     return check_state(source(0, like, START) * table.start_scale)
-
-
-def _source(
-    seed: int | None, generator: torch.Generator | None, randomness: str = "particle"
-) -> Noise:
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise InvalidArgument(f"generator must be a torch.Generator, got {generator!r}")
-    return noise_source(seed, generator, randomness)
 
 
 def check_whole(table: Table) -> None:
     """Raise :class:`TimeError` unless the table goes from noise, t = 0, to data, t = 1."""
+    check_table(table)
     first, last = table.times[0], table.times[-1]
     if first != 0.0 or last != 1.0:
         raise TimeError(

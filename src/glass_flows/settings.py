@@ -23,21 +23,32 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
-from typing import Any, ClassVar, TypeVar, Union, cast
+from typing import Any, ClassVar, Self, TypeVar, Union, cast
 
 from .errors import (
+    MOST_COUNT,
+    MOST_EVALUATIONS,
     InvalidArgument,
     UnknownName,
     check_count,
     check_name,
     check_number,
     did_you_mean,
+    plain,
+    shown,
 )
 
 __all__ = [
     "ANY_COUNT",
+    "MOST",
+    "NOT_NEGATIVE",
+    "POSITIVE",
+    "SHARE",
+    "Checked",
     "Choice",
     "Count",
+    "Function",
+    "Is",
     "Kind",
     "Listed",
     "Number",
@@ -95,18 +106,20 @@ class Kind:
 
 @dataclass(frozen=True)
 class Count(Kind):
-    """An integer of at least `least`."""
+    """An integer from `least` to `most`."""
 
     least: int = 1
     optional: bool = False
+    most: int = MOST_COUNT
 
     def check(self, name: str, given: object) -> int:
-        return check_count(name, given, self.least)
+        return check_count(name, given, self.least, self.most)
 
     def said(self, name: str, text: str) -> object:
         return int(text) if _is_integer(text) else text
 
 
+MOST = 1_000_000
 ANY_COUNT = Count(optional=True)
 
 
@@ -124,7 +137,39 @@ class Number(Kind):
     def said(self, name: str, text: str) -> object:
         if _is_number_text(text):
             return float(text)
-        raise InvalidArgument(f"{name} must be a number and {self.rule}, got {text!r}")
+        raise InvalidArgument(f"{name} must {self.rule}, got {shown(text)}")
+
+
+POSITIVE = Number("be a finite number > 0", lambda value: 0.0 < value < math.inf)
+SHARE = Number("lie in [0, 1]", lambda value: 0.0 <= value <= 1.0)
+NOT_NEGATIVE = Number("be a finite number >= 0", lambda value: 0.0 <= value < math.inf)
+
+
+@dataclass(frozen=True)
+class Is(Kind):
+    """An instance of a class, or of one of a tuple; `allowed` says of which for messages."""
+
+    cls: Any
+    allowed: str
+    optional: bool = False
+
+    def check(self, name: str, given: object) -> Any:
+        if isinstance(given, self.cls):
+            return given
+        raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(given)}")
+
+
+@dataclass(frozen=True)
+class Function(Kind):
+    """Something to be called, and not a class; `allowed` says of what."""
+
+    allowed: str
+    optional: bool = False
+
+    def check(self, name: str, given: object) -> Any:
+        if callable(given) and not isinstance(given, type):
+            return given
+        raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(given)}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +192,7 @@ class Text(Kind):
 
     def check(self, name: str, given: object) -> str | None:
         if not isinstance(given, str):
-            raise InvalidArgument(f"{name} must be a text, got {given!r}")
+            raise InvalidArgument(f"{name} must be a text, got {shown(given)}")
         return None if given == "none" and self.optional else given
 
 
@@ -155,9 +200,12 @@ class Text(Kind):
 class Switch(Kind):
     """True or false."""
 
+    optional: bool = False
+
     def check(self, name: str, given: object) -> bool:
         if not isinstance(given, bool):
-            raise InvalidArgument(f"{name} must be True or False, got {given!r}")
+            allowed = "True, False or None" if self.optional else "True or False"
+            raise InvalidArgument(f"{name} must be {allowed}, got {shown(given)}")
         return given
 
     def said(self, name: str, text: str) -> object:
@@ -179,8 +227,15 @@ class Listed(Kind):
         if isinstance(given, str):
             return self.parse(name, given)
         if callable(plain := getattr(given, "tolist", None)):
-            given = plain()
+            try:
+                given = plain()
+            except RuntimeError:  # a tensor without values, or one that is not dense
+                raise InvalidArgument(f"{name} must hold values, got {shown(given)}") from None
         if isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
+            if len(given) > MOST_EVALUATIONS:
+                raise InvalidArgument(
+                    f"{name} lists at most {MOST_EVALUATIONS:,} values, got {shown(given)}"
+                )
             return tuple(self._item.read(f"{name}[{i}]", item) for i, item in enumerate(given))
         return self.one.read(name, given)
 
@@ -213,6 +268,8 @@ class Object(Kind):
         name is itself the value. A registry is one.
     bare : type, optional
         The class whose first field is written in the place of a name.
+    functions : bool
+        Whether a function may stand in its place.
     resolve : callable, optional
         From anything else that may be given from Python to the value, or raises InvalidArgument;
         without it only instances of the classes may.
@@ -224,6 +281,7 @@ class Object(Kind):
     allowed: str
     heads: Mapping[str, Any] = field(default_factory=dict)
     bare: type | None = None
+    functions: bool = False
     resolve: Callable[[Any], Any] | None = None
     numbers: Kind | None = None
     optional: bool = False
@@ -232,16 +290,18 @@ class Object(Kind):
         return self.parse(name, given) if isinstance(given, str) else super().read(name, given)
 
     def check(self, name: str, given: object) -> Any:
-        if _is_number(given):
+        if _is_number(given := plain(given)):
             if self.numbers is not None:
                 return self.numbers.read(name, given)
             if self.bare is not None:
-                return self.bare(given)
+                return _named_for(name, self.bare, given)
         if any(isinstance(given, cls) for _, cls, _ in self.objects()):
+            return given
+        if self.functions and callable(given) and not isinstance(given, type):
             return given
         if self.resolve is not None:
             return self.resolve(given)
-        raise InvalidArgument(f"{name} must be {self.allowed}, got {given!r}")
+        raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(given)}")
 
     def parse(self, name: str, text: str) -> Any:
         if text == "none" and self.optional:
@@ -264,7 +324,7 @@ class Object(Kind):
         elif self.heads:
             hint = did_you_mean(head, self.heads)
             raise UnknownName(f"unknown {self.what} {head!r}.{hint} {name} must be {self.allowed}")
-        raise InvalidArgument(f"{name} must be {self.allowed}, got {text!r}")
+        raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(text)}")
 
     def write(self, value: Any) -> Json:
         if value is None or isinstance(value, str) or _is_number(value):
@@ -305,7 +365,7 @@ def _made(
             key, text = names[i], part
         if key not in names:
             raise InvalidArgument(
-                f"{name}: {head} takes {', '.join(names) or 'nothing'}, got {part!r}"
+                f"{name}: {head} takes {', '.join(names) or 'nothing'}, got {shown(part)}"
             )
         if key in values:
             raise InvalidArgument(f"{name}: {key} is given twice in {':'.join([head, *parts])!r}")
@@ -316,12 +376,20 @@ def _made(
             else kind.parse(f"{name}: {key}", text.removeprefix("[").removesuffix("]"))
         )
     try:
-        return cls(**values)
+        return _named_for(name, cls, **values)
+    except InvalidArgument:
+        raise
+    except (TypeError, ValueError):
+        told = ":".join([head, *parts])
+        raise InvalidArgument(f"{name}: {told!r} has a value of the wrong type") from None
+
+
+def _named_for(name: str, make: Callable[..., object], *values: Any, **given: Any) -> object:
+    """What `make` makes, its refusals beginning with the name of what it is for."""
+    try:
+        return make(*values, **given)
     except InvalidArgument as error:
         raise type(error)(f"{name}: {error}") from None
-    except (TypeError, ValueError):
-        shown = ":".join([head, *parts])
-        raise InvalidArgument(f"{name}: {shown!r} has a value of the wrong type") from None
 
 
 def _told(value: Any, head: str, preset: Mapping[str, Any]) -> list[str]:
@@ -389,12 +457,45 @@ def spelled(value: object) -> str:
 
 
 def setting(default: Any, kind: Kind) -> Any:
-    """A field of a settings object."""
+    """A field of a checked object; without a default if that is ``dataclasses.MISSING``."""
     return field(default=default, metadata={"kind": kind})
 
 
+class Checked:
+    """Base of dataclasses whose fields made by :func:`setting` are read by their kinds when made.
+
+    So every value is either right, and held as its kind holds it, or refused by its name.
+    """
+
+    def __new__(cls, *values: Any, **given: Any) -> Self:
+        names = [one.name for one in fields(cast(Any, cls)) if one.init]
+        for name in given:
+            check_name(f"setting of {cls.__name__}", name, names)
+        if len(values) > len(names):
+            raise InvalidArgument(
+                f"{cls.__name__} has {len(names)} settings, got {len(values)} values"
+            )
+        for name in names[: len(values)]:
+            if name in given:
+                raise InvalidArgument(f"{name} is given twice, also by its position")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, kind in kinds(type(self)).items():
+            object.__setattr__(self, name, kind.read(self.called(name), getattr(self, name)))
+        self.check()
+
+    @classmethod
+    def called(cls, name: str) -> str:
+        """What errors call a field."""
+        return f"{cls.__name__} {name}"
+
+    def check(self) -> None:
+        """Raise unless the fields, each right by itself, go together."""
+
+
 @dataclass(frozen=True, repr=False)
-class Settings:
+class Settings(Checked):
     """Base of all settings objects: checked when made, and spelled by their fields.
 
     Subclasses are frozen dataclasses (``repr=False``) whose fields are made by :func:`setting`.
@@ -412,25 +513,9 @@ class Settings:
     word: ClassVar[str]
     version: ClassVar[int] = 1
 
-    def __new__(cls: type[S], *values: Any, **given: Any) -> S:
-        names = list(kinds(cls))
-        check_known(cls, given)
-        if len(values) > len(names):
-            raise InvalidArgument(
-                f"{cls.__name__} has {len(names)} settings, got {len(values)} values"
-            )
-        for name in names[: len(values)]:
-            if name in given:
-                raise InvalidArgument(f"{name} is given twice, also by its position")
-        return super().__new__(cls)
-
-    def __post_init__(self) -> None:
-        for name, kind in kinds(type(self)).items():
-            object.__setattr__(self, name, kind.read(name, getattr(self, name)))
-        self.check()
-
-    def check(self) -> None:
-        """Raise unless the fields, each right by itself, go together."""
+    @classmethod
+    def called(cls, name: str) -> str:
+        return name
 
     @classmethod
     def completed(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -459,7 +544,7 @@ class Settings:
             It is of another type or version, or does not hold what it should.
         """
         if not isinstance(data, Mapping):
-            raise InvalidArgument(f"the settings {cls.word!r} must be an object, got {data!r}")
+            raise InvalidArgument(f"the settings {cls.word!r} must be an object, got {shown(data)}")
         given = dict(data)
         word, version = given.pop("type", cls.word), given.pop("version", 1)
         cls._check_head(word, version)
@@ -469,19 +554,20 @@ class Settings:
     @classmethod
     def parse(cls: type[S], text: str) -> S:
         """Inverse of `str`: the word, and ``name=value`` for what is not as by default."""
+        text = str(Text().check("the text of settings", text))
         try:
             head, *parts = shlex.split(text) or [""]
         except ValueError as error:
-            raise InvalidArgument(f"{error} in {text!r}") from None
+            raise InvalidArgument(f"{error} in {shown(text)}") from None
         word, at, version = head.partition("@")
         cls._check_head(word, int(version) if _is_integer(version) else version if at else 1)
         given: dict[str, str] = {}
         for part in parts:
             name, equals, value = part.partition("=")
             if not equals:
-                raise InvalidArgument(f"{part!r} must be NAME=VALUE in {text!r}")
+                raise InvalidArgument(f"{part!r} must be NAME=VALUE in {shown(text)}")
             if name in given:
-                raise InvalidArgument(f"{name} is given twice in {text!r}")
+                raise InvalidArgument(f"{name} is given twice in {shown(text)}")
             given[name] = value
         return build(cls, {}, given)
 
@@ -490,7 +576,7 @@ class Settings:
         if word != cls.word or version != cls.version:
             raise InvalidArgument(
                 f"expected the settings {cls.word!r} of version {cls.version}, "
-                f"got {word!r} of version {version!r}"
+                f"got {shown(word)} of version {shown(version)}"
             )
 
     def __str__(self) -> str:
@@ -504,9 +590,9 @@ class Settings:
         return f"{type(self).__name__}({inside})"
 
 
-def kinds(cls: type[Settings]) -> dict[str, Kind]:
-    """The kind of every field, by name."""
-    return {one.name: one.metadata["kind"] for one in fields(cls)}
+def kinds(cls: type[Any]) -> dict[str, Kind]:
+    """The kind of every field that has one, by name."""
+    return {one.name: one.metadata["kind"] for one in fields(cls) if "kind" in one.metadata}
 
 
 def check_known(cls: type[Settings], names: Iterable[str]) -> None:

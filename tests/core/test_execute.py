@@ -402,7 +402,11 @@ def test_table_and_denoiser_must_share_the_path():
         ({"seed": -1}, InvalidArgument, "seed"),
         ({"seed": 1, "noise": torch.zeros(6, 3)}, InvalidArgument, "not several"),
         ({"seed": 1, "generator": torch.Generator()}, InvalidArgument, "not both"),
-        ({"generator": "a"}, InvalidArgument, "generator must be a torch.Generator, got 'a'"),
+        (
+            {"generator": "a"},
+            InvalidArgument,
+            "generator must be a torch.Generator or None, got 'a'",
+        ),
         ({"noise": torch.zeros(1, 3)}, ShapeError, r"tensor like x, \(6, 3\), got \(1, 3\)"),
         ({"noise": [0.0] * 18}, ShapeError, "got list"),
         ({"noise": torch.full((6, 3), math.nan)}, NonFinite, "noise of transition 0"),
@@ -424,7 +428,11 @@ def test_bad_arguments_of_a_transition_are_named(arguments, error, match):
     ("arguments", "error", "match"),
     [
         ({"transitions": 0}, InvalidArgument, "transitions must be an integer >= 1"),
-        ({"generator": "a"}, InvalidArgument, "generator must be a torch.Generator, got 'a'"),
+        (
+            {"generator": "a"},
+            InvalidArgument,
+            "generator must be a torch.Generator or None, got 'a'",
+        ),
         ({"device": "bad"}, InvalidArgument, "device must be a torch.device .* got 'bad'"),
         ({"times": [0.0, 0.5, 0.4, 1.0]}, TimeError, "times must increase"),
         ({"times": [0.1, 0.5, 0.7, 1.0]}, TimeError, "samples start at noise"),
@@ -440,7 +448,7 @@ def test_bad_arguments_of_a_transition_are_named(arguments, error, match):
         ({"randomness": "global"}, UnknownName, "randomness"),
         ({"shape_or_noise": (0, 3)}, InvalidArgument, "shape"),
         ({"shape_or_noise": ()}, InvalidArgument, "shape"),
-        ({"dtype": torch.float16}, ShapeError, "float32 or float64"),
+        ({"dtype": torch.float16}, ShapeError, "float32 or torch.float64"),
     ],
 )
 def test_bad_arguments_of_a_sample_are_named(arguments, error, match):

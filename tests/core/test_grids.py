@@ -124,6 +124,14 @@ def test_karras_inside_the_range_of_a_path():
         lambda: Karras(7.0, 2.0, 1.0),
         lambda: outer_times(Linear(), 3, Karras(7.0, 90.0)),
         lambda: outer_times(Linear(), 3, Karras(7.0, None, 0.001)),
+        lambda: outer_times(Linear(), 3, Karras(0.25)),
+        lambda: outer_times(Linear(), 3, Karras(1e-300)),
+        *(
+            lambda kind=kind, given=given: kind(given)
+            for kind in (Shifted, Karras)
+            for given in ("x", None, True, 1j)
+        ),
+        lambda: Karras(7.0, "x"),
     ],
 )
 def test_invalid_grids(make):

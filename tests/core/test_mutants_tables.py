@@ -91,7 +91,7 @@ def test_ends_and_kernel_are_checked_where_no_law_is_claimed(name, error):
         ("ddpm", "default", "ddpm"),
         (0.5, "default", 0.5),
         (DDIM(0.5), "default", "DDIM(eta=0.5)"),
-        ([0.5, "ode"], "default", "[0.5, 'ode']"),
+        ([0.5, "ode"], "default", "(0.5, 'ode')"),
     ],
 )
 def test_settings_name_rho_in_words_that_json_has(rho, solver, shown):

@@ -121,7 +121,7 @@ def test_rho_callables_lists_and_errors():
             resolve_rho(bad, ends)
     with pytest.raises(UnknownName, match="'ddpm'"):
         resolve_rho("dpm", ends)
-    for eta in (-0.1, 1.1, math.nan):
+    for eta in (-0.1, 1.1, math.nan, "x", None):
         with pytest.raises(InvalidArgument, match="eta"):
             DDIM(eta)
     assert DDIM() == DDIM(0.0)

@@ -403,13 +403,6 @@ def test_image_to_image_starts_at_a_boundary(name, kind):
     )
 
 
-def test_a_strength_inside_a_transition_is_refused_with_those_allowed():
-    pipe = tiny.build("flux")
-    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
-    with pytest.raises(InvalidArgument, match=r"strength among 1, 0\.75, 0\.5, 0\.25"):
-        image_to_image(pipe, diffusers.FluxImg2ImgPipeline, "flux", 0.35)
-
-
 # --- 6. what goes wrong -----------------------------------------------------------------
 
 

@@ -289,11 +289,12 @@ def hold(out, pipe):
         time.sleep(60)
 
 
-def test_two_batches_do_not_share_a_folder(tmp_path):
+def test_two_batches_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/glass-flows", "batch", "prompts.txt"])
     here, there = FORK.Pipe()
     child = in_child(hold, tmp_path, there)
-    said = f"process {here.recv()} on .*pytest.*, since 20.*stop it, or give another folder"
-    with pytest.raises(FolderInUse, match=said):
+    who = f"process {here.recv()} on .*, `glass-flows batch prompts.txt`, since 20"
+    with pytest.raises(FolderInUse, match=f"{who}.*stop it, or give another folder"):
         run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
     child.kill()
     child.join()

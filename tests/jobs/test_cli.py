@@ -89,7 +89,7 @@ def test_the_job_repeats_from_its_seed(tmp_path):
 def test_align_prints_a_table(tmp_path):
     shown = invoke("align", "--reward", "class:3", "--populations", "4", "--out", str(tmp_path))
     assert shown.exit_code == 0, shown.output
-    for text in ("steering", "best of 8", "reward", "ESS", "alignment.png", "results.json"):
+    for text in ("steering", "best of 8", "reward", "ESS", "alignment.png", "comparison.json"):
         assert text in shown.output
 
 
@@ -110,7 +110,7 @@ def test_every_method_can_be_reached_from_the_command_line(tmp_path, arguments):
     few = ["--populations", "2", "--particles", "4", "--transitions", "3", "--steps", "2"]
     shown = invoke("align", *few, *arguments, "--out", str(tmp_path))
     assert shown.exit_code == 0, shown.output
-    job = Job.from_json(json.loads((tmp_path / "results.json").read_text())["job"])
+    job = Job.from_json(json.loads((tmp_path / "comparison.json").read_text())["job"])
     assert (job.sampler.transitions, job.method.particles, job.populations) == (3, 4, 2)
 
 

@@ -64,10 +64,10 @@ def test_a_saved_pipeline_of_every_family(name, tmp_path):
     )  # fmt: skip
     assert shown.exit_code == 0, shown.output
     assert "weights: " in shown.output and "network evaluations: " in shown.output
-    figures = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert figures["network_evaluations"] > 0
-    assert len(figures["rewards"]) == len(prompts)
-    assert all(len(row) == 2 for row in figures["rewards"])
+    figures = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert figures["costs"]["network_evaluations"] > 0
+    places = [(sample["population"], sample["particle"]) for sample in figures["samples"]]
+    assert places == [(p, n) for p in range(len(prompts)) for n in range(2)]
     with Image.open(tmp_path / "out" / "000-00.png") as image:
         assert image.text["prompt"] == prompts[0] or name == "dit"
         job = json.loads(image.text["settings"])
@@ -104,15 +104,20 @@ def test_the_guidance_of_the_pipeline_and_that_of_the_reward(tmp_path):
     }.items():
         shown = align("--model", str(tmp_path / "sd3"), *few, *more, "--out", out)
         assert shown.exit_code == 0, shown.output
-        found[out] = json.loads((tmp_path / out / "results.json").read_text())
-    assert [found[out]["network_evaluations"] for out in ("own", "one", "two")] == [8, 4, 8]
+        found[out] = json.loads((tmp_path / out / "result.json").read_text())
+    assert [found[out]["costs"]["network_evaluations"] for out in ("own", "one", "two")] == [
+        8,
+        4,
+        8,
+    ]
     assert found["two"]["job"]["call"]["guidance_scale"] == 2.0
     assert "guidance_scale" not in found["own"]["job"]["call"]
-    assert found["own"]["rewards"] != found["two"]["rewards"] != found["one"]["rewards"]
+    rewards = {out: [one["reward"] for one in told["samples"]] for out, told in found.items()}
+    assert rewards["own"] != rewards["two"] != rewards["one"]
     assert found["reward"]["job"]["method"]["guidance"].startswith("reward:0.5")
     assert "guidance" not in found["one"]["job"]["method"]
     assert found["reward"]["biases"] and not found["one"]["biases"]
-    assert found["reward"]["rewards"] != found["one"]["rewards"]
+    assert rewards["reward"] != rewards["one"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def test_what_goes_wrong_on_the_way_to_a_pipeline_has_a_next_step(error, message
     def fails(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(diffusers.DiffusionPipeline, "from_pretrained", fails)
+    monkeypatch.setattr(diffusers.DiffusionPipeline, "download", fails)
     with pytest.raises(InvalidArgument, match=message):
         align("--model", "some/model", "--prompt", "a", "--reward", "rewards_of_mine:red",
               "--out", "out")  # fmt: skip

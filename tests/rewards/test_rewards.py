@@ -171,7 +171,7 @@ def test_functions_become_rewards():
         with pytest.raises(InvalidArgument, match=r"must be a Reward or a function .* got "):
             as_reward(wrong)
     for bounds in [(1.0, 0.0), (math.nan, 1.0), (0.0, math.nan), (math.inf, math.inf)]:
-        with pytest.raises(InvalidArgument, match="range must be"):
+        with pytest.raises(InvalidArgument, match=r"range.* must be"):
             FunctionReward(sines, range=bounds)
     with pytest.raises(InvalidArgument, match="max_batch must be an integer >= 1, got 0"):
         FunctionReward(sines, max_batch=0)
@@ -555,10 +555,10 @@ def test_normalised_from_samples():
         (lambda: WeightedSum([3], [1.0]), "got 3"),
         (lambda: Product([]), "at least one part"),
         (lambda: Clipped(sines, 1.0, 1.0), "low must be below high"),
-        (lambda: Clipped(sines, math.nan), "low must be below high"),
-        (lambda: Normalised(sines, math.inf, 1.0), "mean inf"),
-        (lambda: Normalised(sines, 0.0, 0.0), "std 0.0"),
-        (lambda: Normalised(sines, 0.0, math.nan), "std nan"),
+        (lambda: Clipped(sines, math.nan), "low must be a number"),
+        (lambda: Normalised(sines, math.inf, 1.0), "mean must be finite, got inf"),
+        (lambda: Normalised(sines, 0.0, 0.0), "std must be .* got 0.0"),
+        (lambda: Normalised(sines, 0.0, math.nan), "std must be .* got nan"),
         (lambda: Cached(sines, 0), "size must be an integer >= 1"),
         (lambda: Decoded(sines, None), "decode must be callable"),
         (lambda: Decoded(sines, torch.sin, max_batch=0), "max_batch must be"),

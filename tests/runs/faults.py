@@ -154,6 +154,7 @@ class Faults:
 
     def __init__(self, at: int = 0, phase: str = "before") -> None:
         self.at, self.phase, self.count = at, phase, 0
+        self.last = 0  # of the numbers, that of a write
 
     def __enter__(self) -> Faults:
         self.real = files._write, os.replace, os.unlink
@@ -170,6 +171,7 @@ class Faults:
     def _around(self, real: Callable[..., object], half: Callable[..., object] | None = None):
         def faulty(*given: object, **named: object) -> object:
             self.count += 1
+            self.last = self.last if half is None else self.count
             if self.phase == "full":
                 if half is not None and 0 < self.at <= self.count:
                     half(*given)
@@ -253,7 +255,7 @@ class Trial:
         self.command, self.home, self.number = COMMANDS[name], home, 0
         with Faults() as counted:  # in this process first: what is imported, children have
             self.command(self.fresh())
-        self.events, out = counted.count, self.fresh()
+        self.events, self.last_write, out = counted.count, counted.last, self.fresh()
         assert run(self.command, out) == ("done", "")
         self.wanted = content(out)
 
@@ -291,7 +293,7 @@ class Trial:
     def full(self, draw: random.Random) -> str:
         """A full disk is said by name, and nothing is lost."""
         out = self.fresh()
-        kind, why = run(self.command, out, Faults(draw.randint(1, self.events), "full"))
+        kind, why = run(self.command, out, Faults(draw.randint(1, self.last_write), "full"))
         assert kind in ("refused", "done"), (kind, why)
         assert kind == "done" or "No space left on device" in why, why
         self.again(out)

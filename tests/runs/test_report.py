@@ -243,9 +243,9 @@ def test_a_search_has_no_boundaries_but_its_images_are_shown(tmp_path):
     record.finish(SearchResult(torch.zeros(1, 3, 2), rewards, ancestry, Costs(10)), [files])
     page = page_of([tmp_path / "run"], tmp_path / "r.html")
     assert [image["alt"] for image in page.all("img")] == [
-        "best image: 000-00.png, reward 3",
-        "image 2, best first: 000-01.png, reward 2",
-        "image 3, best first: 000-02.png, reward 1",
+        "best image: 000-01.png, reward 3",
+        "image 2, best first: 000-02.png, reward 2",
+        "image 3, best first: 000-00.png, reward 1",
     ]
     assert "of 0" not in page.text
 
@@ -257,8 +257,10 @@ def test_a_search_has_no_boundaries_but_its_images_are_shown(tmp_path):
         ("run.json", {"versions": ["1"]}),
         ("run.json", {"particles": "6"}),
         ("error.json", {}),
-        ("result.json", {"rewards": [[1.0]] * P}),
-        ("result.json", {"images": [["000-00.png"]]}),
+        ("result.json", {"samples": []}),
+        ("result.json", {"populations": []}),
+        ("result.json", {"version": 1, "rewards": [[1.0]] * P, "images": []}),
+        ("result.json", {"version": 1, "rewards": [[1.0] * N] * P, "images": [["000-00.png"]]}),
     ],
 )
 def test_a_damaged_file_is_named(file, change, run, tmp_path):

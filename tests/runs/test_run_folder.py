@@ -17,10 +17,11 @@ from typer.testing import CliRunner
 import tiny_pipelines
 from glass_flows import Sampler, Steering, Twist, best_of, steer
 from glass_flows.checkpoints import identity
-from glass_flows.cli import app
+from glass_flows.cli import _clear_empty, app
 from glass_flows.diffusers import steer_pipeline
 from glass_flows.errors import InvalidArgument, OtherJob, RewardError, RunFolderError
 from glass_flows.files import append, replace
+from glass_flows.folders import LOCKS, alone
 from glass_flows.jobs import Job, digits_denoiser, resolve
 from glass_flows.jobs.align import align, compare_digits
 from glass_flows.jobs.models import Digits
@@ -124,7 +125,7 @@ def test_the_events_are_what_happened(tmp_path):
     assert [event["ess"] for event in found.events] == result.ess.tolist()
     last = found.events[-1]
     assert last["final"] is True
-    assert last["rewards"] == result.rewards.tolist() == found.result["rewards"]
+    assert last["rewards"] == result.rewards.tolist() == found.rewards
     assert last["log_weights"] == result.log_weights.tolist()
     assert last["log_evidence"] == result.log_evidence.tolist()
     assert last["costs"]["network_evaluations"] == 2 * N * K * 3
@@ -277,7 +278,7 @@ def test_align_writes_a_run_and_does_not_overwrite_another(tmp_path, monkeypatch
     found = read_run(tmp_path / "out")
     assert found.status == "finished"
     assert found.job["sampler"]["transitions"] == 2
-    assert [(found.folder / name).exists() for name in found.result["images"][0]] == [True, True]
+    assert [(found.folder / sample.file).exists() for sample in found.samples[0]] == [True, True]
     other = CliRunner().invoke(app, [*command, "--seed", "1"])
     assert isinstance(other.exception, RunFolderError)
     again = CliRunner().invoke(app, [*command, "--seed", "1", "--overwrite"])
@@ -436,12 +437,40 @@ def test_only_what_a_run_wrote_is_thrown_away(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (2, 2)).save(tmp_path / name)
     result = run(tmp_path / "other")
-    record.finish(result, [["000-00.png", "../outside.png"]])
+    P, count = result.rewards.shape
+    rest = ["none.png"] * (count - 2)
+    record.finish(
+        result, [["000-00.png", "../outside.png", *rest]] + [["none.png"] * count] * (P - 1)
+    )
     (tmp_path.parent / "outside.png").write_text("not of this run")
     clear_run(tmp_path)
     left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")}
     assert left == {"mine.png", "estimates/mine.png"}
     assert (tmp_path.parent / "outside.png").exists()
+
+
+def test_images_of_a_run_that_did_not_come_to_its_result_are_thrown_away(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 3)
+    found = read_run(tmp_path)
+    last = f"{found.populations - 1:03}-{found.returned - 1:02}.png"
+    for name in ("000-00.png", last, f"000-{found.returned:02}.png"):
+        (tmp_path / name).write_bytes(b"x")
+    clear_run(tmp_path)
+    assert [p.name for p in tmp_path.glob("*.png")] == [f"000-{found.returned:02}.png"]
+
+
+def test_of_folders_without_files_only_those_that_somebody_holds_are_left(tmp_path):
+    out = tmp_path / "new" / "out"
+    for name in ("empty/below", "held", "was held"):
+        (out / name).mkdir(parents=True)
+    (out / "was held" / ".lock").touch()
+    with alone(out), alone(out / "held"):
+        _clear_empty([out, tmp_path / "new"])
+        assert {p.name for p in out.iterdir()} == {"held", *LOCKS}
+    assert {p.name for p in (out / "held").iterdir()} == set()
+    _clear_empty([out, tmp_path / "new"])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_finished_run_given_again_does_no_work(tmp_path, monkeypatch):

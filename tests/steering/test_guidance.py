@@ -692,7 +692,7 @@ def test_a_guided_denoiser_of_ones_own_is_steered_with_its_prompts_spread():
     [
         ({"through": "netwrk"}, UnknownName, "guidance through 'netwrk'. Did you mean 'network'"),
         ({"through": None}, UnknownName, "'network', 'reward'"),
-        ({"scale": -1.0}, InvalidArgument, "guidance scale must be a finite number >= 0, got -1.0"),
+        ({"scale": -1.0}, InvalidArgument, "Guidance scale must be a finite number >= 0, got -1.0"),
         ({"scale": math.nan}, InvalidArgument, "got nan"),
         ({"scale": math.inf}, InvalidArgument, "got inf"),
         ({"scale": "1"}, InvalidArgument, "got '1'"),
@@ -700,8 +700,12 @@ def test_a_guided_denoiser_of_ones_own_is_steered_with_its_prompts_spread():
         ({"clip": math.nan}, InvalidArgument, "clip .* got nan"),
         ({"sigma_data": 0}, InvalidArgument, "sigma_data must be a finite number > 0, got 0"),
         ({"sigma_data": math.inf}, InvalidArgument, "sigma_data"),
-        ({"schedule": 0.5}, InvalidArgument, "guidance schedule must be a callable of t, got 0.5"),
-        ({"max_batch": 0}, InvalidArgument, "guidance max_batch must be an integer >= 1, got 0"),
+        (
+            {"schedule": 0.5},
+            InvalidArgument,
+            "Guidance schedule must be a function of t, or None, got 0.5",
+        ),
+        ({"max_batch": 0}, InvalidArgument, "Guidance max_batch must be an integer >= 1, got 0"),
     ],
 )
 def test_bad_settings_are_named(arguments, error, match):

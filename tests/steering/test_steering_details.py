@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from glass_flows import Sampler, Steering, steer
+from glass_flows.errors import DegenerateWeights
 from glass_flows.paths import Linear
 from glass_flows.steering import PosteriorValue, smc
 from glass_flows.steering.population import Population, Run
@@ -87,3 +88,23 @@ def test_a_size_just_at_the_threshold(potential, expected):
           degenerate="carry", on_boundary=steps.append, **GIVEN)  # fmt: skip
     assert float(steps[1].ess) == 2.0
     assert bool(steps[1].resampled) == (potential == "difference")
+
+
+def test_what_a_result_holds_of_every_boundary():
+    result = steer(DENOISER, bent, particles=4, twist=1.0, populations=2, transitions=3, steps=2,
+                   **GIVEN)  # fmt: skip
+    assert result.samples.shape == (2, 4, 2)
+    assert result.ancestry.shape == (3, 2, 4)
+    assert result.ess.shape == result.shares.shape == (4, 2)
+    assert result.twist_shares.shape == (3, 2)
+    assert (result.twist_shares[1:] > 0.0).all()
+
+
+def test_where_nobody_is_resampled_all_may_vanish_on_the_way():
+    nobody = torch.full((4,), -math.inf)
+    given = {"particles": 4, "value": lambda x, t, D: nobody, "boundaries": [1], **GIVEN}
+    result = steer(DENOISER, bent, ess_threshold=0.0, transitions=2, steps=2, rho=0.3, **given)
+    assert result.ess[1] == 0.0
+    assert result.log_evidence.isfinite().all()
+    with pytest.raises(DegenerateWeights):
+        steer(DENOISER, bent, ess_threshold=0.5, transitions=2, steps=2, rho=0.3, **given)

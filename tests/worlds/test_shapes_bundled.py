@@ -86,13 +86,13 @@ def test_align_works_out_of_the_box(tmp_path):
     )  # fmt: skip
     assert shown.exit_code == 0, shown.output
     assert "of 2 plain samples" in shown.output
-    figures = json.loads((tmp_path / "results.json").read_text())
+    figures = json.loads((tmp_path / "result.json").read_text())
     job = Job.from_json(figures["job"])
     assert (job.model, job.prompts) == ("shapes", (sentence,))
     assert (job.reward or resolve(job.model).reward_name) == "clip"
-    assert figures["network_evaluations"] == 2 * 2 * 2 * 2
-    assert set(figures["judge_accepts"]) == {"plain", "returned"}
-    assert len(figures["judge_accepts"]["plain"][0]) == 2
+    assert figures["costs"]["network_evaluations"] == 2 * 2 * 2 * 2
+    assert all(type(sample["accepted"]) is bool for sample in figures["samples"])
+    assert len(figures["populations"][0]["plain_accepted"]) == 2
 
 
 def test_a_sentence_of_another_world_is_refused(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, check_count, check_number
+from ..settings import MOST
 from .options import Model, Out, Seed, announce, print_table
 
 __all__ = ["check", "compare", "reproduce", "train_app"]
@@ -73,13 +75,19 @@ def compare(
     if isinstance(found, Shapes):
         foreign = {"--populations": populations, "--tuning-populations": tuning_populations}
         foreign |= {"--only": only}
-    if given := [name for name, value in foreign.items() if value]:
+    if given := [name for name, value in foreign.items() if value not in (None, [])]:
         raise InvalidArgument(f"{', '.join(given)}: not for --model {model}; leave it out")
     shared = {"model": found, "particles": particles, "seed": seed, "announce": announce}
     if isinstance(found, Shapes):
-        _compare_shapes(out, reward, count or _PROMPTS, evaluations, shared)
+        count = _PROMPTS if count is None else check_count("--count", count)
+        _compare_shapes(out, reward, count, evaluations, shared)
         return
-    sizes = populations or _RUNS, tuning_populations or _TUNING_RUNS
+    sizes = (
+        _RUNS if populations is None else populations,
+        _TUNING_RUNS if tuning_populations is None else tuning_populations,
+    )
+    for name, size in zip(("--populations", "--tuning-populations"), sizes):
+        check_count(name, size, least=2, most=MOST)  # a standard error needs two
     _compare_digits(out, reward or ["class:8"], evaluations, *sizes, only or [], shared)
 
 
@@ -205,6 +213,8 @@ def reproduce(
     if isinstance(found, Digits) and foreign:
         flags = ", ".join("--" + name for name in foreign)
         raise InvalidArgument(f"{flags}: for pipelines only; the digits have their classifiers")
+    if scale is not None:
+        check_number("--scale", scale, "be finite and not negative", lambda x: 0 <= x < math.inf)
     if page is not None and page.suffix != ".md":
         raise InvalidArgument(f"--page is a Markdown file, its name ends in .md: {str(page)!r}")
     chosen = Scale(seed, quick, model, reward or "clip", str(prompts or ""), scale, tuple(also))
@@ -223,6 +233,7 @@ def check(
     from ..research.check import checks
 
     failed = 0
+    check_count("--samples", samples, least=2, most=MOST)
     for item in checks(seed, samples):
         verdict = "ok  " if item.passed else "FAIL"
         failed += not item.passed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from .options import Model, Out, Reward, Seed, announce, print_table, with_setti
 
 __all__ = ["align", "batch", "sample"]
 
+_MOST_IMAGES = 10_000  # in one picture
 Budget = Annotated[
     str | None,
     typer.Option(
@@ -187,7 +189,7 @@ def sample(
     from ..worlds.digits import IMAGE
 
     sampler = build(Sampler, {}, options.sampler)
-    check_count("--count", count)
+    check_count("--count", count, most=_MOST_IMAGES)
     if not isinstance(found := resolve(model), Digits):
         raise InvalidArgument(f"`sample` draws digits; for {model!r}: align --method plain")
     if label is None and guidance_scale != 1.0:
@@ -228,6 +230,9 @@ def batch(
         list[str] | None, typer.Option(help="Only these of the file; may be given several times.")
     ] = None,
     count: Annotated[int | None, typer.Option(help="Only so many prompts of the file.")] = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Run a prompt as often as it stands in the file.")
+    ] = False,
     budget: Budget = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away runs of other settings in the folder.")
@@ -236,8 +241,8 @@ def batch(
     """Run prompts × seeds × methods, each in a folder of its own, and sum them up.
 
     Whatever stops it (a kill, a full disk, a worker that died), the same command goes on where it
-    was. What a prompt raises is written down and does not stop the others; it is tried again the
-    next time. Exits with 1 if something failed.
+    was. What a prompt raises is written down, does not stop the others, and is tried again the next
+    time. Exits with 1 if something failed.
 
     Example: glass-flows batch prompts.txt --model shapes --method best-of-n --method steering
     --out out/batch
@@ -255,19 +260,19 @@ def batch(
     methods = method or ["steering"]
     place = build(Placement, {}, options.placement)
     _, jobs = jobs_of(
-        model, methods, options, reward=reward or "", threads=place.threads, budget=budget
-    )
-    entries = read_prompts(prompts, categories=category or (), count=count)
+        model, methods, options, here=place.ray is None, reward=reward or "",
+        threads=place.threads, budget=budget,
+    )  # fmt: skip
+    entries = read_prompts(prompts, categories=category or (), count=count, duplicates=duplicates)
     items = items_of(entries, read_seeds(seeds), methods)
-    errors = Console(stderr=True)
+    say = partial(Console(stderr=True).print, style="dim", markup=False)
     report = run_batch(
         Work(jobs), items, out, workers=place.workers, ray=place.ray, budget=budget,
-        overwrite=overwrite,
-        announce=lambda text: errors.print(text, style="dim", markup=False),
+        overwrite=overwrite, announce=say,
     )  # fmt: skip
     typer.echo(report.table.read_text(encoding="utf-8"))
     typer.echo(f"finished {report.finished}, failed {report.failed}, left {report.left}")
-    typer.echo(f"every item: {report.table.with_suffix('.csv')}")
-    typer.echo(f"look at them: glass-flows report {out}")
+    told = f"every item: {report.table.with_suffix('.csv')}"
+    typer.echo(f"{told}\nlook at them: glass-flows report {out}")
     if report.failed or report.left:
         raise typer.Exit(1)

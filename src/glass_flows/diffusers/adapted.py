@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import torch
 from PIL import Image
-from torch import Tensor
 
-from ..errors import ShapeError
-from ..images import to_bytes, to_images
+from ..errors import InvalidArgument, ShapeError
 from ..noise import START, KeyedNoise
 from ..rewards import Decoded
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.population import Population
 from .asked import Asked
+from .decoding import Pictures
 from .families import Family
-from .refusals import rounds_its_clock
+from .parts import rounds_its_clock
 from .scheduler import config_of
 from .schedules import Schedule
 
@@ -27,32 +26,42 @@ def run_adapted(
 ) -> tuple[SearchResult, list[Image.Image]]:
     """The result and the images of its samples."""
     adapter = family(asked.pipe, **asked.call)
+    _check_cache(adapter, asked, shards)
+    asked.try_reward(adapter.height, adapter.width, adapter.device)
     schedule = Schedule.of(config_of(asked.pipe.scheduler), rounds_its_clock(asked.pipe))
     sampler, batching = asked.sampler, asked.batching
     if sampler.times is None:
         sampler = sampler.at(adapter.times(schedule, sampler))
-    decoder = _Decoder(adapter, len(asked.prompts) * asked.method.particles)
+    pictures = Pictures(adapter.decode, len(asked.prompts) * asked.method.particles, adapter.device)
     denoiser = adapter.denoiser(
         asked.prompts, schedule, max_batch=batching.max_batch, checkpoint=batching.checkpoint
     )
     if watch.record is not None:
-        watch.record.pictures = decoder.known
+        watch.record.pictures = pictures.known
     try:
         result = conduct(
             denoiser,
-            Decoded(asked.reward, decoder, max_batch=batching.decode_batch),
+            Decoded(asked.reward, pictures, max_batch=batching.decode_batch),
             asked.method,
             sampler,
             _population(asked, adapter),
             shards=shards,
             watch=watch,
         )
-        images = decoder.images(result.samples, shards)
+        images = pictures.images(result.samples, shards)
     finally:
         adapter.restore()
     if hasattr(asked.pipe, "maybe_free_model_hooks"):
         asked.pipe.maybe_free_model_hooks()
     return result, images
+
+
+def _check_cache(adapter: Family, asked: Asked, shards: Shards | None) -> None:
+    if adapter.caches and (shards is not None or asked.method.guided):
+        raise InvalidArgument(
+            "a cache on the network holds features of the whole batch, and of the step before: "
+            "leave out shards and guidance, or call disable_cache()"
+        )
 
 
 def _population(asked: Asked, adapter: Family) -> Population:
@@ -70,41 +79,3 @@ def _population(asked: Asked, adapter: Family) -> Population:
         raise ShapeError(f"latents must be {sizes}, one for each particle, got {given}")
     wide = asked.latents if asked.latents.dtype == torch.float64 else asked.latents.float()
     return population.at(wide.to(adapter.device))
-
-
-class _Decoder:
-    """Decodes, and keeps the last images: those of the end need not be decoded again."""
-
-    def __init__(self, adapter: Family, keep: int) -> None:
-        self.adapter, self.keep = adapter, keep
-        self.kept: list[tuple[Tensor, Tensor]] = []
-
-    def __call__(self, z: Tensor) -> Tensor:
-        pictures = self.adapter.decode(z)
-        kept = zip(z.detach().cpu(), to_bytes(pictures))
-        self.kept = [*self.kept, *kept][-self.keep :]
-        return pictures
-
-    def known(self, z: Tensor) -> list[Image.Image] | None:
-        """Images of (B, *shape) states if all have been decoded already."""
-        found = [self._find(one) for one in z.cpu()]
-        known = [pixels for pixels in found if pixels is not None]
-        return to_images(known) if len(known) == len(found) else None
-
-    def images(self, samples: Tensor, shards: Shards | None = None) -> list[Image.Image]:
-        """PIL images of (P, n, *shape) samples, each from the process that decoded it."""
-        if shards is not None:  # what it decoded last are its own particles at the end
-            own = self.kept[-len(range(shards.own.start, shards.own.stop)) :]
-            states, pixels = (shards.gather(torch.stack(part)) for part in zip(*own))
-            self.kept = list(zip(states, pixels))
-        return to_images([self._pixels(z) for z in samples.flatten(0, 1).cpu()])
-
-    def _find(self, z: Tensor) -> Tensor | None:
-        return next((pixels for state, pixels in self.kept if torch.equal(state, z)), None)
-
-    def _pixels(self, z: Tensor) -> Tensor:
-        known = self._find(z)
-        if known is None:
-            with torch.no_grad():
-                (known,) = to_bytes(self.adapter.decode(z[None].to(self.adapter.device)))
-        return known

@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from ..batching import Batching
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, RewardError
 from ..noise import check_seed
 from ..plans import Sampler
-from ..rewards import RewardLike
+from ..rewards import RewardLike, as_reward
 from ..steering import Method
 
 __all__ = ["Asked"]
+
+
+def _listed(prompt: Any) -> tuple[Any, ...]:
+    """One prompt or several: texts, or classes as integers of any kind, also of an array."""
+    given = prompt.tolist() if isinstance(prompt, (np.ndarray, np.generic, Tensor)) else prompt
+    listed = (given,) if given is None or isinstance(given, (str, Integral)) else given
+    if isinstance(listed, bytes) or not isinstance(listed, Sequence) or not listed:
+        swapped = ": the reward comes after it" if callable(given) else ""
+        raise InvalidArgument(
+            f"give a prompt, or a list with at least one, got {prompt!r}{swapped}"
+        )
+    prompts = tuple(
+        one.tolist() if isinstance(one, (np.generic, np.ndarray, Tensor)) else one for one in listed
+    )
+    for one in prompts:
+        if isinstance(one, bool) or not isinstance(one, (str, Integral, type(None))):
+            raise InvalidArgument(f"a prompt is a text, or a class by its number, got {one!r}")
+    return tuple(int(one) if isinstance(one, Integral) else one for one in prompts)
 
 
 @dataclass(frozen=True)
@@ -26,7 +46,7 @@ class Asked:
     Attributes
     ----------
     prompts : tuple
-        One population of particles for each.
+        One population of particles for each; None for a pipeline that takes no prompt.
     latents : Tensor, optional
         (P N, *shape), the starting noise, as the pipeline's scheduler sees it.
     call : dict
@@ -51,21 +71,44 @@ class Asked:
         cls, pipe: Any, prompt: Any, *, seed: int | None, latents: Any = None, **rest: Any
     ) -> Asked:
         """With one prompt or a list, and a seed or none."""
-        one = isinstance(prompt, (str, Integral)) and not isinstance(prompt, bool)
-        listed: Any = (prompt,) if one else prompt
-        if hasattr(listed, "tolist"):  # classes, of an array
-            listed = listed.tolist()
-        if not isinstance(listed, Sequence) or not listed:
-            raise InvalidArgument(f"give a prompt, or a list with at least one, got {prompt!r}")
-        prompts = tuple(int(p) if isinstance(p, Integral) else p for p in listed)
+        prompts = _listed(prompt)
         if latents is not None and not isinstance(latents, Tensor):
             raise InvalidArgument(f"latents must be a tensor, got {type(latents).__name__}")
-        return cls(pipe, prompts, seed=check_seed(seed), latents=latents, **rest)
+        if not callable(rest.get("decode", len)) and rest["decode"] is not None:
+            raise InvalidArgument(f"decode must be a function of latents, got {rest['decode']!r}")
+        asked = cls(pipe, prompts, seed=check_seed(seed), latents=latents, **rest)
+        return replace(asked, reward=as_reward(asked.reward))
 
     @property
     def name(self) -> str:
         """Of the pipeline's class."""
         return type(self.pipe).__name__
+
+    @property
+    def rows(self) -> tuple[Any, ...]:
+        """The prompt of each row of the batch, P N."""
+        return tuple(one for one in self.prompts for _ in range(self.method.particles))
+
+    def try_reward(self, height: int, width: int, device: torch.device) -> None:
+        """Ask the reward about a uniform grey, once, of as many rows as it will be asked about.
+
+        Only what it says of its form counts: no number per sample, no gradient where the method
+        wants one. Whatever else it raises may be the picture's fault, and is left to the run.
+        """
+        count = min(self.batching.decode_batch or len(self.rows), len(self.rows))
+        grey = torch.full((count, 3, height, width), 0.5, device=device)
+        reward, prompts = as_reward(self.reward), self.rows[:count]
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            try:
+                if self.method.differentiates:
+                    reward.value_and_gradient(grey, prompts)
+                else:
+                    with torch.no_grad():
+                        reward(grey, prompts)
+            except (InvalidArgument, RewardError):
+                raise
+            except Exception:
+                return
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..denoisers import BaseDenoiser
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, ShapeError, check_name
 from ..execute import Boundary
 from ..noise import START, KeyedNoise
 from ..paths import Path
@@ -20,24 +22,58 @@ from ..plans.sampler import RHO, SOLVER
 from ..rewards import Decoded
 from ..steering import PosteriorValue, SearchResult, Step
 from ..steering.loop import Watch, pass_boundaries
-from ..steering.population import Population, Run
+from ..steering.population import Population, Run, kept
 from .asked import Asked
-from .families.base import decode_latents
-from .refusals import network_of
+from .decoding import Pictures
+from .own_code import own_decoder, returned_fields
+from .parts import network_of
+from .refusals import named_before_network
 from .scheduler import GlassScheduler
 
 __all__ = ["run_inside"]
 
-_PROMPTS = ("prompt", "class_labels")
+_PROMPTS: tuple[tuple[str, Any], ...] = (("prompt", str), ("class_labels", (int, str)))
+_COUNTS = ("batch_size", "num_images_per_prompt")  # of pipelines that take no prompt
+_TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
+_FAR = 5.0  # grey levels of 255 in the mean: other batches round differently, by less than one
 
 
 def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Image.Image]]:
     """The result and the images of its samples."""
     takes = inspect.signature(asked.pipe.__call__).parameters
-    for name in ("generator", *(["latents"] if asked.latents is not None else [])):
+    _check(asked, takes)
+    _check_sampler(asked)
+    loop = _InsideLoop(asked, watch, takes)
+    asked.try_reward(*_size(asked), torch.device(asked.pipe._execution_device))
+    sampler = asked.sampler
+    scheduler = GlassScheduler.from_pipeline(
+        asked.pipe,
+        rho=RHO.write(sampler.rho),
+        steps=sampler.steps,
+        solver=SOLVER.write(sampler.solver),
+        start=sampler.start,
+        end="data",
+        seed=asked.seed,
+    )
+    return loop.run(scheduler)
+
+
+def _check(asked: Asked, takes: Mapping[str, Any]) -> None:
+    """Raise if the pipeline's own loop cannot do what is asked of it."""
+    wanted = (
+        "generator",
+        "num_inference_steps",
+        *(["latents"] if asked.latents is not None else []),
+    )
+    for name in wanted:
         check_name(f"argument of {asked.name}", name, takes)
-    if not any(name in takes for name in _PROMPTS):
-        raise InvalidArgument(f"{asked.name} takes neither of {', '.join(_PROMPTS)}")
+    if asked.latents is not None and len(asked.latents) != len(asked.rows):
+        raise ShapeError(
+            f"latents must be {len(asked.rows)} rows, one for each particle, "
+            f"got {tuple(asked.latents.shape)}"
+        )
+    if not isinstance(network_of(asked.pipe), torch.nn.Module):
+        raise InvalidArgument(f"{asked.name} has no transformer or unet to count")
     if unused := [name for name in ("output_type", "return_dict") if name in asked.call]:
         raise InvalidArgument(f"{', '.join(unused)}: images are returned as PIL; leave it out")
     if isinstance(asked.batching.max_batch, int) or asked.batching.checkpoint:
@@ -45,6 +81,18 @@ def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Image.Ima
             f"max_batch and checkpoint need an adapter: {asked.name} has none, and its own loop "
             "asks its network about all particles at once. Take fewer particles, or decode_batch="
         )
+
+
+def _size(asked: Asked) -> tuple[int, int]:
+    """Height and width of its images, as far as they can be told beforehand."""
+    side, scale = (getattr(asked.pipe, n, 0) for n in ("default_sample_size", "vae_scale_factor"))
+    usual = side * scale if isinstance(side, int) and isinstance(scale, int) else 0
+    given = (asked.call.get(name) for name in ("height", "width"))
+    height, width = (one if isinstance(one, int) else usual or 256 for one in given)
+    return height, width
+
+
+def _check_sampler(asked: Asked) -> None:
     posterior = isinstance(asked.method.looks_with, PosteriorValue)
     if asked.method.guided or posterior:
         wish = "a posterior value" if posterior else "guidance"
@@ -60,16 +108,6 @@ def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Image.Ima
             f"{asked.name} has no adapter, and runs its own loop on its own grid: times=, lists of "
             "steps or rho, and a function for rho need an adapter"
         )
-    scheduler = GlassScheduler.from_pipeline(
-        asked.pipe,
-        rho=RHO.write(sampler.rho),
-        steps=sampler.steps,
-        solver=SOLVER.write(sampler.solver),
-        start=sampler.start,
-        end="data",
-        seed=asked.seed,
-    )
-    return _InsideLoop(asked, watch).run(scheduler)
 
 
 class _Witness(BaseDenoiser):
@@ -87,12 +125,61 @@ class _Witness(BaseDenoiser):
 class _InsideLoop:
     """A method inside `step`: between D and the draw of ε, the scheduler's state permuted."""
 
-    def __init__(self, asked: Asked, watch: Watch) -> None:
+    def __init__(self, asked: Asked, watch: Watch, takes: Mapping[str, Any]) -> None:
         self.asked, self.watch = asked, watch
-        decode = asked.decode or self._decode
-        self.scored = Decoded(asked.reward, decode, max_batch=asked.batching.decode_batch)
+        self.makes_images = "images" in returned_fields(asked.pipe)
+        self.checks_images = asked.decode is None
+        decode = asked.decode or own_decoder(asked.pipe, self.makes_images)
+        self.pictures = Pictures(decode, len(asked.rows))
+        self.scored = Decoded(asked.reward, self.pictures, max_batch=asked.batching.decode_batch)
+        self.given = self._call(takes)
         self.steps: Iterator[Step] | None = None
         self.called = 0
+
+    def _call(self, takes: Mapping[str, Any]) -> dict[str, Any]:
+        """What the pipeline is called with, beside what is made anew for each run."""
+        asked, given = self.asked, dict(self.asked.call)
+        for name in given:
+            if _TEXT.fullmatch(name):
+                given[name] = self._for_each(name, given[name])
+        if "strength" in takes and "mask_image" not in takes and "image" in given:
+            given["image"] = self._for_rows(given["image"])
+        if asked.latents is not None:
+            given["latents"] = asked.latents
+        if not self.makes_images and "output_type" in takes:
+            given["output_type"] = "latent"
+        given["num_inference_steps"] = asked.sampler.transitions
+        for name, kind in _PROMPTS:
+            if name in takes:
+                if strange := [one for one in asked.prompts if not isinstance(one, kind)]:
+                    raise InvalidArgument(f"{name} of {asked.name} cannot be {strange[0]!r}")
+                return given | {name: list(asked.rows)}
+        for name in _COUNTS:
+            if name in takes and not any(asked.prompts):
+                return given | {name: len(asked.rows)}
+        raise InvalidArgument(f"{asked.name} takes no prompt: give None (None for each population)")
+
+    def _for_each(self, name: str, given: Any) -> Any:
+        """A text for all, or one for each prompt, for each particle."""
+        prompts = self.asked.prompts
+        texts = [given] * len(prompts) if isinstance(given, str) else given
+        if not isinstance(texts, (list, tuple)):
+            return given
+        if len(texts) != len(prompts):
+            raise InvalidArgument(f"{len(texts)} of {name} given for {len(prompts)} prompts")
+        return [one for one in texts for _ in range(self.asked.method.particles)]
+
+    def _for_rows(self, given: Any) -> Any:
+        """A picture to begin with, of all or of each prompt, for each particle."""
+        prompts, particles = self.asked.prompts, self.asked.method.particles
+        if isinstance(given, Image.Image):
+            return [given] * len(self.asked.rows)
+        if not isinstance(given, (list, Tensor, np.ndarray)) or len(given) != len(prompts):
+            return given
+        if isinstance(given, list):
+            return [one for one in given for _ in range(particles)]
+        repeat = given.repeat_interleave if isinstance(given, Tensor) else given.repeat
+        return repeat(particles, 0)
 
     @contextmanager
     def _bar(self) -> Iterator[None]:
@@ -108,39 +195,46 @@ class _InsideLoop:
         finally:
             pipe.set_progress_bar_config(**held)
 
-    def _repeated(self, name: str, given: Any) -> Any:
-        """A text of each prompt, such as the negative one, for each of its particles."""
-        asked = self.asked
-        if "prompt" not in name or not isinstance(given, (list, tuple)):
-            return given
-        if len(given) != len(asked.prompts):
-            raise InvalidArgument(f"{len(given)} of {name} given for {len(asked.prompts)} prompts")
-        return [one for one in given for _ in range(asked.method.particles)]
-
     def run(self, scheduler: GlassScheduler) -> tuple[SearchResult, list[Image.Image]]:
         asked, pipe = self.asked, self.asked.pipe
-        prompts = [p for p in asked.prompts for _ in range(asked.method.particles)]
         noise = KeyedNoise(asked.seed)
-        seeds = [int(noise.bits(START, 0, i).random_raw()) >> 1 for i in range(len(prompts))]
+        seeds = [int(noise.bits(START, 0, i).random_raw()) >> 1 for i in range(len(asked.rows))]
         generators = [torch.Generator().manual_seed(s) for s in seeds]
-        own, scheduler.at_boundary = pipe.scheduler, self._at_boundary
-        given = {name: self._repeated(name, one) for name, one in asked.call.items()}
-        if asked.latents is not None:
-            given["latents"] = asked.latents
-        takes = inspect.signature(pipe.__call__).parameters
-        given[next(name for name in _PROMPTS if name in takes)] = prompts
+        own, scheduler.at_boundary, scheduler.noise = pipe.scheduler, self._at_boundary, noise
         try:
             pipe.scheduler = scheduler
-            with self._counted(), self._bar():
-                images = pipe(
-                    num_inference_steps=asked.sampler.transitions, generator=generators, **given
-                ).images
+            named = named_before_network(pipe, lambda: self.called > 0)
+            with self._counted(), self._bar(), _as_it_was(pipe), named:
+                output = pipe(generator=generators, **self.given)
         finally:
             pipe.scheduler = own
+        if self.steps is None or not self.boundary.final:
+            raise InvalidArgument(
+                f"the loop of {asked.name} ended before the last of {asked.sampler.transitions} "
+                "transitions: leave out what stops it early (strength, denoising_end, ...)"
+            )
         P, N = self.last.rewards.shape
         biases = asked.method.biases(_Witness(scheduler.schedule.path))
         returned = (self.course.returned(self.last) + torch.arange(P)[:, None] * N).flatten()
-        return self.course.result(self.last, biases), [images[i] for i in returned.tolist()]
+        result = self.course.result(self.last, biases)
+        if not self.makes_images:
+            return result, self.pictures.images(result.samples)
+        images = [output.images[i] for i in returned.tolist()]
+        if self.checks_images and not any(output.get("nsfw_content_detected") or []):
+            self._check_images(self.pictures.images(result.samples), images)
+        return result, images
+
+    def _check_images(self, seen: list[Image.Image], returned: list[Image.Image]) -> None:
+        """Raise if rewards were those of other pictures than these."""
+        for ours, theirs in zip(seen, returned):
+            a, b = (np.asarray(one.convert("RGB"), dtype=float) for one in (ours, theirs))
+            if a.shape != b.shape or abs(a - b).mean() > _FAR:
+                with kept(self.boundary):
+                    raise InvalidArgument(
+                        f"{self.asked.name} makes other images of its latents than its autoencoder "
+                        "by itself, so that these rewards are not theirs: pass decode=, a function "
+                        "from clean latents to images in [0, 1]"
+                    )
 
     def _at_boundary(self, boundary: Boundary) -> None:
         asked = self.asked
@@ -158,9 +252,12 @@ class _InsideLoop:
             self.job = Run(table, witness, self.scored, asked.method, population)
             self.course = asked.method.begin(self.job)
             self.steps = pass_boundaries(self.job, self._pending(), self.course, self.watch)
+            if not self.checks_images:  # a user's own decoder fails now, and not at the end
+                self.pictures(boundary.x[:1])
         self.boundary = boundary
         self.job.model.network_evaluations = self.called
-        self.last = next(self.steps)
+        with _as_it_was(asked.pipe):
+            self.last = next(self.steps)
 
     def _pending(self) -> Iterator[Boundary]:
         while True:
@@ -168,10 +265,7 @@ class _InsideLoop:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count the rows of every network call."""
-        network = network_of(self.asked.pipe)
-        if not isinstance(network, torch.nn.Module):
-            raise InvalidArgument(f"{self.asked.name} has no transformer or unet to count")
+        """Count the rows of every network call, of all experts."""
 
         def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             names = ("hidden_states", "sample", "x")
@@ -180,20 +274,21 @@ class _InsideLoop:
                 raise InvalidArgument(f"cannot tell the batch of a call of {type(module).__name__}")
             self.called += len(given)
 
-        handle = network.register_forward_pre_hook(count, with_kwargs=True)
-        try:
+        with ExitStack() as stack:
+            for name, part in self.asked.pipe.components.items():
+                if name.startswith(("transformer", "unet")) and isinstance(part, torch.nn.Module):
+                    handle = part.register_forward_pre_hook(count, with_kwargs=True)
+                    stack.callback(handle.remove)
             yield
-        finally:
-            handle.remove()
 
-    def _decode(self, z: Tensor) -> Tensor:
-        """Images of latents that are simply those of the pipeline's autoencoder."""
-        vae = getattr(self.asked.pipe, "vae", None)
-        channels = getattr(getattr(vae, "config", None), "latent_channels", None)
-        if vae is None or z.ndim != 4 or z.shape[1] != channels:
-            raise InvalidArgument(
-                f"{self.asked.name} has no adapter, and its latents {tuple(z.shape)} are "
-                "not simply those of its autoencoder: pass decode=, a function from clean latents "
-                "to images in [0, 1]"
-            )
-        return decode_latents(vae, z)
+
+@contextmanager
+def _as_it_was(pipe: Any) -> Iterator[None]:
+    """Put the dtype of its autoencoder back: pipelines, and gradients, leave it widened."""
+    vae = pipe.components.get("vae")
+    dtype = None if vae is None else vae.dtype
+    try:
+        yield
+    finally:
+        if vae is not None and vae.dtype != dtype:
+            vae.to(dtype)

@@ -32,7 +32,7 @@ from .adapted import run_adapted
 from .asked import Asked
 from .families import family_of
 from .inside_loop import run_inside
-from .refusals import check_pipeline
+from .refusals import check_caches, check_pipeline
 
 __all__ = ["can_record", "run_pipeline", "steer_pipeline"]
 
@@ -91,10 +91,13 @@ def steer_pipeline(
         As the user has it: loaded, moved, with LoRA, offloading, a quantised or compiled network.
         It is not changed.
     prompt : str or list
-        One population of particles for each; class labels for DiT.
+        One population of particles for each; class labels for DiT, integers of any kind, also of
+        an array; None for a pipeline that takes no prompt.
     reward : callable or Reward
-        Images (B, 3, H, W) in [0, 1], and prompts if it takes them, to (B,); higher is better.
-        Gradients (guidance, twist) flow through it into the decoder.
+        Images (B, 3, H, W) in [0, 1], and prompts if it takes them, to (B,); higher is better. They
+        are those that are returned, before they are rounded to 8 bits. Gradients (guidance, twist)
+        flow through it into the decoder, also at pixels that are clamped to 0 or 1. It is asked
+        once about a uniform grey before anything runs, to learn what it returns.
     method : "plain", "best-of-n", "steering", "twist", "beam", "greedy", "svdd", or an object
         Such as :class:`~glass_flows.Steering` or :class:`~glass_flows.Beam`. Best-of-n and plain
         spend K M evaluations on the ODE, unless `rho` or a `sampler` is given.
@@ -105,8 +108,9 @@ def steer_pipeline(
         (P N, *shape), the starting noise, as the pipeline's scheduler sees it: packed for FLUX and
         Qwen-Image.
     decode : callable, optional
-        Clean latents to images in [0, 1], for pipelines without an adapter whose latents are not
-        simply those of their autoencoder.
+        Clean latents to images (B, 3, H, W) in [0, 1], for pipelines without an adapter whose
+        latents are not simply those of their autoencoder. Of a video or a sound it makes the
+        pictures that are scored and returned; the latents are in `result.samples`.
     shards, record, on_boundary, progress
         As in :func:`glass_flows.steer`. The first two for pipelines with an adapter, see
         :func:`can_record`.
@@ -120,8 +124,8 @@ def steer_pipeline(
 
     Raises
     ------
-    InvalidArgument, UnknownName, PlanError
-        Before the network is asked.
+    InvalidArgument, UnknownName, ShapeError, PlanError
+        Before the network is asked; RewardError too, of a reward without the gradient it needs.
     NonFinite, RewardError, DegenerateWeights
         On the way; their `boundary` holds the particles.
 
@@ -143,6 +147,7 @@ def run_pipeline(
     """:func:`steer_pipeline` for those who have objects; `watch` is told of the run."""
     pipe, watch = asked.pipe, watch or Watch()
     check_pipeline(pipe)
+    check_caches(pipe)
     family = None if asked.decode is not None else family_of(pipe)
     if family is None and (shards is not None or watch.record is not None):
         raise InvalidArgument(

@@ -3,6 +3,10 @@
 A pipeline's loop knows timesteps, not transitions. What it counts, compares or blends by timestep
 is wrong inside a transition, and there is no argument by which it would tell its scheduler. So
 :func:`check_call`, called by `set_timesteps`, looks at the call that it is made from.
+
+What is done about which pipeline is the table :data:`RULES`, and why the others are right is
+:data:`HANDLED`. `tools/pipelines.py` finds the features named here in the sources of all pipelines,
+and prints docs/diffusers/pipelines.md from both.
 """
 
 from __future__ import annotations
@@ -11,57 +15,36 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
+from diffusers.hooks import HookRegistry
 
-from ..errors import InvalidArgument
+from ..errors import GlassError, InvalidArgument
+from .parts import caches_of, code_of, network_of
+from .rules import RULES, Call
 
-__all__ = ["check_call", "check_pipeline", "network_of", "rounds_its_clock"]
+__all__ = ["check_caches", "check_call", "check_pipeline", "named_before_network"]
 
-# Pipelines that replace or require a certain scheduler, or keep its state themselves.
-_PIPELINES = {
-    "AnyFlowFARPipeline": "its network is asked for an interval, not for a time",
-    "AnyFlowPipeline": "its network is asked for an interval, not for a time",
-    "BriaPipeline": "it decides by its scheduler's type",
-    "Cosmos2TextToImagePipeline": "it preconditions by its scheduler's sigmas, and changes them",
-    "Cosmos2VideoToWorldPipeline": "it preconditions by its scheduler's sigmas, and changes them",
-    "Cosmos2_5_PredictBasePipeline": "it tells its network the scheduler's sigmas itself",
-    "Cosmos2_5_TransferPipeline": "it tells its network the scheduler's sigmas itself",
-    "CosmosTextToWorldPipeline": "it turns back its scheduler's counter",
-    "CosmosVideoToWorldPipeline": "it turns back its scheduler's counter",
-    "EasyAnimateControlPipeline": "it decides by its scheduler's type",
-    "EasyAnimateInpaintPipeline": "it decides by its scheduler's type",
-    "EasyAnimatePipeline": "it decides by its scheduler's type",
-    "HunyuanImagePipeline": "its mean-flow networks are asked for an interval, not for a time",
-    "HunyuanImageRefinerPipeline": "its networks are asked for an interval, not for a time",
-    "LEditsPPPipelineStableDiffusion": "it inverts its own scheduler",
-    "LEditsPPPipelineStableDiffusionXL": "it inverts its own scheduler",
-    "LTXConditionPipeline": "it steps single tokens by sigmas of their own",
-    "LongCatAudioDiTPipeline": "it replaces its scheduler without saying so",
-    "SanaSprintImg2ImgPipeline": "it is distilled to few steps: its network is no denoiser",
-    "SanaSprintPipeline": "it is distilled to few steps: its network is no denoiser",
-    "StableCascadeDecoderPipeline": "it decides by its scheduler's type",
-    "StableCascadePriorPipeline": "it decides by its scheduler's type",
-}
 _FEW_STEPS = re.compile(r"schnell|turbo|lightning|lcm|sprint|hyper-?sd", re.IGNORECASE)
-_CACHES = "FirstBlockCacheConfig"  # looks at what it caches; the others count on ordered steps
-_ROUNDING = ("Flux", "Qwen", "Chroma", "HiDream", "Bria", "OmniGen", "Lumina", "LongCat", "Ovis")
+_CACHES = ("FirstBlock", "fbc_")  # look at what they cache; the others count on ordered steps
 
 
 def check_pipeline(pipe: Any) -> None:
     """Raise :class:`InvalidArgument` if this pipeline cannot be sampled rightly by a table."""
     if not isinstance(pipe, DiffusionPipeline):
+        given = repr(pipe) if isinstance(pipe, (str, type)) else type(pipe).__name__
         raise InvalidArgument(
-            f"expected a diffusers pipeline, got {type(pipe).__name__}. Modular pipelines count "
-            "guidance by network steps and are not supported: use the pipeline class itself"
+            f"expected a diffusers pipeline, got {given}. One of the hub or a folder is loaded "
+            "first: DiffusionPipeline.from_pretrained(...). Modular pipelines count guidance by "
+            "network steps and are not supported: use the pipeline class itself"
         )
-    for kind in type(pipe).__mro__:
-        why = _PIPELINES.get(kind.__name__)
-        if why is not None:
-            raise InvalidArgument(f"{kind.__name__} is not supported: {why}")
+    for rule in RULES:
+        if rule.whole:
+            rule.check(Call(pipe, {}, 1, None))
     if not hasattr(getattr(pipe, "scheduler", None), "config"):
         raise InvalidArgument(f"{type(pipe).__name__} has no scheduler that GLASS could replace")
     _warn_if_distilled(pipe)
@@ -93,67 +76,67 @@ def _outside() -> int:
     return level
 
 
-def network_of(pipe: Any) -> Any:
-    """Its transformer or UNet; None if it has neither."""
-    return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
-
-
-def rounds_its_clock(pipe: Any) -> str | None:
-    """The dtype to which this pipeline rounds timesteps, None where it keeps float32."""
-    dtype = getattr(network_of(pipe), "dtype", None)
-    if dtype not in (torch.bfloat16, torch.float16):
-        return None
-    casts = type(pipe).__name__.startswith(_ROUNDING)
-    return str(dtype).removeprefix("torch.") if casts else None
-
-
 def check_call(steps: int) -> None:
     """Look at the pipeline call, if there is one, for what is wrong with M = `steps` evaluations.
 
     Raises :class:`InvalidArgument`, which says what to do instead.
     """
-    frame = inspect.currentframe()
+    frame, rho = inspect.currentframe(), None
     while frame is not None:
-        pipe = frame.f_locals.get("self")
-        if isinstance(pipe, DiffusionPipeline) and frame.f_code.co_name == "__call__":
-            _check_arguments(pipe, frame.f_locals, steps)
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, SchedulerMixin):
+            rho = vars(owner)["sampler"].rho
+        if isinstance(owner, ModularPipeline) and steps > 1:
+            raise InvalidArgument(
+                f"{type(owner).__name__} is not supported with steps={steps}: modular pipelines "
+                "count guidance in network steps. Use steps=1, or the pipeline class itself"
+            )
+        if isinstance(owner, DiffusionPipeline) and frame.f_code.co_name == "__call__":
+            check_pipeline(owner)
+            call = Call(owner, frame.f_locals, steps, rho)
+            for rule in RULES:
+                rule.check(call)
+            if steps > 1:
+                check_caches(owner)
             return
         frame = frame.f_back
 
 
-def _check_arguments(pipe: Any, given: Mapping[str, Any], steps: int) -> None:
-    check_pipeline(pipe)
-    if given.get("eta"):
-        raise InvalidArgument(
-            f"eta={given['eta']!r} is ignored by this scheduler: make it with "
-            f"rho='ddim:{given['eta']:g}' and steps=1 instead"
-        )
-    if steps == 1:  # every evaluation is a transition, and the times fall: all is as usual
-        return
-    name = type(pipe).__name__
-    for argument in ("denoising_end", "denoising_start"):
-        if given.get(argument) is not None:
-            raise InvalidArgument(
-                f"{argument} cuts the timesteps by their value, which lies inside a transition: "
-                "use steps=1, or image-to-image with a strength"
-            )
-    if given.get("skip_guidance_layers") is not None:
-        raise InvalidArgument(
-            "skip_guidance_layers counts its window in network steps, of which there are "
-            f"{steps} per transition here: use steps=1, or leave it out"
-        )
-    mask = given.get("mask_image", given.get("mask"))
+def check_caches(pipe: Any, orders: str = "use steps=1") -> None:
+    """Refuse caches that count on ordered steps of the same rows; empty the one that may stay."""
     network = network_of(pipe)
-    channels = getattr(getattr(network, "config", None), "in_channels", 4)
-    if mask is not None and "Inpaint" in name and channels != 9:  # 9: it takes the mask as input
-        raise InvalidArgument(
-            f"{name} blends the known region into the network's input, which inside a transition "
-            "is not the sampler's state: use steps=1"
-        )
-    if getattr(network, "is_cache_enabled", False):
-        cache = type(getattr(network, "_cache_config", None)).__name__
-        if cache != _CACHES:
+    for name in caches_of(network):
+        if not name.startswith(_CACHES):
             raise InvalidArgument(
-                f"{cache} reuses features from one timestep to the next, and these times go back "
-                "and forth: call disable_cache(), or use steps=1"
+                f"the cache {name} on the {type(network).__name__} reuses features from one "
+                "timestep to the next, and these times go back and forth: call disable_cache(), "
+                f"or {orders}"
             )
+        if "cache_context" not in code_of(pipe):
+            raise InvalidArgument(
+                f"{type(pipe).__name__} opens no context for the cache {name}, so that it has "
+                "nowhere to keep anything: call disable_cache()"
+            )
+        HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks(recurse=True)
+
+
+@contextmanager
+def named_before_network(pipe: Any, asked: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """What a pipeline's own code raises for its arguments, before its network has been `asked`.
+
+    Memory that runs out is no argument's fault, and what was raised on purpose stays as it is.
+    """
+    try:
+        yield
+    except (GlassError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if asked():
+            raise
+        parts = pipe.components.items()
+        gone = [name for name, part in parts if part is None and name.startswith("text_encoder")]
+        hint = f" Prompts are encoded here: put back {', '.join(gone)}." if gone else ""
+        raise InvalidArgument(
+            f"{type(pipe).__name__} cannot be called like this: {type(error).__name__}: {error}."
+            f"{hint}"
+        ) from error

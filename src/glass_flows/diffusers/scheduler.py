@@ -1,15 +1,21 @@
 """GLASS as a diffusers scheduler: the unmodified pipeline runs, its network is asked by our table.
 
 ``pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=4)`` is all. The pipeline's
-`num_inference_steps` becomes the number K of transitions, and the network is called K M times, at
-times that are not monotone. The scheduler interprets the same table as
-:func:`glass_flows.execute.iterate`, with the same code, only that the pipeline owns the loop.
+`num_inference_steps` becomes the number K of transitions (or that of evaluations, as `count` says),
+and the network is called K M times, at times that are not monotone. The scheduler interprets the
+same table as :func:`glass_flows.execute.iterate`, with the same code, only that the pipeline owns
+the loop.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -19,18 +25,25 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput as GlassSch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..denoisers import PREDICTIONS, Estimate, clean_estimate
-from ..errors import InvalidArgument, PlanError, ShapeError, check_count, check_name, check_number
-from ..execute import Boundary, Query, interpret
-from ..noise import TRANSITION, KeyedNoise
+from ..denoisers import PREDICTIONS, clean_estimate
+from ..errors import InvalidArgument, ShapeError, check_count, check_name
+from ..execute import Boundary
+from ..noise import TRANSITION, KeyedNoise, Noise, check_seed
 from ..plans import DDIM, Sampler, Table
+from ..plans.planner import check_size
+from ..plans.sampler import RHO, SOLVER
 from ..settings import build
-from .refusals import check_call, check_pipeline, rounds_its_clock
-from .schedules import _DISCRETE, _FLOW, Schedule
+from .parts import rounds_its_clock
+from .passes import Pass
+from .refusals import check_call, check_pipeline
+from .schedules import _DISCRETE, _FLOW, Schedule, plain
 
 __all__ = ["GlassScheduler", "GlassSchedulerOutput", "LatentNoise", "compile_table"]
 
-_OWN = ("base", "rho", "steps", "solver", "start", "end", "seed", "time_dtype")
+_OWN = ("base", "rho", "steps", "solver", "start", "end", "seed", "time_dtype", "count")
+_COUNTS = ("transitions", "evaluations")
+_USUAL = 20  # steps of pipelines' own samplers, at least
+_LOG = logging.getLogger(__name__)
 
 
 class LatentNoise:
@@ -59,12 +72,11 @@ def _key(data: bytes, seed: int) -> int:
 
 
 class _PipelineNoise:
-    """From the generator that the pipeline passes, else keyed by the latents."""
+    """From the generator that the pipeline passes, else `keyed`, by the latents without one."""
 
-    def __init__(self, latents: Tensor, seed: int) -> None:
-        self.latents, self.seed = latents, seed
+    def __init__(self, latents: Tensor, seed: int, keyed: Noise | None = None) -> None:
+        self.latents, self.seed, self.keyed = latents, seed, keyed
         self.generator: Any = None
-        self.keyed: LatentNoise | None = None
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         if self.generator is not None:
@@ -106,6 +118,10 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     time_dtype : str, optional
         "bfloat16" where a flow network rounds its clock to that: inner evaluations then fall on
         times that it can tell apart. :meth:`from_pipeline` sets it.
+    count : "transitions" or "evaluations"
+        What a pipeline's number of steps n counts. "transitions": K = n, of M evaluations each.
+        "evaluations": n network evaluations, and no more, in K = n // M transitions, of which the
+        last has those that are left over; every M-th of the pipeline's own n times starts one.
 
     Notes
     -----
@@ -115,12 +131,6 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     _compatibles: ClassVar[list[str]] = [*_FLOW, *_DISCRETE]
     order = 1
-    _begin_index: int | None
-    _step_index: int | None
-    _steps: Any
-    _pending: Query | None
-    _handed: Tensor | None
-    _noise: _PipelineNoise
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -133,41 +143,57 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         end: str = "auto",
         seed: int = 0,
         time_dtype: str | None = None,
+        count: str = "transitions",
     ) -> None:
         if base is None:
             raise InvalidArgument(
                 "GlassScheduler stands on a pipeline's own scheduler: make it with "
                 "GlassScheduler.from_pipeline(pipe) or from_config(pipe.scheduler.config)"
             )
-        check_count("steps", steps)
-        self.sampler = build(
-            Sampler, {"steps": steps, "rho": rho, "solver": solver, "start": start}
-        )
-        if not isinstance(rho, (int, float, str, type(None))) or not isinstance(solver, str):
+        if not isinstance(base, Mapping):
+            raise InvalidArgument(
+                f"base must be a scheduler's configuration, a mapping, got {base!r}: "
+                "GlassScheduler.from_pipeline(pipe) reads it"
+            )
+        base = plain(dict(base))
+        steps = check_count("steps", steps)
+        given = plain({"steps": steps, "rho": rho, "solver": solver, "start": start})
+        self.sampler = build(Sampler, given)
+        kept = {"rho": RHO.write(self.sampler.rho), "solver": SOLVER.write(self.sampler.solver)}
+        if isinstance(self.sampler.rho, tuple) or "<" in f"{kept}":  # lists, and functions
             raise InvalidArgument(
                 f"a scheduler's settings are kept in its configuration: give rho={rho!r} and "
                 f"solver={solver!r} as numbers or texts, such as 'ddim:0.5' or 'paper:0.5'"
             )
         check_name("end", end, ("auto", "data", "trained"))
-        check_count("seed", seed, least=0)
-        check_number("seed", seed, "be an integer in [0, 2^63)", lambda v: v < 2**63)
+        check_name("count", count, _COUNTS)
+        seed = check_seed(seed)
         self.schedule = Schedule.of(base, time_dtype)
+        self.register_to_config(base=base, steps=steps, seed=seed, **kept)
         # Pipelines read the settings of the scheduler they know.
         self.register_to_config(
             **{key: v for key, v in base.items() if key not in _OWN and not key.startswith("_")}
         )
         self.init_noise_sigma = 1.0
         self.at_boundary: Callable[[Boundary], None] | None = None
+        self.noise: Noise | None = None  # in the place of that found from the latents
+        self._run: Pass | None
+        self._begin_index: int | None
         self.num_inference_steps: int | None = None
         self.table: Table | None = None
         self.running: Table | None = None  # what is left of it for image-to-image
-        self.timesteps = self.schedule.base.timesteps
+        self._told = self.schedule.base.timesteps
         if self.schedule.discrete:
             self.alphas_cumprod = self.schedule.base.alphas_cumprod
-            self.timesteps = torch.arange(len(self.alphas_cumprod)).flip(0)
-        self.sigmas = torch.tensor([self._sigma(self.schedule.time(k)) for k in self.timesteps])
-        self._edits: list[tuple[Tensor, int]] = []
+            self._told = torch.arange(len(self.alphas_cumprod)).flip(0)
+        self.sigmas = torch.tensor([self._sigma(self.schedule.time(k)) for k in self._told])
+        self._starts = self._counted = tuple(range(len(self._told) + 1))
+        self._clock: list[float] = []
         self._restart()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: all but who looks on."""
+        return {**vars(self), "at_boundary": None}
 
     # --- made from what there is --------------------------------------------------------------
 
@@ -190,15 +216,14 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **options: Any
     ) -> Any:
         """From the configuration of any supported scheduler, or of a GlassScheduler."""
+        if not isinstance(config, Mapping):
+            raise InvalidArgument(
+                f"expected a scheduler's configuration (pipe.scheduler.config), got {config!r}"
+            )
         if "base" in config:
             settings = {key: config[key] for key in _OWN if key in config}
-        elif "_class_name" in config:
-            settings = {"base": dict(config)}
         else:
-            raise InvalidArgument(
-                "this configuration does not say which scheduler it belongs to (it was not loaded "
-                "from a file): use GlassScheduler.from_pipeline(pipe)"
-            )
+            settings = {"base": dict(config)}
         unused = {key: value for key, value in options.items() if key not in _OWN}
         if unused and not return_unused_kwargs:
             check_name("option of GlassScheduler", next(iter(unused)), _OWN)
@@ -216,45 +241,66 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Compile the table for K = `num_inference_steps` transitions.
+        """Compile the table.
 
-        `timesteps` or `sigmas` lists the starts of the transitions in the scheduler's own terms;
-        `mu` is the dynamic shift. Sets `timesteps`, the network times of all rows.
+        Parameters
+        ----------
+        num_inference_steps : int
+            K transitions, or n evaluations as `count` says.
+        timesteps, sigmas : sequence of float, optional
+            In its place the starts of the transitions, falling, in the scheduler's own terms; a
+            list, array or tensor. With count="evaluations" they are those of the evaluations, of
+            which every M-th starts a transition. A 0 at the end, where all go, may be left out.
+        mu : float, optional
+            The dynamic shift, where the pipeline's own scheduler has one.
+
+        Raises
+        ------
+        InvalidArgument, PlanError, TimeError
+            What was given is no such number or list, or does not fit on the trained timesteps.
         """
         check_call(self.config.steps)
+        counted, M = self.config.count, self.config.steps
         self.table = compile_table(
             self.schedule,
             self.sampler,
             num_inference_steps,
             end=self.config.end,
+            count=counted,
             timesteps=timesteps,
             sigmas=sigmas,
             mu=mu,
         )
-        self.num_inference_steps = len(self.table)
         rows = [row for transition in self.table for row in transition.rows]
         told = [self.schedule.model_time(self.schedule.path, row.time) for row in rows]
         whole = self.schedule.discrete and all(k == int(k) for k in told)
         dtype = torch.int64 if whole else torch.float32
-        self.timesteps = torch.tensor(told, dtype=dtype).to(device)
+        self._clock, self._told = told, torch.tensor(told, dtype=dtype).to(device)
         self.sigmas = torch.tensor([*(self._sigma(row.time) for row in rows), 0.0]).to(device)
-        # Pipelines that pass sigmas take the number of rows for that of steps; the others count K
-        # steps of `order` rows each, for the progress bar and for image-to-image.
-        counts = {transition.evaluations for transition in self.table}
-        self.order = counts.pop() if sigmas is None and len(counts) == 1 else 1
+        self._starts = (0, *accumulate(transition.evaluations for transition in self.table))
+        # Pipelines that give a list take the number of rows for that of steps. The others count the
+        # steps they asked for, of `order` rows each, for the progress bar and for image-to-image;
+        # where trained timesteps lie close, transitions have fewer rows than they count on.
+        listed = timesteps is not None or sigmas is not None
+        self.order = _Order(M if counted == "transitions" and not listed else 1)
+        K = len(self.table)
+        self.num_inference_steps = K if counted == "transitions" else len(rows)
+        asked = K * M if counted == "transitions" else num_inference_steps or 0
+        self._counted = self._starts if listed else (*range(0, K * M, M), asked)
+        if counted == "transitions" and M > 1 and K >= _USUAL and self.at_boundary is None:
+            _note_calls(K, M)
         self._restart()
 
+    @property
+    def timesteps(self) -> Tensor:
+        """The network times of all rows, in the order in which :meth:`step` is to be called."""
+        if self._starts[-1] == len(self._starts) - 1:  # every row starts a transition
+            return self._told
+        return _Timesteps.of(self._told, self._rest)
+
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at this row (image-to-image); it must be the first of a transition."""
-        starts = self._boundaries()
-        if begin_index not in starts:
-            ends = [1.0 - k / len(self._table) for k in range(len(self._table))]
-            raise InvalidArgument(
-                f"evaluation {begin_index} lies inside a transition, where a sampler cannot start. "
-                f"With {len(self._table)} transitions choose the strength among "
-                f"{', '.join(f'{share:.4g}' for share in ends)}"
-            )
-        self._begin_index = begin_index
+        """Start at the transition of this row, as `timesteps[begin_index:]` does."""
+        self._begin_index = self._first_row(check_count("begin_index", begin_index, least=0))
 
     @property
     def begin_index(self) -> int | None:
@@ -262,7 +308,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def step_index(self) -> int | None:
-        return self._step_index
+        return None if self._run is None else self._run.row
 
     def __len__(self) -> int:
         return int(self.config.get("num_train_timesteps", self.schedule.scale))
@@ -280,6 +326,9 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        **others: Any,
     ) -> GlassSchedulerOutput | tuple[Tensor]:
         """One network evaluation's worth of the table.
 
@@ -291,6 +340,13 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             The entry of `timesteps` that the network was asked at.
         sample : Tensor
             The network's input. At the start of a transition it may have been edited.
+        eta : float
+            DDIM's η: 0, or that which ρ says.
+        use_clipped_model_output : bool, optional
+            Where estimates are clipped, the transition starts from the clipped one, as with True;
+            False is refused there.
+        others
+            What other schedulers take, as None.
 
         Returns
         -------
@@ -302,36 +358,34 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises
         ------
         InvalidArgument, ShapeError
-            Called out of order, or the sample was edited inside a transition.
+            Called out of order, with what it does not know, or the sample was edited inside a
+            transition.
         NonFinite
             The network returned NaN or infinity, found at the end of the run.
         """
-        query = self._query(sample)
-        query_row = self.table_row
-        self._check_time(timestep, query_row)
+        self._refuse_eta(eta)
+        if use_clipped_model_output is False and self.schedule.clips:
+            others = {**others, "use_clipped_model_output": False}
+        _refuse_others(others)
+        if self._run is None:
+            self._run = self._begin(timestep, sample)
+        run = self._run
+        query = run.asked(sample)
+        self._check_time(timestep, run.row)
         output = self._output(model_output, sample)
         coefficients = PREDICTIONS[self.schedule.prediction](self.schedule.path, query.time)
         D = self.schedule.thresholded(
             clean_estimate(coefficients, query.y, output.to(query.y.dtype))
         )
-        self._noise.generator = generator
-        answer = self._steps.send(Estimate(D, D))
-        while isinstance(answer, Boundary):
-            if self.at_boundary is not None:
-                self.at_boundary(answer)
-            y, answer = answer.x, next(self._steps, None)
-        if answer is None:
-            self._check_edits()
-            self._steps, self._finished = None, True
-        else:
-            y = answer.y
-        self._pending = answer
-        self._step_index = query_row + 1
-        self._handed = y.to(sample.dtype)
-        self._version = self._handed._version
+        noise = run.noise
+        noise.generator = generator
+        y = run.answered(D, self.at_boundary)
+        noise.generator = None
+        handed = y.to(sample.dtype)
+        run.hand(handed)
         if not return_dict:
-            return (self._handed,)
-        return GlassSchedulerOutput(prev_sample=self._handed, pred_original_sample=D)
+            return (handed,)
+        return GlassSchedulerOutput(prev_sample=handed, pred_original_sample=D)
 
     # --- noising (image-to-image, training) -----------------------------------------------------
 
@@ -361,71 +415,69 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def table_row(self) -> int:
         """Number of the row whose answer :meth:`step` expects."""
-        return self._begin_index or 0 if self._step_index is None else self._step_index
+        return self._begin_index or 0 if self._run is None else self._run.row
 
-    def _boundaries(self) -> dict[int, int]:
-        """First row of every transition to its number."""
-        rows, starts = 0, {}
-        for number, transition in enumerate(self._table):
-            starts[rows] = number
-            rows += transition.evaluations
-        return starts
+    def _rest(self, counted: int) -> int:
+        """Where ``timesteps[counted:]`` starts."""
+        if self.order > 1 and not isinstance(counted, _Order):
+            raise InvalidArgument(
+                f"timesteps[{counted}:] counts steps without their scheduler's `order`, of which "
+                f"each has {self.order} rows here: use steps=1, or count {self.order} for each step"
+            )
+        return self._first_row(counted)
+
+    def _first_row(self, counted: int) -> int:
+        """The first row of the transition at which a pipeline starts that has `counted` so far.
+
+        Down, so that the share of the transitions is that of the pipeline's own steps:
+        floor(floor(K M (1 - s)) / M) = floor(K (1 - s)) at strength s. Up where evaluations are
+        counted, of which there must not be more.
+        """
+        down = self.config.count == "transitions"
+        find = bisect_right if down else bisect_left
+        number = find(self._counted, counted) - down
+        if number >= len(self._starts) - 1:
+            raise InvalidArgument(
+                f"no transition is left to run after {counted} of {self._counted[-1]} evaluations: "
+                "raise the strength, or the number of steps"
+            )
+        return self._starts[number]
 
     def _restart(self) -> None:
-        self._begin_index = self._step_index = None
-        self._steps = self._pending = self._handed = None
-        self._finished = False
-        self._edits.clear()
+        self._begin_index = self._run = None
+
+    def _begin(self, timestep: Any, sample: Tensor) -> Pass:
+        """A run from the transition that the loop starts with."""
+        table, row = self._table, self._begin_index
+        if (given := _on_host(timestep, wait=True)) is not None:
+            rows = range(len(self._clock))
+            near = min(rows, key=lambda r: (abs(self._clock[r] - given), r not in self._starts))
+            row = near if row is None else row  # some slice `timesteps` and say nothing of it
+            if row not in self._starts or self._far(given, row):
+                raise InvalidArgument(
+                    f"the loop starts at timestep {given:g}, where no transition starts: take the "
+                    "steps in the order of `timesteps`, from where set_begin_index says"
+                )
+        first = self._starts.index(row or 0)
+        x = sample if sample.dtype == torch.float64 else sample.float()
+        self.running = table.since(first)
+        noise = _PipelineNoise(x, self.config.seed, self.noise)
+        return Pass(self.running, x, noise, self._starts, self._starts[first])
+
+    def _refuse_eta(self, eta: Any) -> None:
+        """Raise InvalidArgument for another η than the scheduler's own."""
+        mine = eta is not None and self.sampler.steps == 1 and self.sampler.rho == DDIM(eta)
+        if eta and not mine:
+            raise InvalidArgument(
+                f"eta={eta!r} is said by the scheduler here: make it with rho='ddim:{eta:g}' and "
+                "steps=1, and leave eta out"
+            )
 
     def _sigma(self, t: float) -> float:
         """σ as the base scheduler's users know it: of the flow, or noise over signal."""
         if not self.schedule.discrete:
             return self.schedule.path.sigma(t)
         return 1.0 / max(self.schedule.path.amplitude(t), 1e-6)
-
-    def _query(self, sample: Tensor) -> Query:
-        """The evaluation just made, with its input in our precision."""
-        if self._finished:
-            raise InvalidArgument(
-                f"all {len(self.timesteps)} evaluations of this run have been made: call "
-                "set_timesteps before the next one"
-            )
-        if self._steps is None or self._pending is None:
-            x = sample if sample.dtype == torch.float64 else sample.float()
-            first = self._boundaries()[self._begin_index or 0]
-            self.running = self._table.since(first)
-            self._noise = _PipelineNoise(x, self.config.seed)
-            self._steps = interpret(
-                self.running, x, self._noise, patient=sample.device.type != "cpu"
-            )
-            self._pending = next(self._steps)
-            return self._pending
-        query, handed = self._pending, self._handed
-        in_place = sample is handed and sample._version != self._version
-        if handed is None or (sample is handed and not in_place):
-            return query
-        if sample.shape != handed.shape:
-            raise ShapeError(f"the sample was {tuple(handed.shape)}, now {tuple(sample.shape)}")
-        if query.row == 0 and in_place:
-            query.y = sample.to(query.y.dtype)
-        elif query.row == 0:  # an edit passes through; without one this adds exact zeros
-            query.y = query.y + (sample.to(query.y.dtype) - handed.to(query.y.dtype))
-        else:
-            edited = torch.tensor(True) if in_place else (sample != handed).any()
-            self._edits.append((edited, self.table_row))
-            if sample.device.type == "cpu" or len(self._edits) == 1:
-                self._check_edits()
-        return query
-
-    def _check_edits(self) -> None:
-        for edited, row in self._edits:
-            if bool(edited):
-                raise InvalidArgument(
-                    f"the latents were changed before evaluation {row}, inside a transition, where "
-                    "they are a query and not the sampler's state. Change them at the start of a "
-                    f"transition only: after step i with i + 1 in {sorted(self._boundaries())}, or "
-                    "use steps=1"
-                )
 
     def _output(self, output: Tensor, sample: Tensor) -> Tensor:
         if output.shape == sample.shape:
@@ -440,16 +492,81 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _check_time(self, timestep: Any, row: int) -> None:
         """Called out of order? Looked at only where it costs no waiting for the device."""
-        if isinstance(timestep, Tensor) and (timestep.numel() != 1 or timestep.is_cuda):
-            return
-        if self.timesteps.device.type != "cpu":
-            return
-        expected, given = float(self.timesteps[row]), float(timestep)
-        if abs(given - expected) > 5e-3 * self.schedule.scale:
+        given = _on_host(timestep)
+        if given is not None and self._far(given, row):
             raise InvalidArgument(
-                f"evaluation {row} is at timestep {expected:g}, step was given {given:g}: take "
-                "the steps in the order of `timesteps`"
+                f"evaluation {row} is at timestep {self._clock[row]:g}, step was given {given:g}: "
+                "take the steps in the order of `timesteps`"
             )
+
+    def _far(self, given: float, row: int) -> bool:
+        """Whether it is another timestep than the row's, not only a rounded one."""
+        return abs(given - self._clock[row]) > 5e-3 * self.schedule.scale
+
+
+class _Order(int):
+    """Rows of a pipeline's step. What was multiplied by it are rows, and known to be."""
+
+    def __mul__(self, steps: int) -> _Order:
+        return _Order(int(self) * int(steps))
+
+    __rmul__ = __mul__
+
+
+class _Timesteps(Tensor):
+    """Timesteps of which a loop takes the rest, ``timesteps[row:]``, from a transition's start.
+
+    Pipelines that pass sigmas count rows where they mean steps, and slice before they tell their
+    scheduler where they begin. What is taken of it are plain tensors.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    begin: Callable[[int], int]
+
+    @classmethod
+    def of(cls, told: Tensor, begin: Callable[[int], int]) -> _Timesteps:
+        timesteps = told.as_subclass(cls)
+        timesteps.begin = begin
+        return timesteps
+
+    def __getitem__(self, index: Any) -> Tensor:
+        if isinstance(index, slice) and index.stop is index.step is None and (index.start or 0) > 0:
+            index = slice(self.begin(index.start), None)
+        return super().__getitem__(index)
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self.as_subclass(Tensor).clone()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+
+def _on_host(timestep: Any, wait: bool = False) -> float | None:
+    """A single timestep as a number, unless the device that holds it must be waited for."""
+    if isinstance(timestep, Tensor):
+        near = timestep.device.type == "cpu" or (wait and not timestep.is_meta)
+        return float(timestep) if near and timestep.numel() == 1 else None
+    return float(timestep)
+
+
+def _refuse_others(others: Mapping[str, Any]) -> None:
+    """Refuse what a pipeline asks of its own scheduler's step and this one has not."""
+    asked = sorted(name for name, given in others.items() if given is not None)
+    if asked:
+        raise InvalidArgument(
+            f"the pipeline passes {', '.join(asked)} to its scheduler's step, which a "
+            "GlassScheduler has not: leave it out, or use the pipeline's own scheduler"
+        )
+
+
+@lru_cache
+def _note_calls(K: int, M: int) -> None:
+    """Said once: who comes with a usual number of steps gets M times as many network calls."""
+    _LOG.warning(
+        "%d transitions of %d evaluations: %d network calls. "
+        "GlassScheduler(count='evaluations') counts evaluations instead",
+        K, M, K * M,
+    )  # fmt: skip
 
 
 def config_of(scheduler: Any) -> dict[str, Any]:
@@ -462,25 +579,43 @@ def config_of(scheduler: Any) -> dict[str, Any]:
 def compile_table(
     schedule: Schedule,
     sampler: Sampler,
-    transitions: int | None = None,
+    number: int | None = None,
     *,
     end: str = "auto",
+    count: str = "transitions",
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
     mu: float | None = None,
 ) -> Table:
     """The table of a scheduler's own grid; see :class:`GlassScheduler`."""
-    times = schedule.outer_times(transitions, timesteps=timesteps, sigmas=sigmas, mu=mu)
-    steps = sampler.steps
-    if transitions == 1 and isinstance(steps, int) and steps > 1 and timesteps is sigmas is None:
-        # Many a grid of one step starts near data: go from where that of M steps starts.
-        times = (schedule.outer_times(steps, mu=mu)[0], 1.0)
+    M = sampler.steps
+    times = schedule.outer_times(number, timesteps=timesteps, sigmas=sigmas, mu=mu)
+    evaluations = sampler.at(times).evaluations
+    if isinstance(M, int) and M > 1:
+        if count == "evaluations":
+            times, sampler = _every(M, times, sampler)
+            evaluations = sampler.evaluations
+        elif number == 1 and timesteps is sigmas is None:
+            # Many a grid of one step starts near data: go from where that of M steps starts.
+            times = (schedule.outer_times(M, mu=mu)[0], 1.0)
+    check_size(evaluations)
     last = schedule.time(0.0) if schedule.discrete else 1.0
     stops_short = schedule.discrete and not schedule.base.config.get("set_alpha_to_one", True)
-    itself = sampler.steps == 1 and sampler.rho in (1.0, DDIM(0.0)) and stops_short
+    itself = M == 1 and sampler.rho in (1.0, DDIM(0.0)) and stops_short
     if (end == "trained" or (end == "auto" and itself)) and times[-2] < last:
         times = (*times[:-1], last)
-    try:
-        return sampler.at(times).plan(schedule.path)
-    except PlanError as error:
-        raise PlanError(f"{error} (timesteps of the grid: {times})") from error
+    return sampler.at(times).plan(schedule.path)
+
+
+def _every(M: int, times: tuple[float, ...], sampler: Sampler) -> tuple[tuple[float, ...], Sampler]:
+    """Every M-th of the times of single evaluations; the last transition has what is left over."""
+    n = len(times) - 1
+    K = n // M
+    if not K:
+        raise InvalidArgument(
+            f"{n} evaluations do not make a transition of {M}: ask for at least {M} steps, or make "
+            f"the scheduler with steps={n}"
+        )
+    steps = (*[M] * (K - 1), n - M * (K - 1))
+    starts = times[: K * M : M]
+    return (*starts, 1.0), replace(sampler, transitions=K, steps=steps, times=(*starts, 1.0))

@@ -7,21 +7,26 @@ flows, and timestep k of a discrete table sits at t = 1 - (k + 1)/T.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from math import isfinite
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, PlanError
+from ..errors import InvalidArgument, PlanError, check_count, check_number
 from ..grids import snap_to_trained
 from ..paths import DiscreteDiffusion, KnownTimes, Linear, Path, check_time
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "plain"]
+
+_MOST = 10_000  # transitions of a flow, whose times are no table
 
 _FLOW = {
     "FlowMatchEulerDiscreteScheduler": "FlowMatchEulerDiscreteScheduler",
@@ -103,7 +108,12 @@ class Schedule:
         InvalidArgument
             The scheduler is not one whose model is known to be a denoiser.
         """
-        name = str(config.get("_class_name", "none"))
+        if "_class_name" not in config:
+            raise InvalidArgument(
+                "this configuration does not say which scheduler it belongs to (it was not loaded "
+                "from a file): use GlassScheduler.from_pipeline(pipe)"
+            )
+        name = str(config["_class_name"])
         if name not in _FLOW and name not in _DISCRETE:
             why = _WHY_NOT.get(name, "it is none of those whose models are known here")
             raise InvalidArgument(
@@ -113,6 +123,11 @@ class Schedule:
         settings = {key: value for key, value in config.items() if not key.startswith("_")}
         if settings.get("invert_sigmas"):
             raise InvalidArgument("invert_sigmas=True (Mochi's clock) is not supported")
+        if settings.get("timestep_type") == "continuous":
+            raise InvalidArgument(
+                f"{name} has timestep_type='continuous' (Stable Video Diffusion's clock): only the "
+                "discrete timesteps of a trained table are known"
+            )
         predicts = settings.get("prediction_type", "epsilon")
         flow = name in _FLOW or (name in _EITHER and predicts == "flow_prediction")
         kind = _FLOW.get(name, name if name in _OWN_GRID else "DDIMScheduler")
@@ -125,7 +140,7 @@ class Schedule:
                 raise InvalidArgument(f"{name} predicts a flow, but has use_flow_sigmas=False")
             path: Path = Linear()
             if time_dtype is not None:
-                path = KnownTimes(path, _told_apart(time_dtype, scale))
+                path = KnownTimes(path, _told_apart(f"{time_dtype}", scale))
             return cls(base, path, "reverse_velocity", scale)
         if predicts not in _PREDICTIONS:
             raise InvalidArgument(
@@ -149,29 +164,77 @@ class Schedule:
         """The starts of the transitions, as the scheduler's own grid has them, and data."""
         if timesteps is not None and sigmas is not None:
             raise InvalidArgument("give timesteps or sigmas, not both")
+        given = {
+            name: _falling(name, listed, end=None if name == "timesteps" and self.discrete else 0.0)
+            for name, listed in (("timesteps", timesteps), ("sigmas", sigmas))
+            if listed is not None
+        }
+        count = 0
+        if not given or transitions is not None:
+            count = check_count("num_inference_steps", transitions)
+        for name, values in given.items():
+            if count not in (0, len(values), len(values) + 1):  # with the end or without
+                raise InvalidArgument(
+                    f"{name} lists {len(values)} values, but num_inference_steps={count}: leave "
+                    "one of them out"
+                )
+        known = self.path.trained_times
+        most = _MOST if known is None else len(known)
+        if count > most:
+            raise PlanError(f"num_inference_steps={count} do not fit: ask for at most {most}")
+        if mu is not None:
+            self._takes("mu")
+            check_number("mu", mu, "be finite", isfinite)
         if timesteps is not None:
-            starts = [self.time(float(k)) for k in timesteps]
-        elif sigmas is not None and self.discrete:  # noise over signal, as these schedulers count
-            levels = [min(max(1.0 / float(s), 0.0), self.path.amplitude(1.0)) for s in sigmas if s]
-            low = self.path.amplitude(0.0)
-            starts = [self.path.time(max(level, low)) for level in levels]
+            starts = [self.time(k) for k in given["timesteps"]]
+        elif sigmas is not None and self.discrete:
+            starts = [self._at_level(sigma) for sigma in given["sigmas"]]
         else:
-            given = {name: v for name, v in (("sigmas", sigmas), ("mu", mu)) if v is not None}
-            count = transitions if sigmas is None else len(sigmas)
+            starts = self._grid(count, given.get("sigmas"), mu)
+        return snap_to_trained(self.path, (*starts, 1.0))
+
+    def _takes(self, name: str) -> None:
+        """Refuse what the scheduler's own grid has no use for."""
+        if name not in inspect.signature(self.base.set_timesteps).parameters:
+            raise InvalidArgument(
+                f"the grid of {type(self.base).__name__} takes no {name}: leave it out"
+            )
+
+    def _at_level(self, sigma: float) -> float:
+        """The time of a noise-to-signal ratio, as discrete schedulers count sigmas."""
+        least, most = (1.0 / max(self.path.amplitude(t), 1e-6) for t in (self.time(0.0), 0.0))
+        if not 0.0 < sigma <= 1.01 * most:  # 14.615 is published for 14.6146
+            raise InvalidArgument(
+                f"sigma {sigma:g} is none of this model: noise over signal is from {least:.4g} to "
+                f"{most:.4g}"
+            )
+        return self.path.time(max(1.0 / sigma, self.path.amplitude(0.0)))
+
+    def _grid(self, count: int, sigmas: Sequence[float] | None, mu: float | None) -> list[float]:
+        """The starts that the scheduler's own class lays out."""
+        base, given = self.base, {"sigmas": sigmas, "mu": mu}
+        if sigmas is not None:
+            self._takes("sigmas")
+            count = len(sigmas)
+            if not 0.0 < sigmas[-1] <= sigmas[0] <= 1.0:
+                raise InvalidArgument(
+                    f"sigmas of a flow lie in (0, 1], got {sigmas[0]:g} to {sigmas[-1]:g}"
+                )
+        if count == 1 and base.config.get("shift_terminal"):
             # The stretch to a terminal sigma is 0/0 for a single one, which is where noise is.
-            alone = count == 1 and self.base.config.get("shift_terminal")
-            if not alone:
-                self.base.set_timesteps(count, **given)
-            if alone:
-                starts = [0.0]
-            elif self.discrete:
-                starts = [self.time(float(k)) for k in self.base.timesteps]
-            else:
-                starts = [1.0 - float(sigma) for sigma in self.base.sigmas[:-1]]
-        times = (*starts, 1.0)
-        if any(s >= t for s, t in pairwise(times)):
-            raise PlanError(f"the scheduler's own times do not fall towards data: {times}")
-        return snap_to_trained(self.path, times)
+            return [0.0]
+        try:
+            base.set_timesteps(count, **{name: v for name, v in given.items() if v is not None})
+        except (AssertionError, ValueError) as error:
+            raise InvalidArgument(
+                f"the grid of {type(base).__name__} refuses {count} steps with mu={mu}: {error}"
+            ) from error
+        if not self.discrete:
+            starts = [1.0 - float(sigma) for sigma in base.sigmas[:-1]]
+            _check_falling("sigmas of the scheduler's own grid", [1.0 - t for t in starts])
+            return starts
+        # Grids in σ round to the same timestep twice; such starts go to the next trained ones.
+        return [self.time(float(k)) for k in base.timesteps]
 
     def model_time(self, path: Path, t: float) -> float:
         """What the network is told at time t: a clock for :class:`glass_flows.Denoiser`."""
@@ -194,6 +257,11 @@ class Schedule:
             t = 1.0 - told / self.scale
         return check_time(t, f"the time of timestep {told:g}")
 
+    @property
+    def clips(self) -> bool:
+        """Whether estimates are clipped (pixel-space models)."""
+        return bool(self.base.config.get("thresholding") or self.base.config.get("clip_sample"))
+
     def thresholded(self, D: Tensor) -> Tensor:
         """The estimate clipped as the scheduler's configuration says (pixel-space models)."""
         config = self.base.config
@@ -203,6 +271,35 @@ class Schedule:
             limit = config.get("clip_sample_range", 1.0)
             return D.clamp(-limit, limit)
         return D
+
+
+def plain(given: Any) -> Any:
+    """Without numpy and torch: what a configuration can be saved with."""
+    if isinstance(given, (np.generic, np.ndarray, Tensor)):
+        return given.tolist()
+    if isinstance(given, Mapping):
+        return {key: plain(value) for key, value in given.items()}
+    return [plain(value) for value in given] if isinstance(given, (list, tuple)) else given
+
+
+def _falling(name: str, given: Any, end: float | None) -> list[float]:
+    """A list, array or tensor of numbers that fall, without the `end` at which all grids arrive."""
+    listed = plain(given)
+    if not isinstance(listed, list) or not listed:
+        raise InvalidArgument(f"{name} must be a list of numbers, at least one, got {given!r}")
+    values = [check_number(f"{name}[{i}]", v, "be finite", isfinite) for i, v in enumerate(listed)]
+    if values[-1] == end and len(values) > 1:
+        values.pop()
+    _check_falling(name, values)
+    return values
+
+
+def _check_falling(name: str, values: Sequence[float]) -> None:
+    for i, (before, after) in enumerate(pairwise(values)):
+        if not before > after:
+            raise PlanError(
+                f"{name} must fall towards data: entry {i} is {before:g}, entry {i + 1} {after:g}"
+            )
 
 
 @lru_cache

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from ..files import replace as replace_file
 from ..folders import alone, alone_in_out
 from ..images import ImageResult, contact_sheet
 from ..plans import Sampler
-from ..runs import RunFolder, clear_run, find_runs, read_run, started_by_torchrun
+from ..runs import RESULT, RunFolder, clear_run, find_runs, read_run, started_by_torchrun
 from ..steering import BestOf, Costs, Method, SearchResult, Shards, Steering, SteeringResult
 from ..steering.loop import Watch
 from .budget import chosen_for
@@ -88,7 +87,7 @@ def compare_digits(
     """Plain samples, best-of-N and a method or several, at equal network passes per image.
 
     Writes `alignment.png` (images before and after, bordered by the judge's verdict) and
-    `results.json` into `out`, and a run's folder for each method (:mod:`glass_flows.runs`).
+    `comparison.json` into `out`, and a run's folder for each method (:mod:`glass_flows.runs`).
     `job.populations` independent ones give the standard errors; `methods` by title are those of
     the comparison, by default the job's own. What is finished in the folder is not drawn again;
     `overwrite` throws away what was drawn there with other settings.
@@ -127,7 +126,7 @@ def compare_digits(
         figures = f"reward {lines[-1].reward:.2f}, judge says {label}: {lines[-1].accuracy:.0%}"
         rows.append(Strip(f"{name}: {told}, {figures}", result.best[:32], verdict[:32].tolist()))
     settings = job.as_json()
-    picture, results = folder / "alignment.png", folder / "results.json"
+    picture, results = folder / "alignment.png", folder / "comparison.json"
     save_png(image_grid(rows), picture, settings=json.dumps(settings))
     evidence = {
         name: result.log_evidence.tolist()
@@ -258,7 +257,7 @@ def align(
                 shards.total(0)  # the others wait until it is gone
         if budget is not None:
             job = within(budget, model, job, folder, announce)(job)
-        if not (folder / "result.json").exists():
+        if not (folder / RESULT).exists():
             model.reward(job)
             model.load()
         weights = model.weights(job.reward)
@@ -281,40 +280,48 @@ def _drawn(
         return _aligned(job, result.result, record.folder)
     folder, N = record.folder, result.rewards.shape[1]
     files = [file.name for file in result.save(folder)]
-    names = [files[i : i + N] for i in range(0, len(files), N)]
-    best_first = result.rewards.argsort(1, descending=True).tolist()
-    rows = [[row[i] for i in order] for row, order in zip(result.images, best_first)]
+    best = result.rewards.argsort(1, descending=True).tolist()
+    rows = [[row[i] for i in order] for row, order in zip(result.images, best)]
     judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
     if (verdicts := model.judge(result)) is not None:
         plain = model.run(_plain(job), Watch(progress=progress))
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
-    aligned = _aligned(job, result.result, folder, names, judged)
-    save_png(sheet, aligned.picture)
-    told = json.dumps(_told(job, result.result, aligned), indent=2) + "\n"
-    replace_file(aligned.results, told.encode())
-    record.finish(result.result, names, {} if judged is None else {"judged": asdict(judged)})
-    return aligned
+    save_png(sheet, folder / "best-first.png")
+    record.finish(
+        result.result,
+        [files[i : i + N] for i in range(0, len(files), N)],
+        prompts=result.prompts,
+        seed=job.seed,
+        accepted=judged and judged.returned,
+        plain_accepted=judged and judged.plain,
+    )
+    return _aligned(job, result.result, folder, files, judged)
 
 
 def _kept(job: Job, record: RunFolder) -> Aligned:
     """Of a run that is finished."""
-    found = read_run(record.folder).result or {}
-    judged = Judged(**found["judged"]) if "judged" in found else None
-    return _aligned(job, record.result(), record.folder, found["images"], judged)
+    found = read_run(record.folder)
+    populations = (found.result or {}).get("populations", ())
+    plain = [p["plain_accepted"] for p in populations if p["plain_accepted"] is not None]
+    judged = None
+    if plain:
+        judged = Judged(plain, [[bool(one.accepted) for one in row] for row in found.samples])
+    files = [one.file for row in found.samples for one in row if one.file is not None]
+    return _aligned(job, record.result(), record.folder, files, judged)
 
 
 def _aligned(
     job: Job,
     result: SearchResult,
     folder: Path,
-    names: Sequence[Sequence[str]] = (),
+    files: Sequence[str] = (),
     judged: Judged | None = None,
 ) -> Aligned:
     return Aligned(
-        images=tuple(folder / name for row in names for name in row),
+        images=tuple(folder / name for name in files),
         picture=folder / "best-first.png",
-        results=folder / "results.json",
+        results=folder / RESULT,
         prompts=job.prompts,
         rewards=result.rewards.tolist(),
         evaluations=result.network_evaluations,
@@ -322,21 +329,6 @@ def _aligned(
         biases=vars(result).get("biases", ()),
         judged=judged,
     )
-
-
-def _told(job: Job, result: SearchResult, aligned: Aligned) -> dict[str, Any]:
-    """What results.json holds."""
-    weighted = result if isinstance(result, SteeringResult) else None
-    told = {
-        "job": job.as_json(),
-        "prompts": list(job.prompts),
-        "rewards": aligned.rewards,
-        "log_weights": weighted and weighted.log_weights.tolist(),
-        "log_evidence": weighted and weighted.log_evidence.tolist(),
-        **asdict(result.costs),
-        "biases": list(aligned.biases),
-    }
-    return told if aligned.judged is None else told | {"judge_accepts": asdict(aligned.judged)}
 
 
 def within(

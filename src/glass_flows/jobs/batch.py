@@ -22,6 +22,7 @@ from ..files import render, replace
 from ..folders import alone_in_out
 from ..progress import progress_bar
 from ..runs import RunRecord, read_run
+from ..runs.result import best_first, loose
 from ..stops import keep
 from .align import within
 from .items import Item, Over, Work, clear_others, is_finished, load_model
@@ -173,13 +174,13 @@ def _came_to(run: RunRecord) -> dict[str, Any]:
         if run.error is None:
             return {}
         return {"status": "failed", "error": f"{run.error['type']}: {run.error['message']}"}
-    rewards = [float(r) for r in found["rewards"][0]]
-    row = {"status": "finished", "reward": max(rewards), "mean reward": sum(rewards) / len(rewards)}
+    rewards = [sample.reward for sample in run.samples[0]]
+    best = run.samples[0][best_first(rewards)[0]]
+    row = {"status": "finished", "reward": best.reward, "mean reward": sum(rewards) / len(rewards)}
     row |= {name: found["costs"][name] for name in _COSTS}
-    if found["log_evidence"] is not None:
-        row["log_evidence"] = float(found["log_evidence"][0])
-    row["judge"] = found.get("judge")
-    row["image"] = f"{run.folder.name}/{found['images'][0][0]}"
+    row["log_evidence"] = loose(found["populations"][0])["log_evidence"]
+    row["judge"] = best.accepted
+    row["image"] = f"{run.folder.name}/{best.file}"
     return row
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InvalidArgument, check_count
+from ..errors import InvalidArgument, check_count, shown
 from ..files import replace
 
 __all__ = ["Budget", "Prices", "Split", "choose", "chosen_for", "parse_budget"]
@@ -28,6 +28,7 @@ _ENOUGH = 24  # evaluations of a particle, beyond which images hardly gain
 _K, _M = range(2, 25), (2, 3, 4, 6, 8)
 _N = sorted({round(2 * 1.03**i) for i in range(240)})  # 2 to 2,300, in steps of 3 % or of one
 _FILLED = 0.94  # a split that spends less of the budget is taken only if none spends more
+_MOST = 10**12
 _TRIAL = 0.1  # of the budget, at most, for a measurement
 _NO_JOB: Mapping[str, Any] = {}
 
@@ -89,13 +90,15 @@ def parse_budget(text: str) -> Budget:
     """
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-z]*)\s*", text.lower())
     number = float(found[1]) if found else 0.0
+    if number > _MOST:
+        raise InvalidArgument(f"a budget is at most {_MOST:,}, got {shown(text)}")
     if found and number > 0 and found[2] in _UNITS:
         return Budget(seconds=number * _UNITS[found[2]])
     if found and number >= 1 and not found[2] and number == int(number):
         return Budget(evaluations=int(number))
     raise InvalidArgument(
         f"a budget is a time such as 90s, 2min or 1h, or a number of network evaluations such as "
-        f"2000, got {text!r}"
+        f"2000, got {shown(text)}"
     )
 
 

@@ -140,9 +140,9 @@ def _draw(model: Model, job: Job, folder: RunFolder) -> None:
     watch = Watch(folder if model.records else None, progress=False)
     result = model.run(job, watch)
     names = [file.name for file in result.save(folder.folder)]
-    verdicts, best = model.judge(result), int(result.rewards[0].argmax())
-    more = {} if verdicts is None else {"judge": verdicts[0][best]}
-    folder.finish(result.result, [names], more)
+    folder.finish(
+        result.result, [names], prompts=result.prompts, seed=job.seed, accepted=model.judge(result)
+    )
 
 
 def folder_of(model: Model, work: Work, item: Item, out: Path) -> RunFolder:

@@ -12,10 +12,10 @@ from ..batching import Batching
 from ..errors import InvalidArgument, check_count, check_name
 from ..noise import check_seed
 from ..plans import Sampler
-from ..settings import Choice, Count, Settings, Text, defaults, setting
+from ..settings import MOST, Choice, Count, Settings, Text, defaults, setting
 from ..steering import Beam, BestOf, Greedy, Method, read_method
 
-__all__ = ["DTYPES", "OFFLOADS", "Job", "Loading", "Placement"]
+__all__ = ["DTYPES", "OFFLOADS", "Job", "Loading", "Placement", "device_named"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential")
@@ -48,8 +48,11 @@ class Loading(Settings):
 
     @property
     def home(self) -> str:
-        """The device that is meant."""
-        return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        """The device that is meant; InvalidArgument if it cannot be used here."""
+        if self.device is None:
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        device_named(self.device)
+        return self.device
 
 
 @dataclass(frozen=True, repr=False)
@@ -66,10 +69,24 @@ class Placement(Settings):
         A Ray cluster that sees the folder; "local" starts one here.
     """
 
-    workers: int = setting(1, Count())
+    workers: int = setting(1, Count(most=MOST))
     threads: int | None = setting(None, Count(optional=True))
     ray: str | None = setting(None, Text(optional=True))
     word: ClassVar[str] = "placement"
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of this name, or the best there is; InvalidArgument if it is not there."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    check_name("device", name.split(":")[0], ("cpu", "cuda", "mps"))
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        raise InvalidArgument(
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
+            "leave the device out to take the best there is"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -117,10 +134,10 @@ class Job:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        check_count("populations", self.populations)
+        check_count("populations", self.populations, most=MOST)
         for name in ("micro_batch", "threads"):
             if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+                check_count(name, getattr(self, name), most=MOST)
 
     def as_json(self) -> dict[str, Any]:
         """Strict JSON that leaves out what is as by default."""

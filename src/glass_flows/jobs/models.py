@@ -28,7 +28,15 @@ from torch import Tensor
 
 from ..checkpoints import identity
 from ..denoisers import Denoiser
-from ..errors import InvalidArgument, MissingExtra, check_name, check_number, missing_name
+from ..errors import (
+    InvalidArgument,
+    MissingExtra,
+    check_name,
+    check_number,
+    check_text,
+    missing_name,
+    shown,
+)
 from ..images import ImageResult, to_bytes, to_images
 from ..paths import Linear
 from ..registry import Registry
@@ -36,6 +44,7 @@ from ..rewards import ClassReward, Decoded, Reward
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.population import Population
+from ..whole import load_whole
 from ..worlds.digits import (
     FILES,
     IMAGE,
@@ -51,9 +60,19 @@ from ..worlds.shapes.pipeline import CALL
 from .job import Job, Loading
 from .pictures import digit_image
 from .pipelines import load_pipeline
-from .rewards import load_reward
+from .rewards import check_reward, load_reward
 
-__all__ = ["MODELS", "Digits", "Model", "Pipeline", "Shapes", "SiT", "digits_denoiser", "resolve"]
+__all__ = [
+    "MODELS",
+    "Digits",
+    "Model",
+    "Pipeline",
+    "Shapes",
+    "SiT",
+    "digits_denoiser",
+    "kind_of",
+    "resolve",
+]
 
 Announce = Callable[[str], None]
 _OF_PIPELINES = ("batching", "loading", "call", "micro_batch", "budget")
@@ -107,7 +126,7 @@ class Model(ABC):
         """Prompts as the model writes them; :class:`InvalidArgument` if it cannot read one."""
         if not prompts:
             raise InvalidArgument("give at least one --prompt")
-        return tuple(prompts)
+        return tuple(check_text("the prompt", prompt) for prompt in prompts)
 
     def reward(self, job: Job) -> Reward:
         """The reward of a job, loaded once."""
@@ -115,6 +134,10 @@ class Model(ABC):
         if text not in self._rewards:
             self._rewards[text] = self.load_reward(text)
         return self._rewards[text]
+
+    def check_reward(self, text: str) -> None:
+        """Raise if a text can be none of its rewards, before anything is loaded."""
+        check_reward(text)
 
     def load_reward(self, text: str) -> Reward:
         """A reward by its name."""
@@ -213,22 +236,27 @@ class Digits(Model):
         for prompt in prompts:
             if not _is_class(prompt, 9):
                 raise InvalidArgument(
-                    f"for the digits a prompt is 0 to 9, got {prompt!r}; sentences are for a "
+                    f"for the digits a prompt is 0 to 9, got {shown(prompt)}; sentences are for a "
                     "pipeline: --model shapes, a folder or a hub id"
                 )
         return tuple(prompts)
 
     def labels(self, job: Job) -> list[int]:
         """What is wanted of each population: by the reward, or by the prompts."""
-        kind, _, value = (job.reward or self.reward_name).partition(":")
-        check_name("reward", kind, ("class",))
+        text = job.reward or self.reward_name
+        self.check_reward(text)
+        value = text.partition(":")[2]
         if not value:
             if not job.prompts:
                 raise InvalidArgument("the reward 'class' takes a prompt 0 to 9, or give 'class:8'")
             return [int(prompt) for prompt in self.read_prompts(job.prompts)]
-        if not _is_class(value, 9):
-            raise InvalidArgument(f"reward 'class:N' needs a digit 0 to 9, got {job.reward!r}")
         return [int(value)]
+
+    def check_reward(self, text: str) -> None:
+        kind, _, value = text.partition(":")
+        check_name("reward", kind, ("class",))
+        if value and not _is_class(value, 9):
+            raise InvalidArgument(f"reward 'class:N' needs a digit 0 to 9, got {shown(text)}")
 
     def label(self, job: Job) -> int:
         """What is wanted, of all populations."""
@@ -366,9 +394,12 @@ class SiT(Model):
                 "there, AutoencoderKL.from_pretrained('stabilityai/sd-vae-ft-ema')."
                 "save_pretrained(...)"
             )
-        vae = diffusers.AutoencoderKL.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        try:
+            vae = load_whole(diffusers.AutoencoderKL, str(folder), local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InvalidArgument(
+                f"cannot load an autoencoder from {str(folder)!r}: {error}"
+            ) from error
         return vae.to(self.loading.home)
 
     @cached_property
@@ -383,7 +414,7 @@ class SiT(Model):
     def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
         for prompt in super().read_prompts(prompts):
             if not _is_class(prompt):
-                raise InvalidArgument(f"a SiT is asked for classes by number, got {prompt!r}")
+                raise InvalidArgument(f"a SiT is asked for classes by number, got {shown(prompt)}")
         return tuple(prompts)
 
     @torch.no_grad()
@@ -444,6 +475,12 @@ MODELS: Registry[type[Model]] = Registry(
 """Models by the scheme that their names begin with."""
 
 
+def kind_of(name: str) -> type[Model]:
+    """The class of a model's name, whether or not there is such a model."""
+    scheme = name.partition(":")[0]
+    return MODELS.get(scheme, Pipeline)
+
+
 def resolve(
     name: str, loading: Loading | None = None, announce: Announce = lambda text: None
 ) -> Model:
@@ -461,7 +498,9 @@ def resolve(
     if scheme in MODELS:
         kind = MODELS[scheme]
         if (colon or kind.needs_folder) and not Path(place or "?").is_dir():
-            raise InvalidArgument(f"--model {name}: {place!r} is no folder; give {scheme}:FOLDER")
+            raise InvalidArgument(
+                f"--model {scheme}: {shown(place)} is no folder; give {scheme}:FOLDER"
+            )
         return kind(name, place, given, announce)
     if name and Path(name).is_dir():
         return Pipeline(name, name, given, announce)

@@ -16,8 +16,10 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..files import replace, written
 
-__all__ = ["Strip", "digit_image", "image_grid", "make_folder", "save_png"]
+__all__ = ["SHEET", "Strip", "digit_image", "image_grid", "make_folder", "save_png"]
 
+SHEET = "glass-flows sheet"
+"""The text inside a PNG that is no sample, but shows several."""
 _GOOD, _BAD, _PLAIN = (34, 139, 60), (200, 60, 50), (205, 205, 205)
 
 
@@ -79,8 +81,9 @@ def make_folder(out: str | os.PathLike[str]) -> Path:
 
 
 def save_png(image: Image.Image, file: Path, **settings: object) -> Path:
-    """Write a PNG with the settings it was made with as text inside."""
+    """Write a sheet as PNG with the settings it was made with as text inside."""
     info = PngInfo()
+    info.add_text(SHEET, "of several images")
     for key, value in settings.items():
         info.add_text(key, str(value))
     replace(file, written(partial(image.save, format="PNG", pnginfo=info)))

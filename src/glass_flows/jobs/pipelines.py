@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidArgument, MissingExtra
+from ..whole import load_parts, quiet
 from .job import Loading
 
 __all__ = ["load_pipeline", "memory_line"]
@@ -44,15 +45,19 @@ def load_pipeline(
     home = loading.home
     dtype = loading.dtype or ("bfloat16" if home.startswith("cuda") else "float32")
     local = os.path.isdir(place)
+    given = {"dtype": getattr(torch, dtype), "local_files_only": True}
+    kind = diffusers.DiffusionPipeline
     try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(
-            place,
-            dtype=getattr(torch, dtype),
-            revision=loading.revision,
-            use_safetensors=True,
-            local_files_only=local,
-        )
-    except (OSError, ValueError, AttributeError, ImportError) as error:
+        if not local:
+            place = str(kind.download(place, revision=loading.revision, use_safetensors=True))
+        parts = load_parts(kind, place, **given)
+        with quiet():
+            pipe = kind.from_pretrained(place, use_safetensors=True, **given, **parts)
+        if not local:  # else the name of a snapshot, which says nothing of the model
+            pipe.register_to_config(_name_or_path=name)
+    except (OSError, ValueError, AttributeError, ImportError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise _too_large(name) from error
         step = (
             "the folder must hold a diffusers pipeline, model_index.json and safetensors"
             if local
@@ -62,12 +67,12 @@ def load_pipeline(
         raise InvalidArgument(
             f"cannot load a diffusers pipeline from {name!r}: {error} ({step})"
         ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except MemoryError as error:
         raise _too_large(name) from error
     if loading.lora is not None:
         try:
             pipe.load_lora_weights(loading.lora)
-        except (OSError, ValueError, AttributeError, ImportError) as error:
+        except Exception as error:  # whatever the loaders of others come upon
             into = type(pipe).__name__
             raise InvalidArgument(
                 f"cannot load LoRA weights from {loading.lora!r} into {into}: {error}"

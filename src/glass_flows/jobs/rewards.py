@@ -6,10 +6,10 @@ import importlib
 import os
 import sys
 
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, check_name, shown
 from ..rewards import Reward, as_reward
 
-__all__ = ["load_reward"]
+__all__ = ["check_reward", "load_reward"]
 
 
 def load_reward(text: str, *, device: str | None = None) -> Reward:
@@ -32,19 +32,18 @@ def load_reward(text: str, *, device: str | None = None) -> Reward:
     """
     from ..rewards.pretrained import REWARDS
 
+    check_reward(text)
     name, _, attribute = text.partition(":")
     if name in REWARDS:
         return as_reward(REWARDS[name](attribute or None, device=device))
-    if not attribute:
-        check_name("reward", name, (*REWARDS, "module:function"))
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
+    except (Exception, SystemExit) as error:  # it runs code of somebody's own
         raise InvalidArgument(
-            f"cannot import the reward's module {name!r}: {error}. --reward for a pipeline is "
-            f"{', '.join(REWARDS)}, or 'module:function' of your own"
+            f"cannot import the reward's module {name!r}: {type(error).__name__}: {error}. "
+            f"--reward for a pipeline is {', '.join(REWARDS)}, or 'module:function' of your own"
         ) from error
     finally:
         sys.path.remove(here)
@@ -52,3 +51,16 @@ def load_reward(text: str, *, device: str | None = None) -> Reward:
         public = [a for a in vars(module) if not a.startswith("_")]
         check_name(f"reward in module {name}", attribute, public)
     return as_reward(getattr(module, attribute))
+
+
+def check_reward(text: str) -> None:
+    """Raise as :func:`load_reward` does, as far as the text says it without anything loaded."""
+    from ..rewards.pretrained import REWARDS
+
+    name, _, attribute = text.partition(":")
+    if name not in REWARDS and not attribute:
+        check_name("reward", name, (*REWARDS, "module:function"))
+    if name not in REWARDS and not all(part.isidentifier() for part in name.split(".")):
+        raise InvalidArgument(
+            f"a reward of your own is module:function, and {shown(name)} is no name of a module"
+        )

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..batching import Batching
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, check_name, shown
 from ..fronts import refuse_foreign
 from ..plans import Sampler
 from ..settings import build, kinds
 from ..steering import METHODS, Method, Twist, method_of
 from ..steering.methods import every_setting, foreign_settings, idle_settings, sampler_for
 from ..steering.smc import Steering
+from .budget import parse_budget
 from .job import Job, Loading
 from .models import Model, resolve
 
@@ -47,10 +48,11 @@ def jobs_of(
     methods: Sequence[str],
     options: Options,
     announce: Any = lambda text: None,
+    here: bool = True,
     **rest: Any,
 ) -> tuple[Model, dict[str, Job]]:
     """The model, resolved, and a job for each method; `rest` are further fields of the jobs,
-    and "budget", which is looked at only.
+    and "budget", which is looked at only. They run `here`, or where there are other devices.
 
     Raises
     ------
@@ -59,7 +61,13 @@ def jobs_of(
     """
     loading = build(Loading, {}, options.loading)
     budget = rest.pop("budget", None)
+    if here:
+        _ = loading.home  # refused if it is not there
+    if budget is not None:
+        parse_budget(budget)
     model = resolve(name, loading, announce)
+    if rest.get("reward"):
+        model.check_reward(rest["reward"])
     for method in methods:
         check_name("method", method, METHODS)
     _refuse_unused(model, methods, options, {**rest, "budget": budget})
@@ -102,7 +110,8 @@ def _refuse_unused(
     model: Model, methods: Sequence[str], options: Options, rest: Mapping[str, Any]
 ) -> None:
     """What neither the model nor a method has a use for is refused, not ignored."""
-    for name in options.call:
+    for name, value in options.call.items():
+        _check_json(flag(name), value)
         refuse_foreign(name)
         if name in _ours():
             raise InvalidArgument(f"--argument {name}=...: that is {flag(name)} here")
@@ -150,12 +159,21 @@ def read_arguments(given: Sequence[str]) -> dict[str, Any]:
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise InvalidArgument(f"--argument must be NAME=VALUE, got {text!r}")
+            raise InvalidArgument(f"--argument must be NAME=VALUE, got {shown(text)}")
         try:
             found[name] = json.loads(value)
         except (ValueError, RecursionError):
             found[name] = value
+        _check_json(f"--argument {name}", found[name])
     return found
+
+
+def _check_json(name: str, value: Any) -> None:
+    """A value of a call is a part of the job, which is strict JSON."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise InvalidArgument(f"{name} must be finite, got {shown(value)}") from None
 
 
 def read_seeds(text: str) -> list[int]:
@@ -168,7 +186,7 @@ def read_seeds(text: str) -> list[int]:
         if not 0 <= least <= most < least + _MOST_SEEDS:
             raise InvalidArgument(
                 f"--seeds must be like 0 or 0,1,7 or 0-3, at most {_MOST_SEEDS:,} in a row, "
-                f"got {text!r}"
+                f"got {shown(text)}"
             )
         found += range(least, most + 1)
     return list(dict.fromkeys(found))

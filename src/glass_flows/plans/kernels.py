@@ -10,11 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, Union, runtime_checkable
 
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, check_name, plain, shown
 from ..paths import Path
 from ..registry import Registry
+from ..settings import SHARE, Checked, setting
 
 __all__ = ["DDIM", "RHO_RULES", "Ends", "Kernel", "Rho", "resolve_rho", "rho_rules"]
 
@@ -67,17 +69,13 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(Checked):
     """The ρ for which one inner evaluation is DDIM(η): σ̄ = η times DDPM's, ρ >= 0.
 
     η = 0 is deterministic DDIM (ρ = 1), η = 1 DDPM ancestral sampling (Song et al. 2021, eq. 16).
     """
 
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.eta <= 1.0:
-            raise InvalidArgument(f"DDIM's eta must lie in [0, 1], got {self.eta!r}")
+    eta: float = setting(0.0, SHARE)
 
     def rho(self, ends: Ends) -> float:
         noise = self.eta**2 * (1.0 - ends.rho_ddpm**2)
@@ -99,7 +97,7 @@ def _is_rule(name: str, thing: Any) -> Any:
     if not callable(thing) or (isinstance(thing, type) and not hasattr(thing, "rho")):
         raise InvalidArgument(
             f"the rho rule {name!r} must be a function of the transition's ends, or a frozen "
-            f"dataclass with such a method rho(ends), got {thing!r}"
+            f"dataclass with such a method rho(ends), got {shown(thing)}"
         )
     return thing
 
@@ -126,13 +124,12 @@ def resolve_rho(rule: Rho, ends: Ends) -> float:
         given = rule.rho(ends)
     elif callable(rule):
         given = rule(ends.t, ends.t_next)
-    try:
-        rho = float(given)
-    except (TypeError, ValueError):
-        rho = math.nan
+    number = plain(given)
+    real = isinstance(number, Real) and not isinstance(number, bool)
+    rho = float(number) if real and abs(number) <= 1.0 else math.nan
     if not -1.0 <= rho <= 1.0:
         raise InvalidArgument(
-            f"rho must lie in [-1, 1], got {given!r} for the transition {ends.t:.6g} -> "
+            f"rho must lie in [-1, 1], got {shown(given)} for the transition {ends.t:.6g} -> "
             f"{ends.t_next:.6g}. Allowed: a number, 'ddpm', 'ode', DDIM(eta), a callable of "
             "(t, t'), or a list with one of these per transition"
         )

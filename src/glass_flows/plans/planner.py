@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
-from ..errors import InvalidArgument, PlanError, TimeError, check_count, check_name
+from ..errors import MOST_EVALUATIONS, InvalidArgument, PlanError, TimeError
 from ..fronts import front
-from ..grids import Times, outer_times
+from ..grids import PATH, Times, outer_times
 from ..paths import Path, check_time
+from .allowed import GRID, RHOS, SOLVER, START, STEPS, TRANSITIONS
 from .kernels import Ends, Rho, rho_rules
-from .solvers import Paper, Solver, resolve_solver
+from .solvers import Paper, Solver
 from .table import Table, Transition
 
-__all__ = ["plan", "plan_transition"]
+__all__ = ["check_size", "plan", "plan_transition"]
 
 
-@front()
+@front(
+    path=PATH,
+    transitions=TRANSITIONS,
+    steps=STEPS,
+    rho=RHOS,
+    times=GRID,
+    solver=SOLVER,
+    start=START,
+)
 def plan(
     path: Path,
     *,
@@ -57,24 +67,21 @@ def plan(
     ------
     InvalidArgument, TimeError, UnknownName, PlanError
     """
-    if not isinstance(path, Path):
-        raise InvalidArgument(
-            f"path must be an object such as glass_flows.paths.Linear(), got {path!r}"
-        )
     listed = outer_times(path, transitions, times)
-    check_name("start", start, ("trained", "pure"))
-    solver = resolve_solver(solver)
     counts = _steps(steps, transitions)
+    check_size(sum(counts))
     rules = rho_rules(rho, transitions)
+    planned_by = cast(Solver, solver)  # the front has resolved its name
     result: list[Transition] = []
     for k, (t, t_next, rule, count) in enumerate(zip(listed, listed[1:], rules, counts)):
-        ends = _ends(path, t, t_next, solver)
+        ends = _ends(path, t, t_next, planned_by)
         pure = start == "pure" and k == 0
-        result.extend(solver.transitions(path, ends, rule, count, pure))
+        result.extend(planned_by.transitions(path, ends, rule, count, pure))
     shown = rho if isinstance(rho, (float, int, str)) or rho is None else repr(rho)
-    return Table(path, tuple(result), {"rho": shown, **solver.config()}, start)
+    return Table(path, tuple(result), {"rho": shown, **planned_by.config()}, start)
 
 
+@front()
 def plan_transition(
     path: Path,
     t: float,
@@ -91,11 +98,20 @@ def plan_transition(
     return plan(path, transitions=1, steps=steps, rho=rho, times=(t, t_next), solver=solver)
 
 
-def _steps(steps: int | Sequence[int], transitions: int) -> tuple[int, ...]:
-    listed = tuple(steps) if isinstance(steps, Sequence) else (steps,) * transitions
+def _steps(steps: Any, transitions: int) -> tuple[int, ...]:
+    listed = steps if isinstance(steps, tuple) else (steps,) * transitions
     if len(listed) != transitions:
         raise InvalidArgument(f"steps lists {len(listed)} values for {transitions} transitions")
-    return tuple(check_count("steps", count) for count in listed)
+    return listed
+
+
+def check_size(evaluations: int) -> None:
+    """Raise for a table that would take minutes to plan."""
+    if evaluations > MOST_EVALUATIONS:
+        raise InvalidArgument(
+            f"a sample may take at most {MOST_EVALUATIONS:,} network evaluations, transitions x "
+            f"steps, got {evaluations}"
+        )
 
 
 def _ends(path: Path, t: float, t_next: float, solver: Solver) -> Ends:

@@ -6,52 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from ..errors import InvalidArgument, check_count
-from ..grids import Karras, Shifted, Times, Uniform, outer_times
+from ..errors import MOST_EVALUATIONS, InvalidArgument, check_count
+from ..grids import Times, outer_times
 from ..paths import Linear, Path
-from ..settings import Choice, Count, Listed, Number, Object, Settings, setting
-from .kernels import RHO_RULES, Rho
-from .planner import plan
-from .solvers import SOLVERS, Default, EulerMaruyama, Solver, resolve_solver
+from ..settings import Settings, setting
+from .allowed import GRID, RHO, RHOS, SOLVER, START, STEPS, TRANSITIONS
+from .kernels import Rho
+from .planner import check_size, plan
+from .solvers import Default, EulerMaruyama, Solver
 from .table import Table
 
-__all__ = ["RHO", "SOLVER", "TIMES", "Sampler"]
-
-
-def _function(given: object) -> object:
-    if callable(given) and not isinstance(given, type):
-        return given
-    raise InvalidArgument(f"rho must be {RHO.allowed}, got {given!r}")
-
-
-def _times(given: object) -> object:
-    if (callable(given) and not isinstance(given, type)) or given is None:
-        return given
-    raise InvalidArgument(f"times must be {TIMES.allowed}, got {given!r}")
-
-
-RHO = Object(
-    "rho rule",
-    "a number in [-1, 1], 'ddpm', 'ode', 'ddim:ETA', a function of (t, t'), or none",
-    heads=RHO_RULES,
-    numbers=Number("lie in [-1, 1]", lambda rho: -1.0 <= rho <= 1.0),
-    resolve=_function,
-    optional=True,
-)
-SOLVER = Object(
-    "solver",
-    "'default', 'first-order', 'paper', 'euler-maruyama', or an object such as Paper(sigma0=0.5)",
-    heads=SOLVERS,
-    resolve=resolve_solver,
-)
-TIMES = Object(
-    "time grid",
-    "'uniform', 'shifted[:SHIFT]', 'karras[:RHO]', a function of (path, K), or K + 1 times",
-    heads={"uniform": (Uniform, {}), "shifted": (Shifted, {}), "karras": (Karras, {})},
-    numbers=Number(),
-    resolve=_times,
-    optional=True,
-)
+__all__ = ["RHO", "SOLVER", "Sampler"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -82,12 +47,12 @@ class Sampler(Settings):
         transitions.
     """
 
-    transitions: int = setting(6, Count())
-    steps: int | tuple[int, ...] = setting(4, Listed(Count()))
-    rho: Rho | tuple[Rho, ...] = setting(0.4, Listed(RHO))
-    times: Times = setting(None, Listed(TIMES, item=Number()))
+    transitions: int = setting(6, TRANSITIONS)
+    steps: int | tuple[int, ...] = setting(4, STEPS)
+    rho: Rho | tuple[Rho, ...] = setting(0.4, RHOS)
+    times: Times = setting(None, GRID)
     solver: Solver = setting(Default(), SOLVER)
-    start: str = setting("trained", Choice("start", ("trained", "pure")))
+    start: str = setting("trained", START)
     word: ClassVar[str] = "sampler"
 
     def check(self) -> None:
@@ -96,6 +61,7 @@ class Sampler(Settings):
             held = getattr(self, name)
             if isinstance(held, tuple) and len(held) != K:
                 raise InvalidArgument(f"{name} lists {len(held)} values for {K} transitions")
+        check_size(self.evaluations)
         if isinstance(self.times, (float, tuple)):
             outer_times(Linear(), K, self.times)  # whether they are any, on whatever path
         if isinstance(self.solver, EulerMaruyama) and self.rho is not None:
@@ -112,7 +78,7 @@ class Sampler(Settings):
     @classmethod
     def ode(cls, evaluations: int) -> Sampler:
         """The probability-flow ODE, in one go: the baseline of everything."""
-        return cls(1, check_count("evaluations", evaluations), "ode")
+        return cls(1, check_count("evaluations", evaluations, most=MOST_EVALUATIONS), "ode")
 
     def baseline(self, evaluations: int | None = None) -> Sampler:
         """The ODE from the same start, at as many evaluations."""

@@ -19,10 +19,20 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Protocol, cast
 
-from ..errors import InvalidArgument, PlanError, check_name
+from ..errors import InvalidArgument, PlanError, check_name, shown
 from ..grids import snap_to_trained
 from ..paths import Path
 from ..registry import Registry
+from ..settings import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Checked,
+    Choice,
+    Listed,
+    Object,
+    setting,
+)
 from .kernels import Ends, Kernel, Rho, resolve_rho
 from .table import Mix, Row, Transition
 
@@ -168,7 +178,7 @@ def _grid_shape(steps: int, trust: float) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class Default:
+class Default(Checked):
     """Predictor-corrector in s = sin θ; `steps` evaluations, no more.
 
     D is interpolated linearly in s through the last two evaluations and integrated exactly against
@@ -184,11 +194,8 @@ class Default:
     in reach than `steps` uses those it has, and its note says so.
     """
 
-    sigma_data: float = 1.0
+    sigma_data: float = setting(1.0, POSITIVE)
     name: ClassVar[str] = "default"
-
-    def __post_init__(self) -> None:
-        _check_sigma_data(self.sigma_data)
 
     def config(self) -> dict[str, Any]:
         return {"solver": self.name, **asdict(self)}
@@ -219,14 +226,11 @@ class Default:
 
 
 @dataclass(frozen=True)
-class FirstOrder:
+class FirstOrder(Checked):
     """D held constant over each step of a uniform θ grid: Euler in q."""
 
-    sigma_data: float = 1.0
+    sigma_data: float = setting(1.0, POSITIVE)
     name: ClassVar[str] = "first-order"
-
-    def __post_init__(self) -> None:
-        _check_sigma_data(self.sigma_data)
 
     def config(self) -> dict[str, Any]:
         return {"solver": self.name, **asdict(self)}
@@ -278,8 +282,16 @@ def cosine_schedule(s: float, kernel: Kernel, sigma0: float) -> tuple[float, flo
 _SCHEDULES: dict[str, InnerSchedule] = {"linear": linear_schedule, "cosine": cosine_schedule}
 
 
+_SCHEDULE = Object(
+    "inner schedule",
+    "'linear', 'cosine' or a function of (s, kernel, sigma0)",
+    heads=dict.fromkeys(_SCHEDULES),
+    functions=True,
+)
+
+
 @dataclass(frozen=True)
-class Paper:
+class Paper(Checked):
     """Algorithm 1 of arXiv 2509.25170 to the letter: Euler in s, kept as the reference.
 
     The inner state x̄_s = γ x + ᾱ_s z + σ̄_s ε starts at γ x + σ̄_0 ε and follows
@@ -302,19 +314,16 @@ class Paper:
         interpolation of the path), or at the nearest trained one (noise power kept).
     """
 
-    sigma0: float = 1.0
-    s_range: tuple[float, float] = (0.0, 1.0)
-    schedule: str | InnerSchedule = "linear"
-    off_grid: str = "fractional"
+    sigma0: float = setting(1.0, POSITIVE)
+    s_range: tuple[float, float] = setting((0.0, 1.0), Listed(SHARE))
+    schedule: str | InnerSchedule = setting("linear", _SCHEDULE)
+    off_grid: str = setting("fractional", Choice("off_grid rule", ("fractional", "nearest")))
     name: ClassVar[str] = "paper"
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.sigma0 < math.inf:
-            raise InvalidArgument(f"sigma0 must be a positive number, got {self.sigma0!r}")
-        object.__setattr__(self, "s_range", _range(self.s_range))
-        if not callable(self.schedule):
-            check_name("inner schedule", self.schedule, _SCHEDULES)
-        check_name("off_grid rule", self.off_grid, ("fractional", "nearest"))
+    def check(self) -> None:
+        held = self.s_range
+        if not isinstance(held, tuple) or len(held) != 2 or held[0] >= held[1]:
+            raise InvalidArgument(f"s_range must be 0 <= start < end <= 1, got {held!r}")
 
     def config(self) -> dict[str, Any]:
         schedule = self.schedule if isinstance(self.schedule, str) else "custom"
@@ -392,23 +401,11 @@ def _check_schedule(schedule: InnerSchedule, kernel: Kernel, sigma0: float) -> f
     return noise
 
 
-def _range(given: Sequence[float]) -> tuple[float, float]:
-    """(start, end) of s, however it was given."""
-    try:
-        first, last = map(float, given)
-        fits = 0.0 <= first < last <= 1.0
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise InvalidArgument(f"s_range must be 0 <= start < end <= 1, got {given!r}")
-    return first, last
-
-
 # --- Euler-Maruyama ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class EulerMaruyama:
+class EulerMaruyama(Checked):
     """dx = [v + g²/2 · score] dt + g dw by Euler-Maruyama, as flow-based RL codes use it.
 
     g² = η² σ (σ α' - α σ')/α, primes for d/dt: on the linear path η² (1-t)/t, Flow-GRPO's
@@ -419,12 +416,8 @@ class EulerMaruyama:
     no law. `rho` must be None.
     """
 
-    noise_level: float = 0.7
+    noise_level: float = setting(0.7, NOT_NEGATIVE)
     name: ClassVar[str] = "euler-maruyama"
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.noise_level < math.inf:
-            raise InvalidArgument(f"noise_level must be a number >= 0, got {self.noise_level!r}")
 
     def config(self) -> dict[str, Any]:
         return {"solver": self.name, **asdict(self)}
@@ -433,7 +426,7 @@ class EulerMaruyama:
         self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
     ) -> tuple[Transition, ...]:
         if rule is not None:
-            raise InvalidArgument(f"Euler-Maruyama has no rho: pass rho=None, got {rule!r}")
+            raise InvalidArgument(f"Euler-Maruyama has no rho: pass rho=None, got {shown(rule)}")
         _refuse_pure(self.name, path, pure)
         t0, t1 = ends.t, ends.t_next
         inner = [t0 + i / steps * (t1 - t0) for i in range(steps)]
@@ -466,7 +459,7 @@ def _is_solver(name: str, thing: Any) -> type[Solver]:
     if not isinstance(thing, type) or not is_dataclass(thing) or not hasattr(thing, "transitions"):
         raise InvalidArgument(
             f"the solver {name!r} must be a frozen dataclass with transitions(), as of "
-            f"glass_flows.plans.Solver, got {thing!r}"
+            f"glass_flows.plans.Solver, got {shown(thing)}"
         )
     return cast(type[Solver], thing)
 
@@ -484,7 +477,8 @@ def resolve_solver(solver: str | Solver) -> Solver:
         return SOLVERS[check_name("solver", solver, SOLVERS)]()
     if isinstance(solver, type) or not callable(getattr(solver, "transitions", None)):
         raise InvalidArgument(
-            f"solver must be one of {sorted(SOLVERS)} or an object like Default(), got {solver!r}"
+            f"solver must be one of {sorted(SOLVERS)} or an object like Default(), "
+            f"got {shown(solver)}"
         )
     return solver
 
@@ -495,11 +489,6 @@ def _refuse_pure(name: str, path: Path, pure: bool) -> None:
             f"start='pure' on the {path.name} path, whose alpha_0 > 0, is for the solvers "
             f"'default' and 'first-order'; {name!r} starts with start='trained'"
         )
-
-
-def _check_sigma_data(sigma_data: float) -> None:
-    if not 0.0 < sigma_data < math.inf:
-        raise InvalidArgument(f"sigma_data must be a positive number, got {sigma_data!r}")
 
 
 def _join(*notes: str) -> str:

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from ..errors import InvalidArgument, PlanError, check_name
+from ..errors import InvalidArgument, PlanError, check_name, shown
 from ..paths import Path, from_config
 
 __all__ = ["Mix", "Row", "Table", "Transition"]
@@ -300,15 +300,15 @@ class Table:
             if data["format"] != _FORMAT or data["version"] != _VERSION:
                 raise InvalidArgument(
                     f"not a {_FORMAT} of version {_VERSION}: "
-                    f"{data['format']!r} of version {data['version']!r}"
+                    f"{shown(data['format'])} of version {shown(data['version'])}"
                 )
             transitions = tuple(_transition(item) for item in data["transitions"])
             path = from_config(data["path"])
             return cls(path, transitions, dict(data["settings"]), data["start"])
         except InvalidArgument:
             raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InvalidArgument(f"not a {_FORMAT}: {error!r}") from error
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            raise InvalidArgument(f"not a {_FORMAT}: {shown(error)}") from None
 
     def __str__(self) -> str:
         lines = [

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..folders import alone_in_out
+from ..jobs.job import device_named
 from ..training import Loss, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import Prompt, contradict, holds
 from ..worlds.shapes.clip import build_clip, build_clip_processor, load_clip
 from ..worlds.shapes.pipeline import clip_tokenizer, tokens
-from .train_shapes import device_named, draw_scenes, half_precision, matmul_attention, pixels
+from .train_shapes import draw_scenes, half_precision, matmul_attention, pixels
 
 __all__ = ["train_clip"]
 
@@ -58,6 +59,8 @@ def train_clip(
     """
     settings = {"steps": steps, "scenes": scenes, "seed": seed}
     home = device_named(device)
+    if start is not None:
+        load_clip(start)  # refused before the scenes are drawn
     with (
         checkpoints(out, settings, checkpoint_every, resume, progress) as fit,
         matmul_attention(home),

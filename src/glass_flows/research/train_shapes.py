@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import InvalidArgument, check_count, check_name
+from ..errors import check_count
 from ..folders import alone_in_out
+from ..jobs.job import device_named
 from ..training import Loss, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import COLOURS, SHAPES, Prompt, holds, render, sample_prompt, sample_scene
 from ..worlds.shapes.pipeline import (
@@ -33,7 +34,6 @@ from ..worlds.shapes.pipeline import (
 from ..worlds.shapes.world import BACKGROUNDS, OPPOSITE, RELATIONS, SIDE, SIZES, coverage
 
 __all__ = [
-    "device_named",
     "draw_scenes",
     "half_precision",
     "matmul_attention",
@@ -100,6 +100,7 @@ def train_shapes(
         text_steps = 200 if start is None else 0
     settings = {"steps": steps, "vae_steps": vae_steps, "scenes": scenes, "seed": seed}
     home = device_named(device)
+    before = None if start is None else load_pipeline(start)
     task = partial(TrainingTask, clip=1.0, device=home)
     with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
         settings["text_steps"] = check_count("text_steps", text_steps, least=0)
@@ -108,9 +109,8 @@ def train_shapes(
             torch.default_generator.manual_seed(seed)
             pipe = build_pipeline()
         images, said, placed = draw_scenes(scenes, seed)
-        if start is not None:
+        if before is not None:
             # Into modules of our own: what is loaded remembers the folder, and would save its name.
-            before = load_pipeline(start)
             for name in ("vae", "transformer", *_ENCODERS):
                 getattr(pipe, name).load_state_dict(getattr(before, name).state_dict())
             shift, scale = before.vae.config.shift_factor, before.vae.config.scaling_factor
@@ -153,19 +153,6 @@ def train_shapes(
         # Half the bytes; `load_pipeline` computes in float32 again.
         pipe.to("cpu", torch.float16).save_pretrained(out)
     return Path(out)
-
-
-def device_named(name: str | None) -> torch.device:
-    """The device of this name, or the best there is; InvalidArgument if it is not there."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_name("device", name.split(":")[0], ("cpu", "cuda", "mps"))
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise InvalidArgument(
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
-            "leave the device out to take the best there is"
-        ) from error
 
 
 def half_precision(device: torch.device) -> AbstractContextManager[object]:

@@ -26,8 +26,9 @@ from ..errors import (
     NonFinite,
     RewardError,
     ShapeError,
+    shown,
 )
-from ..settings import ANY_COUNT
+from ..settings import ANY_COUNT, Checked, Is, Listed, Number, Switch, Text, setting
 
 __all__ = [
     "Clipped",
@@ -90,10 +91,12 @@ class Reward(ABC):
         ShapeError
             :meth:`score` did not return one real number per sample.
         """
-        prompts = self._own_prompts(prompts, len(z))
+        prompts = self._own_prompts(prompts, len(_checked_samples(z)))
         values = []
         for chunk, words in _chunks(z, prompts, self.max_batch):
-            one = self.score(chunk if self.device is None else chunk.to(self.device), words)
+            # A copy of its own: whatever is written into it changes no particle.
+            own = chunk.to(self.device or chunk.device, copy=True)
+            one = self.score(own, words)
             if not isinstance(one, Tensor) or one.shape != chunk.shape[:1] or one.is_complex():
                 given = type(one).__name__
                 if isinstance(one, Tensor):
@@ -122,7 +125,7 @@ class Reward(ABC):
                 f"the reward {self.name!r} has no gradient (differentiable=False): "
                 "use a method that asks for values only, or a differentiable reward"
             )
-        prompts = self._own_prompts(prompts, len(z))
+        prompts = self._own_prompts(prompts, len(_checked_samples(z)))
         values, gradients = [], []
         with torch.inference_mode(False), torch.enable_grad():
             for chunk, words in _chunks(z, prompts, self._gradient_batch):
@@ -151,7 +154,7 @@ class Reward(ABC):
         """The prompts to be handed to :meth:`score`: one per sample, or None if it takes none."""
         if not self.takes_prompts:
             return None
-        given = repr(prompts)
+        given = shown(prompts)
         if isinstance(prompts, Sequence) and not isinstance(prompts, str):
             if len(prompts) == batch:
                 return prompts
@@ -168,7 +171,7 @@ class Reward(ABC):
 
     def __mul__(self, other: Reward | float) -> WeightedSum | Product:
         if isinstance(other, Real) and not isinstance(other, bool):
-            return WeightedSum((self,), (float(other),))
+            return WeightedSum((self,), (other,))
         return Product((self, other)) if isinstance(other, Reward) else NotImplemented
 
     __rmul__ = __mul__
@@ -212,17 +215,18 @@ class FunctionReward(Reward):
     ) -> None:
         if isinstance(function, type) or not callable(function):
             raise InvalidArgument(
-                f"a reward must be a Reward or a function of a batch, got {function!r}"
+                f"a reward must be a Reward or a function of a batch, got {shown(function)}"
             )
         if name is None:
             name = getattr(function, "__name__", type(function).__name__)
-        low, high = range
-        if not (low <= high and low < math.inf and high > -math.inf):
-            raise InvalidArgument(f"range must be (low, high) with low <= high, got {range!r}")
+        ends = Listed(NOT_NAN).read("range", range)
+        if not isinstance(ends, tuple) or len(ends) != 2 or not _holds(*ends):
+            raise InvalidArgument(f"range must be (low, high) with low <= high, got {shown(range)}")
         self.function = function
-        self.name = "reward" if name == "<lambda>" else name
-        self.range = (low, high)
-        self.takes_prompts, self.differentiable = takes_prompts, differentiable
+        self.name = str(Text().check("name", name)).replace("<lambda>", "reward")
+        self.range = (ends[0], ends[1])
+        self.takes_prompts = Switch().check("takes_prompts", takes_prompts)
+        self.differentiable = Switch().check("differentiable", differentiable)
         self.max_batch = ANY_COUNT.read("max_batch", max_batch)
         self.device = check_device(device)
 
@@ -233,9 +237,17 @@ class FunctionReward(Reward):
         return f"FunctionReward({self.name!r})"
 
 
+def _holds(low: float, high: float) -> bool:
+    return low <= high and low < math.inf and high > -math.inf
+
+
 def as_reward(reward: object) -> Reward:
     """A reward unchanged, a function as a :class:`FunctionReward`; else InvalidArgument."""
     return reward if isinstance(reward, Reward) else FunctionReward(cast(RewardLike, reward))
+
+
+_LISTED = Is((list, tuple), "a list")
+NOT_NAN = Number("be a number, and not NaN", lambda value: not math.isnan(value))
 
 
 # --- rewards made of rewards ---------------------------------------------------------------------
@@ -284,12 +296,13 @@ class WeightedSum(Composite):
     weights: Sequence[float]
 
     def __post_init__(self) -> None:
-        parts, weights = tuple(map(as_reward, self.parts)), tuple(self.weights)
+        parts = tuple(map(as_reward, _LISTED.check("parts", self.parts)))
+        weights = Listed(Number()).read("weights", _LISTED.check("weights", self.weights))
         if len(parts) != len(weights):
             raise InvalidArgument(
                 f"give one weight per part, got {len(parts)} parts and {len(weights)} weights"
             )
-        if not all(map(math.isfinite, weights)) or not any(weights):
+        if not any(weights):
             raise InvalidArgument(f"weights must be finite and not all 0, got {weights}")
         vars(self).update(parts=parts, weights=weights)
         asked = [part for w, part in zip(weights, parts) if w]
@@ -308,7 +321,7 @@ class Product(Composite):
     parts: Sequence[RewardLike]
 
     def __post_init__(self) -> None:
-        parts = tuple(map(as_reward, self.parts))
+        parts = tuple(map(as_reward, _LISTED.check("parts", self.parts)))
         if not parts:
             raise InvalidArgument("a product needs at least one part, got none")
         vars(self).update(parts=parts)
@@ -324,7 +337,7 @@ def _times(a: Range, b: Range) -> Range:
     return min(corners), max(corners)
 
 
-class Wrapper(Composite):
+class Wrapper(Checked, Composite):
     """A composite of one part; its `range` maps the part's ends by `ends`."""
 
     part: RewardLike
@@ -341,10 +354,10 @@ class Clipped(Wrapper):
     """The part, no lower than `low` (also where it is -inf) and no higher than `high`."""
 
     part: RewardLike
-    low: float = -math.inf
-    high: float = math.inf
+    low: float = setting(-math.inf, NOT_NAN)
+    high: float = setting(math.inf, NOT_NAN)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if not self.low < self.high:
             raise InvalidArgument(f"low must be below high, got {self.low!r} and {self.high!r}")
         self._wrap(lambda end: min(max(end, self.low), self.high))
@@ -354,6 +367,8 @@ class Clipped(Wrapper):
 
 
 # --- asked and checked ---------------------------------------------------------------------------
+
+_WILD = "has NaN or infinity"
 
 
 def evaluate(reward: RewardLike, z: Tensor, where: str, prompts: Prompts = None) -> Tensor:
@@ -391,9 +406,18 @@ def evaluate_with_gradient(
     reward = as_reward(reward)
     with _placed(reward, where):
         values, gradient = reward.value_and_gradient(z, prompts)
-    rewards = _checked(reward, values, where)
-    check_finite(gradient, f"the gradient of the reward {reward.name!r}", where)
+    wild = _wild(gradient)
+    both = torch.stack((values.detach(), wild.to(values.dtype)))  # for one wait for the device
+    rewards, wild = both.cpu()
+    rewards = _checked(reward, rewards, where)
+    _check_particles(wild > 0.0, f"the gradient of the reward {reward.name!r} {_WILD}", where)
     return rewards, gradient
+
+
+def _checked_samples(z: Tensor) -> Tensor:
+    if not isinstance(z, Tensor) or z.ndim < 1 or z.layout != torch.strided:
+        raise ShapeError(f"a reward is asked about a dense tensor (batch, *shape), got {shown(z)}")
+    return z
 
 
 def _chunks(z: Tensor, prompts: Prompts, size: int | None) -> Iterator[tuple[Tensor, Prompts]]:
@@ -422,6 +446,8 @@ def _placed(reward: Reward, where: str) -> Iterator[None]:
 
 def _checked(reward: Reward, values: Tensor, where: str) -> Tensor:
     """Values as float64 on the CPU, finite or -inf and inside the declared range."""
+    if values.is_meta:
+        raise ShapeError(f"the reward {reward.name!r} returned a tensor without values at {where}")
     rewards = values.detach().to("cpu", torch.float64)
     wild = torch.isnan(rewards) | (rewards == math.inf)
     _check_particles(wild, f"the reward {reward.name!r} returned NaN or +inf", where)
@@ -440,8 +466,11 @@ def _checked(reward: Reward, values: Tensor, where: str) -> Tensor:
 
 def check_finite(gradient: Tensor, what: str, where: str) -> None:
     """Raise :class:`NonFinite` for particles of whose gradient something is not finite."""
-    wild = ~torch.isfinite(gradient).unsqueeze(-1).flatten(1).all(1)
-    _check_particles(wild, f"{what} has NaN or infinity", where)
+    _check_particles(_wild(gradient).cpu(), f"{what} {_WILD}", where)
+
+
+def _wild(gradient: Tensor) -> Tensor:
+    return ~torch.isfinite(gradient).unsqueeze(-1).flatten(1).all(1)
 
 
 def _check_particles(bad: Tensor, what: str, where: str) -> None:

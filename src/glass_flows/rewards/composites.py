@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, check_count
-from ..settings import ANY_COUNT
+from ..errors import InvalidArgument
+from ..settings import ANY_COUNT, POSITIVE, Count, Function, Number, setting
 from .base import Prompts, RewardLike, Wrapper, evaluate
 
 __all__ = ["Cached", "Decoded", "Normalised"]
@@ -26,15 +25,10 @@ class Normalised(Wrapper):
     """(part - mean) / std, with a finite mean and a finite std > 0."""
 
     part: RewardLike
-    mean: float
-    std: float
+    mean: float = setting(MISSING, Number())
+    std: float = setting(MISSING, POSITIVE)
 
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.mean) and 0.0 < self.std < math.inf):
-            raise InvalidArgument(
-                "mean must be finite and std finite and above 0, "
-                f"got mean {self.mean!r} and std {self.std!r}"
-            )
+    def check(self) -> None:
         self._wrap(lambda end: (end - self.mean) / self.std)
 
     @classmethod
@@ -78,13 +72,10 @@ class Decoded(Wrapper):
     """
 
     part: RewardLike
-    decode: Callable[[Tensor], Tensor]
-    max_batch: int | None = None
+    decode: Callable[[Tensor], Tensor] = setting(MISSING, Function("callable"))
+    max_batch: int | None = setting(None, ANY_COUNT)
 
-    def __post_init__(self) -> None:
-        if not callable(self.decode):
-            raise InvalidArgument(f"decode must be callable, got {self.decode!r}")
-        ANY_COUNT.read("max_batch", self.max_batch)
+    def check(self) -> None:
         self._wrap(decodes=1)
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
@@ -111,13 +102,12 @@ class Cached(Wrapper):
     """
 
     part: RewardLike
-    size: int = 1024
+    size: int = setting(1024, Count())
     hits: int = field(default=0, init=False)
     misses: int = field(default=0, init=False)
     _memory: OrderedDict[Key, Tensor] = field(default_factory=OrderedDict, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        self.size = check_count("size", self.size)
+    def check(self) -> None:
         self._wrap()
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:

@@ -44,7 +44,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..errors import InvalidArgument, OtherJob, RunFolderError
+from ..errors import InvalidArgument, OtherJob, RunFolderError, frames_of
 from ..files import append, replace
 from ..folders import FULL, Hold
 from ..images import contact_sheet
@@ -54,6 +54,7 @@ from ..steering.state import under
 from ..stops import keep
 from .listing import differences, short
 from .record import FORMAT, plain, read_events, read_run
+from .result import RESULT, tell
 
 __all__ = ["RunFolder", "clear_run"]
 
@@ -61,13 +62,12 @@ _LONGEST = 80  # of a setting in a message
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
 _STATE = "state.safetensors"
-_KEPT = ("events.jsonl", _STATE, "result.json")
+_KEPT = ("events.jsonl", _STATE, RESULT)
 _FIXED = (
     "method", "seed", "table", "populations", "particles", "shape", "prompts", "micro_batch"
 )  # fmt: skip
 _ANOTHER = "holds a run of another job, which differs in"
 _ELSEWHERE = "holds a run that was begun where its bits come out otherwise:"
-_BESIDE = ("best-first.png", "results.json")  # what `align` lays beside it
 _EMPTY: Mapping[str, Any] = {}
 
 
@@ -112,7 +112,7 @@ class RunFolder:
         patience: float = 0.0,
     ) -> None:
         self.folder, self.writes, self.patience = Path(folder), writes, patience
-        self.job = json.loads(json.dumps(job, default=repr))
+        self.job = plain(json.loads(json.dumps(job, default=repr)))
         self.about: dict[str, Any] = {"format": FORMAT, "title": title, "job": self.job}
         self.about["weights"] = dict(weights)
         self._hold()
@@ -146,7 +146,7 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "result.json").exists()
+        return (self.folder / RESULT).exists()
 
     # --- the recorder of a run ------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class RunFolder:
             "processes": run.shards.count,
             "micro_batch": run.shards.micro_batch,
         }
-        now = json.loads(json.dumps(told, default=repr))
+        now = plain(json.loads(json.dumps(told, default=repr)))
         fixed = {name: now[name] for name in _FIXED}
         if self._whose is not None:  # what the job does not say, and a boundary's state depends on
             self._same(_ANOTHER, self._whose["fixed"], fixed)
@@ -226,7 +226,7 @@ class RunFolder:
             self.about |= now
             self._put("run.json", self.about)
         self._clear("error.json")
-        self._clear("result.json")  # it is run again
+        self._clear(RESULT)  # it is run again
         self._since = time.monotonic()
 
     def save(self, saved: Saved) -> None:
@@ -269,22 +269,24 @@ class RunFolder:
     # --- the end --------------------------------------------------------------------------------
 
     def finish(
-        self,
-        result: SearchResult,
-        images: Sequence[Sequence[str]] = (),
-        more: Mapping[str, Any] = _EMPTY,
+        self, result: SearchResult, files: Sequence[Sequence[str]] = (), **told: Any
     ) -> None:
-        """Write what came out; `images` are names of files in the folder, best first."""
+        """Write what came out.
+
+        Parameters
+        ----------
+        files : sequence of sequence of str
+            Names of images in the folder, (P, N) in the order of the samples.
+        told
+            What is known beside: "prompts" and "seed" where the run was not recorded,
+            "accepted" and "plain_accepted" (:func:`.result.tell`).
+        """
         values = {field.name: getattr(result, field.name) for field in fields(result)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         self._put_bytes("result.safetensors", _tensors(tensors, {"format": "pt"}))
-        told = ("rewards", "log_weights", "log_evidence")
-        found = {name: plain(values[name]) if name in values else None for name in told}
-        found["costs"] = asdict(result.costs)
-        found["biases"] = list(values.get("biases", ()))
-        found["images"] = [list(row) for row in images]
-        found |= more
-        self._put("result.json", found)
+        known = {"prompts": self.job.get("prompts", ()), "seed": self.job.get("seed"), **self.about}
+        told = {"prompts": known["prompts"], "seed": known["seed"], **told}
+        self._put(RESULT, tell(result, self.job, files=files, **told))
         self._clear(_STATE)
         self._clear("error.json")
         self._over()
@@ -298,11 +300,11 @@ class RunFolder:
             The run is not finished, or its files are damaged.
         """
         try:
-            found = json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+            found = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
             with safe_open(self.folder / "result.safetensors", framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             costs = Costs(**found["costs"])
-            if found["log_weights"] is None:
+            if "log_weights" not in tensors:
                 return SearchResult(costs=costs, **tensors)
             return SteeringResult(costs=costs, biases=tuple(found["biases"]), **tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -323,7 +325,8 @@ class RunFolder:
         try:
             if len(read_events(self.folder)) != self.about.get("transitions", -1) + 1:
                 raise ValueError("boundaries are missing")
-            for name in _images(self.folder):
+            files = [one.file for row in read_run(self.folder).samples for one in row if one.file]
+            for name in files:
                 file = self.folder / name
                 with Image.open(file) as image:
                     image.verify()
@@ -345,7 +348,8 @@ class RunFolder:
             raise
         except Exception as error:
             if self._run is None and not self._goes_on and isinstance(error, InvalidArgument):
-                self._clear("run.json")
+                self._clear("run.json")  # nothing was begun that could have failed
+                self._over()
             else:
                 self.fail(error)
             raise
@@ -354,7 +358,7 @@ class RunFolder:
         """Write why the run stopped; the next one goes on from where it was."""
         boundary = getattr(getattr(error, "boundary", None), "index", None)
         found = {"type": type(error).__name__, "message": str(error), "boundary": boundary}
-        self._put("error.json", found)
+        self._put("error.json", found | {"frames": frames_of(error)})
         self._over()
 
     def _over(self) -> None:
@@ -419,7 +423,8 @@ class RunFolder:
 
     def _put(self, name: str, content: Mapping[str, Any]) -> None:
         # A prompt may be any object.
-        self._put_bytes(name, (json.dumps(content, indent=1, default=repr) + "\n").encode())
+        text = json.dumps(plain(content), indent=1, default=repr, allow_nan=False)
+        self._put_bytes(name, text.encode() + b"\n")
 
     def _put_bytes(self, name: str, content: bytes) -> None:
         if self.writes:
@@ -463,23 +468,35 @@ def clear_run(folder: str | Path) -> None:
         return
     hold = Hold(home)
     for name in _images(home):
-        if (file := home / name).resolve().parent == home.resolve():
-            file.unlink(missing_ok=True)
+        (home / name).unlink(missing_ok=True)
     for sheet in (home / "estimates").glob("*.png"):
         if re.fullmatch("[0-9]{3,}", sheet.stem):
             sheet.unlink()
-    for name in (*_KEPT, "result.safetensors", "error.json", *_BESIDE, "run.json"):
+    with suppress(OSError):  # somebody else's files are in it
+        (home / "estimates").rmdir()
+    for name in (*_KEPT, "result.safetensors", "error.json", "best-first.png", "run.json"):
         (home / name).unlink(missing_ok=True)
     hold.release()
 
 
-def _images(home: Path) -> list[str]:
-    """Of a result, whatever it is worth."""
-    try:
-        found = json.loads((home / "result.json").read_text(encoding="utf-8"))["images"]
-        return [name for row in found for name in row if isinstance(name, str)]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
+def _images(home: Path) -> set[str]:
+    """Those of a run's sizes and those that its result tells, whatever either is worth."""
+    found = set[str]()
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        about = json.loads((home / "run.json").read_text(encoding="utf-8"))
+        P, N = about["populations"], about["returned"]
+        for file in home.glob("*-*.png"):
+            place = re.fullmatch("([0-9]{3,})-([0-9]{2,})", file.stem)
+            if place and int(place[1]) < P and int(place[2]) < N:
+                found.add(file.name)
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        told = json.loads((home / RESULT).read_text(encoding="utf-8"))
+        if told.get("version", 1) == 1:
+            files = [name for row in told["images"] for name in row]
+        else:
+            files = [sample["file"] for sample in told["samples"]]
+        found |= {name for name in files if isinstance(name, str) and Path(name).name == name}
+    return found
 
 
 def _tensors(tensors: Mapping[str, Tensor], about: dict[str, str]) -> bytes:

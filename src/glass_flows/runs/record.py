@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import RunFolderError
 from ..steering import Costs
+from .result import RESULT, Sample, samples_of
 
 __all__ = ["COSTS", "FORMAT", "Passed", "RunRecord", "find_runs", "plain", "read_run"]
 
@@ -96,6 +97,8 @@ class RunRecord:
     events : list of dict
         In order of the boundaries.
     result, error : dict or None
+    samples : list of list of Sample
+        Those that came out, (P, returned), with their rewards and files; empty before the end.
     """
 
     folder: Path
@@ -112,6 +115,7 @@ class RunRecord:
     versions: dict[str, Any]
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+    samples: list[list[Sample]]
 
     @property
     def status(self) -> str:
@@ -150,14 +154,8 @@ class RunRecord:
     def rewards(self) -> Rewards:
         """(P, N), those of the result, or the last that were taken; empty if there are none yet."""
         if self.result is not None:
-            found: Rewards = _floats(self.result["rewards"], self.populations, self.returned)
-            return found
+            return [[sample.reward for sample in row] for row in self.samples]
         return next((b.rewards for b in reversed(self.boundaries) if taken(b.rewards)), [])
-
-    @property
-    def images(self) -> list[list[str]]:
-        """For each population the names of its final images, best first; may be empty."""
-        return [] if self.result is None else self.result["images"]
 
     @property
     def boundary(self) -> int | None:
@@ -217,24 +215,27 @@ def read_run(folder: str | Path) -> RunRecord:
     with _undamaged(home / "error.json"):
         if (error := _json(home / "error.json")) is not None:
             error["type"], error["message"]
-    with _undamaged(home / "result.json"):
-        if (result := _json(home / "result.json")) is not None:
-            _check_result(result, about)
+    samples: list[list[Sample]] = []
+    with _undamaged(home / RESULT):
+        if (result := _json(home / RESULT)) is not None:
+            seed = about.get("seed", about["job"].get("seed"))
+            samples = samples_of(result, prompts, seed)
+            _check_result(result, samples, about)
     known = {name: about[name] for name in ("table", *_KINDS)}
-    return RunRecord(folder=home, prompts=prompts, result=result, error=error, **known)
+    return RunRecord(
+        folder=home, prompts=prompts, result=result, error=error, samples=samples, **known
+    )
 
 
-def _check_result(result: Mapping[str, Any], about: dict[str, Any]) -> None:
+def _check_result(
+    result: Mapping[str, Any], samples: list[list[Sample]], about: dict[str, Any]
+) -> None:
     """Raise if it is not that of a run of these sizes; of one that told none it tells them."""
-    rewards, images = result["rewards"], result["images"]
     if not about["populations"]:
-        N = max(map(len, rewards), default=0)
-        about |= {"populations": len(rewards), "particles": N, "returned": N}
+        N = max(map(len, samples), default=0)
+        about |= {"populations": len(samples), "particles": N, "returned": N}
+    rewards = [[sample.reward for sample in row] for row in samples]
     _floats(rewards, about["populations"], about["returned"])
-    if images and len(images) != len(rewards):
-        raise ValueError(f"images of {len(images)} populations instead of {len(rewards)}")
-    if not all(isinstance(name, str) for row in images for name in row):
-        raise TypeError(f"{images!r} are no names of files")
     _counted(result)
 
 
@@ -287,7 +288,8 @@ def _undamaged(file: Path) -> Iterator[None]:
     try:
         yield
     except (
-        OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError
+        OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError,
+        RecursionError,
     ) as error:  # fmt: skip
         raise RunFolderError(
             f"{str(file)!r} is damaged ({error!r}): move it away, to look at the rest of the run "

@@ -20,6 +20,7 @@ from ..errors import InvalidArgument, RunFolderError
 from ..files import render, replace
 from .listing import clean, differences, expand, facts, figure, flat, names, rows
 from .record import Passed, RunRecord
+from .result import best_first
 
 __all__ = ["write_report"]
 
@@ -110,25 +111,22 @@ def _sheets(run: RunRecord, prefix: str) -> dict[int, Sheet]:
 
 def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet]) -> Iterator[Picture]:
     """The images that came out, or the last clean estimates, best first."""
-    if p < len(run.images) and run.images[p]:
-        rewards = run.rewards[p]
-        for rank, (name, n) in enumerate(zip(run.images[p], _best_first(rewards))):
+    kept = [sample for sample in run.samples[p] if sample.file] if run.samples else []
+    if kept:
+        order = best_first([sample.reward for sample in kept])
+        for rank, sample in enumerate(kept[n] for n in order):
+            name = sample.file or ""
             image = _open(_inside(run.folder, name)) if rank < _MOST_PICTURES else None
             if image is None:
-                yield Picture(rewards[n], name)
+                yield Picture(sample.reward, name)
                 continue
             pixelated = max(image.size) < _PIXELATED
             image.thumbnail((_PICTURE, _PICTURE))
-            yield Picture(rewards[n], name, _data_uri(image), pixelated)
+            yield Picture(sample.reward, name, _data_uri(image), pixelated)
     elif run.boundary in sheets:
         sheet, rewards = sheets[run.boundary], run.boundaries[-1].rewards[p]
-        for n in _best_first(rewards):
+        for n in best_first(rewards):
             yield Picture(rewards[n], f"particle {n}", sheet=sheet, view=sheet.view(p, n))
-
-
-def _best_first(rewards: Sequence[float]) -> list[int]:
-    order = range(len(rewards))
-    return sorted(order, key=lambda n: math.inf if math.isnan(rewards[n]) else -rewards[n])
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ..denoisers import DenoiserLike
 from ..errors import InvalidArgument
+from ..execute import check_table
 from ..fronts import front
 from ..grids import Times
 from ..guidance import Guidance
 from ..plans import Rho, Sampler, Solver, Table
 from ..rewards import RewardLike
+from ..settings import Function, Is
 from .loop import Watch, begin, conduct, pass_boundaries
 from .method import Method
 from .population import Boundaries, Population
@@ -60,7 +62,7 @@ def steer(
     populations: int | None = None,
     prompts: Sequence[object] | None = None,
     seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
     shards: Shards | None = None,
@@ -94,7 +96,8 @@ def steer(
         Every particle has streams of its own, found from (seed, particle, transition): the same
         whatever the batch size, dtype or device. By default drawn from torch's global generator.
     dtype, device
-        Of the state: float32 or float64, by default where the network's parameters are.
+        Of the state: float32 or float64, by default torch's default dtype (float32 where that has
+        fewer bits), where the network's parameters are.
     x : Tensor, optional
         (P N, *shape), the particles at the first of `times`, instead of noise drawn from the seed;
         that time need not be 0 then. They stay in their own dtype and on their own device.
@@ -160,7 +163,7 @@ def best_of(
     populations: int | None = None,
     prompts: Sequence[object] | None = None,
     seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
     shards: Shards | None = None,
@@ -215,7 +218,7 @@ def beam(
     populations: int | None = None,
     prompts: Sequence[object] | None = None,
     seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
     shards: Shards | None = None,
@@ -271,7 +274,7 @@ def greedy(
     populations: int | None = None,
     prompts: Sequence[object] | None = None,
     seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
     shards: Shards | None = None,
@@ -307,7 +310,10 @@ def greedy(
     return conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
 
 
-@front()
+@front(
+    method=Is(Method, "a settings object such as Steering(8, scale=5)"),
+    advance=Function("a function without arguments"),
+)
 def iterate_steering(
     table: Table,
     denoiser: DenoiserLike,
@@ -318,7 +324,7 @@ def iterate_steering(
     populations: int | None = None,
     prompts: Sequence[object] | None = None,
     seed: int | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
     shards: Shards | None = None,
@@ -331,6 +337,7 @@ def iterate_steering(
     step's boundary holds may be changed before the next step. `advance()` is called after every
     denoiser call, the rest is as in :func:`steer`. A weighted method yields SteeringSteps.
     """
+    check_table(table)
     method.check_table(table)
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x

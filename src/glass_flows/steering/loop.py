@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from os import PathLike
 
 import torch
 
@@ -11,8 +10,9 @@ from ..denoisers import DenoiserLike, as_denoiser
 from ..errors import InvalidArgument
 from ..execute import Boundary
 from ..plans import Sampler, Table
-from ..progress import progress_bar
+from ..progress import PROGRESS, progress_bar
 from ..rewards import RewardLike
+from ..settings import Function, Is
 from .method import Course, Method
 from .population import Population, Run, kept
 from .results import SearchResult
@@ -20,6 +20,14 @@ from .shards import Shards
 from .state import History, Observer, Recorder, Saved, Step
 
 __all__ = ["Watch", "begin", "conduct", "pass_boundaries"]
+
+
+_RECORD = Is(
+    Recorder,
+    "glass_flows.runs.RunFolder(...), of a path and not the path itself, or None",
+    optional=True,
+)
+_OBSERVER = Function("a function of a step, or None", optional=True)
 
 
 class Watch:
@@ -41,16 +49,9 @@ class Watch:
         on_boundary: Observer | None = None,
         progress: bool | None = None,
     ) -> None:
-        if on_boundary is not None and not callable(on_boundary):
-            raise InvalidArgument(f"on_boundary must be a function of a step, got {on_boundary!r}")
-        if isinstance(record, (str, PathLike)):
-            raise InvalidArgument(
-                f"record is glass_flows.runs.RunFolder(...), for example of {str(record)!r}, and "
-                "not the path itself"
-            )
-        if progress not in (True, False, None):
-            raise InvalidArgument(f"progress must be True, False or None, got {progress!r}")
-        self.record, self.on_boundary, self.progress = record, on_boundary, progress
+        self.record: Recorder | None = _RECORD.read("record", record)
+        self.on_boundary: Observer | None = _OBSERVER.read("on_boundary", on_boundary)
+        self.progress: bool | None = PROGRESS.read("progress", progress)
         self.saved: Saved | None = None
 
     def resume(self, seed: int | None) -> None:

@@ -10,11 +10,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..denoisers import DenoiserLike
-from ..errors import InvalidArgument
+from ..errors import MOST_PARTICLES, InvalidArgument, shown
 from ..execute import Boundary
 from ..guidance import Guidance
 from ..plans import Table
-from ..settings import Count, Listed, Number, Object, Settings, setting
+from ..settings import NOT_NEGATIVE, Count, Listed, Object, Settings, setting
 from .population import Run
 from .results import Costs, SearchResult
 from .state import History, Selection, Step
@@ -25,12 +25,13 @@ __all__ = ["BOUNDARIES", "GUIDANCE", "PARTICLES", "SCALE", "VALUE", "Course", "M
 
 def _no_guidance(given: object) -> object:
     raise InvalidArgument(
-        f"guidance must be glass_flows.Guidance(...), {GUIDANCE.allowed}, or None, got {given!r}"
+        f"guidance must be glass_flows.Guidance(...), {GUIDANCE.allowed}, or None, "
+        f"got {shown(given)}"
     )
 
 
-PARTICLES = Count()
-SCALE = Number("be a finite number >= 0", lambda scale: 0.0 <= scale < float("inf"))
+PARTICLES = Count(most=MOST_PARTICLES)
+SCALE = NOT_NEGATIVE
 BOUNDARIES = Listed(Count(optional=True), item=Count(least=0))
 VALUE = Object(
     "value",

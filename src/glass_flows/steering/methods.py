@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 from inspect import isabstract
 from typing import Any, cast
 
-from ..errors import InvalidArgument, check_name
+from ..errors import InvalidArgument, check_name, shown
 from ..fronts import One
 from ..plans import Sampler
 from ..registry import Registry
-from ..settings import Kind, build, defaults, explanations, kinds
+from ..settings import Is, Kind, build, defaults, explanations, kinds
 from .method import Method
 from .search import Beam, Greedy
 from .smc import BestOf, Steering
@@ -46,12 +46,12 @@ def _preset(name: str, given: Any) -> Preset:
     if not (isinstance(given, type) and issubclass(given, Method)) or isabstract(given):
         raise InvalidArgument(
             f"method {name!r} must be a subclass of glass_flows.steering.Method with all that is "
-            f"abstract there, or a Preset of one, got {given!r}"
+            f"abstract there, or a Preset of one, got {shown(given)}"
         )
     if (word := vars(given).get("word")) != name:
         raise InvalidArgument(
             f"method {name!r}: its class attribute `word`, its name in files, must be the same, "
-            f"got {word!r}"
+            f"got {shown(word)}"
         )
     if plain := [field.name for field in fields(given) if "kind" not in field.metadata]:
         raise InvalidArgument(
@@ -93,6 +93,7 @@ def method_of(
     InvalidArgument
         The method has no such setting: it could not act.
     """
+    given = Is(Mapping, "a mapping of settings by name").check("given", given)
     named = {**given, **(texts or {})}
     if isinstance(method, Method):
         if named:
@@ -128,6 +129,7 @@ def every_setting() -> dict[str, list[type[Method]]]:
 
 def read_method(data: Mapping[str, Any]) -> Method:
     """A method from its JSON form."""
+    data = Is(Mapping, "an object, as of as_json()").check("the settings of a method", data)
     return METHODS[check_name("method", data.get("type"), METHODS)].kind.from_json(data)
 
 

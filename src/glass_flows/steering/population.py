@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..denoisers import BaseDenoiser, DenoiserLike, as_denoiser
+from ..denoisers import DEVICE, DTYPE, BaseDenoiser, DenoiserLike, as_denoiser
 from ..errors import (
     GlassError,
     InvalidArgument,
@@ -19,13 +19,16 @@ from ..errors import (
     TimeError,
     check_count,
     rows_from,
+    shown,
 )
 from ..execute import Boundary, check_state, iterate
+from ..fronts import front
 from ..guidance import Guidance, GuidedDenoiser
-from ..noise import KeyedNoise
+from ..noise import SEED, KeyedNoise, check_sizes
 from ..plans import Table
 from ..rewards import FunctionReward, Reward, RewardLike, as_reward, evaluate
-from ..sampling import Tally, check_whole, starting_noise
+from ..sampling import Sizes, Tally, check_whole, starting_noise
+from ..settings import ANY_COUNT, Count, Is
 from .results import Costs
 from .shards import Pieces, Shards
 from .values import Look, Scorer, Value
@@ -33,6 +36,10 @@ from .values import Look, Scorer, Value
 __all__ = ["Boundaries", "Population", "Run", "Tilt", "kept", "place", "steered_boundaries"]
 
 Boundaries = int | Sequence[int] | None
+
+_SHAPE = Sizes(0, "list the sizes of one sample, such as (4, 64, 64)")
+_PROMPTS = Is((list, tuple), "a list with one for each population, or None", optional=True)
+_TENSOR = Is(Tensor, "a tensor, or None", optional=True)
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,16 @@ class Population:
     x: Tensor | None = None
 
     @classmethod
+    @front(
+        particles=Count(),
+        shape=_SHAPE,
+        populations=ANY_COUNT,
+        prompts=_PROMPTS,
+        seed=SEED,
+        dtype=DTYPE,
+        device=DEVICE,
+        x=_TENSOR,
+    )
     def of(
         cls,
         particles: int,
@@ -73,26 +90,21 @@ class Population:
         prompts: Sequence[object] | None = None,
         *,
         seed: int | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         x: Tensor | None = None,
     ) -> Population:
         """Checked; `prompts` has one for each population, whose number it gives without one."""
-        if prompts is not None and (isinstance(prompts, str) or not isinstance(prompts, Sequence)):
-            raise InvalidArgument(
-                f"prompts must be a list with one for each population, got {prompts!r}"
-            )
-        if isinstance(shape, (int, str)) or not isinstance(shape, Sequence):
-            raise InvalidArgument(
-                f"shape must list the sizes of one sample, such as (4, 64, 64), got {shape!r}"
-            )
         if populations is None:
             populations = 1 if prompts is None else len(prompts)
         check_count("populations", populations)
+        check_sizes((populations * particles, *shape))
         if prompts is not None and len(prompts) != populations:
             raise InvalidArgument(f"{len(prompts)} prompts given for {populations} populations")
         rows = None if prompts is None else tuple(p for p in prompts for _ in range(particles))
-        return cls(particles, populations, tuple(shape), rows, seed, dtype, device, x)
+        return cls(
+            particles, populations, tuple(shape), rows, seed, dtype or torch.float32, device, x
+        )
 
     def __len__(self) -> int:
         """Rows of the batch, P N."""
@@ -162,7 +174,7 @@ class Run:
         self.tilt = tilt
         self.returns = tilt.returns
         if not isinstance(shards, (Shards, type(None))):
-            raise InvalidArgument(f"shards must be Shards(...) or None, got {shards!r}")
+            raise InvalidArgument(f"shards must be Shards(...) or None, got {shown(shards)}")
         self.shards, self.first, self.before = shards or Shards.alone(), first, Costs()
         self.shards.cut(len(population))
         own, prompts = self.shards.own, population.prompts
@@ -241,11 +253,15 @@ class Run:
         """V at a boundary, checked, and the rewards behind it if there are: (P, N) each."""
         answer = value(look)
         if not isinstance(answer, tuple) or len(answer) != 2:
-            raise InvalidArgument(f"a value returns (V, rewards or None), got {answer!r}")
+            raise InvalidArgument(f"a value returns (V, rewards or None), got {shown(answer)}")
+
+        def checked(given: Tensor, name: str) -> Tensor:
+            one = FunctionReward(lambda x: given, name)
+            with rows_from(self.shards.own.start):
+                return self.split(evaluate(one, look.boundary.x, look.where))
+
         seen, behind = answer
-        with rows_from(self.shards.own.start):
-            seen = evaluate(FunctionReward(lambda x: seen, name="value"), look.x, look.where)
-        return self.split(seen), None if behind is None else self.split(behind)
+        return checked(seen, "value"), None if behind is None else checked(behind, "reward")
 
     def split(self, values: Tensor) -> Tensor:
         """This process's (n,) of all P N to those of all, (P, N)."""

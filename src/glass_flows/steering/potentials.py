@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, shown
 from ..registry import Registry
 
 __all__ = ["POTENTIALS", "Potential"]
@@ -117,7 +117,9 @@ def _higher(value: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_potential(name: str, thing: object) -> Potential:
     if not isinstance(thing, Potential):
-        raise InvalidArgument(f"the potential {name!r} must be a Potential(...), got {thing!r}")
+        raise InvalidArgument(
+            f"the potential {name!r} must be a Potential(...), got {shown(thing)}"
+        )
     return thing
 
 

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, shown
 from ..registry import Registry
 
 __all__ = [
@@ -119,7 +119,7 @@ def _is_resampler(name: str, thing: Any) -> Resampler:
     if not (np.shape(found) == (3,) and np.isin(found, (0, 1)).all()):
         raise InvalidArgument(
             f"the resampling scheme {name!r} must be a function of normalised weights (N,) and a "
-            f"numpy bit generator to N ancestors, none of weight zero; got {found!r} of "
+            f"numpy bit generator to N ancestors, none of weight zero; got {shown(found)} of "
             "[0.5, 0.5, 0.0]"
         )
     return cast(Resampler, thing)

@@ -6,7 +6,6 @@ the particles themselves, the weights target p(z) exp(λ r(z)) and the evidence 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Union
@@ -14,25 +13,23 @@ from typing import Union
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, check_number
+from ..errors import InvalidArgument
+from ..settings import NOT_NEGATIVE, Checked, Number, setting
 from .weights import effective_size
 
-__all__ = ["Adaptive", "ScaleSchedule", "check_schedule", "share_at"]
+__all__ = ["Adaptive", "ScaleSchedule", "share_at"]
 
 _BISECTIONS = 40
 
 
 @dataclass(frozen=True)
-class Adaptive:
+class Adaptive(Checked):
     """The largest share, never falling, at which ESS stays at `ess` of the particles.
 
     Found by bisection between the share of the last boundary and 1, for each population.
     """
 
-    ess: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_number("Adaptive(ess=...)", self.ess, "lie in (0, 1)", lambda v: 0.0 < v < 1.0)
+    ess: float = setting(0.5, Number("lie in (0, 1)", lambda v: 0.0 < v < 1.0))
 
     def choose(self, log_weights: Callable[[Tensor], Tensor], least: Tensor) -> Tensor:
         """The shares (P, 1), given the log-weights (P, N) as a function of the shares."""
@@ -52,16 +49,6 @@ ScaleSchedule = Union[str, Sequence[float], Callable[[float], float], Adaptive]
 _NAMED: dict[str, Callable[[float], float]] = {"constant": lambda t: 1.0, "linear": lambda t: t}
 
 
-def check_schedule(schedule: object) -> ScaleSchedule:
-    """Return `schedule` if it is one that is no name and no list."""
-    if isinstance(schedule, Adaptive) or (callable(schedule) and not isinstance(schedule, type)):
-        return schedule
-    raise InvalidArgument(
-        "schedule must be 'constant', 'linear', 'adaptive', Adaptive(ess=...), a callable of t "
-        f"or a list with one share of lambda for each transition, got {schedule!r}"
-    )
-
-
 def share_at(schedule: ScaleSchedule, index: int, t: float, transitions: int) -> float:
     """λ_k/λ at the start of transition `index`; 1 at the end, and where particles choose it."""
     if index == transitions or isinstance(schedule, Adaptive):
@@ -69,21 +56,9 @@ def share_at(schedule: ScaleSchedule, index: int, t: float, transitions: int) ->
     if isinstance(schedule, str):
         return _NAMED[schedule](t)
     if callable(schedule):
-        return _check_share(schedule(t), f"t = {t:.6g}")
+        return NOT_NEGATIVE.check(f"the schedule's share of lambda at t = {t:.6g}", schedule(t))
     if len(schedule) != transitions:
         raise InvalidArgument(
             f"schedule lists {len(schedule)} shares of lambda for {transitions} transitions"
         )
     return schedule[index]
-
-
-def _check_share(given: object, where: str) -> float:
-    try:
-        share = float(given)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        share = math.nan
-    if not 0.0 <= share < math.inf:
-        raise InvalidArgument(
-            f"a schedule's share of lambda must be a finite number >= 0, got {given!r} at {where}"
-        )
-    return share

@@ -22,13 +22,13 @@ from ..execute import Boundary
 from ..guidance import Guidance, GuidedDenoiser
 from ..noise import RESAMPLING, KeyedNoise
 from ..plans import Table
-from ..settings import Choice, Listed, Number, Object, setting
+from ..settings import SHARE, Choice, Listed, Number, Object, setting
 from .method import BOUNDARIES, GUIDANCE, VALUE, Course, Method
 from .population import Run, place, steered_boundaries
 from .potentials import POTENTIALS, Potential
 from .resampling import RESAMPLERS
 from .results import Costs, SteeringResult
-from .schedules import Adaptive, ScaleSchedule, check_schedule, share_at
+from .schedules import Adaptive, ScaleSchedule, share_at
 from .state import History, Selection, Step, under
 from .twist import Twist, Twister, informative
 from .values import FreeValue, Look, Value, scaled
@@ -42,7 +42,7 @@ SCHEDULE = Listed(
         "schedule",
         "'constant', 'linear', 'adaptive[:ESS]', a function of t, or a list of K shares of lambda",
         heads={"constant": None, "linear": None, "adaptive": (Adaptive, {})},
-        resolve=check_schedule,
+        functions=True,
     ),
     item=Number("be a finite number >= 0 (a share of lambda)", lambda v: 0.0 <= v < math.inf),
 )
@@ -76,7 +76,7 @@ class Steering(Method):
     schedule: ScaleSchedule = setting("constant", SCHEDULE)
     boundaries: int | tuple[int, ...] | None = setting(None, BOUNDARIES)
     resampling: str = setting("systematic", Choice("resampling scheme", RESAMPLERS))
-    ess_threshold: float = setting(0.5, Number("lie in [0, 1]", lambda share: 0 <= share <= 1))
+    ess_threshold: float = setting(0.5, SHARE)
     value: Value = setting(FreeValue(), VALUE)
     guidance: Guidance | None = setting(None, GUIDANCE)
     twist: Twist = setting(Twist(0.0), TWIST)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -131,6 +131,7 @@ Observer = Callable[[Step], None]
 """Called at every boundary, when everything is done there."""
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Keeps a run; :class:`glass_flows.runs.RunFolder` is one.
 

@@ -11,24 +11,24 @@ linear and s is read off the table: s = √(σ̄² + ᾱ² v) for exact transiti
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, check_number
+from ..errors import InvalidArgument
 from ..execute import Boundary
 from ..paths import Path
 from ..plans.table import Mix, Table, Transition
+from ..settings import NOT_NEGATIVE, POSITIVE, Checked, Number, Switch, setting
 from .values import scaled
 
 __all__ = ["Twist", "Twister", "noise_gain"]
 
 
 @dataclass(frozen=True)
-class Twist:
+class Twist(Checked):
     """How to shift the noise.
 
     Parameters
@@ -48,19 +48,11 @@ class Twist:
         the transitions of the past, in units of Σ (δ·ε)² over the population.
     """
 
-    scale: float = 1.0
-    cap: float = 0.75
-    sigma_data: float = 1.0
-    adaptive: bool = True
-    trust: float = 8.0
-
-    def __post_init__(self) -> None:
-        check_number("twist scale", self.scale, "be finite and >= 0", lambda v: 0 <= v < math.inf)
-        check_number("twist cap", self.cap, "be > 0", lambda v: v > 0)
-        for name, given in (("sigma_data", self.sigma_data), ("trust", self.trust)):
-            check_number(f"twist {name}", given, "be finite and > 0", lambda v: 0 < v < math.inf)
-        if not isinstance(self.adaptive, bool):
-            raise InvalidArgument(f"twist adaptive must be True or False, got {self.adaptive!r}")
+    scale: float = setting(1.0, NOT_NEGATIVE)
+    cap: float = setting(0.75, Number("be > 0", lambda cap: cap > 0.0))
+    sigma_data: float = setting(1.0, POSITIVE)
+    adaptive: bool = setting(True, Switch())
+    trust: float = setting(8.0, POSITIVE)
 
     def shift(self, transition: Transition, path: Path, gradient: Tensor) -> Tensor:
         """δ shaped like `gradient`, ∇_z λ r at D with λ that of the next boundary."""
@@ -80,7 +72,7 @@ class Twist:
 
 def noise_gain(transition: Transition, path: Path, sigma_data: float) -> float:
     """∂x_t'/∂ε of a planned transition for data N(m, σ_data² I): its rows, with D linear in y."""
-    registers = {"x": 0.0, "u": 0.0, "eps": 1.0, "D": 0.0, "D_prev": 0.0}
+    registers = dict.fromkeys(("x", "u", "D", "D_prev"), 0.0) | {"eps": 1.0}
 
     def mixed(mix: Mix) -> float:
         return sum(weight * registers[name] for name, weight in mix.terms())
@@ -179,8 +171,8 @@ class Twister:
             return None
         flat = [part.reshape(len(part), -1) for part in (pending.delta, noise)]
         rows = [[part[piece].double() for part in flat] for piece in self.pieces]
-        along = torch.cat([(d * e).sum(1) for d, e in rows]).cpu()
-        square = torch.cat([d.square().sum(1) for d, _ in rows]).cpu()
+        sums = [torch.stack(((d * e).sum(1), d.square().sum(1))) for d, e in rows]
+        along, square = torch.cat(sums, 1).cpu()  # together: one wait for the device
         return _Drawn(
             self.split(along), self.split(square), pending.trusted, pending.value, pending.share
         )

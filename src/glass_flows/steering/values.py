@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Union, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
-from ..errors import InvalidArgument, check_count, check_name, rows_from
+from ..errors import MOST_EVALUATIONS, InvalidArgument, check_name, rows_from, shown
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
 from ..plans import Default, Solver, plan_transition
-from ..plans.sampler import SOLVER
+from ..plans.allowed import SOLVER
+from ..plans.planner import check_size
 from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
-from ..settings import setting
+from ..settings import Checked, Count, setting
 
 __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
 
@@ -84,7 +85,7 @@ class Look:
     boundary : Boundary
         The pause itself; selection changes what it holds, and not what is here.
     index, t, x : int, float, Tensor
-        Of the boundary: x_t is (B, *shape).
+        Of the boundary: x_t is (B, *shape), a copy at every look, as the estimate's tensors are.
     estimate : Estimate
         The first evaluation of the transition; `estimate.untilted` is the model's D_t(x_t).
     denoiser : Denoiser
@@ -113,26 +114,36 @@ class Look:
         known: Estimate | None = None,
     ) -> None:
         self.boundary, self.index, self.t = boundary, boundary.index, boundary.t
-        self.x, self.estimate = boundary.x, boundary.estimate
+        self._x, self._estimate = boundary.x, boundary.estimate
         self.denoiser, self.scorer, self.scale = denoiser, scorer, scale
         self.noise, self.where = noise, where
         self._wanted = gradient
         self._rewards = None if known is None else known.rewards
         self._gradient = None if known is None else known.gradient
 
+    @property
+    def x(self) -> Tensor:
+        return self._x.clone()
+
+    @property
+    def estimate(self) -> Estimate:
+        held = self._estimate
+        D = held.D.clone()
+        return replace(held, D=D, untilted=D if held.untilted is held.D else held.untilted.clone())
+
     def rewards(self) -> Tensor:
         """r(D_t(x_t)), (B,); with the gradient in the same pass if that is wanted."""
         if self._rewards is None and self._wanted:
             self.gradient()
         if self._rewards is None:
-            self._rewards = self.scorer.rewards(self.estimate.untilted, self.where)
+            self._rewards = self.scorer.rewards(self._estimate.untilted, self.where)
         return self._rewards
 
     def gradient(self) -> Tensor:
         """∇r at D_t(x_t), (B, *shape)."""
         if self._gradient is None:
             self._rewards, self._gradient = self.scorer.with_gradient(
-                self.estimate.untilted, self.where
+                self._estimate.untilted, self.where
             )
         return self._gradient
 
@@ -161,7 +172,7 @@ class FreeValue:
 
 
 @dataclass(frozen=True)
-class PosteriorValue:
+class PosteriorValue(Checked):
     """V = log-mean-exp of λ r over draws of p(z | x_t), each a GLASS transition to data.
 
     Parameters
@@ -179,14 +190,12 @@ class PosteriorValue:
     there the draws are independent samples of m evaluations each.
     """
 
-    samples: int = 4
-    steps: int = 3
+    samples: int = setting(4, Count(most=MOST_EVALUATIONS))
+    steps: int = setting(3, Count(most=MOST_EVALUATIONS))
     solver: str | Solver = setting(Default(), SOLVER)
 
-    def __post_init__(self) -> None:
-        check_count("PosteriorValue(samples=...)", self.samples)
-        check_count("PosteriorValue(steps=...)", self.steps)
-        object.__setattr__(self, "solver", SOLVER.read("solver", self.solver))
+    def check(self) -> None:
+        check_size(self.samples * self.steps)
 
     def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
         table = plan_transition(
@@ -227,7 +236,7 @@ class ValueFunction:
         for piece in look.scorer.pieces:
             D = whole[piece]
             score = FunctionReward(
-                lambda x, D=D: self.function(x, look.t, D),
+                lambda x, D=D: self.function(x, look.t, D.clone()),
                 name="value function",
             )
             with rows_from(look.scorer.first + piece.start):
@@ -248,7 +257,7 @@ def resolve_value(value: str | Value | Callable[[Tensor, float, Tensor], Tensor]
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(
             "value must be 'free', 'posterior', PosteriorValue(samples, steps) or a function "
-            f"V(x, t, D) in log units, got {value!r}"
+            f"V(x, t, D) in log units, got {shown(value)}"
         )
     return ValueFunction(value)
 
@@ -284,5 +293,5 @@ class _Primed(WrappedDenoiser):
     def estimate(self, x: Tensor, t: float) -> Estimate:
         if self.first is None:
             return super().estimate(x, t)
-        answer, self.first = self.first.clone(), None
+        answer, self.first = self.first, None
         return Estimate(answer, answer)

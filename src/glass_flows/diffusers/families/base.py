@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import diffusers
@@ -22,6 +23,9 @@ from ...denoisers import Denoiser, Fitting
 from ...errors import InvalidArgument, check_name
 from ...plans import Sampler
 from ...settings import ANY_COUNT, Count, Kind, Number
+from ..decoding import decode_latents, picture, unit_range, wide
+from ..parts import caches_of
+from ..refusals import named_before_network
 from ..schedules import Schedule
 
 __all__ = [
@@ -39,6 +43,7 @@ _KINDS: dict[str, Kind] = {
     "guidance_scale": Number(),
     "true_cfg_scale": Number(),
     "guidance_rescale": Number(),
+    "cfg_truncation": Number(optional=True),
     "clip_skip": Count(0),
     "max_sequence_length": Count(),
 }
@@ -86,6 +91,9 @@ class Family(ABC):
     encoded : tuple of str
         Names of what the pipeline's `encode_prompt` returns, with "-" before those of the
         unconditional texts.
+    reads : dict
+        What the pipeline reads of its autoencoder's configuration: `shift`, `statistics`, `upcast`
+        of :func:`~glass_flows.diffusers.decoding.decode_latents`.
     passes : int
         Network evaluations per sample of one prediction (2 under classifier-free guidance).
     shape : tuple of int
@@ -98,6 +106,7 @@ class Family(ABC):
     guidance_argument: ClassVar[str] = "guidance_scale"
     embeds_guidance: ClassVar[bool] = False
     encoded: ClassVar[tuple[str, ...]] = ("words",)
+    reads: ClassVar[Mapping[str, bool]] = {"shift": True}
     passes: int = 1
     shape: tuple[int, ...]
 
@@ -107,6 +116,7 @@ class Family(ABC):
         for name in options:
             check_name(f"argument of {type(pipe).__name__}", name, self.takes())
         self.pipe = pipe
+        self.caches = bool(caches_of(self.network))
         self.height: Any = ANY_COUNT.read("height", height)  # numbers after `prepare`
         self.width: Any = ANY_COUNT.read("width", width)
         self.asked = frozenset(options)
@@ -164,15 +174,30 @@ class Family(ABC):
             unconditional, conditional = both.chunk(2)
         else:
             conditional = self.ask(x, timestep, cond)
-            unconditional = self.ask(x, timestep, uncond)
+            with self.cached("uncond", x):
+                unconditional = self.ask(x, timestep, uncond)
         return self.guide(conditional, unconditional)
+
+    def cached(self, name: str, x: Tensor) -> AbstractContextManager[None]:
+        """What a cache on the network holds for calls of this name, and of so many rows."""
+        if not self.caches:
+            return nullcontext()
+        context: AbstractContextManager[None] = self.network.cache_context(f"{name} of {len(x)}")
+        return context
+
+    def _predict(self, x: Tensor, timestep: Tensor, **conditioning: Any) -> Tensor:
+        with self.cached("cond", x):
+            return self.predict(x, timestep, **conditioning)
 
     def grid(self, transitions: int) -> dict[str, Any]:
         """What the pipeline hands to `set_timesteps` besides the number of steps."""
         return {}
 
     def decode(self, x: Tensor) -> Tensor:
-        """Images (B, 3, height, width) in [0, 1] of clean states; differentiable."""
+        """Images (B, 3, height, width) of clean states; differentiable.
+
+        [0, 1] or so: what leaves it is clamped for rewards.
+        """
         return self.decode_latents(x)
 
     def restore(self) -> None:  # noqa: B027 (most have nothing to put back)
@@ -219,7 +244,14 @@ class Family(ABC):
 
         `max_batch` "auto" finds the largest batch that fits in the device's memory.
         """
-        network: Callable[..., Tensor] = self.predict
+        network: Callable[..., Tensor] = self._predict
+        if self.caches:
+            if isinstance(max_batch, int) or checkpoint:
+                raise InvalidArgument(
+                    "a cache on the network holds features of the whole batch: leave out max_batch "
+                    "and checkpoint, or call disable_cache()"
+                )
+            max_batch = None
         if isinstance(max_batch, str):
             check_name("max_batch", max_batch, ("auto",))
             network, max_batch = Fitting(network), None
@@ -229,7 +261,7 @@ class Family(ABC):
                 "a scheduler that clips its estimates (clip_sample, thresholding) belongs to a "
                 "model of pixels, and the denoiser of this family does not clip"
             )
-        with torch.no_grad():
+        with torch.no_grad(), named_before_network(self.pipe):
             conditioning = self.encode(list(prompts))
         return Denoiser(
             network,
@@ -348,9 +380,9 @@ class Family(ABC):
             setattr(self, name, size)
         return self.height // factor, self.width // factor
 
-    def decode_latents(self, latents: Tensor, *, shift: bool = True) -> Tensor:
-        """Images in [0, 1] of unpacked latents, by a KL autoencoder with scale (and shift)."""
-        return decode_latents(self.pipe.vae, latents, shift)
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Images of unpacked latents, as the pipeline reads its autoencoder's configuration."""
+        return decode_latents(self.pipe.vae, latents, **self.reads)
 
 
 class Packed(Family):
@@ -387,29 +419,6 @@ class Packed(Family):
     def unpacked(self, x: Tensor) -> Tensor:
         """The latents, (B, channels, height, width)."""
         return self.pipe._unpack_latents(x, self.height, self.width, self.pipe.vae_scale_factor)
-
-
-def decode_latents(vae: Any, latents: Tensor, shift: bool = True) -> Tensor:
-    """Images in [0, 1] of latents, by a KL autoencoder with scale (and shift)."""
-    latents = latents / vae.config.scaling_factor
-    if shift and getattr(vae.config, "shift_factor", None):
-        latents = latents + vae.config.shift_factor
-    return picture(vae, latents)
-
-
-def picture(vae: Any, latents: Tensor) -> Tensor:
-    """Images in [0, 1] of what an autoencoder's decoder takes."""
-    return unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
-
-
-def unit_range(image: Tensor) -> Tensor:
-    """A decoder's output, [-1, 1] or so, as an image in [0, 1], in float32 at least."""
-    return wide(image) / 2 + 0.5
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def joined(first: Any, second: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,7 @@ class StableDiffusion(Family):
 
     doubled: ClassVar[bool] = True
     encoded: ClassVar[tuple[str, ...]] = ("words", "-words")
+    reads: ClassVar[Mapping[str, bool]] = {}
 
     @property
     def network(self) -> Any:
@@ -71,9 +72,6 @@ class StableDiffusion(Family):
         found: Tensor = self.pipe.get_guidance_scale_embedding(scales, embedding_dim=size)
         return found.to(x)
 
-    def decode(self, x: Tensor) -> Tensor:
-        return self.decode_latents(x, shift=False)
-
 
 class StableDiffusionXL(StableDiffusion):
     """StableDiffusionXLPipeline."""
@@ -85,10 +83,11 @@ class StableDiffusionXL(StableDiffusion):
     )
 
     encoded: ClassVar[tuple[str, ...]] = ("words", "-words", "pooled", "-pooled")
+    reads: ClassVar[Mapping[str, bool]] = {"statistics": True, "upcast": True}
 
     def prepare(self) -> None:
         super().prepare()
-        self.decoder_dtype = self.pipe.vae.dtype  # changed by :meth:`decode`
+        self.decoder_dtype = self.pipe.vae.dtype  # changed by `decode`
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         found = super().encode(prompts)
@@ -113,21 +112,6 @@ class StableDiffusionXL(StableDiffusion):
             else second.config.projection_dim,
         )
         return sizes
-
-    def decode(self, x: Tensor) -> Tensor:
-        vae = self.pipe.vae
-        widened = vae.dtype == torch.float16 and vae.config.force_upcast  # it overflows there
-        if widened:
-            vae.to(torch.float32)
-        mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-        if mean is not None and std is not None:
-            size = (1, -1, 1, 1)
-            x = x * torch.tensor(std).to(x).view(size)
-            x = x + torch.tensor(mean).to(x).view(size) * vae.config.scaling_factor
-        image = self.decode_latents(x, shift=False)
-        if widened and not image.requires_grad:  # the way back needs the weights as they were
-            vae.to(torch.float16)
-        return image
 
     def restore(self) -> None:
         if self.pipe.vae.dtype != self.decoder_dtype:

@@ -10,6 +10,7 @@ from diffusers.pipelines.z_image.pipeline_z_image import get_default_z_image_sig
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ...settings import Number
 from .base import Family, OwnDefaults, wide
 
 __all__ = ["ZImage"]
@@ -29,6 +30,8 @@ class ZImage(Family):
         rows, columns = self.default_size(self.pipe.vae_scale_factor * 2)
         self.shape = (self.network.in_channels, 2 * rows, 2 * columns)
         self.passes = 2 if self.given["guidance_scale"] > 0 else 1
+        if not isinstance(self.given["cfg_normalization"], bool):  # a number scales the limit
+            Number().read("cfg_normalization", self.given["cfg_normalization"])
 
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         words, blank = self.texts(prompts)

@@ -185,7 +185,7 @@ def _aesthetic(found: State, base: Place, refuse: Refuse) -> Parts:
     layers = {key.removeprefix("layers."): tensor for key, tensor in found.items()}
     first = layers.get("0.weight", torch.empty(1, 0))
     head = _folded(layers, first.shape[-1], refuse)
-    network, processor = base.network(CLIPModel, torch.float32), base.load(CLIPProcessor)
+    network, processor = base.network(CLIPModel, dtype=torch.float32), base.load(CLIPProcessor)
     width = network.config.projection_dim
     if width != head["weight"].shape[1]:
         raise InvalidArgument(

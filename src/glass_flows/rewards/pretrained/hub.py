@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from ...errors import InvalidArgument, MissingExtra
+from ...whole import check_files, load_whole
 
 __all__ = ["BERT", "CLIP_H", "CLIP_L", "HEAD", "Place", "transformers_for"]
 
@@ -41,23 +41,19 @@ class Place:
 
     def load(self, kind: Any, **options: Any) -> Any:
         """``kind.from_pretrained``: a configuration, a processor, a tokenizer."""
-        place = {"revision": self.revision, "local_files_only": self._local}
-        return self._try(
-            kind.__name__,
-            lambda: kind.from_pretrained(self.model, trust_remote_code=False, **place, **options),
-        )
 
-    def network(self, kind: Any, dtype: torch.dtype, **options: Any) -> Any:
+        def read() -> Any:
+            if self._local:
+                check_files(Path(self.model), kind)
+            return kind.from_pretrained(self.model, **self._where, **options)
+
+        return self._try(kind.__name__, read)
+
+    def network(self, kind: Any, **options: Any) -> Any:
         """A network of transformers with all its weights from safetensors."""
-        network, report = self.load(
-            kind, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        return self._try(
+            kind.__name__, lambda: load_whole(kind, self.model, **self._where, **options)
         )
-        if missing := sorted(report["missing_keys"]):
-            raise InvalidArgument(
-                f"{self.model!r} lacks weights of a {kind.__name__}: {', '.join(missing[:8])} "
-                f"({self._step})"
-            )
-        return network
 
     def head(self, width: int) -> nn.Linear:
         """The linear head (`width` to 1) in head.safetensors, float32."""
@@ -73,6 +69,11 @@ class Place:
 
         head: nn.Linear = self._try(HEAD, read)
         return head
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        place = {"revision": self.revision, "local_files_only": self._local}
+        return {"trust_remote_code": False, **place}
 
     @property
     def _local(self) -> bool:

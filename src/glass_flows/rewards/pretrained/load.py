@@ -53,7 +53,7 @@ def _image_text(
 ) -> PretrainedReward:
     from transformers import CLIPModel, CLIPProcessor
 
-    network = model.network(CLIPModel, dtype)
+    network = model.network(CLIPModel, dtype=dtype)
     parts = processor.load(CLIPProcessor)
     return ImageTextReward(
         network, parts, source.scale, fit=source.fit, clean=source.clean, **options
@@ -65,7 +65,7 @@ def _aesthetic(
 ) -> PretrainedReward:
     from transformers import CLIPImageProcessorPil, CLIPVisionModelWithProjection
 
-    vision = model.network(CLIPVisionModelWithProjection, dtype)
+    vision = model.network(CLIPVisionModelWithProjection, dtype=dtype)
     head = model.head(vision.config.projection_dim)
     return AestheticReward(vision, head, processor.load(CLIPImageProcessorPil), **options)
 
@@ -75,8 +75,8 @@ def _imagereward(
 ) -> PretrainedReward:
     from transformers import BertTokenizer, BlipTextModel, BlipVisionModel
 
-    vision = model.network(BlipVisionModel, dtype, subfolder="vision")
-    text = model.network(BlipTextModel, dtype, subfolder="text", add_pooling_layer=False)
+    vision = model.network(BlipVisionModel, dtype=dtype, subfolder="vision")
+    text = model.network(BlipTextModel, dtype=dtype, subfolder="text", add_pooling_layer=False)
     head = model.head(text.config.hidden_size)
     return BlipReward(vision, text, head, processor.load(BertTokenizer), **options)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from .pipeline import clip_tokenizer, from_folder, import_transformers
+from ...whole import load_whole
+from .pipeline import clip_tokenizer, import_transformers, named_folder
 
 __all__ = ["BUNDLED", "build_clip", "build_clip_processor", "load_clip"]
 
@@ -47,7 +48,10 @@ def load_clip(folder: str | Path = BUNDLED) -> Any:
     WeightsFileError
         The folder holds no such model.
     """
-    return from_folder(import_transformers().CLIPModel, folder, "CLIPModel", "clip")
+    with named_folder(folder, "CLIPModel", "clip"):
+        return load_whole(
+            import_transformers().CLIPModel, str(folder), dtype=torch.float32, local_files_only=True
+        )
 
 
 def build_clip_processor() -> Any:

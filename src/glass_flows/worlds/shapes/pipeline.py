@@ -5,7 +5,8 @@ Needs the extra "diffusers".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...errors import MissingExtra, WeightsFileError
+from ...whole import load_parts
 from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIDE, SIZES
 
 __all__ = [
@@ -25,9 +27,9 @@ __all__ = [
     "NEGATIVE",
     "build_pipeline",
     "clip_tokenizer",
-    "from_folder",
     "import_transformers",
     "load_pipeline",
+    "named_folder",
     "t5_tokenizer",
     "tokens",
 ]
@@ -156,16 +158,20 @@ def load_pipeline(folder: str | Path = BUNDLED) -> Any:
     import_transformers()
     import diffusers
 
-    return from_folder(diffusers.FluxPipeline, folder, "Shapes pipeline", "shapes")
-
-
-def from_folder(kind: Any, folder: str | Path, what: str, command: str) -> Any:
-    """What `kind` reads from a folder, in float32; WeightsFileError where it cannot."""
-    try:
-        return kind.from_pretrained(
-            str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True
+    given = {"dtype": torch.float32, "local_files_only": True}
+    with named_folder(folder, "Shapes pipeline", "shapes"):
+        parts = load_parts(diffusers.FluxPipeline, str(folder), **given)
+        return diffusers.FluxPipeline.from_pretrained(
+            str(folder), use_safetensors=True, **given, **parts
         )
-    except (OSError, ValueError, SafetensorError) as error:
+
+
+@contextmanager
+def named_folder(folder: str | Path, what: str, command: str) -> Iterator[None]:
+    """WeightsFileError for what goes wrong in reading a folder, with the command that writes it."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsFileError(
             f"{str(folder)!r} holds no {what} ({error}); write one with "
             f"`glass-flows train {command} --out FOLDER`"

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import InvalidArgument, check_name
+from ...errors import InvalidArgument, check_name, shown
 from ...noise import check_seed
 
 __all__ = [
@@ -164,14 +164,15 @@ class Prompt:
         words = " ".join(text.lower().replace(".", " ").split())
         if (length := len(words.split())) > MAX_WORDS:
             raise InvalidArgument(
-                f"{text!r} has {length} words, and a prompt of the Shapes world at most "
+                f"{shown(text)} has {length} words, and a prompt of the Shapes world at most "
                 f"{MAX_WORDS}: leave out a size or the background"
             )
         match = _SENTENCE.fullmatch(words)
         if match is None:
             raise InvalidArgument(
-                f"{text!r} is no prompt of the Shapes world. Write like 'a small red circle to the "
-                "left of a blue square', 'three green triangles' or 'a large circle on white': "
+                f"{shown(text)} is no prompt of the Shapes world. Write like 'a small red circle "
+                "to the left of a blue square', 'three green triangles' or 'a large circle on "
+                "white': "
                 f"shapes {', '.join(SHAPES)}; colours {', '.join(COLOURS)}; sizes small, large; "
                 "and, above, below, to the left of, to the right of; on black, on white"
             )

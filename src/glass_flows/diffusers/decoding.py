@@ -1,0 +1,146 @@
+"""From clean latents to pictures: those that rewards see are those that are returned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import ShapeError
+from ..images import to_bytes, to_images
+from ..steering import Shards
+
+__all__ = ["Pictures", "decode_latents", "picture", "unit_range", "wide"]
+
+
+def decode_latents(
+    vae: Any,
+    latents: Tensor,
+    *,
+    shift: bool = False,
+    statistics: bool = False,
+    upcast: bool = False,
+) -> Tensor:
+    """Images, [0, 1] or so, of (B, channels, height, width) latents; differentiable.
+
+    Pipelines differ in what they read of their autoencoder's configuration: `shift` its
+    `shift_factor`, `statistics` its `latents_mean` and `latents_std`, `upcast` its `force_upcast`.
+    """
+    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
+    if statistics and mean is not None and std is not None:
+        size = (1, -1, 1, 1)
+        latents = latents * torch.tensor(std).to(latents).view(size)
+        middle = torch.tensor(mean).to(latents).view(size)
+        latents = latents + middle * vae.config.scaling_factor
+    latents = latents / vae.config.scaling_factor
+    if shift and getattr(vae.config, "shift_factor", None):
+        latents = latents + vae.config.shift_factor
+    return picture(vae, latents, upcast)
+
+
+def picture(vae: Any, latents: Tensor, upcast: bool = False) -> Tensor:
+    """Images, [0, 1] or so, of what an autoencoder's decoder takes.
+
+    With `upcast` one that overflows in float16 is widened, and is left so where a gradient goes
+    back through it, which needs the weights as they were: the caller puts it back.
+    """
+    widened = upcast and vae.dtype == torch.float16 and vae.config.force_upcast
+    if widened:
+        vae.to(torch.float32)
+    image = unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+    if widened and not image.requires_grad:
+        vae.to(torch.float16)
+    return image
+
+
+def unit_range(image: Tensor) -> Tensor:
+    """A decoder's output, [-1, 1] or so, as an image, [0, 1] or so, in float32 at least."""
+    return wide(image) / 2 + 0.5
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+class _Clamped(torch.autograd.Function):
+    """Into [0, 1], with the gradient of the identity.
+
+    The clamp's own is zero outside, so that nothing could pull a pixel back that is out a little.
+    Weights stay exact: a twist may shift by whatever is known before the noise.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def _form(images: Tensor) -> tuple[int, ...] | None:
+    """Batch and channels of images; None of anything else."""
+    return tuple(images.shape[:2]) if images.ndim == 4 else None
+
+
+class Pictures:
+    """Decodes for rewards, and keeps the last images: those of the end are not decoded again.
+
+    Parameters
+    ----------
+    decode : callable
+        (B, *shape) clean states to images (B, 3, height, width), or (B, 1, height, width) in
+        greys; [0, 1] or so.
+    keep : int
+        How many are kept.
+    device : torch.device, optional
+        Where states are decoded.
+    """
+
+    def __init__(
+        self, decode: Callable[[Tensor], Tensor], keep: int, device: torch.device | None = None
+    ) -> None:
+        self.decode, self.keep, self.device = decode, keep, device
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Images in [0, 1], as they are returned but for the rounding to bytes."""
+        made = self.decode(z)
+        if not isinstance(made, Tensor) or _form(made) not in ((len(z), 1), (len(z), 3)):
+            given = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ShapeError(
+                f"decode must make images ({len(z)}, 3, height, width) of latents "
+                f"{tuple(z.shape)}, got {given}; of a video, choose or lay out its frames"
+            )
+        pictures: Tensor = _Clamped.apply(made.expand(-1, 3, -1, -1))
+        self.kept = [*self.kept, *zip(z.detach().cpu(), to_bytes(pictures))][-self.keep :]
+        return pictures
+
+    def known(self, z: Tensor) -> list[Image.Image] | None:
+        """Images of (B, *shape) states if all have been decoded already."""
+        found = [self._find(one) for one in z.cpu()]
+        known = [pixels for pixels in found if pixels is not None]
+        return to_images(known) if len(known) == len(found) else None
+
+    def images(self, samples: Tensor, shards: Shards | None = None) -> list[Image.Image]:
+        """PIL images of (P, n, *shape) samples, each from the process that decoded it."""
+        if shards is not None:  # what it decoded last are its own particles at the end
+            own = self.kept[-len(range(shards.own.start, shards.own.stop)) :]
+            states, pixels = (shards.gather(torch.stack(part)) for part in zip(*own))
+            self.kept = list(zip(states, pixels))
+        return to_images([self._pixels(z) for z in samples.flatten(0, 1).cpu()])
+
+    def _find(self, z: Tensor) -> Tensor | None:
+        return next((pixels for state, pixels in self.kept if torch.equal(state, z)), None)
+
+    def _pixels(self, z: Tensor) -> Tensor:
+        known = self._find(z)
+        if known is None:
+            with torch.no_grad():
+                self(z[None] if self.device is None else z[None].to(self.device))
+            known = self.kept[-1][1]
+        return known

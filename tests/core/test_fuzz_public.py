@@ -1,0 +1,897 @@
+"""Calls of everything public, drawn at random, with right and wrong arguments.
+
+Such a call is answered by a right result or by a named error, in time, and changes nothing that it
+was given. A :class:`Surface` is one call with what its arguments may rightly be; wrong ones come
+from one pool for all. More calls, or others, by hand:
+
+    python tests/core/test_fuzz_public.py --seed 7 --calls 20000
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import signal
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import glass_flows as g
+from glass_flows import execute, grids, noise, paths, plans, rewards
+from glass_flows.batching import Batching
+from glass_flows.errors import GlassError
+from glass_flows.images import to_bytes
+from glass_flows.steering import Adaptive, PosteriorValue, iterate_steering, method_of, read_method
+from glass_flows.steering.shards import Shards
+
+PATIENCE = 10.0  # seconds that a call may take
+LINEAR = paths.Linear()
+TABLE = g.plan(LINEAR, transitions=2, steps=2, rho=0.4)
+TRAINED = paths.DiscreteDiffusion(np.linspace(0.99, 0.01, 12))
+
+
+def any_of(*values: Any) -> Callable[[random.Random], Any]:
+    """One of the values; functions without arguments make theirs anew."""
+    return lambda rng: made(rng.choice(values))
+
+
+def made(value: Any) -> Any:
+    return value() if isinstance(value, New) else value
+
+
+class New:
+    """A value that is made anew for every call, since it might be changed."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+    def __call__(self) -> Any:
+        return self.make()
+
+
+class Strange:
+    """An object that cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+def returning(value: Any) -> Callable[..., Any]:
+    return lambda *_, **__: value
+
+
+def writing(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    """A function that writes into its input."""
+    return x.mul_(0.5)
+
+
+NUMBERS = [
+    *(0, 1, 3, -1, 2**31, 2**63, 10**9, 10**400, -(10**400), 10**5000, True, False),
+    *(0.0, 0.3, 1.5, -0.5, 1e-320, 1e308, math.nan, math.inf, -math.inf, 1 + 2j),
+    *(Decimal("0.5"), Fraction(1, 3), np.float32(0.5), np.float64("nan"), np.int64(2)),
+    *(np.uint8(3), np.bool_(True), np.complex64(1j), np.array(0.5), np.array(2), np.array("a")),
+]
+LISTS = [
+    *([], (), {}, [1], [2, 3], (0.0, 0.5, 1.0), [0.5, math.nan], [1, None], ["a"], [[0.5]]),
+    *(range(3), range(10**12), set(), {"a": 1}, {"type": "sampler"}, np.array([1, 2]), np.zeros(0)),
+    *(np.array([0.0, 1.0]), np.array([[1.0]]), np.array(["a"]), [10**400], [True], [2**63]),
+    New(itertools.count),
+]
+TEXTS = [
+    *(
+        "",
+        "abc",
+        "3",
+        "none",
+        "free",
+        "posterior:0",
+        "posterior:x",
+        "adaptive:2",
+        "1:cap=x",
+        "ddpm",
+    ),
+    *("ode", "ddim:2", "paper:-1", "shifted:0", "karras:nan", "nan", "1,2", ",", ":", "=", "\0"),
+    *("a" * 5000, "9" * 5000, "[", "]", "cuda", "cuda:9", "meta", "cpu", "euler-maruyama", b"abc"),
+]
+TENSORS = [
+    New(lambda: torch.tensor(0.5)),
+    New(lambda: torch.tensor(2)),
+    New(lambda: torch.tensor(True)),
+    New(lambda: torch.tensor(math.nan)),
+    New(lambda: torch.tensor([0.0, 1.0])),
+    New(lambda: torch.zeros(0, 3)),
+    New(lambda: torch.zeros(4, 2)),
+    New(lambda: torch.full((2, 3), math.nan)),
+    New(lambda: torch.full((4, 3), math.inf)),
+    *(
+        New(lambda dtype=dtype: torch.ones(4, 3, dtype=dtype))
+        for dtype in (torch.int64, torch.bool, torch.complex64, torch.float16, torch.bfloat16)
+    ),
+    New(lambda: torch.ones(4, 3, device="meta")),
+    New(lambda: torch.ones(4, 3).to_sparse()),
+    New(lambda: torch.ones(4, 3, requires_grad=True)),
+]
+OBJECTS = [
+    *(None, object(), Strange(), float, int, g.Denoiser, torch.float32, torch.int64, LINEAR, TABLE),
+    *(torch.device("cpu"), torch.device("meta"), New(torch.Generator), g.Sampler(1, 1), g.Twist()),
+    *(g.Guidance(), returning(None), returning("x"), returning(math.nan), returning(0.5), writing),
+    *(
+        returning(torch.zeros(4)),
+        returning(torch.zeros(2, 2)),
+        returning(1j),
+        returning([0.0, 1.0]),
+    ),
+    *(returning(10**400), lambda x, *_, **__: x, lambda x, *_, **__: x > 0),
+]
+WRONG = any_of(*NUMBERS, *LISTS, *TEXTS, *TENSORS, *OBJECTS)
+
+
+# --- what is right ------------------------------------------------------------------------------
+
+
+def network(x: Tensor, t: Tensor, **conditioning: Any) -> Tensor:
+    return 0.5 * x
+
+
+class Foreign:
+    """A model of somebody's own."""
+
+    path = LINEAR
+    evaluations_per_call = 1
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        return 0.3 * x
+
+
+def model(path: paths.Path = LINEAR, **options: Any) -> g.Denoiser:
+    return g.Denoiser(network, path, prediction="sample", **options)
+
+
+def reward(z: Tensor) -> Tensor:
+    return z.flatten(1).sum(1)
+
+
+def spoiling(z: Tensor) -> Tensor:
+    """A reward that writes into its input."""
+    return z.mul_(2.0).flatten(1).sum(1)
+
+
+states = any_of(New(lambda: torch.randn(4, 3)), New(lambda: torch.randn(4, 3).double()))
+times = any_of(0.0, 0.3, 0.5, np.float32(0.25), torch.tensor(0.4))
+later = any_of(0.6, 0.9, 1.0, np.array(0.75), 1)
+models = any_of(
+    *(model(), model(paths.EDM()), model(TRAINED), Foreign(), model(max_batch=2)),
+    model(conditioning={"y": torch.zeros(1, 2)}),
+    g.GuidedDenoiser(model(), reward),
+    g.Denoiser(writing, LINEAR),
+)
+seeds = any_of(None, 0, 1, np.int64(5), torch.tensor(7), 2**63 - 1)
+rewarded = any_of(
+    reward,
+    spoiling,
+    rewards.FunctionReward(reward, differentiable=False),
+    2.0 * rewards.as_reward(reward),
+    rewards.Cached(spoiling),
+    rewards.Clipped(reward, -1.0, 1.0),
+    lambda z: torch.where(z.flatten(1).sum(1) > 0, 0.0, -math.inf),
+)
+devices, dtypes = (
+    any_of(None, "cpu", torch.device("cpu")),
+    any_of(None, torch.float32, torch.float64),
+)
+switches = any_of(True, False)
+paths_ = any_of(LINEAR, paths.Cosine(), paths.EDM(), paths.VariancePreserving(), TRAINED)
+solvers = any_of("default", "first-order", "paper", plans.Default(2.0), plans.Paper(0.5))
+positive = any_of(1, 0.5, 2.0, np.float32(3), torch.tensor(1.5), Fraction(1, 2))
+
+SAMPLER = {
+    "transitions": any_of(1, 2, 3, np.int32(2), torch.tensor(2)),
+    "steps": any_of(1, 2, 3, np.array(2), np.array([1, 2])),
+    "rho": any_of(0.4, "ddpm", "ode", "ddim:0.5", g.DDIM(0.5), np.array(0.3), returning(0.2), -1),
+    "times": any_of(None, "uniform", "shifted:2", "karras", grids.Karras(), (0.0, 0.4, 1.0)),
+    "solver": solvers,
+    "start": any_of("trained", "pure"),
+}
+METHOD = {
+    "particles": any_of(2, 4, np.int64(4)),
+    "scale": any_of(0, 1.0, 5, np.float32(2), torch.tensor(0.5)),
+    "value": any_of(
+        "free", "posterior:2:2", PosteriorValue(1, 2), lambda x, t, D: D.mul_(2).sum(1)
+    ),
+    "boundaries": any_of(None, 1, 2, [0], [0, 1], np.array([0]), 10**9),
+    "guidance": any_of(None, "reward", "network:0.5", g.Guidance(clip=1.0)),
+}
+STEERING = {
+    **METHOD,
+    "potential": any_of("difference", "max", "sum", "immediate", "terminal", "fkd-max"),
+    "schedule": any_of("constant", "linear", "adaptive", Adaptive(0.3), lambda t: t),
+    "resampling": any_of("systematic", "ssp", "multinomial"),
+    "ess_threshold": any_of(0, 0.5, 1.0, np.float64(0.7)),
+    "twist": any_of(0.0, 1, "1:cap=2", g.Twist(0.5)),
+    "degenerate": any_of("error", "carry"),
+}
+SEARCH = {**METHOD, "children": any_of(1, 2)}
+RUN = {
+    "shape": any_of((3,), [2, 2], torch.Size([3]), np.array([3]), ()),
+    "populations": any_of(None, 1, 2),
+    "prompts": any_of(None, ["a"], ["a", "b"]),
+    "seed": seeds,
+    "dtype": dtypes,
+    "device": devices,
+    "x": any_of(None, New(lambda: torch.randn(4, 3))),
+    "shards": any_of(None, New(Shards)),
+    "record": any_of(None),
+    "on_boundary": any_of(None, returning(None)),
+    "progress": any_of(False),
+}
+
+
+# --- surfaces -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A call, and what its arguments may rightly be.
+
+    `check` is given the result and the arguments, and raises AssertionError if it is not right;
+    arguments that are not `needed` are mostly left out, and the `fixed` one is never wrong.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    needed: Mapping[str, Callable[[random.Random], Any]]
+    given: Mapping[str, Callable[[random.Random], Any]] = field(default_factory=dict)
+    check: Callable[[Any, Mapping[str, Any]], None] = lambda result, given: None
+    fixed: str = ""
+
+    def draw(self, rng: random.Random) -> dict[str, Any]:
+        chosen = [name for name in self.given if rng.random() < 0.25]
+        both = {**self.needed, **self.given}
+        drawn = {name: both[name](rng) for name in (*self.needed, *chosen)}
+        for _ in range(rng.choice((0, 0, 1, 1, 1, 2))):
+            drawn[rng.choice([name for name in both if name != self.fixed])] = WRONG(rng)
+        return drawn
+
+
+def finite(result: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert result.shape == shape, (tuple(result.shape), shape)
+    assert result.dtype == dtype, (result.dtype, dtype)
+    assert bool(torch.isfinite(result).all())
+
+
+def like_x(result: Tensor, given: Mapping[str, Any]) -> None:
+    if not bool(torch.isfinite(given["x"]).all()):  # a denoiser itself does not look
+        return
+    finite(result, given["x"].shape, given["x"].dtype)
+
+
+def like_samples(result: Tensor, given: Mapping[str, Any]) -> None:
+    samples = int(given["samples"])
+    finite(result, (samples, *given["x"].shape), given["x"].dtype)
+
+
+def like_start(result: Tensor, given: Mapping[str, Any]) -> None:
+    start = given["shape_or_noise"]
+    if isinstance(start, Tensor) and start.is_floating_point():
+        return finite(result, start.shape, start.dtype)
+    return finite(result, tuple(map(int, start)), given.get("dtype") or torch.float32)
+
+
+def a_run(result: Any, given: Mapping[str, Any]) -> None:
+    particles, prompts = int(given.get("particles", 8)), given.get("prompts")
+    count = given.get("populations")
+    populations = int(count) if count is not None else 1 if prompts is None else len(prompts)
+    x = given.get("x")
+    dtype = given.get("dtype") or torch.float32 if x is None else x.dtype
+    returned = result.rewards.shape[1]
+    shape = tuple(int(size) for size in given["shape"])
+    finite(result.samples, (populations, returned, *shape), dtype)
+    assert returned in (particles, particles // int(given.get("children", 2)))
+    assert result.rewards.shape == (populations, returned)
+    assert not bool(torch.isnan(result.rewards).any())
+    if hasattr(result, "log_weights"):
+        assert not bool(torch.isnan(result.log_weights).any())
+        assert not bool(torch.isnan(result.log_evidence).any())
+
+
+def a_table(result: g.Table, given: Mapping[str, Any]) -> None:
+    assert g.Table.from_json(result.to_json()) == result
+    assert str(result)
+
+
+def a_number(result: Any, given: Mapping[str, Any]) -> None:
+    assert type(result) is float, result
+    assert not math.isnan(result)
+
+
+def increasing(result: tuple[float, ...], given: Mapping[str, Any]) -> None:
+    assert all(type(t) is float for t in result)
+    assert all(s < t for s, t in itertools.pairwise(result))
+
+
+def per_row(result: Any, given: Mapping[str, Any]) -> None:
+    assert result.shape == given["z"].shape[:1]
+    assert result.is_floating_point()
+    assert not bool(torch.isnan(result).any())
+
+
+def spelled(result: Any, given: Mapping[str, Any]) -> None:
+    """Settings are read back from text and JSON, unless a function is among them."""
+    text, data = str(result), json.dumps(result.as_json(), allow_nan=False)
+    if "<" not in text:
+        assert type(result).parse(text) == result
+        assert type(result).from_json(json.loads(data)) == result
+
+
+def surfaces() -> list[Surface]:
+    return [*samplers(), *numbers(), *models_(), *scored(), *steered(), *settings()]
+
+
+def samplers() -> list[Surface]:
+    drawn = {"generator": any_of(None, New(torch.Generator)), "seed": seeds}
+    executed = {
+        "table": any_of(TABLE, TABLE.since(1)),
+        "denoiser": any_of(model(), Foreign()),
+        "x": states,
+        "noise": any_of(noise.KeyedNoise(0), noise.StreamNoise(1)),
+    }
+    return [
+        Surface(
+            "transition",
+            g.transition,
+            {"denoiser": models, "x": states, "t": times, "t_next": later}
+            | {"rho": SAMPLER["rho"], "steps": any_of(1, 2, 3)},
+            {"solver": solvers, "noise": states, **drawn},
+            like_x,
+        ),
+        Surface(
+            "sample",
+            g.sample,
+            {
+                "denoiser": models,
+                "shape_or_noise": any_of((4, 3), [2, 2], New(lambda: torch.ones(2, 3))),
+            },
+            {**SAMPLER, **drawn, "randomness": any_of("particle", "stream"), "dtype": dtypes}
+            | {"device": devices, "differentiable": switches, "progress": any_of(False)},
+            like_start,
+        ),
+        Surface(
+            "posterior",
+            g.posterior,
+            {
+                "denoiser": models,
+                "x": states,
+                "t": times,
+                "samples": any_of(1, 2),
+                "steps": any_of(1, 2),
+            },
+            {"solver": solvers, "differentiable": switches, **drawn},
+            like_samples,
+        ),
+        Surface("run", execute.run, executed, check=like_x),
+        Surface(
+            "iterate",
+            lambda **given: next(execute.iterate(**given)).x,
+            executed,
+            {"first": any_of(0, 1)},
+            like_x,
+        ),
+        Surface(
+            "select",
+            lambda ancestors, delta: [step(ancestors, delta) for step in boundary()],
+            {"ancestors": any_of(torch.tensor([0, 0, 1, 3])), "delta": states},
+        ),
+    ]
+
+
+def boundary() -> list[Callable[[Any, Any], None]]:
+    one = next(execute.iterate(TABLE.since(1), model(), torch.ones(4, 3), noise.KeyedNoise(0)))
+    return [lambda ancestors, _: one.select(ancestors), lambda _, delta: one.shift(delta)]
+
+
+def numbers() -> list[Surface]:
+    count = SAMPLER["transitions"]
+    rows = {"x": states, "step": any_of(0, 3), "purpose": any_of(0, 1), "draw": any_of(0, 2)}
+    found = [
+        Surface("plan", plans.plan, {"path": paths_, **SAMPLER}, {}, a_table),
+        Surface(
+            "plan_transition",
+            plans.plan_transition,
+            {"path": paths_, "t": times, "t_next": later, "rho": SAMPLER["rho"], "steps": count},
+            {"solver": solvers},
+            a_table,
+        ),
+        Surface(
+            "outer_times",
+            grids.outer_times,
+            {"path": paths_, "transitions": count},
+            {"times": SAMPLER["times"]},
+            increasing,
+        ),
+        Surface(
+            "grid",
+            lambda grid, **given: grid(**given),
+            {
+                "grid": any_of(grids.Uniform(), grids.Shifted()),
+                "path": paths_,
+                "transitions": count,
+            },
+            {},
+            increasing,
+            "grid",
+        ),
+        Surface("Shifted", grids.Shifted, {"shift": positive}),
+        Surface("from_tokens", grids.Shifted.from_tokens, {"tokens": any_of(256, 4096)}),
+        Surface(
+            "Karras",
+            grids.Karras,
+            {},
+            {"rho": positive, "sigma_min": any_of(None, 0.1), "sigma_max": any_of(None, 9)},
+        ),
+        Surface("DDIM", g.DDIM, {"eta": any_of(0, 0.5, 1.0)}),
+        Surface("Default", plans.Default, {"sigma_data": positive}),
+        Surface(
+            "Paper",
+            plans.Paper,
+            {},
+            {"sigma0": positive, "s_range": any_of((0, 1), [0.1, 0.9], np.array([0.0, 0.5]))}
+            | {"schedule": any_of("linear", "cosine"), "off_grid": any_of("nearest")},
+        ),
+        Surface("EulerMaruyama", plans.EulerMaruyama, {"noise_level": any_of(0, 0.7)}),
+        Surface(
+            "EDM", paths.EDM, {}, {"sigma_min": any_of(0.1, 0.01), "sigma_max": any_of(10, 80)}
+        ),
+        Surface(
+            "VP", paths.VariancePreserving, {}, {"beta_min": any_of(0, 0.1), "beta_max": any_of(20)}
+        ),
+        Surface(
+            "DiscreteDiffusion",
+            paths.DiscreteDiffusion,
+            {
+                "alphas_cumprod": any_of(
+                    [0.9, 0.1], np.linspace(0.9, 0.1, 5), torch.tensor([0.5, 0.2])
+                )
+            },
+        ),
+        Surface(
+            "KnownTimes",
+            paths.KnownTimes,
+            {"path": any_of(LINEAR, paths.EDM()), "times": any_of([0.0, 0.5])},
+        ),
+        Surface(
+            "from_config",
+            paths.from_config,
+            {"config": any_of(LINEAR.config(), TRAINED.config(), {"name": "edm", "sigma": 3})},
+        ),
+        Surface(
+            "path.time",
+            lambda path, a: path.time(a),
+            {"path": any_of(LINEAR), "a": any_of(0.0, 1, math.inf)},
+            check=a_number,
+            fixed="path",
+        ),
+        Surface(
+            "from_json",
+            g.Table.from_json,
+            {
+                "text": any_of(
+                    TABLE.to_json(), "{}", "[" * 10**5, TABLE.to_json().replace("0.4", '"a"')
+                )
+            },
+        ),
+        Surface("check_seed", noise.check_seed, {"seed": seeds}),
+        Surface(
+            "noise_source",
+            noise.noise_source,
+            {"seed": seeds, "generator": any_of(None)},
+            {"mode": any_of("particle", "stream")},
+        ),
+        Surface(
+            "KeyedNoise",
+            lambda seed, first, x, step, purpose, draw: noise.KeyedNoise(seed, first)(
+                step, x, purpose, draw
+            ),
+            {"seed": seeds, "first": any_of(0, 7), **rows},
+            check=like_x,
+        ),
+        Surface(
+            "StreamNoise",
+            lambda seed, x, step: noise.StreamNoise(seed)(step, x),
+            {"seed": seeds, "x": states, "step": any_of(0)},
+            check=like_x,
+        ),
+        Surface(
+            "GeneratorNoise",
+            lambda generator, x: noise.GeneratorNoise(generator)(0, x),
+            {"generator": any_of(New(torch.Generator)), "x": states},
+            check=like_x,
+        ),
+        Surface(
+            "FixedNoise",
+            lambda noises, step, x: noise.FixedNoise(noises)(step, x),
+            {"noises": any_of([torch.ones(4, 3)]), "step": any_of(0), "x": states},
+            check=like_x,
+        ),
+    ]
+    found += [
+        Surface(
+            f"path.{name}",
+            lambda path, t, name=name: getattr(path, name)(t),
+            {"path": any_of(LINEAR, TRAINED, paths.EDM()), "t": times},
+            check=a_number,
+            fixed="path",
+        )
+        for name in ("alpha", "sigma", "alpha_dot", "sigma_dot", "amplitude")
+    ]
+    return found
+
+
+def models_() -> list[Surface]:
+    asked = {"x": states, "t": any_of(0.2, 0.5, 1.0, np.float32(0.3), torch.tensor(0.5))}
+    tilts = {
+        "scale": positive,
+        "through": any_of("reward", "network"),
+        "schedule": any_of(None, lambda t: t),
+    }
+    tilts |= {"clip": any_of(None, 1.0), "sigma_data": positive, "max_batch": any_of(None, 2)}
+    options = {
+        "prediction": any_of("velocity", "sample", "v", "epsilon", "score", "reverse_velocity"),
+        "time": any_of("t", "1-t", "1000t", "sigma", "log_snr", lambda path, t: t),
+        "conditioning": any_of({}, {"y": torch.zeros(1, 2)}, {"y": [torch.zeros(4, 2), "a"]}),
+        "unconditional": any_of(None, {}),
+        "guidance_scale": any_of(1, 1.0),
+        "dtype": any_of(None, torch.float64, torch.bfloat16),
+        "max_batch": any_of(None, 1, 3, 10**9),
+        "checkpoint": switches,
+        "passes": any_of(1, 2),
+    }
+    return [
+        Surface(
+            "Denoiser",
+            lambda x, t, **given: g.Denoiser(**given)(x, t),
+            {"network": any_of(network, writing), "path": paths_, **asked},
+            options,
+            like_x,
+        ),
+        Surface(
+            "GuidedDenoiser",
+            lambda x, t, denoiser, reward, **given: g.GuidedDenoiser(denoiser, reward, **given)(
+                x, t
+            ),
+            {"denoiser": any_of(model(), Foreign()), "reward": any_of(reward, spoiling), **asked},
+            {
+                "guidance": any_of(None, g.Guidance(0.5), g.Guidance(through="network")),
+                "scale": positive,
+            }
+            | {"value": any_of(None), "prompts": any_of(None, ["a"] * 4)},
+            like_x,
+        ),
+        Surface(
+            "value guidance",
+            lambda x, t, value: g.GuidedDenoiser(model(), value=value)(x, t),
+            {
+                "value": any_of(lambda x, t: x.mul_(2).sum(1), lambda x, t: -x.square().sum(1)),
+                **asked,
+            },
+            check=like_x,
+        ),
+        Surface("Guidance", g.Guidance, {}, tilts),
+    ]
+
+
+def scored() -> list[Surface]:
+    z = any_of(New(lambda: torch.randn(4, 3)))
+    declared = {"name": any_of(None, "a"), "range": any_of((-99.0, 99), (-math.inf, math.inf))}
+    declared |= {"takes_prompts": any_of(False), "differentiable": switches}
+    declared |= {"max_batch": any_of(None, 1, 3), "device": devices}
+    part = {"part": rewarded, "z": z}
+
+    def around(cls: Any) -> Callable[..., Tensor]:
+        return lambda z, **given: rewards.evaluate(cls(**given), z, "here")
+
+    return [
+        Surface(
+            "FunctionReward",
+            around(rewards.FunctionReward),
+            {"function": any_of(reward, spoiling), "z": z},
+            declared,
+            per_row,
+        ),
+        Surface(
+            "call",
+            lambda reward, z, prompts: rewards.FunctionReward(reward, takes_prompts=True)(
+                z, prompts
+            ),
+            {"reward": any_of(lambda z, p: z.sum(1)), "z": z, "prompts": any_of(["a"] * 4)},
+        ),
+        Surface(
+            "WeightedSum",
+            around(rewards.WeightedSum),
+            {
+                "parts": any_of([reward, spoiling], (reward, reward)),
+                "weights": any_of([1, 2.0], np.array([1.0, 2.0]), [0, 1]),
+                "z": z,
+            },
+            check=per_row,
+        ),
+        Surface(
+            "Product",
+            around(rewards.Product),
+            {"parts": any_of([reward, spoiling], (reward,)), "z": z},
+            check=per_row,
+        ),
+        Surface(
+            "times",
+            lambda weight, z: rewards.evaluate(weight * rewards.as_reward(reward), z, "here"),
+            {"weight": any_of(2, 0.5, math.nan, 10**400), "z": z},
+            {},
+            per_row,
+            "weight",
+        ),
+        Surface(
+            "Clipped",
+            around(rewards.Clipped),
+            part,
+            {"low": any_of(-1, -0.5), "high": any_of(0, 2.0)},
+            per_row,
+        ),
+        Surface(
+            "Normalised",
+            around(rewards.Normalised),
+            {**part, "mean": any_of(0, 1.0), "std": positive},
+            check=per_row,
+        ),
+        Surface(
+            "from_samples",
+            lambda part, z: rewards.Normalised.from_samples(part, z).mean,
+            part,
+            check=a_number,
+            fixed="path",
+        ),
+        Surface(
+            "Decoded",
+            around(rewards.Decoded),
+            {**part, "decode": any_of(torch.sin, writing)},
+            {"max_batch": any_of(None, 2)},
+            per_row,
+        ),
+        Surface("Cached", around(rewards.Cached), part, {"size": any_of(1, 100)}, per_row),
+        Surface(
+            "ClassReward",
+            around(rewards.ClassReward),
+            {"classifier": any_of(torch.sin, writing), "label": any_of(0, 2), "z": z},
+            {"floor": any_of(-12, -1.0)},
+            per_row,
+        ),
+        Surface(
+            "evaluate",
+            rewards.evaluate,
+            {"reward": rewarded, "z": z, "where": any_of("here")},
+            {"prompts": any_of(None)},
+            per_row,
+        ),
+        Surface(
+            "gradient",
+            lambda **given: rewards.evaluate_with_gradient(**given)[0],
+            {"reward": any_of(reward, spoiling), "z": z, "where": any_of("here")},
+            check=per_row,
+        ),
+        Surface("to_bytes", to_bytes, {"pictures": any_of(New(lambda: torch.rand(1, 3, 4, 4)))}),
+    ]
+
+
+def steered() -> list[Surface]:
+    asked = {
+        "denoiser": models,
+        "reward": rewarded,
+        "shape": RUN["shape"],
+        "particles": METHOD["particles"],
+    }
+    rest = {**SAMPLER, **{name: one for name, one in RUN.items() if name != "shape"}}
+
+    def without(held: Mapping[str, Any], *names: str) -> dict[str, Any]:
+        return {name: one for name, one in held.items() if name not in (*names, "particles")}
+
+    stepped = {
+        "table": any_of(TABLE),
+        "denoiser": models,
+        "reward": rewarded,
+        "shape": RUN["shape"],
+    }
+    stepped |= {"method": any_of(g.Steering(4), g.Beam(4), g.BestOf(2))}
+    return [
+        Surface("steer", g.steer, asked, {**without(STEERING), **rest}, a_run),
+        Surface(
+            "best_of", g.best_of, asked, {**without(METHOD, "value", "boundaries"), **rest}, a_run
+        ),
+        Surface("beam", g.beam, asked, {**without(SEARCH), **rest}, a_run),
+        Surface(
+            "greedy",
+            g.greedy,
+            asked,
+            {**without(SEARCH), "pick": any_of("best", "sample"), **rest},
+            a_run,
+        ),
+        Surface(
+            "iterate_steering",
+            lambda **given: list(iterate_steering(**given)),
+            stepped,
+            {name: RUN[name] for name in ("populations", "seed", "dtype", "x", "shards", "record")},
+        ),
+        Surface(
+            "method_of",
+            method_of,
+            {"method": any_of("steering", "beam", g.BestOf()), "given": any_of({}, {"scale": 2})},
+        ),
+        Surface(
+            "read_method",
+            read_method,
+            {"data": any_of(g.Beam().as_json(), {"type": "beam", "scale": "a"}, {})},
+        ),
+        Surface("Shards", Shards, {"micro_batch": any_of(None, 2)}),
+        Surface("Adaptive", Adaptive, {"ess": any_of(0.5, np.float32(0.3))}),
+        Surface(
+            "PosteriorValue",
+            PosteriorValue,
+            {},
+            {"samples": any_of(1, 3), "steps": any_of(2), "solver": solvers},
+        ),
+        Surface(
+            "Twist",
+            g.Twist,
+            {},
+            {
+                "scale": positive,
+                "cap": any_of(1, math.inf),
+                "sigma_data": positive,
+                "adaptive": switches,
+                "trust": positive,
+            },
+        ),
+    ]
+
+
+def settings() -> list[Surface]:
+    batching = {
+        "max_batch": any_of("auto", None, 2),
+        "decode_batch": any_of(1, None),
+        "checkpoint": switches,
+    }
+    fields = {
+        g.Sampler: SAMPLER,
+        g.Steering: STEERING,
+        g.BestOf: {
+            name: STEERING[name] for name in ("particles", "scale", "guidance", "degenerate")
+        },
+        g.Beam: SEARCH,
+        g.Greedy: {**SEARCH, "pick": any_of("best", "sample")},
+        Batching: batching,
+    }
+    found = []
+    for cls, given in fields.items():
+        texts = [
+            f"{cls.word} {name}={text}" for name in given for text in ("2", "0.5", "a", "", "none")
+        ]
+        texts += [
+            f"{cls.word} {name}={text}" for name in given for text in TEXTS if isinstance(text, str)
+        ]
+        data = [{name: wrong} for name in given for wrong in (1, 0.5, "x", [1], None, {}, 10**400)]
+        found += [
+            Surface(cls.__name__, cls, {}, given, spelled),
+            Surface(
+                f"{cls.__name__}.parse", cls.parse, {"text": any_of(cls.word, *texts)}, {}, spelled
+            ),
+            Surface(
+                f"{cls.__name__}.from_json", cls.from_json, {"data": any_of(*data)}, {}, spelled
+            ),
+        ]
+    return found
+
+
+# --- a call, and what becomes of it -------------------------------------------------------------
+
+
+class TooLong(BaseException):
+    """A call took more than its time."""
+
+
+def _late(*_: Any) -> None:
+    raise TooLong
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    return (
+        [value] if isinstance(value, Tensor) and not value.is_meta and not value.is_sparse else []
+    )
+
+
+def attempt(surface: Surface, given: dict[str, Any]) -> str:
+    """ "right", "refused", or what went wrong."""
+    before = [(one, one.detach().clone()) for value in given.values() for one in tensors_in(value)]
+    old = signal.signal(signal.SIGALRM, _late)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        try:
+            result = surface.call(**given)
+        except GlassError as error:
+            str(error)
+            verdict = "refused"
+        else:
+            surface.check(result, given)
+            verdict = "right"
+    except (Exception, TooLong) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        inside = [f for f in frames if "glass_flows" in f.filename] or list(frames)
+        if frames[-1].filename == __file__ and frames[-1] is not inside[-1]:
+            return "refused"  # by the user's own function, which was asked as it may be
+        return (
+            f"{type(error).__name__} at {inside[-1].filename}:{inside[-1].lineno}: {error!s:.150}"
+        )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, old)
+    changed = any(not torch.equal(x.nan_to_num(), y.nan_to_num()) for x, y in before)
+    return "it changed what it was given" if changed else verdict
+
+
+def fuzz(listed: list[Surface], seed: int, calls: int) -> tuple[Counter[str], dict[str, str]]:
+    """How many calls of each surface were right, and an example of everything that went wrong."""
+    rng, right, wrong = random.Random(seed), Counter[str](), {}
+    torch.manual_seed(seed)
+    for number in range(calls):
+        surface = listed[number % len(listed)]
+        given = surface.draw(rng)
+        verdict = attempt(surface, given)
+        right[surface.name] += verdict == "right"
+        if verdict not in ("right", "refused"):
+            key = f"{surface.name}: {verdict}"
+            wrong.setdefault(key, ", ".join(f"{k}={_shown(v)}" for k, v in given.items()))
+            right["(wrong)"] += 1
+    return right, wrong
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{value!r:.60}"
+    except Exception:
+        return type(value).__name__
+
+
+@pytest.mark.parametrize(
+    ("seed", "calls"), [(0, 600), pytest.param(1, 3000, marks=pytest.mark.slow)]
+)
+def test_every_call_is_right_or_refused_by_name(seed, calls):
+    right, wrong = fuzz(surfaces(), seed, calls)
+    assert not wrong, "\n".join(f"{what}\n    {given}" for what, given in wrong.items())
+    assert right.total() > 0.3 * calls  # the right ones are not refused
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calls", type=int, default=3000)
+    parser.add_argument("--only", default="", help="surfaces whose name has this in it")
+    asked = parser.parse_args()
+    listed = [one for one in surfaces() if asked.only in one.name]
+    right, wrong = fuzz(listed, asked.seed, asked.calls)
+    count = right.pop("(wrong)", 0)
+    for what, given in sorted(wrong.items()):
+        print(f"{what}\n    {given}")
+    never = [one.name for one in listed if not right[one.name]]
+    print(f"{asked.calls} calls: {right.total()} right, {count} wrong; never right: {never}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,430 @@
+"""Steering's formulas one by one, against plain loops: what `tools/mutants.py` asks first."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from itertools import product
+
+import pytest
+import torch
+
+from glass_flows import Guidance, Steering, Twist, beam, best_of, greedy, steer
+from glass_flows.denoisers import Estimate
+from glass_flows.errors import InvalidArgument
+from glass_flows.execute import Boundary
+from glass_flows.paths import EDM, Linear
+from glass_flows.plans import Default, plan
+from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
+from glass_flows.steering.population import Population, steered_boundaries
+from glass_flows.steering.results import Costs, SearchResult
+from glass_flows.steering.schedules import check_schedule, share_at
+from glass_flows.steering.search import Beam
+from glass_flows.steering.twist import Twister, informative, noise_gain
+from glass_flows.steering.values import scaled
+from glass_flows.steering.weights import effective_size
+from glass_flows.worlds import GaussianMixture
+
+CAP = math.log(1e10)
+
+
+def real(numbers):
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def pair(*numbers):
+    return real([numbers])
+
+
+def normal(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+# --------------------------------------------------------------------------------- potentials
+
+VALUES = (-1.5, 0.25, -0.5, 2.0)  # sums of these have no rounding
+PRODUCTS = {  # log of the product of the potentials after each of the values
+    "difference": (-1.5, 0.25, -0.5, 2.0),
+    "max": (-1.5, -1.25, -1.0, 1.0),
+    "sum": (-1.5, -2.75, -4.5, -4.25),
+    "immediate": (-1.5, -1.25, -1.75, 0.25),
+    "terminal": (0.0, 0.0, 0.0, 0.0),
+    "fkd-difference": (-1.5, 0.25, -0.5, 2.0),
+    "fkd-max": (0.0, 0.25, 0.5, 2.5),
+    "fkd-sum": (-1.5, -2.75, -4.5, -4.25),
+    "fkd-immediate": (-1.5, -1.25, -1.75, 0.25),
+}
+ENDS = {"fkd-difference": 3.5, "fkd-max": 3.5, "fkd-sum": 3.75, "fkd-immediate": 3.5}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_product_of_the_potentials_after_every_value(name):
+    potential = POTENTIALS[name]
+    total = pair(0.0, 0.0)
+    memory = torch.full_like(total, potential.start)
+    for value, expected in zip(VALUES, PRODUCTS[name]):
+        total, memory = potential.update(total, pair(value, value), memory)
+        assert total.tolist() == [[expected, expected]]
+    end = potential.terminal(total, pair(3.5, 3.5), memory)
+    assert end[0, 0].item() == pytest.approx(ENDS.get(name, 3.5), abs=1e-14)
+    released = name.startswith("fkd-")
+    assert (potential.carries, potential.exact, potential.strict) == (
+        not released,
+        not released,
+        released,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in POTENTIALS if name.startswith("fkd-")])
+def test_a_released_weight_is_at_most_1e10(name):
+    potential, zero = POTENTIALS[name], pair(0.0)
+    total, _ = potential.update(zero, pair(700.0), zero)
+    assert total.item() == CAP == pytest.approx(23.025850929940457, rel=1e-15)
+    assert potential.terminal(pair(2.0), pair(700.0), zero).item() == 2.0 + CAP
+
+
+def test_only_potentials_are_registered():
+    with pytest.raises(InvalidArgument, match="must be a Potential"):
+        POTENTIALS.register("mine", abs)
+    assert "mine" not in POTENTIALS
+
+
+# ------------------------------------------------------------------------ weights and schedules
+
+
+def test_sizes_and_means_of_weights_in_plain_numbers():
+    weights = LogWeights(real([[0.0, 1.0, 2.0], [-2000.0, -2000.0, -math.inf]]))
+    w = [1.0, math.e, math.e**2]
+    size = sum(w) ** 2 / sum(v * v for v in w)
+    torch.testing.assert_close(weights.ess(), real([size, 2.0]))
+    means = real([math.log(sum(w) / 3), math.log(2 / 3) - 2000.0])
+    torch.testing.assert_close(weights.log_mean(), means, rtol=1e-15, atol=0)
+    assert effective_size(pair(-math.inf, -math.inf)).tolist() == [0.0]
+    assert effective_size(torch.full((1, 7), 0.3).double()).item() <= 7.0
+
+
+@pytest.mark.parametrize("ess", [0.6, 0.8])
+def test_an_adaptive_share_leaves_the_size_that_was_wanted(ess):
+    """Two particles of log-weights 0 and s v: size (1 + e)²/(1 + e²) with e = exp(s v)."""
+    v = 6.0
+    choose = Adaptive(ess).choose
+    share = choose(lambda s: torch.cat([0.0 * s, s * v, 0.0 * s, s * v], 1), pair(0.0)).item()
+    e = math.exp(share * v)
+    assert 2 * (1 + e) ** 2 / (1 + e * e) == pytest.approx(4 * ess, rel=1e-9)
+    assert 2 * (1 + e) ** 2 / (1 + e * e) <= 4 * ess * (1 + 1e-12)  # so that a threshold resamples
+    assert choose(lambda s: torch.cat([s, s * 1.01], 1), pair(0.25)).item() == 1.0
+    never = choose(lambda s: torch.cat([s, s - 99.0, s - 99.0, s - 99.0], 1), pair(0.25)).item()
+    assert never == pytest.approx(0.25, abs=1e-10)  # too few at any share: as before
+
+
+def test_shares_of_named_schedules():
+    assert share_at("constant", 1, 0.25, 4) == 1.0
+    assert share_at("linear", 1, 0.25, 4) == 0.25
+    assert share_at("linear", 4, 0.25, 4) == 1.0  # the end
+    assert share_at([0.5, 0.0, 2.0], 1, 0.25, 3) == 0.0
+    assert share_at(lambda t: 0.0, 1, 0.25, 3) == 0.0
+    assert share_at(Adaptive(), 1, 0.25, 3) == 1.0
+    for bad in (-1e-9, math.inf, math.nan, "much"):
+        with pytest.raises(InvalidArgument, match="finite number >= 0"):
+            share_at(lambda t, bad=bad: bad, 1, 0.25, 3)
+
+
+@pytest.mark.parametrize(("above", "expected"), [(2.0, 1.0), (1.0, 0.5)])
+def test_an_adaptive_share_where_the_size_rests_at_what_was_wanted(above, expected):
+    """It is 4 of 4 up to 0.5, just the half up to 0.75, and then `above`."""
+
+    def log_weights(share):
+        alive = 4.0 if share < 0.5 else 2.0 if share <= 0.75 else above
+        return pair(*(0.0 if i < alive else -math.inf for i in range(4)))
+
+    found = Adaptive(0.5).choose(log_weights, pair(0.0)).item()
+    assert found == pytest.approx(expected, abs=1e-11)
+
+
+def test_what_is_a_schedule():
+    for good in (Adaptive(0.5), math.sqrt):
+        assert check_schedule(good) is good
+    for bad in (float, 3, None):
+        with pytest.raises(InvalidArgument, match="schedule must be"):
+            check_schedule(bad)
+    for bad in (0.0, 1.0, 1.5):
+        with pytest.raises(InvalidArgument, match=r"lie in \(0, 1\)"):
+            Adaptive(bad)
+    assert share_at(math.sqrt, 1, 0.25, 3) == 0.5
+    assert share_at([0.5, 0.25], 1, 0.25, 2) == 0.25
+
+
+def test_a_scale_of_zero_forgets_infinities_and_no_other_does():
+    values = torch.tensor([-math.inf, 2.0])
+    assert scaled(0.0, values).tolist() == [0.0, 0.0]
+    assert scaled(0.5, values).tolist() == [-math.inf, 1.0]
+
+
+# ------------------------------------------------------------------------------------- the twist
+
+
+def tables():
+    for path, steps in product((Linear(), EDM()), (1, 3)):
+        yield plan(path, transitions=3, steps=steps, rho=0.3, solver=Default(sigma_data=0.7))
+
+
+@pytest.mark.parametrize("table", list(tables()), ids=range(4))
+@pytest.mark.parametrize("shape", [(4, 2), (4, 2, 3)])
+def test_the_shift_is_the_gradient_times_how_far_noise_reaches(table, shape):
+    gradient = normal(*shape)
+    gradient[3] = 0.0
+    for step in table.transitions[1:]:
+        twist = Twist(0.6, cap=0.2, sigma_data=0.7)
+        spread = step.alpha_next**2 * 0.49 + step.sigma_next**2
+        follow = step.alpha_next * 0.49 / spread if step.sigma_next > 0.0 else 1.0  # ∂D/∂x'
+        slope = step.alpha * 0.49 / (step.alpha**2 * 0.49 + step.sigma**2)
+        variance = 0.49 * (1.0 - step.alpha * slope)
+        gain = math.sqrt(step.sigma_bar**2 + step.alpha_bar**2 * variance * (len(step.rows) > 1))
+        assert noise_gain(step, table.path, 0.7) == pytest.approx(gain, rel=1e-9)
+        wanted = 0.6 * gain * follow * gradient
+        for i, row in enumerate(wanted):
+            length = float(row.norm())
+            wanted[i] = row * min(1.0, 0.2 / length) if length else row
+        found = twist.shift(step, table.path, gradient)
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=0)
+        lengths = found.reshape(4, -1).norm(dim=1)
+        assert (lengths <= 0.2 * (1 + 1e-12)).all()
+
+
+def slope_of(gradients, estimates, values):
+    """In loops: the slope of V_j - V_i on (g_i + g_j)·(D_j - D_i)/2, over finite differences."""
+    top = bottom = 0.0
+    for i, j in product(range(len(values)), repeat=2):
+        difference = values[j] - values[i]
+        if math.isfinite(difference):
+            rise = 0.5 * float(
+                ((gradients[i] + gradients[j]) * (estimates[j] - estimates[i])).sum()
+            )
+            top, bottom = top + rise * difference, bottom + rise**2
+    return min(max(top / bottom, 0.0), 1.0) if bottom else 1.0
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])
+def test_what_gradients_explain_over_all_pairs(shape):
+    P, N = 5, 4
+    g, D = normal(P * N, *shape, seed=1), normal(P * N, *shape, seed=2)
+    values = normal(P, N, seed=3) * 0.3
+    values[1, 2] = -math.inf
+    values[2] = -math.inf
+    g[12:16] = 0.0
+    values[4] = (g[16:] * D[16:]).reshape(N, -1).sum(1) * 0.3
+    found = informative(g, D, values)
+    assert found.shape == (P, 1)
+    for p in range(P):
+        rows = slice(p * N, p * N + N)
+        expected = slope_of(g[rows], D[rows], values[p].tolist())
+        assert found[p].item() == pytest.approx(expected, rel=1e-12, abs=1e-14)
+    assert found[2].item() == found[3].item() == 1.0  # nothing says otherwise
+
+
+def test_gradients_explain_quadratic_values_wholly_and_their_opposite_not_at_all():
+    D = normal(6, 2)
+    values, g = -0.5 * D.square().sum(1)[None], -D
+    assert informative(g, D, values).item() == pytest.approx(1.0, rel=1e-12)
+    assert informative(g, D, 0.25 * values).item() == pytest.approx(0.25, rel=1e-12)
+    assert informative(g, D, 4.0 * values).item() == 1.0
+    assert informative(g, 1e-3 * D, 2.5e-4 * values).item() == pytest.approx(0.25, rel=1e-12)
+    assert informative(g, D, -values).item() == 0.0
+
+
+def a_boundary(step, x):
+    return Boundary(1, step.t, x, Estimate(x, x), step)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_twister_weighs_its_shift_and_learns_from_it(adaptive):
+    """Two populations of three, in pieces of two rows, with a value of -inf on the way."""
+    P, N, trust, cap = 2, 3, 0.7, 9.0
+    table = plan(Linear(), transitions=3, steps=2, rho=0.3)
+    twist = Twist(0.8, cap=cap, adaptive=adaptive, trust=trust)
+    pieces = [slice(0, 2), slice(2, 4), slice(4, 6)]
+    twister = Twister(twist, table, P, lambda own: own.view(P, N), pieces)
+    assert twister.log_ratio() == 0.0
+    assert twister.used.tolist() == [0.0, 0.0]
+    step, prior = table.transitions[1], real([[0.5], [0.9]])
+    share = real([[0.5], [1.5]])
+    top, bottom = torch.zeros(2, P, 1).double()
+    for turn in range(3):
+        gradient, value = 0.4 * normal(6, 2, seed=turn), normal(P, N, seed=10 + turn)
+        boundary = a_boundary(step, normal(6, 2, seed=20 + turn))
+        twister.shift(boundary, gradient, value, share, prior)
+        wish = share.repeat_interleave(N, 0) * gradient
+        delta = twist.shift(step, table.path, wish)
+        trusted = ((trust * prior + top) / (trust + bottom)).clamp(0.0, 1.0)
+        if not adaptive:
+            trusted = torch.ones_like(trusted)
+        expected = trusted.repeat_interleave(N, 0) * delta
+        torch.testing.assert_close(boundary.delta, expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(twister.used, trusted[:, 0], rtol=1e-12, atol=0)
+        boundary.noise = normal(6, 2, seed=30 + turn)
+        if turn == 1:  # what is kept of it is enough
+            kept = {name: tensor.clone() for name, tensor in twister.state().items()}
+            twister = Twister(twist, table, P, lambda own: own.view(P, N), pieces)
+            twister.restore(kept)
+        drawn = boundary.noise + boundary.delta
+        exact = 0.5 * (boundary.noise.square() - drawn.square()).sum(1).view(P, N)
+        torch.testing.assert_close(twister.log_ratio(), exact, rtol=1e-10, atol=1e-12)
+        assert twister.used.tolist() == [0.0, 0.0]
+        now = normal(P, N, seed=40 + turn)
+        if turn == 0:  # of the first population two particles say something, of the second one
+            now[0, 1] = now[1, 0] = now[1, 2] = -math.inf
+        if turn == 1:  # more than was promised
+            now = value + 9.0 * (delta * drawn).sum(1).view(P, N)
+        twister.learn(None)  # a boundary without values
+        twister.learn(now)
+        twister.learn(now)  # and learns once
+        for p in range(P):
+            ours = [n for n in range(N) if math.isfinite(now[p, n])]
+            x = [float(delta[p * N + n] @ drawn[p * N + n]) for n in ours]
+            y = [float(share[p] * (now[p, n] - value[p, n])) for n in ours]
+            x, y = (real(v) - sum(v) / len(v) for v in (x, y))
+            top[p] += x @ y
+            bottom[p] += x @ x
+        torch.testing.assert_close(twister._products, top, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(twister._squares, bottom, rtol=1e-9, atol=1e-12)
+
+
+def test_the_end_has_no_noise_to_shift():
+    table = plan(Linear(), transitions=2, steps=2, rho=0.3)
+    x = torch.zeros(1, 2)
+    end = Boundary(2, 1.0, x, Estimate(x, x), None)
+    one = pair(1.0)
+    with pytest.raises(InvalidArgument, match="draws no noise"):
+        Twister(Twist(), table, 1, lambda v: v, [slice(0, 1)]).shift(end, x, one, one, one)
+
+
+def test_the_twist_that_is_documented():
+    assert (Twist().scale, Twist().cap, Twist().sigma_data) == (1.0, 0.75, 1.0)
+    assert (Twist().adaptive, Twist().trust) == (True, 8.0)
+    assert Steering().twist == Twist(0.0)
+
+
+@pytest.mark.parametrize(("field", "zero"), [("scale", True), ("cap", False), ("sigma_data", False),
+                                             ("trust", False)])  # fmt: skip
+def test_the_numbers_of_a_twist_have_ends(field, zero):
+    assert vars(Twist(**{field: 1e-300}))[field] == 1e-300
+    if zero:
+        assert Twist(scale=0.0).scale == 0.0
+    else:
+        with pytest.raises(InvalidArgument, match=field):
+            Twist(**{field: 0.0})
+    if field == "cap":
+        assert Twist(cap=math.inf).cap == math.inf
+    else:
+        with pytest.raises(InvalidArgument, match=field):
+            Twist(**{field: math.inf})
+    with pytest.raises(InvalidArgument, match="adaptive"):
+        Twist(adaptive=1)
+
+
+# ----------------------------------------------------------------- settings, populations, costs
+
+
+def test_the_settings_of_methods_have_ends():
+    assert Steering(schedule=[0.0, 2.0]).schedule == (0.0, 2.0)
+    for bad in (-1e-9, math.inf):
+        with pytest.raises(InvalidArgument, match="share of lambda"):
+            Steering(schedule=[bad, 1.0])
+    assert (Steering(scale=0.0).scale, Steering(boundaries=[0]).boundaries) == (0.0, (0,))
+    with pytest.raises(InvalidArgument, match="scale"):
+        Steering(scale=math.inf)
+    with pytest.raises(InvalidArgument, match="ess_threshold"):
+        Steering(ess_threshold=1.5)
+    assert [Steering(ess_threshold=v).ess_threshold for v in (0.0, 1.0)] == [0.0, 1.0]
+
+
+def test_the_settings_that_are_documented():
+    assert (Steering().particles, Steering().scale, Steering().ess_threshold) == (8, 1.0, 0.5)
+    assert Steering.weighted
+    assert BestOf.weighted
+    assert not Beam.weighted
+    assert Beam().children == 2
+    for call, names in (
+        (steer, {"particles": 8, "scale": 1.0, "transitions": 6, "steps": 4, "rho": 0.4}),
+        (best_of, {"particles": 8, "scale": 1.0, "transitions": 1, "steps": 24}),
+        (beam, {"particles": 8, "children": 2, "scale": 1.0, "transitions": 6, "steps": 4}),
+        (greedy, {"particles": 8, "children": 2, "scale": 1.0, "transitions": 6, "steps": 4}),
+    ):
+        told = inspect.signature(call).parameters
+        assert {name: told[name].default for name in names} == names
+
+
+@pytest.mark.parametrize(
+    ("twist", "scale", "guidance", "twisted", "guided"),
+    [
+        (0.0, 1.0, None, False, False),
+        (0.5, 0.5, None, True, False),
+        (0.5, 0.0, None, False, False),
+        (0.0, 1.0, Guidance(0.5), False, True),
+        (0.5, 0.5, Guidance(0.0), True, False),
+    ],
+)
+def test_when_gradients_are_wanted(twist, scale, guidance, twisted, guided):
+    chosen = Steering(scale=scale, twist=twist, guidance=guidance)
+    assert (chosen.twisted, chosen.guided) == (twisted, guided)
+    assert chosen.differentiates == (twisted or guided)
+
+
+def test_where_a_method_looks_by_default():
+    """Wherever noise follows, if resampling or a twist can act on what is seen there."""
+    table = plan(Linear(), transitions=3, steps=2, rho=0.3)
+    assert Steering(ess_threshold=0.0).steered(table) == set()
+    assert Steering(ess_threshold=0.5).steered(table) == {1, 2}
+    assert Steering(ess_threshold=0.0, twist=0.5).steered(table) == {1, 2}
+    assert Steering(boundaries=2).steered(table) == {0, 2}
+    assert Steering(boundaries=[]).steered(table) == set()
+    assert BestOf().steered(table) == BestOf()._steering.steered(table) == set()
+    assert steered_boundaries(table, [2], decides=False) == {2}
+    with pytest.raises(InvalidArgument, match="numbered 0 to 2"):
+        steered_boundaries(table, [0, 3], decides=True)
+    with pytest.raises(InvalidArgument, match="2 shares of lambda for 3"):
+        Steering(schedule=[0.5, 1.0]).check_table(table)
+    with pytest.raises(InvalidArgument, match="2 shares of lambda for 1"):  # seen though unused
+        Steering(schedule=[0.5, 1.0]).check_table(plan(Linear(), transitions=1, steps=2, rho=0.3))
+
+
+def test_the_calls_that_a_progress_bar_counts():
+    table = plan(Linear(), transitions=3, steps=[2, 3, 4], rho=0.3)
+    chosen = Steering(value=PosteriorValue(3, 5), boundaries=1)
+    assert chosen.calls(table) == 9 + 3 * 5 + 2 * 3 * 4  # pure noise is asked once more
+    assert chosen.calls(table, 1) == 7 + 2 * 3 * 4
+    assert Steering().calls(table) == 9
+
+
+def test_populations_in_one_batch():
+    one = Population.of(3, (2,), prompts=["a", "b"])
+    assert (one.count, len(one), one.prompts) == (2, 6, ("a",) * 3 + ("b",) * 3)
+    assert Population.of(3, (2,)).count == 1
+    assert Population.of(3, (2,), 4).prompts is None
+    ancestors = torch.tensor([[2, 0, 0], [1, 1, 2]])
+    assert one.rows(ancestors).tolist() == [2, 0, 0, 4, 4, 5]
+    model = GaussianMixture(torch.zeros(1, 2), 1.0).denoiser(Linear())
+    assert one.home(model) is None
+    assert Population.of(3, (2,), device="meta").home(model) == "meta"
+    for bad in ({"prompts": "ab"}, {"prompts": 3}, {"prompts": ["a"], "populations": 2}):
+        with pytest.raises(InvalidArgument, match="prompts"):
+            Population.of(3, (2,), **bad)
+    for bad in (2, "2", None):
+        with pytest.raises(InvalidArgument, match="shape"):
+            Population.of(3, bad)
+
+
+def test_costs_add_up():
+    one, two = Costs(1, 2, 3, 4), Costs(10, 20, 30, 40)
+    assert one + two == Costs(11, 22, 33, 44)
+    assert two - one == Costs(9, 18, 27, 36)
+    assert Costs() == Costs(0, 0, 0, 0)
+
+
+def test_lines_of_ancestors_and_the_best_of_each_population():
+    ancestry = torch.tensor([[[0, 1, 2]], [[2, 2, 0]], [[1, 0, 0]]])
+    samples = torch.arange(6.0).view(1, 3, 2)
+    result = SearchResult(samples, pair(0.5, 2.0, 1.0), ancestry, Costs())
+    assert result.lineage[:, 0].tolist() == [[2, 2, 2], [2, 2, 2], [1, 0, 0], [0, 1, 2]]
+    assert result.best.tolist() == [[2.0, 3.0]]
