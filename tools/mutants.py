@@ -107,6 +107,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_errors",
     ),
     "steering/values.py": (
+        FORMULAS,
         *STEERING,
         "test_steering_exact::test_network_evaluations_of_the_posterior_value,"
         "test_one_evaluation_is_the_posterior_mean,test_the_first_evaluation_is_not_repeated",
@@ -138,7 +139,13 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_diffusers_scheduler_checks",
         "test_diffusers_dropin",
     ),
-    "diffusers/scheduler.py": ("test_diffusers_scheduler_checks", "test_diffusers_dropin"),
+    "diffusers/scheduler.py": (
+        "test_mutants_schedules",
+        "test_diffusers_scheduler_checks",
+        "test_diffusers_dropin",
+        "test_diffusers_scheduler_use",
+        "test_diffusers_strength",
+    ),
 }
 SHARPER = {  # by the class or function that a mutant is in
     "Paper": "test_paper_solver",

@@ -97,13 +97,13 @@ def contact_sheet(
 
 def to_images(pixels: list[Tensor]) -> list[Image.Image]:
     """PIL images of (H, W, 3) uint8."""
-    return [Image.fromarray(one.numpy()) for one in pixels]
+    return [Image.fromarray(one.cpu().numpy()) for one in pixels]
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8, as diffusers rounds."""
+    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8 on the same device, as diffusers rounds."""
     if not isinstance(pictures, Tensor) or pictures.ndim != 4 or pictures.is_complex():
         given = tuple(pictures.shape) if isinstance(pictures, Tensor) else shown(pictures)
         raise ShapeError(f"pictures must be a real tensor (batch, 3, height, width), got {given}")
     scaled = pictures.detach().float().clamp(0, 1) * 255
-    return scaled.round().to("cpu", torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

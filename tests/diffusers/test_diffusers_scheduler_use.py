@@ -351,7 +351,7 @@ def test_grids_that_are_refused_by_the_schedulers_own_class():
     )
     with pytest.raises(InvalidArgument, match=r"refuses 4 steps with mu=0\.5"):
         glass(static).set_timesteps(4, mu=0.5)
-    with pytest.raises(InvalidArgument, match="at most 100000"):
+    with pytest.raises(InvalidArgument, match="at most 100,000"):
         glass(steps=60_000).set_timesteps(4)
 
 

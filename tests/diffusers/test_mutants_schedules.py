@@ -6,8 +6,9 @@ import diffusers
 import pytest
 import torch
 
+from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers.schedules import Schedule, _told_apart
-from glass_flows.errors import InvalidArgument, PlanError
+from glass_flows.errors import InvalidArgument
 from glass_flows.paths import DiscreteDiffusion, KnownTimes, Linear
 
 STABLE = {
@@ -104,13 +105,16 @@ def test_sigmas_of_a_table_are_noise_over_signal():
     chosen = [float(sigmas[k]) for k in (900, 500, 20)]
     expected = [(999.0 - k) / 1000.0 for k in (900, 500, 20)]
     assert list(found.outer_times(sigmas=[*chosen, 0.0]))[:-1] == pytest.approx(expected, abs=1e-9)
-    assert found.outer_times(sigmas=[1e9, chosen[1]])[0] == 0.0  # beyond the table
+    most = float(sigmas[-1])
+    assert found.outer_times(sigmas=[1.005 * most, chosen[1]])[0] == 0.0  # as published, rounded
+    with pytest.raises(InvalidArgument, match=r"is from 0\.0\d+ to 14\.6"):
+        found.outer_times(sigmas=[1.02 * most, chosen[1]])
 
 
 def test_times_fall_towards_data_and_are_given_once():
     _, found = made("FlowMatchEulerDiscreteScheduler")
     for same in ([500.0, 500.0], [200.0, 500.0]):
-        with pytest.raises(PlanError, match="do not fall"):
+        with pytest.raises(InvalidArgument, match="must fall towards data"):
             found.outer_times(timesteps=same)
     with pytest.raises(InvalidArgument, match="not both"):
         found.outer_times(timesteps=[500.0], sigmas=[0.5])
@@ -178,3 +182,14 @@ def test_what_a_configuration_leaves_out_is_as_its_own_class_has_it():
     for name, clips in (("DDIMScheduler", True), ("PNDMScheduler", False)):
         found = Schedule.of({"_class_name": name}).thresholded(wild)
         assert torch.equal(found, wild.clamp(-1.0, 1.0) if clips else wild)
+
+
+@pytest.mark.parametrize("rho, steps, stops_short", [
+    (1.0, 1, True), ("ddim:0", 1, True), ("ddim:1", 1, False), (0.0, 1, False), (1.0, 2, False),
+])  # fmt: skip
+def test_auto_ends_where_the_pipelines_own_sampler_does(rho, steps, stops_short):
+    own = diffusers.DDIMScheduler(**STABLE, steps_offset=1, set_alpha_to_one=False)
+    config = {**own.config, "_class_name": "DDIMScheduler"}
+    scheduler = GlassScheduler.from_config(config, rho=rho, steps=steps)
+    scheduler.set_timesteps(10)
+    assert scheduler.table.times[-1] == (scheduler.schedule.time(0.0) if stops_short else 1.0)

@@ -363,6 +363,7 @@ def test_the_declared_range_is_held(top):
     evaluate(constant(top + 0.9e-6 * max(top, 1.0)), Z, place)
     evaluate(constant(-1.0 - 0.9e-6), Z, place)
     evaluate(FunctionReward(lambda z: torch.full((7,), -0.9e-6), range=(0.0, 1e-3)), Z, place)
+    evaluate(FunctionReward(lambda z: torch.full((7,), 9e-4), range=(-1e3, 0.0)), Z, place)
     for wrong in (top + 1.2e-6 * max(top, 1.0), -1.0 - 3e-6):
         with pytest.raises(
             RewardError, match=rf"'c' returned {wrong:.9g}, outside.*\[-1, {top:g}\], {HERE}"

@@ -18,7 +18,7 @@ from glass_flows.plans import Default, plan
 from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
 from glass_flows.steering.population import Population, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
-from glass_flows.steering.schedules import check_schedule, share_at
+from glass_flows.steering.schedules import share_at
 from glass_flows.steering.search import Beam
 from glass_flows.steering.twist import Twister, informative, noise_gain
 from glass_flows.steering.values import scaled
@@ -142,12 +142,7 @@ def test_an_adaptive_share_where_the_size_rests_at_what_was_wanted(above, expect
     assert found == pytest.approx(expected, abs=1e-11)
 
 
-def test_what_is_a_schedule():
-    for good in (Adaptive(0.5), math.sqrt):
-        assert check_schedule(good) is good
-    for bad in (float, 3, None):
-        with pytest.raises(InvalidArgument, match="schedule must be"):
-            check_schedule(bad)
+def test_shares_of_lambda():
     for bad in (0.0, 1.0, 1.5):
         with pytest.raises(InvalidArgument, match=r"lie in \(0, 1\)"):
             Adaptive(bad)
@@ -406,7 +401,7 @@ def test_populations_in_one_batch():
     assert one.rows(ancestors).tolist() == [2, 0, 0, 4, 4, 5]
     model = GaussianMixture(torch.zeros(1, 2), 1.0).denoiser(Linear())
     assert one.home(model) is None
-    assert Population.of(3, (2,), device="meta").home(model) == "meta"
+    assert Population.of(3, (2,), device="cpu").home(model) == torch.device("cpu")
     for bad in ({"prompts": "ab"}, {"prompts": 3}, {"prompts": ["a"], "populations": 2}):
         with pytest.raises(InvalidArgument, match="prompts"):
             Population.of(3, (2,), **bad)
@@ -428,3 +423,9 @@ def test_lines_of_ancestors_and_the_best_of_each_population():
     result = SearchResult(samples, pair(0.5, 2.0, 1.0), ancestry, Costs())
     assert result.lineage[:, 0].tolist() == [[2, 2, 2], [2, 2, 2], [1, 0, 0], [0, 1, 2]]
     assert result.best.tolist() == [[2.0, 3.0]]
+
+
+def test_posterior_values_take_the_first_evaluation_from_the_boundary():
+    value = PosteriorValue(samples=3, steps=4)
+    assert value.extra_calls(Linear(), 0.5) == 3 * 3
+    assert value.extra_calls(Linear(), 0.0) == 3 * 4  # draws from noise of their own

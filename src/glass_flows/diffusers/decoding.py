@@ -117,17 +117,23 @@ class Pictures:
                 f"{tuple(z.shape)}, got {given}; of a video, choose or lay out its frames"
             )
         pictures: Tensor = _Clamped.apply(made.expand(-1, 3, -1, -1))
-        self.kept = [*self.kept, *zip(z.detach().cpu(), to_bytes(pictures))][-self.keep :]
+        self.kept = [*self.kept, *zip(z.detach(), to_bytes(pictures))][-self.keep :]
         return pictures
+
+    def _download(self) -> None:
+        """What is kept, from the device: the host waits for it only where somebody looks."""
+        self.kept = [(state.cpu(), pixels.cpu()) for state, pixels in self.kept]
 
     def known(self, z: Tensor) -> list[Image.Image] | None:
         """Images of (B, *shape) states if all have been decoded already."""
+        self._download()
         found = [self._find(one) for one in z.cpu()]
         known = [pixels for pixels in found if pixels is not None]
         return to_images(known) if len(known) == len(found) else None
 
     def images(self, samples: Tensor, shards: Shards | None = None) -> list[Image.Image]:
         """PIL images of (P, n, *shape) samples, each from the process that decoded it."""
+        self._download()
         if shards is not None:  # what it decoded last are its own particles at the end
             own = self.kept[-len(range(shards.own.start, shards.own.stop)) :]
             states, pixels = (shards.gather(torch.stack(part)) for part in zip(*own))
@@ -142,5 +148,5 @@ class Pictures:
         if known is None:
             with torch.no_grad():
                 self(z[None] if self.device is None else z[None].to(self.device))
-            known = self.kept[-1][1]
+            known = self.kept[-1][1].cpu()
         return known
