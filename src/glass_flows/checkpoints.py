@@ -1,10 +1,13 @@
-"""Published checkpoints: state dicts read as tensors only, checked by name, shape and value."""
+"""Weights: which they are; and state dicts, read as tensors only, checked by name and shape."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from .errors import WeightsFileError
 
-__all__ = ["Refuse", "State", "check_tensors", "read_tensors"]
+__all__ = ["Refuse", "State", "check_tensors", "identity", "read_tensors"]
 
 State = dict[str, Tensor]
 Refuse = Callable[[str], WeightsFileError]  # of a problem, the error that names the file
@@ -59,3 +62,43 @@ def check_tensors(
             raise refuse(f"{where}{name} is {given}, expected {wanted}")
         if not bool(torch.isfinite(state[name]).all()):
             raise refuse(f"{where}{name} holds NaN or infinity")
+
+
+def identity(place: str | Path, revision: str | None = None) -> str | None:
+    """Which weights these are: a hash of a file or of all files of a folder, or a commit of a hub.
+
+    Hidden files and pages (.md) do not count. None of a hub's model that is not here yet.
+    """
+    home = Path(place)
+    if not home.exists():
+        return _commit(str(place), revision)
+    files = [home] if home.is_file() else sorted(p for p in home.rglob("*") if p.is_file())
+    found = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(home)
+        if file.suffix == ".md" or any(part.startswith(".") for part in name.parts):
+            continue
+        about = file.stat()
+        found.update(name.as_posix().encode())
+        found.update(_hash(file.resolve(), about.st_size, about.st_mtime_ns))
+    return found.hexdigest()[:16]
+
+
+@lru_cache(maxsize=4096)
+def _hash(file: Path, size: int, time: int) -> bytes:
+    """Read again only if size or time are others."""
+    with open(file, "rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    try:
+        from huggingface_hub import try_to_load_from_cache
+    except ImportError:
+        return None
+    with suppress(ValueError):  # of what is no name on the hub
+        for file in ("model_index.json", "config.json", "pytorch_lora_weights.safetensors"):
+            found = try_to_load_from_cache(name, file, revision=revision)
+            if isinstance(found, str):
+                return Path(found).parent.name
+    return None

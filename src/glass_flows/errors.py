@@ -23,10 +23,12 @@ __all__ = [
     "MOST_PARTICLES",
     "DegeneratePrediction",
     "DegenerateWeights",
+    "FolderInUse",
     "GlassError",
     "InvalidArgument",
     "MissingExtra",
     "NonFinite",
+    "OtherJob",
     "PlanError",
     "RewardError",
     "RunFolderError",
@@ -147,6 +149,14 @@ class MissingExtra(GlassError, ImportError):
 
 class RunFolderError(GlassError):
     """A run's folder cannot be written or read, or belongs to another job."""
+
+
+class FolderInUse(RunFolderError):
+    """Another process writes into the folder; the message says which, and since when."""
+
+
+class OtherJob(RunFolderError):
+    """The folder holds a run of another job, of other weights or of other circumstances."""
 
 
 class WeightsFileError(GlassError):

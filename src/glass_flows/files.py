@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-__all__ = ["check_regular", "render", "replace"]
+__all__ = ["append", "check_regular", "is_temporary", "render", "replace", "written"]
 
 _NONE: Mapping[str, Callable[..., Any]] = {}
 
@@ -17,15 +20,18 @@ _NONE: Mapping[str, Callable[..., Any]] = {}
 def replace(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part.
 
+    Whole on the disk before it takes the place of the old one, also when the power is cut.
+
     Raises
     ------
     OSError
         It cannot be written; the old one is untouched.
     """
     check_regular(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "xb", buffering=0) as file:
+            _write(file.fileno(), content)
         os.replace(temporary, path)
     except OSError:
         with suppress(OSError):  # on a full disk the part that was written is in the way
@@ -37,6 +43,47 @@ def check_regular(path: Path) -> None:
     """Raise OSError if a file is there that is none of bytes: a folder, a link, a device."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OSError(errno.EINVAL, "not a regular file, so that it is not replaced", str(path))
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is called as :func:`replace` calls a file before it is whole."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{12}\.tmp", path.name) is not None
+
+
+def written(save: Callable[[BytesIO], object]) -> bytes:
+    """What a function writes into a file that it is given."""
+    content = BytesIO()
+    save(content)
+    return content.getvalue()
+
+
+def append(path: Path, content: bytes) -> None:
+    """Write behind what a file holds, all of it or nothing.
+
+    Raises
+    ------
+    OSError
+        It cannot be written; the file is as it was.
+    """
+    with open(path, "ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            _write(file.fileno(), content)
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
+
+
+def _write(file: int, content: bytes) -> None:
+    """All of it, and on the disk. A system may write less than it was given and call it success."""
+    left = memoryview(content)
+    while left:
+        written = os.write(file, left)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left = left[written:]
+    os.fsync(file)
 
 
 def render(file: Path, filters: Mapping[str, Callable[..., Any]] = _NONE, **given: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .errors import InvalidArgument, ShapeError, check_count, shown
+from .files import replace, written
 from .steering import SearchResult
 
 __all__ = ["ImageResult", "contact_sheet", "image_name", "to_bytes", "to_images"]
@@ -57,7 +59,7 @@ class ImageResult:
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        written = []
+        files = []
         for p, prompt in enumerate(self.prompts):
             for n, image in enumerate(self.images[p]):
                 info = PngInfo()
@@ -65,9 +67,9 @@ class ImageResult:
                 info.add_itxt("reward", repr(self.rewards[p, n].item()))
                 info.add_itxt("settings", json.dumps(dict(self.settings)))
                 file = target / image_name(p, n)
-                image.save(file, pnginfo=info)
-                written.append(file)
-        return written
+                replace(file, written(partial(image.save, format="PNG", pnginfo=info)))
+                files.append(file)
+        return files
 
 
 def image_name(population: int, particle: int) -> str:

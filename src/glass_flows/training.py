@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from .errors import InvalidArgument, NonFinite, WeightsFileError, check_count
 from .files import replace
 from .progress import track
+from .stops import keep
 
 __all__ = ["Loss", "TrainingTask", "checkpoints", "fingerprint", "fit", "save_tensors"]
 
@@ -135,7 +136,12 @@ def fit(
 ) -> nn.Module:
     """Run a job to its end, from its checkpoint at `path` if there is one; its EMA model."""
     training = Training(job)
-    metadata = {"checkpoint": job.name, "settings": json.dumps(dict(settings), sort_keys=True)}
+    metadata = {
+        "checkpoint": job.name,
+        "settings": json.dumps(dict(settings), sort_keys=True),
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
     if path.exists():
         _resume(training, path, metadata)
     left = range(training.step, job.steps)
@@ -148,6 +154,7 @@ def fit(
                     "train with another seed or a larger batch"
                 )
             save_tensors(path, training.state(), metadata)
+            keep("training", f"step {training.step} of {job.steps} of {job.name}")
     return training.ema
 
 
@@ -214,3 +221,4 @@ def checkpoints(
         ) from error
     yield lambda task, file, own=settings: fit(task, folder / file, own, every, progress)
     shutil.rmtree(folder)
+    keep("training", None)

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -23,8 +24,9 @@ import torch
 from typer.testing import CliRunner
 
 from glass_flows.cli import app
-from glass_flows.errors import InvalidArgument, RunFolderError, UnknownName
-from glass_flows.jobs import batch, workers
+from glass_flows.errors import FolderInUse, InvalidArgument, RunFolderError, UnknownName
+from glass_flows.folders import alone
+from glass_flows.jobs import workers
 from glass_flows.jobs.batch import run_batch
 from glass_flows.jobs.items import Work, items_of
 from glass_flows.jobs.models import Digits
@@ -260,8 +262,9 @@ def test_damaged_runs_can_be_thrown_away(tmp_path):
     wanted = content(tmp_path)
     for item, name in zip(ITEMS, ("run.json", "result.json")):
         (tmp_path / item.name / name).write_text("{")
-        with pytest.raises(RunFolderError, match=rf"{name}.*damaged"):
-            run_batch(WORK, ITEMS[:2], tmp_path, progress=False)
+        report = run_batch(WORK, ITEMS[:2], tmp_path, progress=False)
+        assert (report.finished, report.failed) == (1, 1)
+        assert re.search(rf"{name}.*damaged", report.table.read_text())
         run_batch(WORK, ITEMS[:2], tmp_path, overwrite=True, progress=False)
         assert content(tmp_path) == wanted
 
@@ -280,9 +283,21 @@ def test_threads_are_those_asked_for(tmp_path):
         torch.set_num_threads(before)
 
 
-def test_two_batches_do_not_share_a_folder(tmp_path):
-    with batch._alone(tmp_path), pytest.raises(RunFolderError, match="another batch runs"):
+def hold(out, pipe):
+    with alone(out):
+        pipe.send(os.getpid())
+        time.sleep(60)
+
+
+def test_two_batches_do_not_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/glass-flows", "batch", "prompts.txt"])
+    here, there = FORK.Pipe()
+    child = in_child(hold, tmp_path, there)
+    who = f"process {here.recv()} on .*, `glass-flows batch prompts.txt`, since 20"
+    with pytest.raises(FolderInUse, match=f"{who}.*stop it, or give another folder"):
         run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
+    child.kill()
+    child.join()
     run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
 
 

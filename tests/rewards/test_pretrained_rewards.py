@@ -254,7 +254,7 @@ def test_prompts_are_cleaned_where_the_authors_clean_them(name, every, folder, i
     heard, tokenizer = [], reward.tokenizer
 
     def listen(texts, **options):
-        heard.extend(texts)
+        heard.extend(dict.fromkeys(texts))
         return tokenizer(texts, **options)
 
     reward.tokenizer = listen

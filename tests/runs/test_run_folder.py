@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -14,11 +15,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tiny_pipelines
-from glass_flows import Twist, best_of, steer
-from glass_flows.cli import app
+from glass_flows import Sampler, Steering, Twist, best_of, steer
+from glass_flows.checkpoints import identity
+from glass_flows.cli import _clear_empty, app
 from glass_flows.diffusers import steer_pipeline
-from glass_flows.errors import InvalidArgument, RewardError, RunFolderError
-from glass_flows.jobs import digits_denoiser
+from glass_flows.errors import InvalidArgument, OtherJob, RewardError, RunFolderError
+from glass_flows.files import append, replace
+from glass_flows.folders import LOCKS, alone
+from glass_flows.jobs import Job, digits_denoiser, resolve
+from glass_flows.jobs.align import align, compare_digits
+from glass_flows.jobs.models import Digits
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder, clear_run, find_runs, read_run
 from glass_flows.worlds.digits import IMAGE, load_digits_classifier
@@ -319,12 +325,17 @@ def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(tmp
     same(whole, run(tmp_path / "again"))
 
 
-def test_a_state_without_its_run_is_not_gone_on_with(tmp_path):
-    """Whose it is nobody knows once run.json is gone."""
+def test_a_state_knows_whose_it_is_without_its_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", 3)
     (tmp_path / "run" / "run.json").unlink()
-    same(run(tmp_path / "run", scale=1.0), run(tmp_path / "whole", scale=1.0))
+    kept = (tmp_path / "run" / "state.safetensors").read_bytes()
+    with pytest.raises(OtherJob, match=r"another job.* method.scale: 4.0 there, the default here"):
+        run(tmp_path / "run", scale=1.0)
+    with pytest.raises(OtherJob, match="another job, which differs in seed: 3 there, 4 here"):
+        RunFolder(tmp_path / "run", {"seed": 4})
+    assert (tmp_path / "run" / "state.safetensors").read_bytes() == kept
+    same(run(tmp_path / "run"), run(tmp_path / "whole"))
 
 
 def test_a_record_that_was_stopped_goes_on_when_it_is_used_again(tmp_path):
@@ -339,3 +350,155 @@ def test_a_record_that_was_stopped_goes_on_when_it_is_used_again(tmp_path):
     asked = reward.left = K + 1
     go()
     assert 0 < reward.left < asked
+
+
+# --- whose a run is -------------------------------------------------------------------------------
+
+
+def test_a_run_of_other_weights_is_another_job(tmp_path):
+    def begun(weights):
+        return RunFolder(tmp_path, {"seed": 3}, weights={"model": weights})
+
+    with pytest.raises(KeyboardInterrupt):
+        steer(
+            digits_denoiser(), Patient(3), shape=IMAGE, record=begun("ab"), particles=N,
+            transitions=K, steps=3, seed=3, progress=False,
+        )  # fmt: skip
+    for name in ("run.json", "nothing"):  # the state knows it, too
+        (tmp_path / name).unlink(missing_ok=True)
+        with pytest.raises(OtherJob, match=r"differs in weights.model: ab there, cd here"):
+            begun("cd")
+    assert begun("ab").saved().index == 4
+    RunFolder(tmp_path, {"seed": 3})  # of a hub they may not be known yet
+
+
+def test_another_number_of_threads_is_refused_where_the_run_would_go_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 3)
+    kept = {file: file.read_bytes() for file in tmp_path.glob("*.*")}
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        with pytest.raises(OtherJob, match=f"threads: {before} there, {before + 1} here"):
+            run(tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    assert {file: file.read_bytes() for file in kept} == kept
+
+
+def test_weights_are_known_by_their_files(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    (tmp_path / "README.md").write_text("of no matter")
+    first = identity(tmp_path)
+    (tmp_path / "README.md").write_text("still")
+    assert identity(tmp_path) == first
+    (tmp_path / "tokenizer.json").write_text("{}")
+    second = identity(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"two!")
+    assert len({first, second, identity(tmp_path)}) == 3
+    assert identity("no-such/model") is None
+
+
+def test_events_are_those_of_the_state_whatever_became_of_the_file(tmp_path):
+    whole = run(tmp_path / "whole")
+    for i, damage in enumerate((b"", b"{}\n" * 9, b"\xff\xfe", None)):
+        parts = tmp_path / str(i)
+        with pytest.raises(KeyboardInterrupt):
+            run(parts, 3)
+        if damage is None:
+            (parts / "events.jsonl").unlink()
+        else:
+            (parts / "events.jsonl").write_bytes(damage)
+        same(run(parts), whole)
+        assert timeless(read_run(parts).events) == timeless(read_run(tmp_path / "whole").events)
+
+
+def test_a_short_write_is_noticed(tmp_path, monkeypatch):
+    """A system may write a part and call it success; the next write then tells why."""
+    file = tmp_path / "events.jsonl"
+    file.write_bytes(b"one\n")
+    real, left = os.write, [2, 0]
+    monkeypatch.setattr(os, "write", lambda f, data: real(f, data[: left.pop(0)]))
+    with pytest.raises(OSError, match="No space"):
+        append(file, b"two\n")
+    assert file.read_bytes() == b"one\n"
+    left[:] = [2, 0]
+    with pytest.raises(OSError, match="No space"):
+        replace(file, b"three\n")
+    assert [p.name for p in tmp_path.iterdir()] == ["events.jsonl"]
+    left[:] = [2, 9]
+    append(file, b"two\n")
+    assert file.read_bytes() == b"one\ntwo\n"
+
+
+def test_only_what_a_run_wrote_is_thrown_away(tmp_path):
+    record = RunFolder(tmp_path)
+    for name in ("000-00.png", "mine.png", "estimates/000.png", "estimates/mine.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    result = run(tmp_path / "other")
+    P, count = result.rewards.shape
+    rest = ["none.png"] * (count - 2)
+    record.finish(
+        result, [["000-00.png", "../outside.png", *rest]] + [["none.png"] * count] * (P - 1)
+    )
+    (tmp_path.parent / "outside.png").write_text("not of this run")
+    clear_run(tmp_path)
+    left = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")}
+    assert left == {"mine.png", "estimates/mine.png"}
+    assert (tmp_path.parent / "outside.png").exists()
+
+
+def test_images_of_a_run_that_did_not_come_to_its_result_are_thrown_away(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 3)
+    found = read_run(tmp_path)
+    last = f"{found.populations - 1:03}-{found.returned - 1:02}.png"
+    for name in ("000-00.png", last, f"000-{found.returned:02}.png"):
+        (tmp_path / name).write_bytes(b"x")
+    clear_run(tmp_path)
+    assert [p.name for p in tmp_path.glob("*.png")] == [f"000-{found.returned:02}.png"]
+
+
+def test_of_folders_without_files_only_those_that_somebody_holds_are_left(tmp_path):
+    out = tmp_path / "new" / "out"
+    for name in ("empty/below", "held", "was held"):
+        (out / name).mkdir(parents=True)
+    (out / "was held" / ".lock").touch()
+    with alone(out), alone(out / "held"):
+        _clear_empty([out, tmp_path / "new"])
+        assert {p.name for p in out.iterdir()} == {"held", *LOCKS}
+    assert {p.name for p in (out / "held").iterdir()} == set()
+    _clear_empty([out, tmp_path / "new"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_finished_run_given_again_does_no_work(tmp_path, monkeypatch):
+    job = Job("digits", Steering(3), Sampler(2, 1), ("8",), seed=1)
+    first, said = align(resolve("digits"), job, tmp_path, progress=False), []
+    monkeypatch.setattr(Digits, "run", lambda *given: pytest.fail("it is drawn again"))
+    monkeypatch.setattr(Digits, "load", lambda *given: pytest.fail("the model is loaded"))
+    again = align(resolve("digits"), job, tmp_path, progress=False, announce=said.append)
+    assert said == ["finished already: nothing is drawn"]
+    assert again == first
+    first.images[1].write_bytes(first.images[1].read_bytes()[:-20])
+    with pytest.raises(RunFolderError, match=rf"{first.images[1].name}' of a finished run is miss"):
+        align(resolve("digits"), job, tmp_path, progress=False)
+
+
+def test_digits_of_other_settings_are_kept_unless_they_are_to_be_thrown_away(tmp_path):
+    job = Job("digits", Steering(3), Sampler(2, 1), reward="class:8", populations=2)
+    first = compare_digits(job, tmp_path, progress=False)
+    assert compare_digits(job, tmp_path, progress=False).methods == first.methods  # read again
+    other = dataclasses.replace(job, seed=1)
+    with pytest.raises(OtherJob, match="seed: the default there, 1 here"):
+        compare_digits(other, tmp_path, progress=False)
+    compare_digits(other, tmp_path, overwrite=True, progress=False)
+    assert {read_run(run).job["seed"] for run in find_runs(tmp_path)} == {1}
+
+
+def test_refused_settings_leave_nothing(tmp_path):
+    job = Job("digits", Steering(3, guidance="network:1:clip=0.5"), Sampler(2, 1), ("8", "x"))
+    with pytest.raises(InvalidArgument):
+        align(resolve("digits"), job, tmp_path / "new" / "out", progress=False)
+    assert not (tmp_path / "new").exists()

@@ -373,7 +373,7 @@ def test_training_writes_models_and_leaves_the_random_stream_alone(quick, tmp_pa
     assert capsys.readouterr() == ("", "")  # bars are for terminals
     assert torch.equal(torch.random.get_rng_state(), before)
     out = tmp_path / "new" / "out"
-    assert sorted(path.name for path in out.iterdir()) == [
+    assert sorted(path.name for path in out.glob("[!.]*")) == [
         "MODEL_CARD.md",
         "digits.safetensors",
         "digits_judge.safetensors",

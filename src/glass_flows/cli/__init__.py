@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from typer.core import TyperGroup
 
 from .. import __version__
-from ..errors import GlassError, frames_of
+from ..errors import FolderInUse, GlassError, frames_of
+from ..folders import LOCKS, Hold
 from ..runs.listing import clean
+from ..stops import stoppable
 from .research import check, compare, reproduce, train_app
 from .runs import report, runs_app
 from .tools import convert_app, evaluate, plan
@@ -74,11 +76,10 @@ def _tidy(command: Callable[..., None]) -> Callable[..., None]:
 def _clear_empty(made: Sequence[Path]) -> None:
     """Remove a folder with its empty folders, and those above that were made for it."""
     inside = [Path(folder) for folder, _, _ in os.walk(made[0], topdown=False)]
-    files = [file for file in made[0].rglob("*") if not file.is_dir()]
-    if files == [made[0] / ".lock"]:
-        files[0].unlink()  # of the folder's lock, which was given back
     for folder in dict.fromkeys([*inside, *made]):
-        with suppress(OSError):  # something is in it
+        with suppress(OSError, FolderInUse):  # something is in it, or another process is at it
+            if os.listdir(folder) == [LOCKS[0]]:
+                Hold(folder).release()  # takes the lock away, too
             folder.rmdir()
 
 
@@ -93,12 +94,13 @@ for panel, commands in _PANELS.items():
 
 
 def main() -> None:
-    """Entry point: whatever is wrong ends in one line and exit code 2.
+    """Entry point: whatever is wrong ends in one line and exit code 2; a signal in one line, too.
 
     Below it, where somebody's own code raised, the last lines of that.
     """
     try:
-        code = app(standalone_mode=False)
+        with stoppable():
+            code = app(standalone_mode=False)
     except typer.Abort:
         sys.exit(1)
     except _Usage as error:

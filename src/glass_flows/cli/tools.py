@@ -110,7 +110,9 @@ def convert_reward(
 
     Example: glass-flows convert reward imagereward ImageReward.pt weights/imagereward
     """
+    from ..folders import alone
     from ..rewards.pretrained import convert_reward as run_conversion
 
-    folder = run_conversion(name, file, out, base=base)
+    with alone(out):
+        folder = run_conversion(name, file, out, base=base)
     typer.echo(f"reward: {folder}\nuse it with: --reward {name}:{folder}")

@@ -84,16 +84,14 @@ def align(
     if not isinstance(found, Digits):
         _align_images(found, jobs[method], out, budget, overwrite)
         return
-    given = {"--overwrite": overwrite, "--budget": budget is not None}
-    if foreign := [name for name, value in given.items() if value]:
-        raise InvalidArgument(
-            f"{', '.join(foreign)}: only for a diffusers pipeline; --model is {model!r}"
-        )
-    _align_digits(found, jobs[method], method, populations or 256, "twist" in options.method, out)
+    if budget is not None:
+        raise InvalidArgument(f"--budget: only for a diffusers pipeline; --model is {model!r}")
+    twist, count = "twist" in options.method, populations or 256
+    _align_digits(found, jobs[method], method, count, twist, out, overwrite)
 
 
 def _align_digits(
-    model: Any, job: Any, method: str, populations: int, twist: bool, out: Path
+    model: Any, job: Any, method: str, populations: int, twist: bool, out: Path, overwrite: bool
 ) -> None:
     """Compare, and print the table."""
     from dataclasses import replace
@@ -106,7 +104,9 @@ def _align_digits(
     methods = twisted(job.method, model.sigma_data, twist) or (
         {method: job.method} if method not in ("plain", "best-of-n") else {}
     )
-    report = compare_digits(job, out, model=model, methods=methods, announce=announce)
+    report = compare_digits(
+        job, out, model=model, methods=methods, overwrite=overwrite, announce=announce
+    )
     print_table(
         ("method", "reward", "judge", "ESS", "evals", "s"),
         [
@@ -180,8 +180,9 @@ def sample(
 
     Example: glass-flows sample --class 3 --guidance-scale 2 --out out/threes
     """
+    from ..folders import alone
     from ..jobs.models import Digits, digits_denoiser, resolve
-    from ..jobs.pictures import Strip, image_grid, make_folder, save_png
+    from ..jobs.pictures import Strip, image_grid, save_png
     from ..plans import Sampler
     from ..sampling import sample as draw
     from ..settings import build
@@ -194,11 +195,11 @@ def sample(
     if label is None and guidance_scale != 1.0:
         raise InvalidArgument("--guidance-scale needs --class: there is nothing to guide towards")
     denoiser = digits_denoiser(label, guidance_scale, found.place or None)
-    folder = make_folder(out)
-    images = draw(denoiser, (count, *IMAGE), sampler, seed=seed)
-    caption = f"{model}: {sampler}"
-    grid = image_grid([Strip(caption, images, [None] * count)])
-    file = save_png(grid, folder / "samples.png", settings=caption, seed=seed)
+    with alone(out) as folder:
+        images = draw(denoiser, (count, *IMAGE), sampler, seed=seed)
+        caption = f"{model}: {sampler}"
+        grid = image_grid([Strip(caption, images, [None] * count)])
+        file = save_png(grid, folder / "samples.png", settings=caption, seed=seed)
     typer.echo(f"picture: {file}")
 
 

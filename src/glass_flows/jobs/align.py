@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InvalidArgument, RunFolderError, check_count
+from ..errors import InvalidArgument, check_count
+from ..files import replace as replace_file
+from ..folders import alone, alone_in_out
 from ..images import ImageResult, contact_sheet
 from ..plans import Sampler
-from ..runs import RESULT, RunFolder, clear_run, started_by_torchrun
+from ..runs import RESULT, RunFolder, clear_run, find_runs, read_run, started_by_torchrun
 from ..steering import BestOf, Costs, Method, SearchResult, Shards, Steering, SteeringResult
 from ..steering.loop import Watch
 from .budget import chosen_for
 from .job import Job
 from .models import Digits, Model
-from .pictures import Strip, digit_image, image_grid, make_folder, save_png
+from .pictures import Strip, digit_image, image_grid, save_png
 
 __all__ = ["Aligned", "Comparison", "Judged", "Line", "align", "compare_digits"]
 
@@ -70,12 +73,14 @@ class Comparison:
     results: Path
 
 
+@alone_in_out
 def compare_digits(
     job: Job,
     out: str | os.PathLike[str],
     *,
     model: Digits | None = None,
     methods: Mapping[str, Method] | None = None,
+    overwrite: bool = False,
     progress: bool | None = None,
     announce: Announce = lambda text: None,
 ) -> Comparison:
@@ -84,7 +89,8 @@ def compare_digits(
     Writes `alignment.png` (images before and after, bordered by the judge's verdict) and
     `comparison.json` into `out`, and a run's folder for each method (:mod:`glass_flows.runs`).
     `job.populations` independent ones give the standard errors; `methods` by title are those of
-    the comparison, by default the job's own.
+    the comparison, by default the job's own. What is finished in the folder is not drawn again;
+    `overwrite` throws away what was drawn there with other settings.
     """
     model = model or Digits(job.model, job.model.partition(":")[2], job.loading)
     check_count("populations", job.populations, least=2)  # a standard error needs two
@@ -94,17 +100,17 @@ def compare_digits(
     # Bad settings stop here, before the folder is made and anything is drawn.
     for method in methods.values():
         method.check_table(job.sampler.plan(model.denoiser.path))
-    folder, N, count = make_folder(out), job.method.particles, job.populations
-    drawn = {}
-    for name, method in methods.items():
-        announce(f"{name}: {N} particles, {count} populations")
-        drawn[name] = _timed(name, model, replace(job, method=method), folder, progress)
+    folder, N, count = Path(out), job.method.particles, job.populations
+    if overwrite:
+        for run in find_runs(folder / "runs"):
+            clear_run(run)
+    draw = partial(_timed, model, folder, progress, announce)
+    drawn = {name: draw(name, replace(job, method=method)) for name, method in methods.items()}
     spent = [result.costs for result, _ in drawn.values()]
     passes = max((c.network_evaluations + c.network_gradients for c in spent), default=0)
     passes = passes // (N * count) or job.sampler.evaluations
-    announce(f"plain and best of {N}: ODE samples of {passes} evaluations")
     ode = replace(job, method=BestOf(N), sampler=Sampler.ode(passes))
-    best, seconds = _timed(f"best of {N}", model, ode, folder, progress)
+    best, seconds = draw(f"best of {N}", ode)
     plain = SearchResult(  # one of those, at its share of the cost
         best.samples[:, :1],
         best.rewards[:, :1],
@@ -128,26 +134,25 @@ def compare_digits(
         if isinstance(result, SteeringResult)
     }
     payload = {"job": settings, "methods": list(map(asdict, lines)), "log_evidence": evidence}
-    results.write_text(json.dumps(payload, indent=1) + "\n")
+    replace_file(results, (json.dumps(payload, indent=1) + "\n").encode())
     return Comparison(tuple(lines), picture, results)
 
 
 def _timed(
-    name: str, model: Digits, job: Job, out: Path, progress: bool | None
+    model: Digits, out: Path, progress: bool | None, announce: Announce, name: str, job: Job
 ) -> tuple[SearchResult, float]:
-    """Run a job in its folder; a run of other settings, which took seconds, is replaced."""
+    """Run a job in its folder, or take what it has come to; and the seconds it took."""
     home = out / "runs" / re.sub(r"[^a-z0-9]+", "-", name)
-    title = f"{job.title}: {name}"
-    try:
-        record = RunFolder(home, job.as_json(), title=title)
-    except RunFolderError:
-        clear_run(home)
-        record = RunFolder(home, job.as_json(), title=title)
+    title, weights = f"{job.title}: {name}", model.weights(job.reward)
+    record = RunFolder(home, job.as_json(), title=title, weights=weights)
+    if record.finished:
+        announce(f"{name}: finished already")
+        return record.result(), read_run(home).figures["seconds"]
+    announce(f"{name}: {job.method.particles} particles, {job.populations} populations")
     record.pictures = lambda z: [digit_image(image) for image in z]
-    start = time.perf_counter()
     result = model.steer(job, Watch(record, progress=progress))
     record.finish(result)
-    return result, time.perf_counter() - start
+    return result, read_run(home).figures["seconds"]
 
 
 def _line(name: str, result: SearchResult, verdict: Tensor, seconds: float) -> Line:
@@ -227,9 +232,9 @@ def align(
     """Draw a job and write every image, a sheet of them and the figures into `out`.
 
     `out` is the folder of the run (:mod:`glass_flows.runs`): one that was stopped goes on where it
-    was. Under torchrun the particles are dealt out to all processes, of which the first writes.
-    Where the model has a judge, the sheet also holds as many plain samples, and what it says of
-    both.
+    was, and of one that is finished only the figures are read. Under torchrun the particles are
+    dealt out to all processes, of which the first writes. Where the model has a judge, the sheet
+    also holds as many plain samples, and what it says of both.
 
     Parameters
     ----------
@@ -242,50 +247,86 @@ def align(
     dealt_out = job.micro_batch is not None or started_by_torchrun()
     if budget is not None and dealt_out:
         raise InvalidArgument("--budget measures one process: not under torchrun, no --micro-batch")
-    model.reward(job)
-    folder = make_folder(out)
-    shards = Shards(job.micro_batch) if dealt_out else None
+    folder, shards = Path(out), Shards(job.micro_batch) if dealt_out else None
     first = shards is None or shards.rank == 0
-    model.load()
-    if budget is not None:
-        job = within(budget, model, job, folder, announce)(job)
-    if overwrite:
-        if first:
-            clear_run(folder)
-        if shards is not None:
-            shards.total(0)  # the others wait until it is gone
-    record = RunFolder(folder, job.as_json(), title=job.title, writes=first)
-    watch = Watch(record if model.records else None, progress=progress if first else False)
+    with alone(folder) if first else nullcontext():
+        if overwrite:
+            if first:
+                clear_run(folder)
+            if shards is not None:
+                shards.total(0)  # the others wait until it is gone
+        if budget is not None:
+            job = within(budget, model, job, folder, announce)(job)
+        if not (folder / RESULT).exists():
+            model.reward(job)
+            model.load()
+        weights = model.weights(job.reward)
+        record = RunFolder(folder, job.as_json(), title=job.title, writes=first, weights=weights)
+        if record.finished:
+            record.check()
+            announce("finished already: nothing is drawn")
+            return _kept(job, record)
+        return _drawn(model, job, record, shards, progress)
+
+
+def _drawn(
+    model: Model, job: Job, record: RunFolder, shards: Shards | None, progress: bool | None
+) -> Aligned:
+    """Draw, and write what came out: last of all that it is finished."""
+    watch = Watch(record if model.records else None, progress=progress if record.writes else False)
     with record.failures():
         result = model.run(job, watch, shards)
-    names = [file.name for file in result.save(folder)] if first else []
-    N = result.rewards.shape[1]
+    if not record.writes:
+        return _aligned(job, result.result, record.folder)
+    folder, N = record.folder, result.rewards.shape[1]
+    files = [file.name for file in result.save(folder)]
     best = result.rewards.argsort(1, descending=True).tolist()
     rows = [[row[i] for i in order] for row, order in zip(result.images, best)]
     judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
-    if first and (verdicts := model.judge(result)) is not None:
+    if (verdicts := model.judge(result)) is not None:
         plain = model.run(_plain(job), Watch(progress=progress))
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
-    if first:
-        save_png(sheet, folder / "best-first.png")
+    save_png(sheet, folder / "best-first.png")
     record.finish(
         result.result,
-        [names[i : i + N] for i in range(0, len(names), N)],
+        [files[i : i + N] for i in range(0, len(files), N)],
         prompts=result.prompts,
         seed=job.seed,
         accepted=judged and judged.returned,
         plain_accepted=judged and judged.plain,
     )
+    return _aligned(job, result.result, folder, files, judged)
+
+
+def _kept(job: Job, record: RunFolder) -> Aligned:
+    """Of a run that is finished."""
+    found = read_run(record.folder)
+    populations = (found.result or {}).get("populations", ())
+    plain = [p["plain_accepted"] for p in populations if p["plain_accepted"] is not None]
+    judged = None
+    if plain:
+        judged = Judged(plain, [[bool(one.accepted) for one in row] for row in found.samples])
+    files = [one.file for row in found.samples for one in row if one.file is not None]
+    return _aligned(job, record.result(), record.folder, files, judged)
+
+
+def _aligned(
+    job: Job,
+    result: SearchResult,
+    folder: Path,
+    files: Sequence[str] = (),
+    judged: Judged | None = None,
+) -> Aligned:
     return Aligned(
-        images=tuple(folder / name for name in names),
+        images=tuple(folder / name for name in files),
         picture=folder / "best-first.png",
         results=folder / RESULT,
         prompts=job.prompts,
         rewards=result.rewards.tolist(),
-        evaluations=result.result.network_evaluations,
-        gradients=result.result.network_gradients,
-        biases=vars(result.result).get("biases", ()),
+        evaluations=result.network_evaluations,
+        gradients=result.network_gradients,
+        biases=vars(result).get("biases", ()),
         judged=judged,
     )
 

@@ -10,27 +10,30 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from ..errors import RunFolderError
 from ..files import render, replace
+from ..folders import alone_in_out
 from ..progress import progress_bar
-from ..runs import read_run
+from ..runs import RunRecord, read_run
 from ..runs.result import best_first, loose
+from ..stops import keep
 from .align import within
-from .items import Item, Work, clear_others, is_finished, load_model
+from .items import Item, Over, Work, clear_others, is_finished, load_model
 from .on_ray import run_with_ray
 from .pictures import make_folder
 from .workers import run_here, run_in_processes
 
 __all__ = ["BatchReport", "run_batch", "summarise"]
+
+_NONE: Mapping[Item, str] = {}
+_COSTS = ("network_evaluations", "network_gradients", "reward_evaluations")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class BatchReport:
     table: Path
 
 
+@alone_in_out
 def run_batch(
     work: Work,
     items: Sequence[Item],
@@ -79,59 +83,63 @@ def run_batch(
 
     Raises
     ------
+    FolderInUse
+        Another command runs in this folder.
+    OtherJob
+        An item was one of other settings or weights.
     RunFolderError
-        The disk is full, another batch runs in this folder, or it was one of other settings.
+        The disk is full.
     """
-    home = make_folder(out)
-    with _alone(home), progress_bar(len(items), progress, "batch") as advance:
-        model = None
+    home, model = make_folder(out), work.model
+    with progress_bar(len(items), progress, "batch") as advance:
         if budget is not None:
             model = load_model(work)
             sized = within(budget, model, work.of(items[0]), home, announce)
             work = Work({name: sized(job) for name, job in work.jobs.items()})
         if overwrite:
-            clear_others(work, items, home)
-        done = {item for item in items if is_finished(work, item, home)}
-        for _ in done:
+            clear_others(model, work, items, home)
+        missing = [item for item in items if not is_finished(model, work, item, home)]
+        count = len(items) - len(missing)
+        for _ in range(count):
             advance()
-        if done:
-            announce(f"{len(done)} of {len(items)} are finished already")
-        missing = [item for item in items if item not in done]
-        finished: Iterable[None] = ()
+        if count:
+            announce(f"{count} of {len(items)} are finished already")
+        finished: Iterable[Over] = ()
         if missing and ray is not None:
             finished = run_with_ray(work, missing, home, workers, ray)
         elif missing and workers == 1:
-            finished = run_here(work, missing, home, model)
+            finished = run_here(work, missing, home, model if budget is not None else None)
         elif missing:
             del model  # its memory is for the workers
             finished = run_in_processes(work, missing, home, workers)
-        for _ in finished:
-            advance()
-        return summarise(items, home)
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """No two batches in one folder at the same time; a batch that was killed holds nothing."""
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise RunFolderError(
-            f"another batch runs in {str(out)!r}: wait for it, or give another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+        problems: dict[Item, str] = {}
+        keep("batch", f"{count} of {len(items)} items")
+        try:
+            for item, problem in finished:
+                if problem is not None:
+                    problems[item] = problem
+                count += 1
+                keep("batch", f"{count} of {len(items)} items")
+                advance()
+        except BaseException:
+            with suppress(RunFolderError):  # the disk may be full
+                summarise(items, home, problems)
+            raise
+        keep("batch", None)
+        return summarise(items, home, problems)
 
 
 # --- the summary ----------------------------------------------------------------------------------
 
 
-def summarise(items: Sequence[Item], out: Path) -> BatchReport:
-    """Write summary.csv, summary.md and, with pyarrow, summary.parquet."""
-    rows = [_row(item, out) for item in items]
+def summarise(
+    items: Sequence[Item], out: Path, problems: Mapping[Item, str] = _NONE
+) -> BatchReport:
+    """Write summary.csv, summary.md and, with pyarrow, summary.parquet.
+
+    `problems` are those of items whose folders cannot be written into.
+    """
+    rows = [_row(item, out, problems.get(item)) for item in items]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -147,26 +155,32 @@ def summarise(items: Sequence[Item], out: Path) -> BatchReport:
     return BatchReport(count["finished"], count["failed"], left, out / "summary.md")
 
 
-def _row(item: Item, out: Path) -> dict[str, Any]:
+def _row(item: Item, out: Path, problem: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {**vars(item), "status": "left"}
-    names = ("reward", "mean reward", "log_evidence", "network_evaluations", "network_gradients")
-    row |= dict.fromkeys((*names, "reward_evaluations", "judge", "image", "error"))
+    row |= dict.fromkeys(("reward", "mean reward", "log_evidence", *_COSTS))
+    row |= dict.fromkeys(("judge", "image", "error"))
     folder = out / item.name
-    if not (folder / "run.json").exists():
-        return row
-    run = read_run(folder)
-    if run.error is not None:
-        row |= {"status": "failed", "error": f"{run.error['type']}: {run.error['message']}"}
+    try:
+        if problem is None and (folder / "run.json").exists():
+            row |= _came_to(read_run(folder))
+    except RunFolderError as error:
+        problem = str(error)
+    return row if problem is None else row | {"status": "failed", "error": problem}
+
+
+def _came_to(run: RunRecord) -> dict[str, Any]:
+    """What a row says of a run."""
     if (found := run.result) is None:
-        return row
+        if run.error is None:
+            return {}
+        return {"status": "failed", "error": f"{run.error['type']}: {run.error['message']}"}
     rewards = [sample.reward for sample in run.samples[0]]
     best = run.samples[0][best_first(rewards)[0]]
-    row |= {"status": "finished", "reward": best.reward, "error": None}
-    row["mean reward"] = sum(rewards) / len(rewards)
-    row |= {name: found["costs"][name] for name in found["costs"] if name in row}
+    row = {"status": "finished", "reward": best.reward, "mean reward": sum(rewards) / len(rewards)}
+    row |= {name: found["costs"][name] for name in _COSTS}
     row["log_evidence"] = loose(found["populations"][0])["log_evidence"]
     row["judge"] = best.accepted
-    row["image"] = f"{item.name}/{best.file}"
+    row["image"] = f"{run.folder.name}/{best.file}"
     return row
 
 

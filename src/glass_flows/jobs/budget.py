@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import InvalidArgument, shown
+from ..errors import InvalidArgument, check_count, shown
 from ..files import replace
 
 __all__ = ["Budget", "Prices", "Split", "choose", "chosen_for", "parse_budget"]
@@ -185,10 +185,12 @@ def chosen_for(
     """
     budget, file = parse_budget(text), folder / "budget.json"
     what = {"budget": str(budget), "job": dict(job)}
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
         known = json.loads(file.read_text(encoding="utf-8"))
         if {"job": what["job"], **known, "choice": None} == {**what, "choice": None}:
-            return Split(**known["choice"])
+            price = float(known["choice"].pop("price"))
+            sizes = {name: check_count(name, n) for name, n in known["choice"].items()}
+            return Split(**sizes, price=price)
     announce(f"measuring, to spend {budget}")
     choice = measure(trial, budget)
     replace(file, json.dumps({**what, "choice": choice._asdict()}).encode())

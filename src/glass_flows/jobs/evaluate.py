@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import InvalidArgument, NonFinite, check_name
 from ..files import render
 from ..files import replace as write
+from ..folders import alone_in_out
 from ..measures import bootstrap, diversity, frechet_distance, precision_recall
 from ..progress import progress_bar
 from ..rewards import Reward
@@ -217,6 +218,7 @@ def load_features(text: str, device: str | None = None) -> Callable[[Tensor], Te
     return features
 
 
+@alone_in_out
 def evaluate_folders(
     folders: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],

@@ -9,14 +9,26 @@ from pathlib import Path
 
 import torch
 
-from ..errors import RunFolderError
-from ..runs import RESULT, RunFolder, clear_run
+from ..errors import FolderInUse, OtherJob, RunFolderError
+from ..runs import RunFolder, clear_run, disk_is_full
 from ..steering.loop import Watch
 from .job import Job
 from .models import Model, resolve
 from .prompts import PromptEntry
 
-__all__ = ["Item", "Work", "Worker", "clear_others", "is_finished", "items_of", "load_model"]
+__all__ = [
+    "Item",
+    "Over",
+    "Work",
+    "Worker",
+    "clear_others",
+    "is_finished",
+    "items_of",
+    "load_model",
+]
+
+
+_PATIENCE = 10.0  # seconds for the worker of a batch that was killed to follow it
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,10 @@ class Item:
         return "-".join(filter(None, (f"{self.number:05}", words, f"s{self.seed}", self.method)))
 
 
+Over = tuple[Item, str | None]
+"""An item that is over, and why its folder cannot be written into, if it cannot."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What the items of a batch have in common: a job for each method, without prompt and seed."""
@@ -49,6 +65,11 @@ class Work:
     def any(self) -> Job:
         """One of the jobs: they have the same model."""
         return next(iter(self.jobs.values()))
+
+    @property
+    def model(self) -> Model:
+        """Theirs, not loaded."""
+        return resolve(self.any.model, self.any.loading)
 
 
 def items_of(
@@ -68,7 +89,7 @@ def load_model(work: Work) -> Model:
     job = work.any
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    model = resolve(job.model, job.loading)
+    model = work.model
     model.load()
     return model
 
@@ -79,19 +100,35 @@ class Worker:
     def __init__(self, work: Work, model: Model | None = None) -> None:
         self.work, self.model = work, model or load_model(work)
 
-    def do(self, item: Item, out: Path) -> None:
+    def do(self, item: Item, out: Path) -> Over:
         """Run one item in its folder; what it raises is written there.
+
+        Returns
+        -------
+        item
+        problem : str or None
+            Why its folder cannot be written into: it is damaged, another process is at it, ...
 
         Raises
         ------
         RunFolderError
-            The folder cannot be written: that is no matter of this item alone.
+            The disk is full: that is no matter of this item alone.
         """
-        folder = folder_of(self.work, item, out)
-        if folder.finished:
-            return
         try:
-            _draw(self.model, self.work.of(item), folder)
+            folder = folder_of(self.model, self.work, item, out)
+            if folder.finished:
+                folder.check()
+            else:
+                self._draw(self.work.of(item), folder)
+        except RunFolderError as error:
+            if disk_is_full(error):
+                raise
+            return item, str(error)
+        return item, None
+
+    def _draw(self, job: Job, folder: RunFolder) -> None:
+        try:
+            _draw(self.model, job, folder)
         except RunFolderError:
             raise
         except Exception as error:
@@ -108,21 +145,54 @@ def _draw(model: Model, job: Job, folder: RunFolder) -> None:
     )
 
 
-def folder_of(work: Work, item: Item, out: Path) -> RunFolder:
-    """Of an item; :class:`RunFolderError` if it holds a run of other settings."""
-    return RunFolder(out / item.name, work.of(item).as_json(), title=item.prompt)
+def folder_of(model: Model, work: Work, item: Item, out: Path) -> RunFolder:
+    """Of an item.
+
+    Raises
+    ------
+    OtherJob
+        It holds a run of other settings or weights.
+    RunFolderError
+        It is damaged, or cannot be written.
+    """
+    job = work.of(item)
+    return RunFolder(
+        out / item.name,
+        job.as_json(),
+        title=item.prompt,
+        weights=model.weights(job.reward),
+        patience=_PATIENCE,
+    )
 
 
-def clear_others(work: Work, items: Sequence[Item], out: Path) -> None:
+def clear_others(model: Model, work: Work, items: Sequence[Item], out: Path) -> None:
     """Throw away what the items' folders hold of other jobs."""
     for item in items:
-        if not (out / item.name / "run.json").exists():
-            continue
         try:
-            folder_of(work, item, out)
+            if (out / item.name).exists():
+                folder_of(model, work, item, out)
+        except FolderInUse:
+            raise
         except RunFolderError:  # of another job, of an older version, or damaged
             clear_run(out / item.name)
 
 
-def is_finished(work: Work, item: Item, out: Path) -> bool:
-    return (out / item.name / RESULT).exists() and folder_of(work, item, out).finished
+def is_finished(model: Model, work: Work, item: Item, out: Path) -> bool:
+    """Whether nothing is to be done; a damaged one is left to whoever runs it.
+
+    Raises
+    ------
+    OtherJob
+        It holds a run of other settings or weights.
+    """
+    if not (out / item.name).exists():
+        return False
+    try:
+        folder = folder_of(model, work, item, out)
+        if folder.finished:
+            folder.check()
+        return folder.finished
+    except OtherJob:
+        raise
+    except RunFolderError:
+        return False

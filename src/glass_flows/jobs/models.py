@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoints import identity
 from ..denoisers import Denoiser
 from ..errors import (
     InvalidArgument,
@@ -142,6 +143,24 @@ class Model(ABC):
         """A reward by its name."""
         return load_reward(text, device=self.loading.device)
 
+    def places(self, reward: str) -> dict[str, str | Path]:
+        """Where that comes from on which the bits depend: files, folders, and ids on a hub."""
+        from ..rewards.pretrained import REWARDS
+
+        kind, _, place = reward.partition(":")
+        return {"model": self.place, "reward": place if kind in REWARDS else ""}
+
+    def weights(self, reward: str = "") -> dict[str, str]:
+        """Which weights and tokenizers are used with a reward, as far as they are known."""
+        loading, found = self.loading, dict[str, str]()
+        for name, place in self.places(reward or self.reward_name).items():
+            revision = loading.revision if name == "model" else None
+            if place and (one := identity(place, revision)) is not None:
+                found[name] = one
+        if loading.lora is not None and (one := identity(loading.lora)) is not None:
+            found["lora"] = one
+        return found
+
     @abstractmethod
     def load(self) -> object:
         """Load what is large; later calls do nothing."""
@@ -205,6 +224,10 @@ class Digits(Model):
             role: load_digits_classifier(role, home and home / FILES[f"digits-{role}"])
             for role in ("reward", "judge")
         }
+
+    def places(self, reward: str) -> dict[str, str | Path]:
+        home = Path(self.place) if self.place else SHAPES_PIPELINE.parent  # all lie side by side
+        return {name: home / file for name, file in FILES.items()}
 
     def load(self) -> object:
         return self.denoiser, self.classifiers
@@ -331,8 +354,16 @@ class Shapes(Pipeline):
     def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
         return tuple(str(Prompt.parse(text)) for text in super().read_prompts(prompts))
 
+    def places(self, reward: str) -> dict[str, str | Path]:
+        return super().places(self.named(reward))
+
     def load_reward(self, text: str) -> Reward:
-        return super().load_reward(f"clip:{SHAPES_CLIP}" if text == "clip" else text)
+        return super().load_reward(self.named(text))
+
+    @staticmethod
+    def named(reward: str) -> str:
+        """The reward, by a name that all models understand."""
+        return f"clip:{SHAPES_CLIP}" if reward == "clip" else reward
 
     def judge(self, result: ImageResult) -> list[list[bool]]:
         return [

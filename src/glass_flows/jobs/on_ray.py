@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import InvalidArgument, MissingExtra, RunFolderError
-from .items import Item, Work, Worker
+from .items import Item, Over, Work, Worker
 
 __all__ = ["run_with_ray"]
 
 
 def run_with_ray(
     work: Work, items: Sequence[Item], out: Path, workers: int, address: str
-) -> Iterator[None]:
-    """Yield once for every item that is over.
+) -> Iterator[Over]:
+    """Every item, when it is over.
 
     Parameters
     ----------
@@ -64,8 +64,7 @@ def run_with_ray(
         actors = [kind.remote(work) for _ in range(count)]
         pool = ActorPool(actors)
         place = out.resolve()
-        for _ in pool.map_unordered(lambda actor, item: actor.do.remote(item, place), items):
-            yield
+        yield from pool.map_unordered(lambda actor, item: actor.do.remote(item, place), items)
     except RayTaskError as error:
         cause = error.cause
         raise cause if isinstance(cause, RunFolderError) else error from None

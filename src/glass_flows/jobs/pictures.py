@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..errors import InvalidArgument
+from ..files import replace, written
 
 __all__ = ["SHEET", "Strip", "digit_image", "image_grid", "make_folder", "save_png"]
 
@@ -84,5 +86,5 @@ def save_png(image: Image.Image, file: Path, **settings: object) -> Path:
     info.add_text(SHEET, "of several images")
     for key, value in settings.items():
         info.add_text(key, str(value))
-    image.save(file, pnginfo=info)
+    replace(file, written(partial(image.save, format="PNG", pnginfo=info)))
     return file

@@ -16,13 +16,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ..errors import InvalidArgument, check_count, check_name, check_text, shown
-from ..files import replace
+from ..files import replace, written
 
 __all__ = ["PromptEntry", "read_prompts", "write_geneval"]
 
@@ -250,7 +251,7 @@ def write_geneval(
     replace(home / "metadata.jsonl", json.dumps(metadata).encode())
     files = [samples / f"{i:05}.png" for i in range(len(images))]
     for file, image in zip(files, images):
-        image.save(file)
+        replace(file, written(partial(image.save, format="PNG")))
     # The evaluator scores all that are there.
     for file in set(samples.glob("[0-9]" * 5 + ".png")) - set(files):
         file.unlink()

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidArgument, check_count, check_name
+from ..folders import alone_in_out
 from ..guidance import Guidance
 from ..jobs.models import Digits
 from ..jobs.pictures import Strip, image_grid, make_folder, save_png
@@ -126,6 +127,7 @@ def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> Method
     }
 
 
+@alone_in_out
 def compare(
     out: str | os.PathLike[str],
     *,

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import torch
 from safetensors.torch import load_file, save
 
 from ..errors import InvalidArgument, check_count
-from ..files import replace
+from ..files import replace, written
+from ..folders import alone_in_out
 from ..guidance import Guidance
 from ..jobs import Job
 from ..jobs.models import Shapes
@@ -31,6 +33,7 @@ from ..plans import Sampler
 from ..progress import progress_bar
 from ..steering import BestOf, Steering, Twist
 from ..steering.loop import Watch
+from ..stops import keep
 from ..worlds.shapes import CATEGORIES, Prompt, prompts
 from .recipe import Entry, Methods, Recipe, Returned, contest, judged, trials, write_contest
 from .writing import blank_plot, key_of
@@ -100,6 +103,7 @@ def _plain(evaluations: int) -> Recipe:
     return Recipe(BestOf(1), Sampler.ode(evaluations))
 
 
+@alone_in_out
 def compare_shapes(
     out: str | os.PathLike[str],
     *,
@@ -210,6 +214,7 @@ class _Bench:
         self.folder.mkdir(exist_ok=True)
         numbers = {name: torch.tensor(getattr(found, name)) for name in _NUMBERS}
         replace(file, save({"images": found.images, **numbers}))
+        keep("drawn", f"{len(list(self.folder.iterdir()))} batches of images")
         return found
 
 
@@ -262,7 +267,7 @@ def _hacking(entries: Mapping[str, Entry], figure: Any, file: Path) -> Path:
         other = axis.twinx()
         other.plot(x, reward, "s--", color="tab:purple")
         other.set_ylabel("reward", color="tab:purple")
-    figure.savefig(file, dpi=110)
+    replace(file, written(partial(figure.savefig, dpi=110)))
     return file
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..folders import alone_in_out
 from ..jobs.job import device_named
 from ..training import Loss, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import Prompt, contradict, holds
@@ -28,6 +29,7 @@ BATCH, WRONG = 128, 2
 _NOISE = 0.15  # largest standard deviation of the noise that pictures get, of a range of 2
 
 
+@alone_in_out
 def train_clip(
     out: str | Path,
     *,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..folders import alone_in_out
 from ..training import Loss, TrainingTask, checkpoints, save_tensors
 from ..worlds.digits import (
     CLASSES,
@@ -37,6 +38,7 @@ CLASSIFIER_BATCH = 256
 SAMPLES = 2000  # per guidance strength, for the model card
 
 
+@alone_in_out
 def train_digits(
     out: str | Path,
     *,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import check_count
+from ..folders import alone_in_out
 from ..jobs.job import device_named
 from ..training import Loss, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import COLOURS, SHAPES, Prompt, holds, render, sample_prompt, sample_scene
@@ -60,6 +61,7 @@ _TOLD: tuple[tuple[object, ...], ...] = (
 _HELD = 2000  # scenes for the statistics of the latents
 
 
+@alone_in_out
 def train_shapes(
     out: str | Path,
     *,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .folder import RunFolder, clear_run
+from .folder import RunFolder, clear_run, disk_is_full
 from .processes import process_group, started_by_torchrun
 from .record import RunRecord, find_runs, read_run
 from .result import RESULT, Sample
@@ -13,6 +13,7 @@ __all__ = [
     "RunRecord",
     "Sample",
     "clear_run",
+    "disk_is_full",
     "find_runs",
     "process_group",
     "read_run",

@@ -8,7 +8,8 @@
 ``estimates/003.png``
     The clean estimates at a boundary, a row of tiles for each population.
 ``state.safetensors``
-    The particles as they came to the last boundary, with what steering knew; goes when it is over.
+    The particles as they came to the last boundary, with what steering knew, the events so far, and
+    whose they are: job, weights, threads, versions. Goes when it is over.
 ``result.json``, ``result.safetensors``, images
     What came out. A run with a ``result.json`` is finished.
 ``error.json``
@@ -16,7 +17,8 @@
 
 Every file is written whole or not at all, a line of events in one piece, and the state of a
 boundary before its event. So whatever kills a run, the same call goes on from the last boundary
-that it came to, and ends with the same bits.
+that it came to, and ends with the same bits: the state alone is enough, and what the other files
+say is written again from it. One process at a time writes into the folder.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from __future__ import annotations
 import io
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -41,12 +44,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from ..errors import InvalidArgument, RunFolderError, frames_of
-from ..files import replace
-from ..images import contact_sheet, image_name
+from ..errors import InvalidArgument, OtherJob, RunFolderError, frames_of
+from ..files import append, replace
+from ..folders import FULL, Hold
+from ..images import contact_sheet
 from ..steering import Costs, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
+from ..stops import keep
 from .listing import differences, short
 from .record import FORMAT, plain, read_events, read_run
 from .result import RESULT, tell
@@ -56,10 +61,13 @@ __all__ = ["RunFolder", "clear_run"]
 _LONGEST = 80  # of a setting in a message
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
-_KEPT = ("events.jsonl", "state.safetensors", RESULT)
+_STATE = "state.safetensors"
+_KEPT = ("events.jsonl", _STATE, RESULT)
 _FIXED = (
     "method", "seed", "table", "populations", "particles", "shape", "prompts", "micro_batch"
 )  # fmt: skip
+_ANOTHER = "holds a run of another job, which differs in"
+_ELSEWHERE = "holds a run that was begun where its bits come out otherwise:"
 _EMPTY: Mapping[str, Any] = {}
 
 
@@ -77,11 +85,18 @@ class RunFolder:
         For people.
     writes : bool
         False in all processes but one, where several share a run.
+    weights : dict
+        Hashes of the files that the bits depend on, by what they are for; a run of others is
+        another job.
+    patience : float
+        Seconds to wait for another process that writes into the folder, and may be dying.
 
     Raises
     ------
     RunFolderError
-        It cannot be written, is damaged, or belongs to another job.
+        It cannot be written, or is damaged.
+    FolderInUse, OtherJob
+        Another process writes into it; it belongs to another job.
     """
 
     pictures: Callable[[Tensor], list[Any] | None] | None = None
@@ -93,26 +108,41 @@ class RunFolder:
         *,
         title: str = "",
         writes: bool = True,
+        weights: Mapping[str, str] = _EMPTY,
+        patience: float = 0.0,
     ) -> None:
-        self.folder, self.writes = Path(folder), writes
+        self.folder, self.writes, self.patience = Path(folder), writes, patience
         self.job = plain(json.loads(json.dumps(job, default=repr)))
         self.about: dict[str, Any] = {"format": FORMAT, "title": title, "job": self.job}
+        self.about["weights"] = dict(weights)
+        self._hold()
         self._goes_on = self._begun()
-        if self._goes_on:
+        if not self.finished and (self.folder / _STATE).exists():
+            whose, _ = self._read_state(tensors=False)
+            self._match({"format": FORMAT, **whose})
+        if self._goes_on and (self.folder / "run.json").exists():
             read_run(self.folder)
             found = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
             self._match(found)
             self.about = found
             if self.finished:  # it may have been killed between its result and this
-                self._clear("state.safetensors")
+                self._clear(_STATE)
                 self._clear("error.json")
         else:
             self.about["created"] = datetime.now(UTC).isoformat(timespec="seconds")
             self.about["versions"] = _versions()
             self._put("run.json", self.about)
         self._run: Run | None = None
-        self._from_state, self._again = False, self._goes_on and not self.finished
+        self._whose: dict[str, Any] | None = None  # of the state that was gone on from
+        self._events: list[str] = []
+        self._again = self._goes_on and not self.finished
         self._since, self._seconds = time.monotonic(), 0.0
+
+    def _hold(self) -> None:
+        """Nobody else writes here, until this is over or has failed, or is gone."""
+        if self.writes:
+            with self._writing():
+                self._held = Hold(self.folder, self.patience)
 
     @property
     def finished(self) -> bool:
@@ -122,28 +152,46 @@ class RunFolder:
 
     def saved(self) -> Saved | None:
         """The boundary that the run had come to; what was written after it is taken back."""
-        file = self.folder / "state.safetensors"
-        if not (self._goes_on and file.exists()):  # without a run.json it may be of any job
-            self._resumed(0)
+        self._whose = None
+        if not (self._goes_on and (self.folder / _STATE).exists()):
+            self._resumed(0, [])
             return None
+        whose, tensors = self._read_state()
+        self._same(_ELSEWHERE, whose["circumstances"], _circumstances())
         try:
-            with safe_open(file, framework="pt") as opened:
-                about = opened.metadata()
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             saved = Saved(
-                index=int(about["index"]),
+                index=int(whose["index"]),
                 x=tensors.pop("x"),
                 carried=under("carried.", tensors),
                 history=under("history.", tensors),
-                costs=Costs(**json.loads(about["costs"])),
+                costs=Costs(**whose["costs"]),
             )
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(
-                f"{str(file)!r} is damaged ({error}); delete it, and the run starts afresh"
-            ) from error
-        self._resumed(saved.index)
-        self._from_state = True
+            events = [json.dumps(json.loads(line)) for line in whose["events"]]
+            if len(events) != saved.index:
+                raise ValueError(f"{len(events)} events before boundary {saved.index}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(error) from error
+        self._resumed(saved.index, events)
+        self._whose = whose
         return saved
+
+    def _read_state(self, *, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Whose the state is and how far it has come, and its tensors."""
+        try:
+            with safe_open(self.folder / _STATE, framework="pt") as opened:
+                whose = json.loads(opened.metadata()["run"])
+                for name in ("job", "weights", "circumstances", "index", "costs", "events"):
+                    whose[name]
+                names = opened.keys() if tensors else ()
+                return whose, {name: opened.get_tensor(name) for name in names}
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> RunFolderError:
+        file = str(self.folder / _STATE)
+        return RunFolderError(
+            f"{file!r} is damaged ({error}); delete it, and the run starts afresh"
+        )
 
     def begin(self, run: Run) -> None:
         self._run, self._goes_on, table = run, True, run.table
@@ -163,9 +211,17 @@ class RunFolder:
             "micro_batch": run.shards.micro_batch,
         }
         now = plain(json.loads(json.dumps(told, default=repr)))
-        if self._from_state:  # what the job does not say, and a boundary's state depends on
-            fixed = [name for name in _FIXED if name in self.about]
-            self._same({n: self.about[n] for n in fixed}, {n: now[n] for n in fixed})
+        fixed = {name: now[name] for name in _FIXED}
+        if self._whose is not None:  # what the job does not say, and a boundary's state depends on
+            self._same(_ANOTHER, self._whose["fixed"], fixed)
+        self._whose = {
+            "job": self.job,
+            "weights": self.about["weights"],
+            "circumstances": _circumstances(),
+            "fixed": fixed,
+        }
+        if self.writes and not self._held.release.alive:  # the record is used again
+            self._hold()
         if not now.items() <= self.about.items():
             self.about |= now
             self._put("run.json", self.about)
@@ -177,8 +233,11 @@ class RunFolder:
         tensors = {"x": saved.x.detach()}
         tensors |= {f"carried.{name}": found for name, found in saved.carried.items()}
         tensors |= {f"history.{name}": found for name, found in saved.history.items()}
-        about = {"index": str(saved.index), "costs": json.dumps(asdict(saved.costs))}
-        self._put_bytes("state.safetensors", _tensors(tensors, about))
+        so_far = {"index": saved.index, "costs": asdict(saved.costs), "events": self._events}
+        about = {"run": json.dumps({**(self._whose or {}), **so_far})}
+        self._put_bytes(_STATE, _tensors(tensors, about))
+        if self._run is not None:
+            keep("run", f"up to boundary {saved.index} of {len(self._run.table)}")
 
     def step(self, step: Step) -> None:
         run, boundary = self._run, step.boundary
@@ -202,11 +261,10 @@ class RunFolder:
             "costs": asdict(step.costs),
             "seconds": round(self._seconds, 4),
         }
-        line = json.dumps({name: plain(value) for name, value in event.items()})
+        self._events.append(json.dumps({name: plain(value) for name, value in event.items()}))
         with self._writing():
             if self.writes:
-                with open(self.folder / "events.jsonl", "ab", buffering=0) as file:
-                    file.write(line.encode() + b"\n")
+                append(self.folder / "events.jsonl", self._events[-1].encode() + b"\n")
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -229,8 +287,9 @@ class RunFolder:
         known = {"prompts": self.job.get("prompts", ()), "seed": self.job.get("seed"), **self.about}
         told = {"prompts": known["prompts"], "seed": known["seed"], **told}
         self._put(RESULT, tell(result, self.job, files=files, **told))
-        self._clear("state.safetensors")
+        self._clear(_STATE)
         self._clear("error.json")
+        self._over()
 
     def result(self) -> SearchResult:
         """What :meth:`finish` was given.
@@ -253,21 +312,46 @@ class RunFolder:
                 f"the run in {str(self.folder)!r} is not finished or damaged: {error}"
             ) from error
 
+    def check(self) -> None:
+        """Look whether a finished run is whole, before it is taken for done.
+
+        Raises
+        ------
+        RunFolderError
+            A file of its result is missing or damaged.
+        """
+        self.result()
+        file = self.folder / "events.jsonl"
+        try:
+            if len(read_events(self.folder)) != self.about.get("transitions", -1) + 1:
+                raise ValueError("boundaries are missing")
+            files = [one.file for row in read_run(self.folder).samples for one in row if one.file]
+            for name in files:
+                file = self.folder / name
+                with Image.open(file) as image:
+                    image.verify()
+        except (OSError, ValueError, SyntaxError) as error:
+            raise RunFolderError(
+                f"{str(file)!r} of a finished run is missing or damaged ({error}): put it back, or "
+                "draw the run again (--overwrite, clear_run)"
+            ) from error
+
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """What is raised inside is written, with :meth:`fail`, on its way."""
+        """What is raised inside is written, with :meth:`fail`, on its way.
+
+        Except for what is said of settings before anything is drawn: of that nothing is left.
+        """
         try:
             yield
         except RunFolderError:
             raise
-        except InvalidArgument as error:
-            if self._run is None and not self._goes_on:
+        except Exception as error:
+            if self._run is None and not self._goes_on and isinstance(error, InvalidArgument):
                 self._clear("run.json")  # nothing was begun that could have failed
+                self._over()
             else:
                 self.fail(error)
-            raise
-        except Exception as error:
-            self.fail(error)
             raise
 
     def fail(self, error: BaseException) -> None:
@@ -275,14 +359,27 @@ class RunFolder:
         boundary = getattr(getattr(error, "boundary", None), "index", None)
         found = {"type": type(error).__name__, "message": str(error), "boundary": boundary}
         self._put("error.json", found | {"frames": frames_of(error)})
+        self._over()
+
+    def _over(self) -> None:
+        """Others may write here."""
+        keep("run", None)
+        if self.writes:
+            self._held.release()
 
     # --- files ----------------------------------------------------------------------------------
 
     def _begun(self) -> bool:
         """Whether there is anything of a run to be lost."""
-        if not (self.folder / "run.json").exists():
-            return False
-        return any((self.folder / name).exists() for name in _KEPT)
+        about = (self.folder / "run.json").exists()
+        if self.finished and not about:
+            raise RunFolderError(
+                f"{str(self.folder)!r} holds a result.json without the run.json that says whose it "
+                "is: give another folder, or throw it away (--overwrite, clear_run)"
+            )
+        if about:
+            return any((self.folder / name).exists() for name in _KEPT)
+        return (self.folder / _STATE).exists()
 
     def _match(self, about: Mapping[str, Any]) -> None:
         if about.get("format") != FORMAT:
@@ -291,10 +388,16 @@ class RunFolder:
                 f"{about.get('format')!r}, this one writes {FORMAT}): it can be looked at and not "
                 "gone on with. Give another folder, or throw it away (--overwrite, clear_run)"
             )
-        self._same(about["job"], self.job)
+        there, here = about.get("weights", {}), self.about["weights"]
+        known = there.keys() & here.keys()  # those of a hub are not, before they are loaded
+        self._same(
+            _ANOTHER,
+            {**about["job"], "weights": {name: there[name] for name in known}},
+            {**self.job, "weights": {name: here[name] for name in known}},
+        )
 
-    def _same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-        """Raise, with what differs, unless the job of the folder is this one."""
+    def _same(self, what: str, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+        """Raise, with what differs, unless that of the folder is this one."""
         if there == here:
             return
         found = differences((there, here), missing="the default")
@@ -303,24 +406,20 @@ class RunFolder:
             for name, (old, new) in found.items()
         )
         shown = shown or "the version of a setting"
-        raise RunFolderError(
-            f"{str(self.folder)!r} holds a run of another job, which differs in {shown}. Give "
-            "another folder, the same settings to go on with that run, or throw it away "
-            "(--overwrite, clear_run)"
+        raise OtherJob(
+            f"{str(self.folder)!r} {what} {shown}. Give another folder, the same settings to go "
+            "on with that run, or throw it away (--overwrite, clear_run)"
         )
 
-    def _resumed(self, index: int) -> None:
-        """Keep the events of the boundaries before `index` only, and note that it was taken up."""
+    def _resumed(self, index: int, events: list[str]) -> None:
+        """Write the events of the boundaries before `index`, and note that it was taken up."""
+        self._events = events
+        self._seconds = float(json.loads(events[-1])["seconds"]) if events else 0.0
         if self._again:
             self.about["resumed"] = [*self.about.get("resumed", ()), index]
             self._put("run.json", self.about)
-        lines, seconds = [], 0.0
-        for event in read_events(self.folder)[:index]:
-            lines.append(json.dumps(event))
-            seconds = event["seconds"]
-        self._seconds = seconds
-        if (self.folder / "events.jsonl").exists():
-            self._put_bytes("events.jsonl", "".join(line + "\n" for line in lines).encode())
+        if events or (self.folder / "events.jsonl").exists():
+            self._put_bytes("events.jsonl", "".join(line + "\n" for line in events).encode())
 
     def _put(self, name: str, content: Mapping[str, Any]) -> None:
         # A prompt may be any object.
@@ -351,19 +450,53 @@ class RunFolder:
             ) from error
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Whether it was raised since nothing more can be written anywhere near."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
+
+
 def clear_run(folder: str | Path) -> None:
-    """Throw away what :class:`RunFolder` and `align` have written into a folder, nothing else."""
+    """Throw away what a run has written into a folder, its images included, and nothing else.
+
+    Raises
+    ------
+    FolderInUse
+        Another process writes into it.
+    """
     home = Path(folder)
-    names = [*_KEPT, "result.safetensors", "error.json", "best-first.png"]
-    with suppress(RunFolderError):  # a damaged run does not tell its sizes
-        run = read_run(home)
-        names += [image_name(p, n) for p in range(run.populations) for n in range(run.returned)]
-        names += [f"estimates/{k:03}.png" for k in range(run.transitions + 1)]
-    for name in names:
+    if not home.is_dir():
+        return
+    hold = Hold(home)
+    for name in _images(home):
         (home / name).unlink(missing_ok=True)
+    for sheet in (home / "estimates").glob("*.png"):
+        if re.fullmatch("[0-9]{3,}", sheet.stem):
+            sheet.unlink()
     with suppress(OSError):  # somebody else's files are in it
         (home / "estimates").rmdir()
-    (home / "run.json").unlink(missing_ok=True)
+    for name in (*_KEPT, "result.safetensors", "error.json", "best-first.png", "run.json"):
+        (home / name).unlink(missing_ok=True)
+    hold.release()
+
+
+def _images(home: Path) -> set[str]:
+    """Those of a run's sizes and those that its result tells, whatever either is worth."""
+    found = set[str]()
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        about = json.loads((home / "run.json").read_text(encoding="utf-8"))
+        P, N = about["populations"], about["returned"]
+        for file in home.glob("*-*.png"):
+            place = re.fullmatch("([0-9]{3,})-([0-9]{2,})", file.stem)
+            if place and int(place[1]) < P and int(place[2]) < N:
+                found.add(file.name)
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        told = json.loads((home / RESULT).read_text(encoding="utf-8"))
+        if told.get("version", 1) == 1:
+            files = [name for row in told["images"] for name in row]
+        else:
+            files = [sample["file"] for sample in told["samples"]]
+        found |= {name for name in files if isinstance(name, str) and Path(name).name == name}
+    return found
 
 
 def _tensors(tensors: Mapping[str, Tensor], about: dict[str, str]) -> bytes:
@@ -383,8 +516,12 @@ def _sheet(images: Sequence[Image.Image], like: Tensor) -> bytes:
 
 
 def _versions() -> dict[str, Any]:
-    machine = {"machine": platform.machine(), "threads": torch.get_num_threads()}
-    return {"python": platform.python_version(), **_packages(), **machine}
+    return {"python": platform.python_version(), **_circumstances()}
+
+
+def _circumstances() -> dict[str, Any]:
+    """What the bits depend on beside the job and the weights."""
+    return {**_packages(), "machine": platform.machine(), "threads": torch.get_num_threads()}
 
 
 @cache

@@ -247,7 +247,9 @@ def find_runs(folder: str | Path) -> list[Path]:
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """The whole lines, in order of the boundaries, up to one that is missing or cut off."""
     file, found = folder / "events.jsonl", list[dict[str, Any]]()
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+    with _undamaged(file):
+        lines = file.read_bytes().split(b"\n") if file.exists() else []
+    for line in lines:
         try:
             event = json.loads(line)
             if event["boundary"] != len(found):

@@ -7,11 +7,12 @@ plot, and what is to be said of it); all are run, kept and written by the same f
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...errors import check_name
+from ...files import replace
+from ...folders import alone_in_out
 from ...jobs.pictures import make_folder
 from ..writing import write_markdown
 from .base import Experiment, Result, Scale, model_of, run_experiment
@@ -41,6 +42,7 @@ EXPERIMENTS = {
 """By name, in the order of the page."""
 
 
+@alone_in_out
 def reproduce(
     names: Sequence[str],
     out: str | os.PathLike[str],
@@ -102,7 +104,7 @@ def write_page(
     command += [f"--also {name}" for name in given.also]
     told = []
     for name, folder in folders.items():
-        shutil.copyfile(folder / "plot.png", images / f"{name}.png")
+        replace(images / f"{name}.png", (folder / "plot.png").read_bytes())
         table = (folder / "table.md").read_text(encoding="utf-8").rstrip()
         told.append({"name": name, "table": table, **EXPERIMENTS[name].says})
     return write_markdown(

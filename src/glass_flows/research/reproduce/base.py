@@ -17,7 +17,7 @@ import time
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, TypeVar, Union
@@ -26,12 +26,13 @@ import torch
 
 from ... import __version__
 from ...errors import InvalidArgument, NonFinite, WeightsFileError
-from ...files import replace
+from ...files import replace, written
 from ...jobs import Model, resolve
 from ...jobs.models import Digits
 from ...jobs.pictures import make_folder
 from ...measures import Measure
 from ...progress import progress_bar
+from ...stops import keep
 from ..writing import blank_plot, key_of, markdown, write_json
 
 __all__ = [
@@ -298,15 +299,18 @@ def run_experiment(
     folder = make_folder(Path(out) / experiment.name)
     kept = make_folder(folder / "cells")
     cells = experiment.cells(scale, folder)
-    shared = {"experiment": experiment.name, "scale": scale.identity()}
+    weights = model_of(scale.model).weights(scale.reward)
+    shared = {"experiment": experiment.name, "scale": scale.identity(), "weights": weights}
     results = []
     with progress_bar(len(cells), progress, experiment.name) as advance:
         for cell in cells:
             values = _values(cell, shared, kept)
             results.append(Result(cell.settings, values))
             advance()
+            keep("cells", f"{len(results)} of {len(cells)} cells of {experiment.name!r}")
     experiment.draw(average(results, experiment.pool), plot)
-    plot.savefig(folder / "plot.png", dpi=100, metadata={"Software": None})
+    drawn = written(partial(plot.savefig, dpi=100, metadata={"Software": None}))
+    replace(folder / "plot.png", drawn)
     _write(experiment, results, folder, scale)
     return results
 

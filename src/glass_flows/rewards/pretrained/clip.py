@@ -76,14 +76,23 @@ class ImageTextReward(PretrainedReward):
 
     @torch.no_grad()
     def _read(self, prompts: list[str]) -> Tensor:
-        """Features (B, d) of texts; each text is read once."""
+        """Features (B, d) of texts; each text is read once.
+
+        Their last bits must not depend on which texts happen to come together, so each is read by
+        itself; and in two rows, since one alone is multiplied by routines whose last bits depend on
+        where the weights lie in memory.
+        """
         network = self.network
-        if new := list(dict.fromkeys(p for p in prompts if p not in self._texts)):
-            length = network.config.text_config.max_position_embeddings
+        length = network.config.text_config.max_position_embeddings
+        for new in dict.fromkeys(p for p in prompts if p not in self._texts):
             words = self.tokenizer(
-                new, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+                [new] * 2,
+                padding="max_length",
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
             ).to(self.device)
-            self._texts.update(zip(new, network.get_text_features(**words).pooler_output))
+            self._texts[new] = network.get_text_features(**words).pooler_output[0]
         return torch.stack([self._texts[p] for p in prompts])
 
 
