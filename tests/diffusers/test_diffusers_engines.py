@@ -621,10 +621,14 @@ def test_the_first_block_cache_runs_as_in_the_pipelines_own_loop(name, extra, st
         drawn(guidance="reward")
 
 
-def test_a_pipeline_without_contexts_for_a_cache_says_so():
-    pipe, prompt, given = made("flux2")
+@pytest.mark.parametrize(
+    "family, reason",
+    [("flux2", "Flux2Pipeline opens no context"), ("flux2_klein", "cannot read the blocks")],
+)
+def test_a_pipeline_in_which_the_first_block_cache_fails_says_so(family, reason):
+    pipe, prompt, given = made(family)
     pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=10.0))
-    with pytest.raises(InvalidArgument, match="Flux2Pipeline opens no context"):
+    with pytest.raises(InvalidArgument, match=reason):
         steer_pipeline(pipe, prompt, linear, **SMALL, **given)
 
 

@@ -30,6 +30,7 @@ from .rules import RULES, Call
 __all__ = ["check_caches", "check_call", "check_pipeline", "named_before_network"]
 
 _FEW_STEPS = re.compile(r"schnell|turbo|lightning|lcm|sprint|hyper-?sd", re.IGNORECASE)
+_UNREAD = ("Flux2Transformer2DModel",)  # whose blocks return what diffusers 0.42's cache fails on
 _CACHES = ("FirstBlock", "fbc_")  # look at what they cache; the others count on ordered steps
 
 
@@ -116,6 +117,11 @@ def check_caches(pipe: Any, orders: str = "use steps=1") -> None:
             raise InvalidArgument(
                 f"{type(pipe).__name__} opens no context for the cache {name}, so that it has "
                 "nowhere to keep anything: call disable_cache()"
+            )
+        if type(network).__name__ in _UNREAD:
+            raise InvalidArgument(
+                f"the cache {name} cannot read the blocks of a {type(network).__name__}, in the "
+                "pipeline's own loop either: call disable_cache()"
             )
         HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks(recurse=True)
 
