@@ -13,8 +13,10 @@ import tiny_pipelines as tiny
 from glass_flows import Steering, Twist, steer_pipeline
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers import pipeline as module
+from glass_flows.diffusers.chunks import batch_of, in_chunks
 from glass_flows.diffusers.decoding import Pictures
 from glass_flows.diffusers.own_code import own_decoder, returned_fields
+from glass_flows.diffusers.parts import network_of
 from glass_flows.errors import GlassError, InvalidArgument, RewardError, ShapeError
 from glass_flows.rewards import FunctionReward
 
@@ -630,6 +632,78 @@ def test_a_pipeline_in_which_the_first_block_cache_fails_says_so(family, reason)
     pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=10.0))
     with pytest.raises(InvalidArgument, match=reason):
         steer_pipeline(pipe, prompt, linear, **SMALL, **given)
+
+
+# --- chunks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [
+        (sd_from_image, 1),
+        (sd3_from_image, 2),
+        *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in WITHOUT),
+    ],
+)
+def test_a_loop_asks_its_network_about_some_particles_at_a_time(kind, most):
+    pipe, prompt, given = made(kind)
+    network = network_of(pipe)
+    whole, sizes = type(network).forward, []
+    sampler = {**SMALL, "particles": 3, "ess_threshold": 1.0}
+
+    def drawn(**options):
+        return steer_pipeline(pipe, prompt, linear, **sampler, **options, **given)
+
+    def watched(self, *args, **kwargs):
+        sizes.append(batch_of(self, args, kwargs))
+        return whole(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(network), "forward", watched)
+        expected, together = drawn(), list(sizes)
+        sizes.clear()
+        found = drawn(max_batch=most)
+    passes = together[0] // 3  # two with classifier-free guidance
+    assert set(together) == {3 * passes} and max(sizes) == most * passes
+    assert sum(sizes) == sum(together)
+    assert found.result.costs == expected.result.costs
+    assert torch.equal(found.result.ancestry, expected.result.ancestry)
+    torch.testing.assert_close(found.result.samples, expected.result.samples, rtol=1e-4, atol=1e-4)
+    assert "forward" not in vars(network)
+
+
+def test_what_has_a_row_for_each_of_the_batch_is_cut_and_the_rest_is_shared():
+    seen = []
+
+    class Network(torch.nn.Module):
+        def forward(self, hidden_states, **conditioning):
+            seen.append((hidden_states, conditioning))
+            return hidden_states + 1.0, [one * 2 for one in conditioning["each"]]
+
+    network, x = Network(), torch.arange(8.0).view(4, 2)
+    given = {
+        "each": list(x),  # a list of one tensor for each row
+        "residuals": [torch.zeros(4, 3), torch.zeros(4, 5)],
+        "added": {"time_ids": torch.arange(4.0)[:, None].expand(4, 6), "text": torch.zeros(4, 7)},
+        "img_ids": torch.zeros(4, 3),  # places of four tokens
+        "shapes": [(1, 2, 2)] * 4,
+        "guidance": None,
+        "scale": 2.0,
+        "one": torch.zeros(1, 9),
+    }
+    with in_chunks(network, rows=2, most=1):  # two passes
+        output, doubled = network(hidden_states=x, **given)
+    assert torch.equal(output, x + 1.0) and torch.equal(torch.stack(doubled), 2 * x)
+    assert [len(one) for one, _ in seen] == [2, 2]
+    for part, (one, told) in zip((slice(0, 2), slice(2, 4)), seen):
+        assert torch.equal(one, x[part]) and torch.equal(torch.stack(told["each"]), x[part])
+        assert [tuple(r.shape) for r in told["residuals"]] == [(2, 3), (2, 5)]
+        assert told["added"]["time_ids"][:, 0].tolist() == [part.start, part.start + 1.0]
+        assert told["added"]["text"].shape == (2, 7) and told["img_ids"].shape == (4, 3)
+        assert len(told["shapes"]) == 2 and told["one"].shape == (1, 9)
+        assert told["guidance"] is None and told["scale"] == 2.0
+    with in_chunks(network, rows=4, most=2), pytest.raises(InvalidArgument, match="what is whose"):
+        network(hidden_states=x, each=[torch.zeros(4)] * 4)
 
 
 # --- one transition -------------------------------------------------------------------------------

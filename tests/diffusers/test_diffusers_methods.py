@@ -576,8 +576,7 @@ def test_best_of_n_on_the_ode_refuses_what_is_nothing_to_it(setting):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"max_batch": 1}, "max_batch and checkpoint need an adapter"),
-        ({"checkpoint": True}, "max_batch and checkpoint need an adapter"),
+        ({"checkpoint": True}, "checkpoint needs an adapter"),
         ({"output_type": "latent"}, "output_type: images are returned as PIL"),
         ({"return_dict": False}, "return_dict: images are returned as PIL"),
         ({"negative_prompt": ["x"]}, "1 of negative_prompt given for 2 prompts"),

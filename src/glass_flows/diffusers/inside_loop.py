@@ -24,9 +24,10 @@ from ..steering import PosteriorValue, SearchResult, Step
 from ..steering.loop import Watch, pass_boundaries
 from ..steering.population import Population, Run, kept
 from .asked import Asked
+from .chunks import batch_of, in_chunks
 from .decoding import Pictures
 from .own_code import own_decoder, returned_fields
-from .parts import network_of
+from .parts import caches_of, network_of
 from .refusals import named_before_network
 from .scheduler import GlassScheduler
 
@@ -76,11 +77,14 @@ def _check(asked: Asked, takes: Mapping[str, Any]) -> None:
         raise InvalidArgument(f"{asked.name} has no transformer or unet to count")
     if unused := [name for name in ("output_type", "return_dict") if name in asked.call]:
         raise InvalidArgument(f"{', '.join(unused)}: images are returned as PIL; leave it out")
-    if isinstance(asked.batching.max_batch, int) or asked.batching.checkpoint:
+    if asked.batching.checkpoint:
         raise InvalidArgument(
-            f"max_batch and checkpoint need an adapter: {asked.name} has none, and its own loop "
-            "asks its network about all particles at once. Take fewer particles, or decode_batch="
+            f"checkpoint needs an adapter, which {asked.name} has not: no gradient of its network "
+            "is taken here. Leave it out"
         )
+    cached = any(caches_of(network) for network in _networks(asked.pipe))
+    if cached and isinstance(asked.batching.max_batch, int):
+        raise InvalidArgument("a cache needs the whole batch: leave out max_batch")
 
 
 def _size(asked: Asked) -> tuple[int, int]:
@@ -265,21 +269,26 @@ class _InsideLoop:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count the rows of every network call, of all experts."""
+        """Count the rows of every network call, of all experts; in chunks if it was asked for."""
 
         def count(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            names = ("hidden_states", "sample", "x")
-            given = args[0] if args else next((kwargs[n] for n in names if n in kwargs), None)
-            if given is None:
-                raise InvalidArgument(f"cannot tell the batch of a call of {type(module).__name__}")
-            self.called += len(given)
+            self.called += batch_of(module, args, kwargs)
 
+        most = self.asked.batching.max_batch
         with ExitStack() as stack:
-            for name, part in self.asked.pipe.components.items():
-                if name.startswith(("transformer", "unet")) and isinstance(part, torch.nn.Module):
-                    handle = part.register_forward_pre_hook(count, with_kwargs=True)
-                    stack.callback(handle.remove)
+            for network in _networks(self.asked.pipe):
+                handle = network.register_forward_pre_hook(count, with_kwargs=True)
+                stack.callback(handle.remove)
+                if isinstance(most, int):
+                    stack.enter_context(in_chunks(network, len(self.asked.rows), most))
             yield
+
+
+def _networks(pipe: Any) -> list[torch.nn.Module]:
+    """All that may denoise: some pipelines have experts, each for a part of the way."""
+    parts = pipe.components.items()
+    named = [part for name, part in parts if name.startswith(("transformer", "unet"))]
+    return [part for part in named if isinstance(part, torch.nn.Module)]
 
 
 @contextmanager

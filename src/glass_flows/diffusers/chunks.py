@@ -1,0 +1,91 @@
+"""A network inside a pipeline's own loop, asked about some rows of a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidArgument
+
+__all__ = ["batch_of", "in_chunks"]
+
+_INPUTS = ("hidden_states", "sample", "x")
+
+
+def batch_of(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """How many rows a network is called with: those of its first input."""
+    given = args[0] if args else next((kwargs[n] for n in _INPUTS if n in kwargs), None)
+    if given is None:
+        raise InvalidArgument(f"cannot tell the batch of a call of {type(network).__name__}")
+    return len(given)
+
+
+@contextmanager
+def in_chunks(network: nn.Module, rows: int, most: int) -> Iterator[None]:
+    """Within, `network` sees at most `most` of a pipeline's `rows` particles at a time.
+
+    A call of several passes, as of classifier-free guidance, has a multiple of `rows`, and is cut
+    into as many parts. What has a row for each of the batch is cut with it, tensors by their first
+    dimension and lists by their length; all else is shared.
+    """
+    whole, own = network.forward, vars(network).get("forward")  # hooks keep theirs there
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        batch = batch_of(network, args, kwargs)
+        size = most * max(1, batch // rows)
+        if batch <= size:
+            return whole(*args, **kwargs)
+        answers = []
+        for i in range(0, batch, size):
+            part = slice(i, min(i + size, batch))
+            some, named = _cut(args, part, batch, ""), _cut(kwargs, part, batch, "")
+            answers.append(whole(*some, **named))
+        return _joined(answers)
+
+    network.forward = forward
+    try:
+        yield
+    finally:
+        del network.forward
+        if own is not None:
+            network.forward = own
+
+
+def _cut(value: Any, part: slice, batch: int, name: str) -> Any:
+    """The rows of a part."""
+    if isinstance(value, Mapping):
+        return {key: _cut(held, part, batch, key) for key, held in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_cut(held, part, batch, name) for held in value)
+    if isinstance(value, list):
+        tensors = [held for held in value if isinstance(held, Tensor)]
+        apart = len(value) == batch
+        each = bool(tensors) and all(held.ndim and len(held) == batch for held in tensors)
+        if apart and each:
+            raise InvalidArgument(
+                f"max_batch: {name} is a list of {batch} tensors of {batch} rows: it cannot be "
+                "told what is whose. Take another number of particles"
+            )
+        return value[part] if apart else [_cut(held, part, batch, name) for held in value]
+    shared = name.endswith("_ids") and isinstance(value, Tensor) and value.shape[-1:] == (3,)
+    if not isinstance(value, Tensor) or value.ndim == 0 or shared:  # places of tokens have no rows
+        return value
+    return value[part] if len(value) == batch else value
+
+
+def _joined(answers: list[Any]) -> Any:
+    """What the parts returned, as the whole would have been."""
+    first = answers[0]
+    if isinstance(first, Tensor):
+        return torch.cat(answers)
+    if isinstance(first, Mapping):  # an output object of diffusers
+        return type(first)(**{key: _joined([one[key] for one in answers]) for key in first})
+    if isinstance(first, tuple):
+        return tuple(_joined(list(parts)) for parts in zip(*answers))
+    if isinstance(first, list):
+        return [one for answer in answers for one in answer]
+    return first
