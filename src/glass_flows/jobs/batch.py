@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunFolderError
+from ..errors import InvalidArgument, RunFolderError
 from ..files import render, replace
 from ..folders import alone_in_out
 from ..progress import progress_bar
@@ -121,6 +121,8 @@ def run_batch(
                 count += 1
                 keep("batch", f"{count} of {len(items)} items")
                 advance()
+        except InvalidArgument:  # no item is at fault: nothing can be run in this way
+            raise
         except BaseException:
             with suppress(RunFolderError):  # the disk may be full
                 summarise(items, home, problems)

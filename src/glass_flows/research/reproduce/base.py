@@ -296,10 +296,10 @@ def run_experiment(
             f"mixtures, and cannot be run on {scale.model!r}; leave --model out"
         )
     plot = blank_plot()
+    weights = model_of(scale.model).weights(scale.reward)
     folder = make_folder(Path(out) / experiment.name)
     kept = make_folder(folder / "cells")
     cells = experiment.cells(scale, folder)
-    weights = model_of(scale.model).weights(scale.reward)
     shared = {"experiment": experiment.name, "scale": scale.identity(), "weights": weights}
     results = []
     with progress_bar(len(cells), progress, experiment.name) as advance:
