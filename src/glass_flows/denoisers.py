@@ -200,9 +200,8 @@ class _Foreign(BaseDenoiser):
         self.denoiser, self.path = denoiser, denoiser.path
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self.denoiser(
-            check_tensor(x).clone(), t
-        )  # whatever it writes there changes no particle
+        own = check_tensor(x).clone()  # whatever is written there changes no particle
+        return self.denoiser(own, t)
 
     @property
     def evaluations_per_call(self) -> int:
