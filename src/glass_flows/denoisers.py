@@ -135,6 +135,11 @@ class BaseDenoiser(ABC):
         return None
 
     @property
+    def guidance(self) -> float:
+        """w of classifier-free guidance; 1 is none."""
+        return 1.0
+
+    @property
     def evaluations_per_call(self) -> int:
         return 1
 
@@ -171,6 +176,10 @@ class WrappedDenoiser(BaseDenoiser):
     @property
     def device(self) -> torch.device | None:
         return self.denoiser.device
+
+    @property
+    def guidance(self) -> float:
+        return self.denoiser.guidance
 
     @property
     def evaluations_per_call(self) -> int:
@@ -413,6 +422,10 @@ class Denoiser(Checked, BaseDenoiser):
                 f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
                 "pass unconditional={...}, e.g. the null label or the empty prompt"
             )
+
+    @property
+    def guidance(self) -> float:
+        return self.guidance_scale
 
     @property
     def recomputes(self) -> bool:
