@@ -13,7 +13,7 @@ from ..denoisers import DenoiserLike
 from ..errors import MOST_PARTICLES, InvalidArgument, shown
 from ..execute import Boundary
 from ..guidance import Guidance
-from ..plans import Table
+from ..plans import Sampler, Table
 from ..settings import NOT_NEGATIVE, Count, Listed, Object, Settings, setting
 from .population import Run
 from .results import Costs, SearchResult
@@ -122,6 +122,10 @@ class Method(Settings, ABC):
     def length(self, table: Table) -> int:
         """Boundaries of a run, without its end."""
         return len(table)
+
+    def evaluations(self, sampler: Sampler) -> int:
+        """Network evaluations of each particle, without those of its looks."""
+        return sampler.evaluations
 
     @property
     def returns(self) -> int:

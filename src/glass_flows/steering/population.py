@@ -166,6 +166,10 @@ class Tilt(Protocol):
         """Whether gradients of the reward are asked for."""
         ...
 
+    def length(self, table: Table) -> int:
+        """Boundaries of a run, without its end."""
+        ...
+
     def as_json(self) -> Mapping[str, object]:
         """All its settings."""
         ...
@@ -193,7 +197,7 @@ class Run:
         whole, scored = as_denoiser(denoiser), as_reward(reward)
         _check_asked(table, scored, tilt, population)
         self.table, self.scale, self.population = table, tilt.scale, population
-        self.tilt = tilt
+        self.tilt, self.length = tilt, tilt.length(table)
         self.returns = tilt.returns
         if not isinstance(shards, (Shards, type(None))):
             raise InvalidArgument(f"shards must be Shards(...) or None, got {shown(shards)}")

@@ -28,7 +28,7 @@ from ..execute import Boundary, iterate
 from ..guidance import Guidance, GuidedDenoiser
 from ..noise import ACCEPTANCE, MOVE, Noise
 from ..paths import Path
-from ..plans import Default, Solver, Table, plan_transition
+from ..plans import Default, Sampler, Solver, Table, plan_transition
 from ..settings import SHARE, Checked, Choice, Count, Listed, Number, Object, setting
 from .method import Course, Method
 from .population import Run, kept
@@ -104,8 +104,7 @@ class Refine(Method):
     resampling : str
         "systematic", "ssp", "stratified", "residual" or "multinomial".
     ess_threshold : float
-        In [0, 1]: chains are exchanged when their effective sample size is at most this fraction of
-        N; 1 is after every move, 0 never: independent chains with weights.
+        In [0, 1]: as steering's; 0 leaves the chains independent, with weights.
     returned : "best" or "last"
         Of each chain the best sample that it has been at, which weights say nothing of, or where it
         stands at the end.
@@ -154,17 +153,22 @@ class Refine(Method):
             return times.first
         return times[move % len(times)] if isinstance(times, tuple) else times
 
-    def evaluations(self, move: int, time: float, guidance: float) -> int:
-        """Of a move to a time, of a network under this much classifier-free guidance."""
+    def evaluations(self, sampler: Sampler) -> int:
+        return sampler.evaluations + self._of_moves(getattr(sampler.solver, "guidance", 1.0))
+
+    def _of_moves(self, guidance: float, first: int = 0) -> int:
+        return sum(self.asked(k, self.time(k), guidance) for k in range(first, self.moves))
+
+    def asked(self, move: int, time: float, guidance: float) -> int:
+        """Evaluations of a move to a time, of a network under this classifier-free guidance."""
         steps = self.move_steps
         if steps is None:
             return evaluations_of(time, guidance)
         return steps[move % len(steps)] if isinstance(steps, tuple) else steps
 
     def calls(self, table: Table, first: int = 0) -> int:
-        begin, guidance = 0 if first else table.evaluations, getattr(table.solver, "guidance", 1.0)
-        left = range(first, self.moves)
-        return begin + sum(self.evaluations(k, self.time(k), guidance) for k in left)
+        begin = 0 if first else table.evaluations
+        return begin + self._of_moves(getattr(table.solver, "guidance", 1.0), first)
 
     def begin(self, run: Run) -> Refining:
         return Refining(self, run)
@@ -278,7 +282,7 @@ class Refining(Course):
 
     def _table(self, k: int) -> Table:
         """Of move k: from where it noises to, to data."""
-        steps = self.settings.evaluations(k, self.time, self.run.model.guidance)
+        steps = self.settings.asked(k, self.time, self.run.model.guidance)
         t = time_on(self.path, self.time)
         solver = cast(Solver, self.run.table.solver or Default())
         return plan_transition(self.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
