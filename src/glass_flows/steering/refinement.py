@@ -252,6 +252,7 @@ class Refining(Course):
         self.rewards = self.best_rewards = torch.full((P, N), -math.inf, dtype=torch.float64)
         self.share = torch.zeros(P, 1, dtype=torch.float64)
         self.weights = LogWeights.uniform(P, N)
+        self.ess = self.weights.ess()
         self.log_evidence = torch.zeros(P, dtype=torch.float64)
         self.accepted = torch.ones(P, N, dtype=torch.bool)
         self.time = settings.time(0)
@@ -303,9 +304,10 @@ class Refining(Course):
         if wanted is not None and (self.best_rewards.amax(1) >= wanted).all():
             boundary.transition = None  # the end
         ahead = self._share(boundary)
-        gained = scaled(self.settings.scale * (ahead - self.share), self.rewards)
         may_vanish = self.settings.degenerate == "carry"
+        gained = self._gained(ahead)
         self.weights = self.weights.times(gained, look.where, all_may_vanish=may_vanish)
+        self.ess = self.weights.ess()
         self.share = ahead
         if boundary.final:
             self._end(boundary, look.where)
@@ -324,9 +326,10 @@ class Refining(Course):
         run, k = self.run, boundary.index
         if self.z is not None:
             gain = scaled(self.settings.scale * self.share, _difference(proposed, self.rewards))
-            drawn = [_uniform(run.noise.bits(ACCEPTANCE, k, i)) for i in range(proposed.numel())]
-            uniform = torch.tensor(drawn, dtype=torch.float64).view_as(proposed)
-            self.accepted = uniform.log() < gain
+            P, N = proposed.shape
+            streams = (np.random.Generator(run.noise.bits(ACCEPTANCE, k, p)) for p in range(P))
+            drawn = torch.from_numpy(np.stack([stream.random(N) for stream in streams]))
+            self.accepted = drawn.log() < gain
             mine = self._own(self.accepted, boundary.x)
             boundary.x = torch.where(mine, boundary.x, self.z)
             proposed = torch.where(self.accepted, proposed, self.rewards)
@@ -354,6 +357,11 @@ class Refining(Course):
         elif k < self.settings.moves:
             self.time = self.settings.time(k)
 
+    def _gained(self, share: Tensor) -> Tensor:
+        """(λ_{k+1} - λ_k) r; nothing more where λ_k excludes a sample already."""
+        before, after = (scaled(self.settings.scale * s, self.rewards) for s in (self.share, share))
+        return torch.where(before == -math.inf, 0.0, after - before)
+
     def _share(self, boundary: Boundary) -> Tensor:
         """λ_{k+1}/λ, (P, 1): of the move ahead; 1 at the end."""
         settings, k = self.settings, boundary.index
@@ -363,19 +371,14 @@ class Refining(Course):
         if schedule is None:
             schedule = "constant" if self.given else "linear"
         if isinstance(schedule, Adaptive):
-            rewards, held = self.rewards, self.share
-
-            def weights(share: Tensor) -> Tensor:
-                return self.weights.values + scaled(settings.scale * (share - held), rewards)
-
-            return schedule.choose(weights, held)
+            return schedule.choose(lambda s: self.weights.values + self._gained(s), self.share)
         fixed = share_at(schedule, k, (k + 1) / settings.moves, settings.moves)
         return torch.full_like(self.share, fixed)
 
     # --- exchange ---------------------------------------------------------------------------------
 
     def select(self, boundary: Boundary) -> Selection:
-        settings, ess = self.settings, self.weights.ess()
+        settings, ess = self.settings, self.ess
         few = ess <= settings.ess_threshold * settings.particles
         tired = few & (ess > 0.0) & (settings.ess_threshold > 0.0) & (not boundary.final)
         scheme, noise = settings.resampling, self.run.noise
@@ -411,7 +414,7 @@ class Refining(Course):
             history=history,
             accepted=self.accepted,
             log_weights=self.weights,
-            ess=self.weights.ess(),
+            ess=self.ess,
             log_evidence=self.log_evidence + self.weights.log_mean(),
             share=self.share[:, 0],
             time=1.0 if boundary.final else self.time,
@@ -473,10 +476,6 @@ def time_on(path: Path, time: float) -> float:
 def _difference(new: Tensor, old: Tensor) -> Tensor:
     """r' - r; from an excluded sample to any other a gain."""
     return torch.where(new >= old, torch.where(new > old, new - old, 0.0), new - old)
-
-
-def _uniform(bits: np.random.Philox) -> float:
-    return float(np.random.Generator(bits).random())
 
 
 @dataclass(frozen=True)
