@@ -322,7 +322,7 @@ def test_its_text_and_its_json_say_the_same(text):
     assert Refine.from_json(json.loads(json.dumps(method.as_json()))) == method
 
 
-# ------------------------------------------------------------------------------------- the same bits
+# ---------------------------------------------------------------------------------- the same bits
 
 
 def test_a_particle_is_the_same_in_any_batch():

@@ -39,8 +39,8 @@ def align(
         str,
         typer.Option(
             help="'steering' (sequential Monte Carlo), 'twist' (the same with twisted noise), the "
-            "searches 'beam', 'greedy' and 'svdd', 'refine' (moves on clean samples), or 'best-of-n' and 'plain' (of the ODE, unless "
-            "--rho is given)."
+            "searches 'beam', 'greedy' and 'svdd', 'refine' (moves on clean samples), or "
+            "'best-of-n' and 'plain' (of the ODE, unless --rho is given)."
         ),
     ] = "steering",
     populations: Annotated[

@@ -105,10 +105,10 @@ def steer_pipeline(
         are those that are returned, before they are rounded to 8 bits. Gradients (guidance, twist)
         flow through it into the decoder, also at pixels that are clamped to 0 or 1. It is asked
         once about a uniform grey before anything runs, to learn what it returns.
-    method : "plain", "best-of-n", "steering", "twist", "beam", "greedy", "svdd", "refine", or an object
-        Such as :class:`~glass_flows.Steering` or :class:`~glass_flows.Refine`. Best-of-n and plain
-        spend K M evaluations on the ODE, unless `rho` or a `sampler` is given; "refine" begins with
-        a short ODE.
+    method : "steering", "refine", "plain", "best-of-n", "twist", "beam", "greedy" or "svdd"
+        Or an object, such as :class:`~glass_flows.Refine`. Best-of-n and plain spend K M
+        evaluations on the ODE, unless `rho` or a `sampler` is given; "refine" begins with a short
+        one.
     {settings}
     seed : int, optional
         Every particle has streams of its own, found from (seed, particle).
