@@ -135,7 +135,7 @@ class BaseDenoiser(ABC):
         return None
 
     @property
-    def guidance(self) -> float:
+    def guidance_scale(self) -> float:
         """w of classifier-free guidance; 1 is none."""
         return 1.0
 
@@ -178,8 +178,8 @@ class WrappedDenoiser(BaseDenoiser):
         return self.denoiser.device
 
     @property
-    def guidance(self) -> float:
-        return self.denoiser.guidance
+    def guidance_scale(self) -> float:
+        return self.denoiser.guidance_scale
 
     @property
     def evaluations_per_call(self) -> int:
@@ -422,10 +422,6 @@ class Denoiser(Checked, BaseDenoiser):
                 f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
                 "pass unconditional={...}, e.g. the null label or the empty prompt"
             )
-
-    @property
-    def guidance(self) -> float:
-        return self.guidance_scale
 
     @property
     def recomputes(self) -> bool:

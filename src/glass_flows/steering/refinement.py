@@ -177,7 +177,7 @@ class Refine(Method):
         found = []
         if isinstance(denoiser, GuidedDenoiser):
             found.append("reward guidance tilts the moves, and their acceptance does not undo it")
-        if as_denoiser(denoiser).guidance != 1.0:
+        if as_denoiser(denoiser).guidance_scale != 1.0:
             found.append("under classifier-free guidance D is no posterior mean: moves keep no law")
         if isinstance(self.schedule, Adaptive):
             found.append("λ was chosen by the ESS of the chains themselves")
@@ -283,7 +283,7 @@ class Refining(Course):
 
     def _table(self, k: int) -> Table:
         """Of move k: from where it noises to, to data."""
-        steps = self.settings.asked(k, self.time, self.run.model.guidance)
+        steps = self.settings.asked(k, self.time, self.run.model.guidance_scale)
         t = time_on(self.path, self.time)
         solver = cast(Solver, self.run.table.solver or Default())
         return plan_transition(self.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
