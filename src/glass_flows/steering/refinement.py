@@ -270,6 +270,7 @@ class Refining(Course):
         self.ess = self.weights.ess()
         self.log_evidence = torch.zeros(P, dtype=torch.float64)
         self.proposed, self.accepted = self.rewards, torch.ones(P, N, dtype=torch.bool)
+        self.told = self.rewards  # before any exchange
         self.time = settings.time(0)
         self.given = run.population.init is not None
         self.begun = False
@@ -326,6 +327,7 @@ class Refining(Course):
         self.share = ahead
         if boundary.final:
             self._end(boundary, look.where)
+        self.told = self.rewards
 
     def _end(self, boundary: Boundary, where: str) -> None:
         """What is returned, and its rewards."""
@@ -423,7 +425,7 @@ class Refining(Course):
     ) -> RefineStep:
         return RefineStep(
             boundary=boundary,
-            rewards=self.rewards,
+            rewards=self.told,
             ancestors=selection.ancestors,
             resampled=selection.selected,
             costs=costs,
