@@ -154,7 +154,8 @@ def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[floa
         times = "uniform"
     if isinstance(times, str):
         times = _GRIDS[check_name("time grid", times, _GRIDS)]
-    listed = times(path, transitions) if callable(times) else times
+    asked = callable(times) and not isinstance(times, type)
+    listed = times(path, transitions) if asked else times
     try:
         listed = tuple(islice(listed, transitions + 2))  # it might have no end
     except TypeError:

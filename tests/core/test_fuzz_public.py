@@ -906,7 +906,7 @@ def _shown(value: Any) -> str:
 def test_every_call_is_right_or_refused_by_name(seed, calls):
     right, wrong = fuzz(surfaces(), seed, calls)
     assert not wrong, "\n".join(f"{what}\n    {given}" for what, given in wrong.items())
-    assert right.total() > 0.3 * calls  # the right ones are not refused
+    assert right.total() > 0.25 * calls  # a third are drawn without a wrong argument
 
 
 def main() -> None:

@@ -129,6 +129,9 @@ class Refine(Method):
     weighted: ClassVar[bool] = True
 
     def check(self) -> None:
+        for name in ("move_times", "move_steps"):
+            if getattr(self, name) == ():
+                raise InvalidArgument(f"{name} must list at least one, got []")
         if isinstance(self.schedule, tuple) and len(self.schedule) != self.moves:
             raise InvalidArgument(
                 f"schedule lists {len(self.schedule)} shares of lambda for {self.moves} moves"
