@@ -61,7 +61,7 @@ class Acceptance(Checked):
     """Longer moves where more than `rate` of the proposals are accepted, shorter where fewer are.
 
     It begins at `first`. What past moves accepted decides on the next one, which biases the law a
-    little: :meth:`RefinedResult.fixed <glass_flows.steering.RefinedResult>` repeats its times.
+    little: another run with the `move_times` of this one as a list has no such bias.
     """
 
     rate: float = setting(0.4, _INSIDE)
