@@ -59,7 +59,7 @@ def test_the_job_says_so_and_is_read_again(digit):
     assert job.as_json()["init"] == [digit]
     assert Job.from_json(json.loads(json.dumps(job.as_json()))) == job
     assert "init" not in JOB.as_json()
-    with pytest.raises(InvalidArgument, match="init: only for the method refine.*steering"):
+    with pytest.raises(InvalidArgument, match=r"init: only for the method refine.*steering"):
         Job("digits", Steering(), Sampler(), init=(digit,))
 
 

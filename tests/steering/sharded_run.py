@@ -29,7 +29,9 @@ def main(out: Path, rank: int, count: int, options: dict) -> None:
     if "guidance" in options:
         options["guidance"] = Guidance(**options["guidance"])
     folder = RunFolder(out / "run", {"seed": 5}, writes=rank == 0)
-    call = {"steer": steer, "beam": beam, "greedy": greedy, "refine": refine}[options.pop("call", "steer")]
+    call = {"steer": steer, "beam": beam, "greedy": greedy, "refine": refine}[
+        options.pop("call", "steer")
+    ]
     result = call(
         digits_denoiser(),
         ClassReward(load_digits_classifier("reward"), 8),

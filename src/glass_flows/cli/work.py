@@ -233,8 +233,7 @@ def batch(
         list[str] | None,
         typer.Option(
             help="'plain', 'best-of-n', 'steering' (default), 'twist', 'beam', 'greedy', 'svdd', "
-            "'refine'; "
-            "may be given several times. An option goes to those that have it."
+            "'refine'; may be given several times. An option goes to those that have it."
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="'0', '0,1,7' or '0-3'.")] = "0",

@@ -153,7 +153,18 @@ def _settings_of(methods: Sequence[str]) -> list[str]:
 
 def _ours() -> set[str]:
     """Names that a pipeline's call argument cannot have, for they are ours."""
-    own = {"model", "prompt", "prompts", "reward", "method", "seed", "populations", "budget", "out", "init"}
+    own = {
+        "model",
+        "prompt",
+        "prompts",
+        "reward",
+        "method",
+        "seed",
+        "populations",
+        "budget",
+        "out",
+        "init",
+    }
     for cls in (Sampler, Batching, Loading):
         own |= set(kinds(cls))
     return own | set(every_setting()) | {"micro_batch"}

@@ -251,7 +251,8 @@ class RunFolder:
         run, boundary = self._run, step.boundary
         shown = None
         if self.pictures is not None and run is not None:
-            if shown := self.pictures(step.pictured(run.shards.own)):
+            shown = self.pictures(step.pictured(run.shards.own))
+            if shown:
                 pixels = np.stack([np.asarray(image.convert("RGB")) for image in shown])
                 whole = run.shards.gather(torch.from_numpy(pixels))
                 shown = [Image.fromarray(array) for array in whole.numpy()]
