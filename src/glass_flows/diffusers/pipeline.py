@@ -172,8 +172,8 @@ def run_pipeline(
         )
     if family is None and asked.init is not None:
         raise InvalidArgument(
-            f"init: only on pipelines with an adapter (without decode=), not on {asked.name}, whose "
-            "latents are its own matter"
+            f"init: only on pipelines with an adapter (without decode=), not on {asked.name}: how "
+            "its pictures become latents is not known"
         )
     loop = inspect.signature(pipe.__call__).parameters
     _check_call(asked, loop if family is None else family.takes())
