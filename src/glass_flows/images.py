@@ -43,7 +43,8 @@ class ImageResult:
     prompts : tuple
         P of them.
     result : SearchResult
-        Samples (latents), weights, ancestry, costs; a SteeringResult for "steering".
+        Samples (latents), weights, ancestry, costs; a SteeringResult for "steering",
+        a RefinedResult for "refine".
     settings : dict
         What was asked for, as JSON: the whole job, or of a pipeline from Python "method",
         "sampler", "batching", the seed and the call arguments.
