@@ -14,6 +14,7 @@ from glass_flows import Refine, steer_pipeline
 from glass_flows.diffusers import pipeline as module
 from glass_flows.diffusers.families import FAMILIES, family_of
 from glass_flows.errors import InvalidArgument, ShapeError
+from glass_flows.runs import RunFolder
 
 TEXTS = ("prompt", "class_labels")
 SIZES = {"height": 16, "width": 16, "max_sequence_length": 32, "progress": False}
@@ -254,3 +255,37 @@ def test_a_method_as_an_object_begins_with_a_picture(pipe):
         pipe, "a", redness, Refine(2, moves=1), init=picture(), seed=0, **SIZES
     )  # fmt: skip
     assert result.rewards.shape == (1, 2)
+
+
+def test_killed_after_any_move_the_refinement_of_a_picture_ends_with_the_same_bits(pipe, tmp_path):
+    """Samples, images, and the best so far, though the picture itself is not looked at again."""
+
+    class Killed(Exception):
+        pass
+
+    def run(folder, stop=None, init=picture()):  # noqa: B008
+        def look(step):
+            if step.boundary.index == stop:
+                raise Killed
+
+        record = RunFolder(folder, {})
+        result = refined(
+            pipe, init, moves=4, scale=200.0, ess_threshold=0.9, record=record, on_boundary=look,
+            decode_batch=None,
+        )  # fmt: skip
+        record.finish(result.result)
+        return result
+
+    whole = run(tmp_path / "whole")
+    assert (tmp_path / "whole" / "best-001.png").exists()
+    for stop in (0, 1, 3):
+        with pytest.raises(Killed):
+            run(tmp_path / str(stop), stop)
+        again = run(tmp_path / str(stop))
+        assert torch.equal(again.result.samples, whole.result.samples)
+        assert torch.equal(again.rewards, whole.rewards)
+        for one, other in zip(again.images, whole.images):
+            assert [a.tobytes() for a in one] == [b.tobytes() for b in other]
+        for name in ("best-000.png", "best-001.png", "estimates/002.png", "estimates/004.png"):
+            found, wanted = (tmp_path / one / name for one in (str(stop), "whole"))
+            assert found.read_bytes() == wanted.read_bytes()
