@@ -167,6 +167,7 @@ def test_chains_that_were_given_have_no_evidence(tmp_path):
     steps, result = run(tmp_path / "given", init=torch.zeros(IMAGE))
     assert all(step.log_evidence.isnan().all() for step in steps)
     page = page_of([tmp_path / "given"], tmp_path / "r.html")
+    assert "Where the chains stand" in page.text
     assert "given" in page.text and "drawn" not in page.text
     assert "log-evidence" not in page.text
     assert len(page.all("figure")) == P * (3 + N)

@@ -353,10 +353,11 @@ def _charts_of_chains(run: RunRecord, p: int) -> Iterator[Chart]:
     if len(passed) > 1:
         accepted = [chains.acceptance(k) for k in range(1, len(passed))]
         times = [move.time for move in chains.moves[:-1]]
-        told = f"Accepted {_from_to(accepted)}; noised to {_from_to(times)}."
-        lines = [("best", accepted, "accepted"), ("mean", times, "noised to")]
-        names = [str(k) for k in range(1, len(passed))]
-        yield Chart("acceptance over moves", told, (0.0, 1.0), lines, names=names)
+        told = f"Share accepted {_from_to(accepted)}; times noised to {_from_to(times)}."
+        lines = [("best", accepted, "share"), ("mean", times, "t")]
+        lines.sort(key=lambda line: -line[1][-1])  # labels stand below each other
+        names, title = [str(k) for k in range(1, len(passed))], "share accepted over moves, and t"
+        yield Chart(title, told, (0.0, 1.0), lines, names=names)
     again = [
         ("resampled", k, b.ess[p], f"exchanged at ESS {figure(b.ess[p], 3)}")
         for k, b in enumerate(passed)
