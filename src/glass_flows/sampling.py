@@ -28,6 +28,7 @@ from .noise import (
     noise_source,
 )
 from .plans import Rho, Sampler, Solver, Table, plan_transition
+from .plans.solvers import solver_for
 from .progress import PROGRESS, progress_bar
 from .settings import Count, Is, Kind, Listed, Switch
 
@@ -100,6 +101,7 @@ def transition(
     """
     denoiser = as_denoiser(denoiser)
     check_state(x)
+    solver = solver_for(solver, denoiser.cfg_scale)
     table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=solver)
     source: Noise
     if noise is None:
@@ -190,7 +192,7 @@ def sample(
     >>> z = sample(denoiser, (32, 16), transitions=6, steps=4, rho=0.4, seed=0)
     """
     denoiser = as_denoiser(denoiser)
-    table = sampler.plan(denoiser.path)
+    table = sampler.plan(denoiser.path, denoiser.cfg_scale)
     check_whole(table)
     source = noise_source(seed, generator, randomness)
     if isinstance(shape_or_noise, Tensor):
@@ -244,6 +246,7 @@ def posterior(
     denoiser = as_denoiser(denoiser)
     check_state(x)
     check_sizes((samples * x.shape[0], *x.shape[1:]))
+    solver = solver_for(solver, denoiser.cfg_scale)
     table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
     source = _AtTime(noise_source(seed, generator), table, POSTERIOR, samples)
     repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
