@@ -512,9 +512,8 @@ def resolve_solver(solver: str | Solver) -> Solver:
     return solver
 
 
-def solver_for(solver: str | Solver, guidance: float) -> Solver:
+def solver_for(solver: Solver, guidance: float) -> Solver:
     """The solver for a denoiser under classifier-free guidance w, unless it was told one itself."""
-    solver = resolve_solver(solver)
     if isinstance(solver, Default) and solver.guidance is None:
         return replace(solver, guidance=max(guidance, 0.0))
     return solver

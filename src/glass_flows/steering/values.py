@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Union, runtime_checkable
+from typing import Protocol, Union, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -199,7 +199,7 @@ class PosteriorValue(Checked):
         check_size(self.samples * self.steps)
 
     def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
-        solver = solver_for(self.solver, look.denoiser.cfg_scale)
+        solver = solver_for(cast(Solver, self.solver), look.denoiser.cfg_scale)
         table = plan_transition(
             look.denoiser.path, look.t, 1.0, rho=0.0, steps=self.steps, solver=solver
         )
