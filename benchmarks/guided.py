@@ -131,10 +131,7 @@ def mixture_problem(scale: float, count: int, std: float = 0.15) -> Problem:
 def shapes_problem(scale: float, count: int) -> Problem:
     """The data are samples of the pipeline's own, without guidance."""
     pipe = load_pipeline()
-    family, schedule = (
-        family_of(pipe),
-        Schedule.of(config_of(pipe.scheduler), rounds_its_clock(pipe)),
-    )
+    schedule = Schedule.of(config_of(pipe.scheduler), rounds_its_clock(pipe))
     sentences = [str(prompt) for prompt in prompts("test", count)]
 
     def denoiser(w: float) -> glass_flows.Denoiser:
