@@ -186,8 +186,9 @@ def main() -> int:
     report.text("On each of the twelve, for 3 : 10 / 4 : 20 / 6 : 40 evaluations:")
     case_table(report, {n: replace(e, cases=USUAL) for n, e in results.items() if "w = 1" not in n})
     for name, errors in results.items():
-        if "digits" in name and "w = 5" in name and not given.quick:
-            for ours, paper in list(PAIRS.items())[1:]:  # what docs/accuracy.md claims
+        for ours, paper in PAIRS.items():
+            # What is aimed at: at w = 7 for 4 and 6 evaluations of the network.
+            if name.endswith("w = 5") or (name == "digits network, w = 7" and ours > 3):
                 ratio = geometric_mean(errors.ratios(ours)[: len(USUAL)])
                 what = f"{name}: {ours} evaluations against Algorithm 1's {paper}, the twelve"
                 report.check(ratio <= 1.0, f"{what}: ratio {ratio:.2f} ≤ 1")
