@@ -290,9 +290,8 @@ class Refining(Course):
 
     def _proposal(self, table: Table, boundary: Boundary) -> Tensor:
         """Noise z to x_t, and draw z' from p(z | x_t)."""
-        noise, (t, _) = _OfMove(self.run.noise, boundary.index), table.times
-        z = boundary.x
-        x = self.path.alpha(t) * z + self.path.sigma(t) * noise(0, z, draw=0)
+        noise, t, z = _OfMove(self.run.noise, boundary.index), table.times[0], boundary.x
+        x = self.path.alpha(t) * z + self.path.sigma(t) * noise.of_sample(z)
         for end in iterate(table, self.run.moving, x, noise):  # noqa: B007
             pass
         return end.x
@@ -480,10 +479,13 @@ def _difference(new: Tensor, old: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _OfMove:
-    """The noise of one move: draw 0 goes with the sample, draw 1 into the inner flow."""
+    """The noise of one move: draw 0 goes with the sample, the next into the transitions to data."""
 
     source: Noise
     move: int
 
-    def __call__(self, step: int, like: Tensor, purpose: int = MOVE, draw: int = 1) -> Tensor:
-        return self.source(self.move, like, MOVE, draw)
+    def __call__(self, step: int, like: Tensor, purpose: int = MOVE, draw: int = 0) -> Tensor:
+        return self.source(self.move, like, MOVE, 1 + step + draw)
+
+    def of_sample(self, like: Tensor) -> Tensor:
+        return self.source(self.move, like, MOVE, 0)
