@@ -138,9 +138,7 @@ def _refinements(evaluations: int, particles: int, exchanged: float) -> Iterator
     for begin, each in _MOVES:
         moves = max(0, evaluations - begin) // each
         for scale in _SCALES[-2:]:
-            method = Refine(
-                particles, scale, moves=moves, move_steps=each, ess_threshold=exchanged
-            )
+            method = Refine(particles, scale, moves=moves, move_steps=each, ess_threshold=exchanged)
             yield Recipe(method, Sampler.ode(evaluations - moves * each))
 
 
