@@ -96,8 +96,8 @@ class Refine(Method):
         the model's own path: near 0 a new sample, near 1 a small change. A list is gone through
         again and again, a ramp once; adaptive looks for that share of accepted proposals.
     move_steps : int, list of int, or None
-        Network evaluations of each move; None is 3, and more for long moves of a network under
-        classifier-free guidance.
+        Network evaluations of each move; None is 3, and under classifier-free guidance 6 where t is
+        below 0.6.
     schedule : None, "constant", "linear", "adaptive[:ESS]", a function of k/K, or K shares
         Share of λ that each move accepts by. None is linear from draws of the model, and constant
         from samples that are given, which a small λ would forget.
@@ -193,8 +193,11 @@ class Refine(Method):
 
 
 def evaluations_of(time: float, guidance: float) -> int:
-    """Evaluations of a move that noises to a time of the linear path."""
-    return 3
+    """Evaluations of a move that noises to a time of the linear path.
+
+    Under classifier-free guidance long moves of three harm (`docs/refinement.md`).
+    """
+    return 6 if guidance > 1.0 and time < 0.6 else 3
 
 
 @dataclass(frozen=True)
