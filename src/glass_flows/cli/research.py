@@ -144,7 +144,7 @@ def _compare_own(
     if scale is None:
         raise InvalidArgument(
             "--prompts needs --scale, the λ of steering and refinement: some 2 to 8 over the "
-            "spread of the reward between images of a prompt, which `batch --method best-of-n` shows"
+            "spread of the reward between images of a prompt (see `batch --method best-of-n`)"
         )
     check_number("--scale", scale, "be finite and >= 0", lambda v: 0.0 <= v < math.inf)
     if len(reward) > 1:

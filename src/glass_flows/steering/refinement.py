@@ -61,7 +61,7 @@ class Acceptance(Checked):
     """Longer moves where more than `rate` of the proposals are accepted, shorter where fewer are.
 
     It begins at `first`. What past moves accepted decides on the next one, which biases the law a
-    little: :meth:`RefinedResult.fixed <glass_flows.steering.RefinedResult>` repeats its times.
+    little: :meth:`Refine.fixed` takes the times of a run for others.
     """
 
     rate: float = setting(0.4, _INSIDE)
@@ -96,8 +96,8 @@ class Refine(Method):
         the model's own path: near 0 a new sample, near 1 a small change. A list is gone through
         again and again, a ramp once; adaptive looks for that share of accepted proposals.
     move_steps : int, list of int, or None
-        Network evaluations of each move; None is 3, and under classifier-free guidance 6 where t is
-        below 0.6.
+        Network evaluations of each move; None is 3, and under classifier-free guidance w more where
+        t is below 0.6: 1.5 (w - 1), up to 9.
     schedule : None, "constant", "linear", "adaptive[:ESS]", a function of k/K, or K shares
         Share of λ that each move accepts by. None is linear from draws of the model, and constant
         from samples that are given, which a small λ would forget.
@@ -133,6 +133,17 @@ class Refine(Method):
             raise InvalidArgument(
                 f"schedule lists {len(self.schedule)} shares of lambda for {self.moves} moves"
             )
+
+    def fixed(self, pilot: RefinedResult) -> Refine:
+        """With the times and λ that a pilot run has chosen, one and all populations' mean.
+
+        Of another seed than the pilot's, the evidence is unbiased.
+        """
+        moves, shares = len(pilot.move_times), pilot.shares[:-1].mean(1)
+        return replace(
+            self, moves=moves, move_times=tuple(pilot.move_times.tolist()),
+            schedule=tuple(shares.tolist()), until=None,
+        )  # fmt: skip
 
     @property
     def guidance(self) -> Guidance | None:
@@ -195,9 +206,11 @@ class Refine(Method):
 def evaluations_of(time: float, guidance: float) -> int:
     """Evaluations of a move that noises to a time of the linear path.
 
-    Under classifier-free guidance long moves of three harm (`docs/refinement.md`).
+    Under classifier-free guidance w long moves need more, or harm: measured in
+    `docs/refinement.md`.
     """
-    return 6 if guidance > 1.0 and time < 0.6 else 3
+    extra = math.ceil(1.5 * (min(guidance, 7.0) - 1.0))
+    return 3 + max(extra, 0) if time < 0.6 else 3
 
 
 @dataclass(frozen=True)
