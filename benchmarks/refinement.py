@@ -5,7 +5,7 @@
     python -m benchmarks.refinement improve      # rejected pictures of Shapes, after some moves
     python -m benchmarks.refinement shapes       # plain, best-of-N, steering, refinement on Shapes
 
-    [--quick] [--model shapes:FOLDER] [--out docs/refinement.md]
+    [--quick] [--model shapes:FOLDER] [--out docs/refinement.md] [--picture FILE]
 
 Tables go to stdout as Markdown, and into FILE between the two comments that name the command.
 """
@@ -26,6 +26,7 @@ from torch import Tensor
 from glass_flows import Refine, Sampler, best_of, refine, sample
 from glass_flows.denoisers import Denoiser
 from glass_flows.jobs.models import Digits, Shapes, digits_denoiser, resolve
+from glass_flows.jobs.pictures import Strip, image_grid, save_png
 from glass_flows.measures import diversity, frechet_distance, mean, share
 from glass_flows.paths import Path as ProbabilityPath
 from glass_flows.plans import Default, FirstOrder, Paper
@@ -33,6 +34,7 @@ from glass_flows.plans.kernels import Ends, Rho
 from glass_flows.plans.table import Transition
 from glass_flows.research.digits import judge_features, real_features
 from glass_flows.research.recipe import Recipe, judged
+from glass_flows.research.train_shapes import pixels
 from glass_flows.research.writing import markdown
 from glass_flows.rewards import ClassReward
 from glass_flows.steering import BestOf, Ramp, Steering
@@ -194,7 +196,7 @@ def _digits(model: Digits, z: Tensor, labels: Tensor) -> str:
 # --- pictures -------------------------------------------------------------------------------------
 
 
-def improve(quick: bool, model: Shapes) -> Iterator[str]:
+def improve(quick: bool, model: Shapes, picture: Path | None) -> Iterator[str]:
     """Plain pictures that the judge rejects, refined under their prompts and the CLIP."""
     wanted, most = (4, (1, 2)) if quick else (40, (5, 10, 20))
     plain = Recipe(BestOf(1), Sampler.ode(12))
@@ -208,22 +210,34 @@ def improve(quick: bool, model: Shapes) -> Iterator[str]:
         rejected += [(prompt, z) for prompt, z, accepted in found if not accepted]
         if len(rejected) >= wanted:
             break
-    names, begin = zip(*rejected[:wanted])
-    rows = []
+    names, states = zip(*rejected[:wanted])
+    begin, rows, strips = torch.stack(states), [], []
     for scale in (0.25, 1.0):
-        for moves in most:
+        for moves in (0, *most):
             method = Refine(1, scale, moves=moves, move_times=Ramp(0.3, 0.7))
-            result = _refined(model, method, names, torch.stack(begin))
-            accepted = share(np.array(judged(model, result), float))
+            result = _refined(model, method, names, begin)
+            verdicts = judged(model, result) or []
+            accepted = share(np.array(verdicts, float))
             low, high = (100 * end for end in accepted.interval)
             told = f"{100 * accepted.value:.0f} ({low:.0f} to {high:.0f})"
             cost = result.result.network_evaluations / len(names)
-            rows.append((f"{scale:g}", str(moves), told, f"{cost:.0f}"))
+            if moves:
+                rows.append((f"{scale:g}", str(moves), told, f"{cost:.0f}"))
+            if scale == 1.0:
+                arrays = np.stack([np.asarray(image.convert("RGB")) for image in result.best])
+                caption = f"after {moves} moves" if moves else "rejected by the judge"
+                shown = pixels(arrays[:8], torch.device("cpu"))
+                strips.append(Strip(caption, shown, verdicts[:8]))
     yield markdown(("λ", "moves", "judge accepts, % (95 %)", "passes of the network"), rows)
     yield (
         f"{len(names)} plain samples that the judge rejected, one chain each from that picture, "
         "t from 0.3 to 0.7, reward the Shapes CLIP, classifier-free guidance 3."
     )
+    if picture is not None:
+        save_png(
+            image_grid(strips, 8, 96), picture, command="python -m benchmarks.refinement improve"
+        )
+        yield "Shown are, from left to right: " + "; ".join(names[:8]) + "."
 
 
 def _refined(model: Shapes, method: Refine, asked: Sequence[str], begin: Tensor) -> Any:
@@ -294,7 +308,6 @@ def _worth(model: Shapes, recipe: Recipe, asked: Sequence[str]) -> tuple[str, ..
 @torch.no_grad()
 def _apart(model: Shapes, images: Sequence[Any]) -> float:
     """Mean distance between images, in the features of the CLIP."""
-    from glass_flows.research.train_shapes import pixels
     from glass_flows.worlds.shapes.clip import load_clip
 
     clip = load_clip()
@@ -317,6 +330,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a look at it, in a minute")
     parser.add_argument("--model", default="shapes", help="shapes, or shapes:FOLDER")
     parser.add_argument("--out", type=Path, help="a page with a place for the table")
+    parser.add_argument("--picture", type=Path, help="PNG of the first eight (improve)")
     given = parser.parse_args()
     model = resolve(given.model)
     if not isinstance(model, Shapes):
@@ -324,7 +338,7 @@ def main() -> None:
     sections: dict[str, Callable[[], Iterator[str]]] = {
         "law": lambda: law(given.quick),
         "guided": lambda: guided(given.quick),
-        "improve": lambda: improve(given.quick, model),
+        "improve": lambda: improve(given.quick, model, given.picture),
         "shapes": lambda: shapes(given.quick, model),
     }
     text = "\n".join(sections[given.what]()) + "\n"
