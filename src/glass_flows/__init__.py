@@ -14,7 +14,19 @@ from .denoisers import Denoiser
 from .guidance import Guidance, GuidedDenoiser
 from .plans import DDIM, Sampler, Table, plan
 from .sampling import posterior, sample, transition
-from .steering import Beam, BestOf, Greedy, Steering, Twist, beam, best_of, greedy, steer
+from .steering import (
+    Beam,
+    BestOf,
+    Greedy,
+    Refine,
+    Steering,
+    Twist,
+    beam,
+    best_of,
+    greedy,
+    refine,
+    steer,
+)
 
 if TYPE_CHECKING:
     from .diffusers import GlassScheduler, steer_pipeline
@@ -36,6 +48,7 @@ __all__ = [
     "Greedy",
     "Guidance",
     "GuidedDenoiser",
+    "Refine",
     "Sampler",
     "Steering",
     "Table",
@@ -52,6 +65,7 @@ __all__ = [
     "plan",
     "plans",
     "posterior",
+    "refine",
     "rewards",
     "sample",
     "steer",

@@ -32,7 +32,9 @@ from .errors import (
 from .settings import Choice, Is, Kind
 
 __all__ = [
+    "ACCEPTANCE",
     "GENERATOR",
+    "MOVE",
     "POSTERIOR",
     "RANDOMNESS",
     "RESAMPLING",
@@ -57,7 +59,7 @@ _CACHED = 2**17  # normals made at a time: their intermediates stay in the cache
 _STREAM = 2**63  # the particle number of a stream that belongs to no particle
 
 # Purposes keep the streams of one seed apart.
-START, TRANSITION, RESAMPLING, POSTERIOR, SINGLE = 0, 1, 2, 3, 4
+START, TRANSITION, RESAMPLING, POSTERIOR, SINGLE, MOVE, ACCEPTANCE = range(7)
 
 
 class Noise(Protocol):

@@ -39,8 +39,8 @@ def align(
         str,
         typer.Option(
             help="'steering' (sequential Monte Carlo), 'twist' (the same with twisted noise), the "
-            "searches 'beam', 'greedy' and 'svdd', or 'best-of-n' and 'plain' (of the ODE, unless "
-            "--rho is given)."
+            "searches 'beam', 'greedy' and 'svdd', 'refine' (moves on clean samples), or "
+            "'best-of-n' and 'plain' (of the ODE, unless --rho is given)."
         ),
     ] = "steering",
     populations: Annotated[
@@ -221,7 +221,8 @@ def batch(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="'plain', 'best-of-n', 'steering' (default), 'twist', 'beam', 'greedy', 'svdd'; "
+            help="'plain', 'best-of-n', 'steering' (default), 'twist', 'beam', 'greedy', 'svdd', "
+            "'refine'; "
             "may be given several times. An option goes to those that have it."
         ),
     ] = None,

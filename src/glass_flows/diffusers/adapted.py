@@ -44,7 +44,7 @@ def run_adapted(
             Decoded(asked.reward, pictures, max_batch=batching.decode_batch),
             asked.method,
             sampler,
-            _population(asked, adapter),
+            _population(asked, adapter).refining(asked.init),
             shards=shards,
             watch=watch,
         )

@@ -53,6 +53,8 @@ class Asked:
         The pipeline's own call arguments.
     decode : callable, optional
         Clean latents to images in [0, 1], for pipelines without an adapter.
+    init : Tensor, optional
+        Clean latents that refinement begins with.
     """
 
     pipe: Any
@@ -65,6 +67,7 @@ class Asked:
     call: Mapping[str, Any] = field(default_factory=dict)
     latents: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
+    init: Any = None
 
     @classmethod
     def of(

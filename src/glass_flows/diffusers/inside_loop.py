@@ -20,7 +20,7 @@ from ..noise import START, KeyedNoise
 from ..paths import Path
 from ..plans.sampler import RHO, SOLVER
 from ..rewards import Decoded
-from ..steering import PosteriorValue, SearchResult, Step
+from ..steering import PosteriorValue, Refine, SearchResult, Step
 from ..steering.loop import Watch, pass_boundaries
 from ..steering.population import Population, Run, kept
 from .asked import Asked
@@ -97,6 +97,12 @@ def _size(asked: Asked) -> tuple[int, int]:
 
 
 def _check_sampler(asked: Asked) -> None:
+    if isinstance(asked.method, Refine):
+        raise InvalidArgument(
+            f"refinement needs an adapter, which {asked.name} has not: it noises and redraws again "
+            "and again, and a loop of its own runs once. Use steering, or write an adapter "
+            "(docs/diffusers/new-family.md)"
+        )
     posterior = isinstance(asked.method.looks_with, PosteriorValue)
     if asked.method.guided or posterior:
         wish = "a posterior value" if posterior else "guidance"

@@ -21,10 +21,11 @@ from ..guidance import Guidance
 from ..images import ImageResult
 from ..plans import Rho, Sampler, Solver
 from ..rewards import RewardLike
-from ..steering import Method, Recorder, Shards, Twist
+from ..steering import Method, Ramp, Recorder, Shards, Twist
 from ..steering.loop import Watch
 from ..steering.methods import AnyMethod, SamplerOfMethod
 from ..steering.population import Boundaries
+from ..steering.refinement import MoveTimes
 from ..steering.schedules import ScaleSchedule
 from ..steering.state import Observer
 from ..steering.values import AnyValue
@@ -36,7 +37,7 @@ from .refusals import check_caches, check_pipeline
 
 __all__ = ["can_record", "run_pipeline", "steer_pipeline"]
 
-_SAMPLER, _BATCHING = Sampler(), Batching()
+_SAMPLER, _BATCHING, _RAMP = Sampler(), Batching(), Ramp()
 
 
 @front(method=AnyMethod(), sampler=SamplerOfMethod(Sampler), batching=Batching)
@@ -61,6 +62,12 @@ def steer_pipeline(
     degenerate: str = "error",
     children: int = 2,
     pick: str = "best",
+    moves: int = 6,
+    move_times: MoveTimes | str = _RAMP,
+    move_steps: int | Sequence[int] | None = None,
+    returned: str = "best",
+    until: float | None = None,
+    rescore: int = 0,
     transitions: int = 6,
     steps: int | Sequence[int] = 4,
     rho: Rho | Sequence[Rho] = 0.4,
@@ -98,9 +105,10 @@ def steer_pipeline(
         are those that are returned, before they are rounded to 8 bits. Gradients (guidance, twist)
         flow through it into the decoder, also at pixels that are clamped to 0 or 1. It is asked
         once about a uniform grey before anything runs, to learn what it returns.
-    method : "plain", "best-of-n", "steering", "twist", "beam", "greedy", "svdd", or an object
-        Such as :class:`~glass_flows.Steering` or :class:`~glass_flows.Beam`. Best-of-n and plain
-        spend K M evaluations on the ODE, unless `rho` or a `sampler` is given.
+    method : "steering", "refine", "plain", "best-of-n", "twist", "beam", "greedy" or "svdd"
+        Or an object, such as :class:`~glass_flows.Refine`. Best-of-n and plain spend K M
+        evaluations on the ODE, unless `rho` or a `sampler` is given; "refine" begins with a short
+        one.
     {settings}
     seed : int, optional
         Every particle has streams of its own, found from (seed, particle).

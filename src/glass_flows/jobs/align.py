@@ -22,7 +22,7 @@ from ..folders import alone, alone_in_out
 from ..images import ImageResult, contact_sheet
 from ..plans import Sampler
 from ..runs import RESULT, RunFolder, clear_run, find_runs, read_run, started_by_torchrun
-from ..steering import BestOf, Costs, Method, SearchResult, Shards, Steering, SteeringResult
+from ..steering import BestOf, Costs, Method, SearchResult, Shards, Steering, WeightedResult
 from ..steering.loop import Watch
 from .budget import chosen_for
 from .job import Job
@@ -108,7 +108,7 @@ def compare_digits(
     drawn = {name: draw(name, replace(job, method=method)) for name, method in methods.items()}
     spent = [result.costs for result, _ in drawn.values()]
     passes = max((c.network_evaluations + c.network_gradients for c in spent), default=0)
-    passes = passes // (N * count) or job.sampler.evaluations
+    passes = passes // (N * count) or job.method.evaluations(job.sampler)
     ode = replace(job, method=BestOf(N), sampler=Sampler.ode(passes))
     best, seconds = draw(f"best of {N}", ode)
     plain = SearchResult(  # one of those, at its share of the cost
@@ -131,7 +131,7 @@ def compare_digits(
     evidence = {
         name: result.log_evidence.tolist()
         for name, (result, _) in drawn.items()
-        if isinstance(result, SteeringResult)
+        if isinstance(result, WeightedResult)
     }
     payload = {"job": settings, "methods": list(map(asdict, lines)), "log_evidence": evidence}
     replace_file(results, (json.dumps(payload, indent=1) + "\n").encode())
@@ -160,7 +160,7 @@ def _line(name: str, result: SearchResult, verdict: Tensor, seconds: float) -> L
         name,
         *_mean(result.rewards.amax(1)),
         *_mean(verdict),
-        float(result.ess.mean()) if isinstance(result, SteeringResult) else None,
+        float(result.ess.mean()) if isinstance(result, WeightedResult) else None,
         result.network_evaluations // len(verdict),
         result.network_gradients // len(verdict),
         seconds,
@@ -284,7 +284,7 @@ def _drawn(
     rows = [[row[i] for i in order] for row, order in zip(result.images, best)]
     judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
     if (verdicts := model.judge(result)) is not None:
-        plain = model.run(_plain(job), Watch(progress=progress))
+        plain = model.run(_plain(job, model.guidance(job)), Watch(progress=progress))
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
     save_png(sheet, folder / "best-first.png")
@@ -346,11 +346,12 @@ def within(
     return lambda one: one.sized(particles, transitions, steps)
 
 
-def _plain(job: Job) -> Job:
+def _plain(job: Job, guidance: float) -> Job:
     """As many samples of the ODE at the same evaluations, with the classifier-free guidance of the
     model's own."""
     method = BestOf(job.method.particles)
-    return replace(job, method=method, sampler=job.sampler.baseline(), micro_batch=None)
+    sampler = job.sampler.baseline(job.method.evaluations(job.sampler, guidance))
+    return replace(job, method=method, sampler=sampler, micro_batch=None)
 
 
 def _judged_sheet(job: Job, plain: ImageResult, result: ImageResult, judged: Judged) -> Image.Image:

@@ -13,7 +13,7 @@ from ..errors import InvalidArgument, check_count, check_name
 from ..noise import check_seed
 from ..plans import Sampler
 from ..settings import MOST, Choice, Count, Settings, Text, defaults, setting
-from ..steering import Beam, BestOf, Greedy, Method, read_method
+from ..steering import Beam, BestOf, Greedy, Method, Refine, read_method
 
 __all__ = ["DTYPES", "OFFLOADS", "Job", "Loading", "Placement", "device_named"]
 
@@ -184,7 +184,11 @@ class Job:
             particles = max(1, particles // method.children) * method.children
         elif isinstance(method, BestOf) and method.particles == 1:
             particles = 1
-        if sampler.rho == "ode":
+        if isinstance(method, Refine):
+            each = method.move_steps if isinstance(method.move_steps, int) else 3
+            left = transitions * steps - sampler.evaluations
+            method = replace(method, moves=max(1, left // each))
+        elif sampler.rho == "ode":
             sampler = sampler.baseline(transitions * steps)
         else:
             sampler = replace(sampler, transitions=transitions, steps=steps)

@@ -165,6 +165,10 @@ class Model(ABC):
     def load(self) -> object:
         """Load what is large; later calls do nothing."""
 
+    def guidance(self, job: Job) -> float:
+        """w of the classifier-free guidance of a job's network, as far as it is known; 1 is none."""
+        return 1.0
+
     @abstractmethod
     def run(
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
@@ -316,6 +320,14 @@ class Pipeline(Model):
         from ..diffusers import can_record
 
         return can_record(self.pipe)
+
+    def guidance(self, job: Job) -> float:
+        from ..diffusers.families import family_of
+
+        family = family_of(self.pipe)
+        if family is None:
+            return 1.0
+        return float(family(self.pipe, **{**self.call, **job.call}).cfg_scale)
 
     def as_asked(self, prompts: Sequence[str]) -> list[Any]:
         """As the pipeline takes them: DiT is asked for classes."""

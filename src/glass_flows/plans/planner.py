@@ -78,7 +78,8 @@ def plan(
         pure = start == "pure" and k == 0
         result.extend(planned_by.transitions(path, ends, rule, count, pure))
     shown = rho if isinstance(rho, (float, int, str)) or rho is None else repr(rho)
-    return Table(path, tuple(result), {"rho": shown, **planned_by.config()}, start)
+    settings = {"rho": shown, **planned_by.config()}
+    return Table(path, tuple(result), settings, start, planned_by)
 
 
 @front()

@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -239,6 +239,8 @@ class Table:
     transitions: tuple[Transition, ...]
     settings: Mapping[str, Any]
     start: str = "trained"
+    solver: object = field(default=None, compare=False, repr=False)
+    """What it was planned by; None of one that was read from a file."""
 
     def __post_init__(self) -> None:
         if not self.transitions or not all(tr.rows for tr in self.transitions):

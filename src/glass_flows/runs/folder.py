@@ -48,7 +48,7 @@ from ..errors import InvalidArgument, OtherJob, RunFolderError, frames_of
 from ..files import append, replace
 from ..folders import FULL, Hold
 from ..images import contact_sheet
-from ..steering import Costs, Saved, SearchResult, SteeringResult, Step
+from ..steering import Costs, RefinedResult, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
 from ..stops import keep
@@ -204,7 +204,7 @@ class RunFolder:
             "populations": run.population.count,
             "particles": run.population.particles,
             "returned": run.returns,
-            "transitions": len(table),
+            "transitions": run.length,
             "shape": list(run.x.shape[1:]),
             "prompts": [] if prompts is None else list(prompts[:: run.population.particles]),
             "processes": run.shards.count,
@@ -227,6 +227,8 @@ class RunFolder:
             self._put("run.json", self.about)
         self._clear("error.json")
         self._clear(RESULT)  # it is run again
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self._since = time.monotonic()
 
     def save(self, saved: Saved) -> None:
@@ -237,7 +239,7 @@ class RunFolder:
         about = {"run": json.dumps({**(self._whose or {}), **so_far})}
         self._put_bytes(_STATE, _tensors(tensors, about))
         if self._run is not None:
-            keep("run", f"up to boundary {saved.index} of {len(self._run.table)}")
+            keep("run", f"up to boundary {saved.index} of {self._run.length}")
 
     def step(self, step: Step) -> None:
         run, boundary = self._run, step.boundary
@@ -261,6 +263,8 @@ class RunFolder:
             "costs": asdict(step.costs),
             "seconds": round(self._seconds, 4),
         }
+        if torch.cuda.is_available():
+            event["peak_memory"] = torch.cuda.max_memory_allocated()
         self._events.append(json.dumps({name: plain(value) for name, value in event.items()}))
         with self._writing():
             if self.writes:
@@ -306,7 +310,8 @@ class RunFolder:
             costs = Costs(**found["costs"])
             if "log_weights" not in tensors:
                 return SearchResult(costs=costs, **tensors)
-            return SteeringResult(costs=costs, biases=tuple(found["biases"]), **tensors)
+            kind = RefinedResult if "acceptance" in tensors else SteeringResult
+            return kind(costs=costs, biases=tuple(found["biases"]), **tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"the run in {str(self.folder)!r} is not finished or damaged: {error}"
@@ -323,14 +328,16 @@ class RunFolder:
         self.result()
         file = self.folder / "events.jsonl"
         try:
-            if len(read_events(self.folder)) != self.about.get("transitions", -1) + 1:
+            events = read_events(self.folder)
+            whole = [event["boundary"] for event in events] == list(range(len(events)))
+            if not (whole and events and events[-1]["final"]):
                 raise ValueError("boundaries are missing")
             files = [one.file for row in read_run(self.folder).samples for one in row if one.file]
             for name in files:
                 file = self.folder / name
                 with Image.open(file) as image:
                     image.verify()
-        except (OSError, ValueError, SyntaxError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
             raise RunFolderError(
                 f"{str(file)!r} of a finished run is missing or damaged ({error}): put it back, or "
                 "draw the run again (--overwrite, clear_run)"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from .api import beam, best_of, greedy, iterate_steering, steer
+from .api import beam, best_of, greedy, iterate_steering, refine, steer
 from .method import Method
 from .methods import METHODS, method_of, read_method
 from .potentials import POTENTIALS
+from .refinement import Acceptance, Ramp, Refine, RefineStep
 from .resampling import RESAMPLERS
-from .results import Costs, SearchResult, SteeringResult
+from .results import Costs, RefinedResult, SearchResult, SteeringResult, WeightedResult
 from .schedules import Adaptive
 from .search import Beam, Greedy
 from .shards import Shards
@@ -21,6 +22,7 @@ __all__ = [
     "METHODS",
     "POTENTIALS",
     "RESAMPLERS",
+    "Acceptance",
     "Adaptive",
     "Beam",
     "BestOf",
@@ -30,7 +32,11 @@ __all__ = [
     "Look",
     "Method",
     "PosteriorValue",
+    "Ramp",
     "Recorder",
+    "Refine",
+    "RefineStep",
+    "RefinedResult",
     "Saved",
     "SearchResult",
     "Shards",
@@ -39,11 +45,13 @@ __all__ = [
     "SteeringStep",
     "Step",
     "Twist",
+    "WeightedResult",
     "beam",
     "best_of",
     "greedy",
     "iterate_steering",
     "method_of",
     "read_method",
+    "refine",
     "steer",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from ..settings import Function, Is
 from .loop import Watch, begin, conduct, pass_boundaries
 from .method import Method
 from .population import Boundaries, Population
-from .results import SearchResult, SteeringResult
+from .refinement import BEGINNING, MoveTimes, Ramp, Refine
+from .results import RefinedResult, SearchResult, SteeringResult
 from .schedules import ScaleSchedule
 from .search import Beam, Greedy
 from .shards import Shards
@@ -28,10 +30,11 @@ from .state import Observer, Recorder, Step
 from .twist import Twist
 from .values import AnyValue
 
-__all__ = ["beam", "best_of", "greedy", "iterate_steering", "steer"]
+__all__ = ["beam", "best_of", "greedy", "iterate_steering", "refine", "steer"]
 
 _STEERING, _BEST_OF, _BEAM, _GREEDY = Steering(), BestOf(), Beam(), Greedy()
-_SAMPLER, _ODE = Sampler(), Sampler.ode(24)
+_REFINE, _RAMP = Refine(), Ramp()
+_SAMPLER, _ODE, _SHORT = Sampler(), Sampler.ode(24), Sampler.ode(BEGINNING)
 
 
 @front(method=Steering, sampler=Sampler)
@@ -308,6 +311,75 @@ def greedy(
     )
     watch = Watch(record, on_boundary, progress)
     return conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+
+
+@front(method=Refine, sampler=Sampler)
+def refine(
+    denoiser: DenoiserLike,
+    reward: RewardLike,
+    method: Refine = _REFINE,
+    sampler: Sampler = _SHORT,
+    *,
+    shape: Sequence[int],
+    particles: int = 8,
+    scale: float = 1.0,
+    moves: int = 6,
+    move_times: MoveTimes | str = _RAMP,
+    move_steps: int | Sequence[int] | None = None,
+    schedule: ScaleSchedule | None = None,
+    resampling: str = "systematic",
+    ess_threshold: float = 0.5,
+    returned: str = "best",
+    until: float | None = None,
+    rescore: int = 0,
+    degenerate: str = "error",
+    transitions: int = 1,
+    steps: int | Sequence[int] = BEGINNING,
+    rho: Rho | Sequence[Rho] = "ode",
+    times: Times = None,
+    solver: str | Solver = "default",
+    start: str = "trained",
+    init: Tensor | None = None,
+    populations: int | None = None,
+    prompts: Sequence[object] | None = None,
+    seed: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    shards: Shards | None = None,
+    record: Recorder | None = None,
+    on_boundary: Observer | None = None,
+    progress: bool | None = None,
+) -> RefinedResult:
+    """Clean samples, noised and redrawn again and again, accepted by their reward.
+
+    Noising a sample and redrawing it with GLASS is a reversible move of the model's own law; with a
+    Metropolis step on the reward of clean samples it is an exact sampler of p(z) exp(λ r(z)), which
+    needs neither gradients nor rewards of blurred estimates, and goes on as long as one lets it.
+    The settings of the sampler say how the first samples are drawn: by default on the ODE.
+
+    Parameters
+    ----------
+    {settings}
+    init : Tensor, optional
+        Clean samples to begin with, instead of drawing some: (*shape) for all, (P, *shape) one for
+        each population, or (P, N, *shape), such as the `samples` of another result.
+    denoiser, reward, shape and the rest
+        As in :func:`steer`.
+
+    Returns
+    -------
+    RefinedResult
+
+    Example
+    -------
+    >>> refine(denoiser, lambda z: z.mean(1), shape=(16,), scale=5.0, moves=20, seed=0).best
+    """
+    population = Population.of(
+        method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device
+    ).refining(init)
+    watch = Watch(record, on_boundary, progress)
+    found = conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+    return cast(RefinedResult, found)
 
 
 @front(

@@ -97,7 +97,7 @@ def conduct(
     with progress_bar(method.calls(table, first), watch.progress, method.word) as advance:
         run = begin(table, denoiser, reward, method, population, shards, watch, advance)
         course = method.begin(run)
-        for last in pass_boundaries(run, run.boundaries(), course, watch):  # noqa: B007
+        for last in pass_boundaries(run, course.boundaries(), course, watch):  # noqa: B007
             pass
         return course.result(last, method.biases(denoiser))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ from ..denoisers import DenoiserLike
 from ..errors import MOST_PARTICLES, InvalidArgument, shown
 from ..execute import Boundary
 from ..guidance import Guidance
-from ..plans import Table
+from ..plans import Sampler, Table
 from ..settings import NOT_NEGATIVE, Count, Listed, Object, Settings, setting
 from .population import Run
 from .results import Costs, SearchResult
@@ -119,6 +119,15 @@ class Method(Settings, ABC):
         looks = (k for k in self.steered(table) if k >= first)
         return own + sum(self.looks_with.extra_calls(table.path, table.times[k]) for k in looks)
 
+    def length(self, table: Table) -> int:
+        """Boundaries of a run, without its end."""
+        return len(table)
+
+    def evaluations(self, sampler: Sampler, guidance: float = 1.0) -> int:
+        """Network evaluations of each particle, without those of its looks, of a network under
+        this much classifier-free guidance."""
+        return sampler.evaluations
+
     @property
     def returns(self) -> int:
         """How many particles of each population are returned."""
@@ -135,6 +144,12 @@ class Method(Settings, ABC):
 
 class Course(ABC):
     """What a method knows on its way through one run, and what it does at each boundary."""
+
+    run: Run
+
+    def boundaries(self) -> Iterator[Boundary]:
+        """Where the run stops, the last with the samples: at the transitions of its table."""
+        return self.run.boundaries()
 
     @abstractmethod
     def wants_gradient(self, boundary: Boundary) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from inspect import isabstract
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from ..plans import Sampler
 from ..registry import Registry
 from ..settings import Is, Kind, build, defaults, explanations, kinds
 from .method import Method
+from .refinement import BEGINNING, Refine
 from .search import Beam, Greedy
 from .smc import BestOf, Steering
 from .twist import Twist
@@ -76,6 +77,7 @@ METHODS: Registry[Preset] = Registry(
         "beam": Preset(Beam, {}),
         "greedy": Preset(Greedy, {}),
         "svdd": Preset(Greedy, {"pick": "sample"}),
+        "refine": Preset(Refine, {}),
     },
     _preset,
 )
@@ -134,17 +136,28 @@ def read_method(data: Mapping[str, Any]) -> Method:
 
 
 def sampler_for(method: Method, sampler: Sampler, asked: Collection[str]) -> Sampler:
-    """Best-of-N spends its evaluations on the ODE, unless ρ is among the settings asked for."""
-    return sampler.baseline() if _on_the_ode(method, sampler, asked) else sampler
+    """Best-of-N spends its evaluations on the ODE, unless ρ is among the settings asked for.
+
+    So does refinement for the samples that it begins with; a few of them, if not told how many.
+    """
+    if not _on_the_ode(method, sampler, asked):
+        return sampler
+    if not isinstance(method, Refine):
+        return sampler.baseline()
+    sized = {"transitions", "steps"} & set(asked)
+    return replace(sampler.baseline(None if sized else BEGINNING), solver=sampler.solver)
 
 
 def idle_settings(method: Method, sampler: Sampler, asked: Collection[str]) -> list[str]:
     """Settings of the sampler that were asked for, and are nothing to :func:`sampler_for`'s ODE."""
-    return sorted({"times", "solver"} & set(asked)) if _on_the_ode(method, sampler, asked) else []
+    if not _on_the_ode(method, sampler, asked):
+        return []
+    names = {"times"} if isinstance(method, Refine) else {"times", "solver"}
+    return sorted(names & set(asked))
 
 
 def _on_the_ode(method: Method, sampler: Sampler, asked: Collection[str]) -> bool:
-    return isinstance(method, BestOf) and "rho" not in asked and sampler.rho is not None
+    return isinstance(method, (BestOf, Refine)) and "rho" not in asked and sampler.rho is not None
 
 
 class SamplerOfMethod(One):

@@ -24,7 +24,7 @@ from ..errors import (
 from ..execute import Boundary, check_state, iterate
 from ..fronts import front
 from ..guidance import Guidance, GuidedDenoiser
-from ..noise import SEED, KeyedNoise, check_sizes
+from ..noise import SEED, KeyedNoise, check_like, check_sizes
 from ..plans import Table
 from ..rewards import FunctionReward, Reward, RewardLike, as_reward, evaluate
 from ..sampling import Sizes, Tally, check_whole, starting_noise
@@ -60,6 +60,8 @@ class Population:
         Of the state.
     x : Tensor or None
         (P N, *shape), the particles at the table's first time, instead of noise from the seed.
+    init : Tensor or None
+        (P N, *shape), clean samples for methods that begin with some, instead of drawing them.
     """
 
     particles: int
@@ -70,6 +72,7 @@ class Population:
     dtype: torch.dtype = torch.float32
     device: torch.device | str | None = None
     x: Tensor | None = None
+    init: Tensor | None = None
 
     @classmethod
     @front(
@@ -112,7 +115,26 @@ class Population:
 
     def at(self, x: Tensor) -> Population:
         """The same, beginning at x."""
-        return replace(self, x=x)
+        return replace(self, x=x, init=None)
+
+    def refining(self, init: Tensor | None) -> Population:
+        """The same, beginning with clean samples: (*shape) for all, (P, *shape), (P, N, *shape), or
+        (P N, *shape) one for each particle."""
+        if init is None:
+            return self
+        sizes, given = (self.count, self.particles, *self.shape), check_like(init, "init")
+        if given.shape == (len(self), *self.shape):
+            given = given.view(sizes)
+        elif given.shape == self.shape:
+            given = given.expand(sizes)
+        elif given.shape == (self.count, *self.shape):
+            given = given[:, None].expand(sizes)
+        if given.shape != sizes:
+            raise ShapeError(
+                f"init must be {self.shape} for all, {(self.count, *self.shape)} for each "
+                f"population, or {sizes} for each particle, got {tuple(init.shape)}"
+            )
+        return replace(self, init=check_state(given.reshape(len(self), *self.shape), "init"))
 
     def home(self, denoiser: DenoiserLike) -> torch.device | str | None:
         """Where the state is: where it is wanted, or where the network's parameters are."""
@@ -144,6 +166,10 @@ class Tilt(Protocol):
         """Whether gradients of the reward are asked for."""
         ...
 
+    def length(self, table: Table) -> int:
+        """Boundaries of a run, without its end."""
+        ...
+
     def as_json(self) -> Mapping[str, object]:
         """All its settings."""
         ...
@@ -171,7 +197,7 @@ class Run:
         whole, scored = as_denoiser(denoiser), as_reward(reward)
         _check_asked(table, scored, tilt, population)
         self.table, self.scale, self.population = table, tilt.scale, population
-        self.tilt = tilt
+        self.tilt, self.length = tilt, tilt.length(table)
         self.returns = tilt.returns
         if not isinstance(shards, (Shards, type(None))):
             raise InvalidArgument(f"shards must be Shards(...) or None, got {shown(shards)}")
@@ -201,6 +227,8 @@ class Run:
     def _start(self, denoiser: BaseDenoiser) -> Tensor:
         """This process's particles at the first time."""
         begin, own = self.population, self.shards.own
+        if begin.init is not None:
+            return begin.init[own].to(begin.home(denoiser))
         if begin.x is None:
             mine, home = (own.stop - own.start, *begin.shape), begin.home(denoiser)
             return starting_noise(self.table, mine, self.noise, begin.dtype, home)

@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Costs", "SearchResult", "SteeringResult"]
+__all__ = ["Costs", "RefinedResult", "SearchResult", "SteeringResult", "WeightedResult"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class SteeringResult(SearchResult):
+class WeightedResult(SearchResult):
     """All particles of a finished run, P populations of N, with their weights.
 
     Attributes
@@ -103,8 +103,6 @@ class SteeringResult(SearchResult):
         (P,), an estimate of log E_p[exp(λ r)]; its exponential is unbiased.
     shares : Tensor
         (K + 1, P), λ_k/λ; NaN where no values were taken.
-    twist_shares : Tensor
-        (K, P), the share of the twist used at each transition; 0 where there was none.
     biases : tuple of str
         Reasons for which the weighted particles do not target p(z) exp(λ r(z)), where p is the
         law of the sampler itself; empty if they do.
@@ -114,5 +112,38 @@ class SteeringResult(SearchResult):
     ess: Tensor
     log_evidence: Tensor
     shares: Tensor
-    twist_shares: Tensor
     biases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SteeringResult(WeightedResult):
+    """What steering comes to.
+
+    Attributes
+    ----------
+    samples, rewards, ancestry, costs, log_weights, ess, log_evidence, shares, biases
+        See :class:`WeightedResult`.
+    twist_shares : Tensor
+        (K, P), the share of the twist used at each transition; 0 where there was none.
+    """
+
+    twist_shares: Tensor
+
+
+@dataclass(frozen=True)
+class RefinedResult(WeightedResult):
+    """What refinement comes to, after K moves.
+
+    Attributes
+    ----------
+    samples, rewards, ancestry, costs, log_weights, ess, log_evidence, shares, biases
+        See :class:`WeightedResult`; the end of a boundary's transition is here that of a move. The
+        evidence is NaN where the chains did not begin with samples of p.
+    acceptance : Tensor
+        (K, P), the share of proposals that each move accepted.
+    move_times : Tensor
+        (K,), the time that each move noised to, on the linear path's clock.
+    """
+
+    acceptance: Tensor
+    move_times: Tensor

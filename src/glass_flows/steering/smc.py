@@ -34,7 +34,7 @@ from .twist import Twist, Twister, informative
 from .values import FreeValue, Look, Value, scaled
 from .weights import LogWeights
 
-__all__ = ["BestOf", "Steering", "SteeringStep"]
+__all__ = ["BestOf", "Steering", "SteeringStep", "ancestors_of"]
 
 
 SCHEDULE = Listed(
@@ -255,7 +255,7 @@ class Weighted(Course):
         few = ess < least if strict and share < 1.0 else ess <= least  # 1 is at every boundary
         tired = few & (ess > 0.0) & self._may_resample(boundary)
         noise, scheme = self.run.noise, self.settings.resampling
-        return Selection(_ancestors(self.weights, tired, scheme, noise, boundary.index), tired)
+        return Selection(ancestors_of(self.weights, tired, scheme, noise, boundary.index), tired)
 
     def gather(self, selection: Selection) -> None:
         tired = selection.selected
@@ -393,7 +393,7 @@ class _Products:
         )
 
 
-def _ancestors(
+def ancestors_of(
     weights: LogWeights, tired: Tensor, resampling: str, noise: KeyedNoise, index: int
 ) -> Tensor:
     """(P, N): resampled where `tired`, 0..N-1 elsewhere."""

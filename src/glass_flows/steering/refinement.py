@@ -1,0 +1,507 @@
+"""Refinement: reversible moves on clean samples.
+
+Noise a clean sample z to x_t ~ p(x_t | z) and redraw it, z' ~ p(z | x_t), by a GLASS transition to
+data. The pair (z, z') is symmetric under p(z) p(x_t | z) p(z' | x_t), so that with the acceptance
+
+    min(1, exp(λ (r(z') - r(z))))
+
+it is a Metropolis move (Hastings 1970) for p(z) exp(λ r(z)): no density, no gradient, and no value
+of a blurred estimate. N chains move side by side while λ rises from 0 to its final value; they
+carry the weights exp((λ_{k+1} - λ_k) r) of a tempered sampler (Del Moral, Doucet, Jasra 2006;
+Neal 2001), by which they may be exchanged, and whose product estimates the evidence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Union, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..denoisers import DenoiserLike, Estimate, as_denoiser
+from ..errors import MOST_EVALUATIONS, InvalidArgument
+from ..execute import Boundary, iterate
+from ..guidance import Guidance, GuidedDenoiser
+from ..noise import ACCEPTANCE, MOVE, Noise
+from ..paths import Path
+from ..plans import Default, Sampler, Solver, Table, plan_transition
+from ..settings import SHARE, Checked, Choice, Count, Listed, Number, Object, setting
+from .method import Course, Method
+from .population import Run, kept
+from .resampling import RESAMPLERS
+from .results import Costs, RefinedResult
+from .schedules import Adaptive, ScaleSchedule, share_at
+from .smc import DEGENERATE, SCHEDULE, ancestors_of
+from .state import History, Selection, Step
+from .values import Look, scaled
+from .weights import LogWeights
+
+__all__ = ["BEGINNING", "Acceptance", "Ramp", "Refine", "RefineStep", "evaluations_of"]
+
+BEGINNING = 6
+"""Evaluations of the ODE that draws the first samples, if nothing else is asked for."""
+_INSIDE = Number("lie in (0, 1)", lambda t: 0.0 < t < 1.0)
+_GAIN = 2.0  # of the adaptation of t: how far log α/σ moves for a move that all refuse
+
+
+@dataclass(frozen=True)
+class Ramp(Checked):
+    """From `first`, where nearly all is drawn anew, evenly to `last`, where little is."""
+
+    first: float = setting(0.1, _INSIDE)
+    last: float = setting(0.8, _INSIDE)
+
+
+@dataclass(frozen=True)
+class Acceptance(Checked):
+    """Longer moves where more than `rate` of the proposals are accepted, shorter where fewer are.
+
+    It begins at `first`. What past moves accepted decides on the next one, which biases the law a
+    little: :meth:`Refine.fixed` takes the times of a run for others.
+    """
+
+    rate: float = setting(0.4, _INSIDE)
+    first: float = setting(0.3, _INSIDE)
+
+
+MoveTimes = Union[float, tuple[float, ...], Ramp, Acceptance]
+
+TEMPERING = replace(SCHEDULE, one=replace(cast(Object, SCHEDULE.one), optional=True))
+MOVE_TIMES = Listed(
+    Object(
+        "move times",
+        "a number in (0, 1), a list of them, 'ramp[:FIRST:LAST]' or 'adaptive[:RATE:FIRST]'",
+        heads={"ramp": (Ramp, {}), "adaptive": (Acceptance, {})},
+        numbers=_INSIDE,
+    ),
+    item=_INSIDE,
+)
+MOVE_STEPS = Listed(Count(optional=True, most=MOST_EVALUATIONS), item=Count(most=MOST_EVALUATIONS))
+
+
+@dataclass(frozen=True, repr=False)
+class Refine(Method):
+    """Refinement: N chains of clean samples, noised and redrawn, accepted by their reward.
+
+    Parameters
+    ----------
+    moves : int
+        K >= 0. What the sampler's settings say is how the chains begin.
+    move_times : number in (0, 1), list of them, "ramp[:FIRST:LAST]", or "adaptive[:RATE:FIRST]"
+        Where each move noises to, as a time of the linear path, t = a/(1 + a) at α/σ = a, whatever
+        the model's own path: near 0 a new sample, near 1 a small change. A list is gone through
+        again and again, a ramp once; adaptive looks for that share of accepted proposals.
+    move_steps : int, list of int, or None
+        Network evaluations of each move; None is 3, and under classifier-free guidance w more where
+        t is below 0.6: 1.5 (w - 1), up to 9.
+    schedule : None, "constant", "linear", "adaptive[:ESS]", a function of k/K, or K shares
+        Share of λ that each move accepts by. None is linear from draws of the model, and constant
+        from samples that are given, which a small λ would forget.
+    resampling : str
+        "systematic", "ssp", "stratified", "residual" or "multinomial".
+    ess_threshold : float
+        In [0, 1]: as steering's; 0 leaves the chains independent, with weights.
+    returned : "best" or "last"
+        Of each chain the best sample that it has been at, which weights say nothing of, or where it
+        stands at the end.
+    until : float, optional
+        End when the best of every population has this reward.
+    rescore : int
+        So many fresh scores of what is returned, whose mean takes the place of its reward: for
+        rewards that answer differently each time, of which Metropolis keeps the lucky ones.
+    """
+
+    moves: int = setting(6, Count(least=0, most=MOST_EVALUATIONS))
+    move_times: MoveTimes = setting(Ramp(), MOVE_TIMES)
+    move_steps: int | tuple[int, ...] | None = setting(None, MOVE_STEPS)
+    schedule: ScaleSchedule | None = setting(None, TEMPERING)
+    resampling: str = setting("systematic", Choice("resampling scheme", RESAMPLERS))
+    ess_threshold: float = setting(0.5, SHARE)
+    returned: str = setting("best", Choice("returned", ("best", "last")))
+    until: float | None = setting(None, Number(optional=True))
+    rescore: int = setting(0, Count(least=0, most=1000))
+    degenerate: str = setting("error", DEGENERATE)
+    word: ClassVar[str] = "refine"
+    weighted: ClassVar[bool] = True
+
+    def check(self) -> None:
+        if isinstance(self.schedule, tuple) and len(self.schedule) != self.moves:
+            raise InvalidArgument(
+                f"schedule lists {len(self.schedule)} shares of lambda for {self.moves} moves"
+            )
+
+    def fixed(self, pilot: RefinedResult) -> Refine:
+        """With the times and λ that a pilot run has chosen, one and all populations' mean.
+
+        Of another seed than the pilot's, the evidence is unbiased.
+        """
+        moves, shares = len(pilot.move_times), pilot.shares[:-1].mean(1)
+        return replace(
+            self, moves=moves, move_times=tuple(pilot.move_times.tolist()),
+            schedule=tuple(shares.tolist()), until=None,
+        )  # fmt: skip
+
+    @property
+    def guidance(self) -> Guidance | None:
+        return None
+
+    def steered(self, table: Table) -> frozenset[int]:
+        return frozenset()
+
+    def length(self, table: Table) -> int:
+        return self.moves
+
+    def time(self, move: int) -> float:
+        """Where a move noises to, on the linear path's clock; adaptive ones begin there."""
+        times = self.move_times
+        if isinstance(times, Ramp):
+            return times.first + (times.last - times.first) * move / max(self.moves - 1, 1)
+        if isinstance(times, Acceptance):
+            return times.first
+        return times[move % len(times)] if isinstance(times, tuple) else times
+
+    def evaluations(self, sampler: Sampler, guidance: float = 1.0) -> int:
+        return sampler.evaluations + self._of_moves(guidance)
+
+    def _of_moves(self, guidance: float, first: int = 0) -> int:
+        return sum(self.asked(k, self.time(k), guidance) for k in range(first, self.moves))
+
+    def asked(self, move: int, time: float, guidance: float) -> int:
+        """Evaluations of a move to a time, of a network under this classifier-free guidance."""
+        steps = self.move_steps
+        if steps is None:
+            return evaluations_of(time, guidance)
+        return steps[move % len(steps)] if isinstance(steps, tuple) else steps
+
+    def calls(self, table: Table, first: int = 0) -> int:
+        begin = 0 if first else table.evaluations
+        return begin + self._of_moves(getattr(table.solver, "guidance", None) or 1.0, first)
+
+    def begin(self, run: Run) -> Refining:
+        return Refining(self, run)
+
+    def biases(self, denoiser: DenoiserLike) -> tuple[str, ...]:
+        found = []
+        if isinstance(denoiser, GuidedDenoiser):
+            found.append("reward guidance tilts the moves, and their acceptance does not undo it")
+        if as_denoiser(denoiser).cfg_scale != 1.0:
+            found.append("under classifier-free guidance D is no posterior mean: moves keep no law")
+        if isinstance(self.schedule, Adaptive):
+            found.append("λ was chosen by the ESS of the chains themselves")
+        if isinstance(self.move_times, Acceptance):
+            found.append("t was chosen by what the chains themselves accepted")
+        if self.returned == "best":
+            found.append("of each chain the best sample is returned, not where it stands")
+        if self.until is not None:
+            found.append("the chains end when a reward is reached")
+        if self.rescore:
+            found.append("the reward is taken to be random: chains keep lucky scores")
+        return tuple(found)
+
+
+def evaluations_of(time: float, guidance: float) -> int:
+    """Evaluations of a move that noises to a time of the linear path.
+
+    Under classifier-free guidance w long moves need more, or harm: measured in
+    `docs/refinement.md`.
+    """
+    extra = math.ceil(1.5 * (min(guidance, 7.0) - 1.0))
+    return 3 + max(extra, 0) if time < 0.6 else 3
+
+
+@dataclass(frozen=True)
+class RefineStep(Step):
+    """What happened after one move of the chains.
+
+    Attributes
+    ----------
+    rewards : Tensor
+        (P, N), of the states after acceptance, before any exchange.
+    accepted : Tensor
+        (P, N) bool; of the first samples all.
+    log_weights : LogWeights
+        After exchange.
+    ess : Tensor
+        (P,), before exchange.
+    log_evidence : Tensor
+        (P,), the estimate so far.
+    share : Tensor
+        (P,), λ_{k+1}/λ, by which the next move accepts.
+    time : float
+        Where the next move noises to, on the linear path's clock; 1 at the end.
+    """
+
+    accepted: Tensor
+    log_weights: LogWeights
+    ess: Tensor
+    log_evidence: Tensor
+    share: Tensor
+    time: float
+
+    def remembered(self) -> dict[str, Tensor]:
+        return super().remembered() | {
+            "ess": self.ess,
+            "share": self.share,
+            "acceptance": self.accepted.double().mean(1),
+            "time": torch.tensor(self.time, dtype=torch.float64),
+        }
+
+    def told(self) -> dict[str, Any]:
+        names = ("accepted", "ess", "log_evidence", "share", "time")
+        weights = {"log_weights": self.log_weights.values}
+        return super().told() | weights | {name: getattr(self, name) for name in names}
+
+
+class Refining(Course):
+    """N chains: accept, weigh, exchange, move."""
+
+    def __init__(self, settings: Refine, run: Run) -> None:
+        self.settings, self.run = settings, run
+        self.path = run.table.path
+        P, N = run.population.count, settings.particles
+        self.z: Tensor | None = None  # this process's states
+        self.best: Tensor | None = None
+        self.rewards = self.best_rewards = torch.full((P, N), -math.inf, dtype=torch.float64)
+        self.share = torch.zeros(P, 1, dtype=torch.float64)
+        self.weights = LogWeights.uniform(P, N)
+        self.ess = self.weights.ess()
+        self.log_evidence = torch.zeros(P, dtype=torch.float64)
+        self.accepted = torch.ones(P, N, dtype=torch.bool)
+        self.time = settings.time(0)
+        self.given = run.population.init is not None
+        self.begun = False
+
+    def wants_gradient(self, boundary: Boundary) -> bool:
+        return False
+
+    # --- the chain --------------------------------------------------------------------------------
+
+    def boundaries(self) -> Iterator[Boundary]:
+        """The first samples, and what every move proposes."""
+        run, K = self.run, self.settings.moves
+        x = run.x
+        if not (self.begun or self.given):
+            for drawn in run.boundaries():
+                x = drawn.x
+        for k in range(run.first, K + 1):
+            ahead = self._table(k) if k < K else None
+            transition = None if ahead is None else ahead.transitions[0]
+            boundary = Boundary(k, 1.0, x, Estimate(x, x), transition)
+            yield boundary
+            if boundary.final:
+                return
+            with kept(boundary):
+                x = self._proposal(self._table(k), boundary)
+
+    def _table(self, k: int) -> Table:
+        """Of move k: from where it noises to, to data."""
+        steps = self.settings.asked(k, self.time, self.run.model.cfg_scale)
+        t = time_on(self.path, self.time)
+        solver = cast(Solver, self.run.table.solver or Default())
+        return plan_transition(self.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
+
+    def _proposal(self, table: Table, boundary: Boundary) -> Tensor:
+        """Noise z to x_t, and draw z' from p(z | x_t)."""
+        noise, t, z = _OfMove(self.run.noise, boundary.index), table.times[0], boundary.x
+        x = self.path.alpha(t) * z + self.path.sigma(t) * noise.of_sample(z)
+        for end in iterate(table, self.run.moving, x, noise):  # noqa: B007
+            pass
+        return end.x
+
+    def value(self, look: Look) -> None:
+        run, boundary = self.run, look.boundary
+        self._accept(boundary, run.split(run.scorer.rewards(boundary.x, look.where)))
+        wanted = self.settings.until
+        if wanted is not None and (self.best_rewards.amax(1) >= wanted).all():
+            boundary.transition = None  # the end
+        ahead = self._share(boundary)
+        may_vanish = self.settings.degenerate == "carry"
+        gained = self._gained(ahead)
+        self.weights = self.weights.times(gained, look.where, all_may_vanish=may_vanish)
+        self.ess = self.weights.ess()
+        self.share = ahead
+        if boundary.final:
+            self._end(boundary, look.where)
+
+    def _end(self, boundary: Boundary, where: str) -> None:
+        """What is returned, and its rewards."""
+        if self.best is not None:
+            boundary.x, self.rewards = self.best, self.best_rewards
+        if count := self.settings.rescore:
+            scorer, split = self.run.scorer, self.run.split
+            fresh = [split(scorer.rewards(boundary.x, where)) for _ in range(count)]
+            self.rewards = torch.stack(fresh).double().mean(0)
+
+    def _accept(self, boundary: Boundary, proposed: Tensor) -> None:
+        """Metropolis: z' where log u < λ_k (r' - r)."""
+        run, k = self.run, boundary.index
+        if self.z is not None:
+            gain = scaled(self.settings.scale * self.share, _difference(proposed, self.rewards))
+            P, N = proposed.shape
+            streams = (np.random.Generator(run.noise.bits(ACCEPTANCE, k, p)) for p in range(P))
+            drawn = torch.from_numpy(np.stack([stream.random(N) for stream in streams]))
+            self.accepted = drawn.log() < gain
+            mine = self._own(self.accepted, boundary.x)
+            boundary.x = torch.where(mine, boundary.x, self.z)
+            proposed = torch.where(self.accepted, proposed, self.rewards)
+            self._adapt(k)
+        boundary.D = self.z = boundary.x
+        self.rewards = proposed.double()
+        better = self.rewards > self.best_rewards
+        if self.settings.returned == "best":
+            best = self.z if self.best is None else self.best
+            self.best = torch.where(self._own(better, self.z), self.z, best)
+        self.best_rewards = torch.where(better, self.rewards, self.best_rewards)
+
+    def _own(self, flags: Tensor, like: Tensor) -> Tensor:
+        """Flags (P, N) of this process's rows, to choose among states by."""
+        mine = flags.flatten()[self.run.shards.own].to(like.device)
+        return mine.view(-1, *[1] * (like.ndim - 1))
+
+    def _adapt(self, k: int) -> None:
+        """Robbins-Monro on log α/σ, by what the move to this boundary accepted."""
+        rule = self.settings.move_times
+        if isinstance(rule, Acceptance):
+            rate = float(self.accepted.double().mean())
+            signal = self.time / (1.0 - self.time) * math.exp(_GAIN * (rule.rate - rate) / k**0.5)
+            self.time = min(max(signal / (1.0 + signal), 0.02), 0.98)
+        elif k < self.settings.moves:
+            self.time = self.settings.time(k)
+
+    def _gained(self, share: Tensor) -> Tensor:
+        """(λ_{k+1} - λ_k) r; nothing more where λ_k excludes a sample already."""
+        before, after = (scaled(self.settings.scale * s, self.rewards) for s in (self.share, share))
+        return torch.where(before == -math.inf, 0.0, after - before)
+
+    def _share(self, boundary: Boundary) -> Tensor:
+        """λ_{k+1}/λ, (P, 1): of the move ahead; 1 at the end."""
+        settings, k = self.settings, boundary.index
+        if boundary.final:
+            return torch.ones_like(self.share)
+        schedule = settings.schedule
+        if schedule is None:
+            schedule = "constant" if self.given else "linear"
+        if isinstance(schedule, Adaptive):
+            return schedule.choose(lambda s: self.weights.values + self._gained(s), self.share)
+        fixed = share_at(schedule, k, (k + 1) / settings.moves, settings.moves)
+        return torch.full_like(self.share, fixed)
+
+    # --- exchange ---------------------------------------------------------------------------------
+
+    def select(self, boundary: Boundary) -> Selection:
+        settings, ess = self.settings, self.ess
+        few = ess <= settings.ess_threshold * settings.particles
+        tired = few & (ess > 0.0) & (settings.ess_threshold > 0.0) & (not boundary.final)
+        scheme, noise = settings.resampling, self.run.noise
+        return Selection(ancestors_of(self.weights, tired, scheme, noise, boundary.index), tired)
+
+    def gather(self, selection: Selection) -> None:
+        tired, ancestors = selection.selected, selection.ancestors
+        self.log_evidence = self.log_evidence + torch.where(tired, self.weights.log_mean(), 0.0)
+        settled = torch.where(tired[:, None], 0.0, self.weights.values)
+        self.weights = LogWeights(settled)
+        self.rewards = self.rewards.gather(1, ancestors)
+        self.best_rewards = self.best_rewards.gather(1, ancestors)
+        if tired.any():
+            rows = self.run.population.rows(ancestors)
+            held = [t for t in (self.z, self.best) if t is not None]
+            self.z, *rest = self.run.shards.select(rows, *held)
+            self.best = rest[0] if rest else None
+
+    def move(self, look: Look, selection: Selection) -> None:
+        pass
+
+    # --- what is remembered -----------------------------------------------------------------------
+
+    def step(
+        self, boundary: Boundary, selection: Selection, costs: Costs, history: History
+    ) -> RefineStep:
+        return RefineStep(
+            boundary=boundary,
+            rewards=self.rewards,
+            ancestors=selection.ancestors,
+            resampled=selection.selected,
+            costs=costs,
+            history=history,
+            accepted=self.accepted,
+            log_weights=self.weights,
+            ess=self.ess,
+            log_evidence=self.log_evidence + self.weights.log_mean(),
+            share=self.share[:, 0],
+            time=1.0 if boundary.final else self.time,
+        )
+
+    def carried(self) -> dict[str, Tensor]:
+        whole, held = self.run.shards.gather, {"z": self.z, "best": self.best}
+        return {
+            "rewards": self.rewards,
+            "best_rewards": self.best_rewards,
+            "share": self.share,
+            "log_weights": self.weights.values,
+            "log_evidence": self.log_evidence,
+            "given": torch.tensor(self.given),
+            "time": torch.tensor(self.time, dtype=torch.float64),
+            **{name: whole(states) for name, states in held.items() if states is not None},
+        }
+
+    def restore(self, carried: Mapping[str, Tensor]) -> None:
+        own, self.begun = self.run.shards.own, True
+        for name in ("rewards", "best_rewards", "share", "log_evidence"):
+            setattr(self, name, carried[name])
+        for name in ("z", "best"):
+            if name in carried:
+                setattr(self, name, carried[name][own].to(self.run.x))
+        self.weights = LogWeights(carried["log_weights"])
+        self.given, self.time = bool(carried["given"]), float(carried["time"])
+
+    def result(self, last: Step, biases: tuple[str, ...]) -> RefinedResult:
+        end, history = cast(RefineStep, last), last.history.stacked()
+        samples, evidence = end.boundary.x, end.log_evidence
+        if self.given:
+            evidence = torch.full_like(evidence, math.nan)
+            biases = (*biases, "the chains began with samples that were given, of no known law")
+        return RefinedResult(
+            samples=samples.view(*end.ancestors.shape, *samples.shape[1:]),
+            rewards=end.rewards,
+            ancestry=history["ancestors"][:-1],
+            costs=end.costs,
+            log_weights=end.log_weights.values,
+            ess=history["ess"],
+            log_evidence=evidence,
+            shares=history["share"],
+            biases=biases,
+            acceptance=history["acceptance"][1:],
+            move_times=history["time"][:-1],
+        )
+
+
+def time_on(path: Path, time: float) -> float:
+    """The path's time where α/σ is that of the linear path; a trained one where it has some."""
+    low, high = path.amplitude(0.0), path.amplitude(1.0)
+    t = path.time(min(max(time / (1.0 - time), low), high))
+    if path.trained_times is None:
+        return t
+    return min(path.trained_times, key=lambda trained: abs(trained - t))
+
+
+def _difference(new: Tensor, old: Tensor) -> Tensor:
+    """r' - r; from an excluded sample to any other a gain."""
+    return torch.where(new >= old, torch.where(new > old, new - old, 0.0), new - old)
+
+
+@dataclass(frozen=True)
+class _OfMove:
+    """The noise of one move: draw 0 goes with the sample, the next into the transitions to data."""
+
+    source: Noise
+    move: int
+
+    def __call__(self, step: int, like: Tensor, purpose: int = MOVE, draw: int = 0) -> Tensor:
+        return self.source(self.move, like, MOVE, 1 + step + draw)
+
+    def of_sample(self, like: Tensor) -> Tensor:
+        return self.source(self.move, like, MOVE, 0)

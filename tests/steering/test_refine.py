@@ -1,0 +1,389 @@
+"""Refinement against exact laws.
+
+The data are N(m, s²) and the solver is planned for that s, so that every draw has the exact law; on
+a mixture draws take enough evaluations. A chain that begins in the target stays in it, whatever the
+reward: so laws are judged after moves from draws of p whose weights are known.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import glass_flows
+from glass_flows import Denoiser, Refine, Sampler, refine, steer
+from glass_flows.errors import InvalidArgument, ShapeError
+from glass_flows.execute import run as run_table
+from glass_flows.noise import KeyedNoise
+from glass_flows.paths import Linear
+from glass_flows.plans import Default, plan_transition
+from glass_flows.runs import RunFolder
+from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp
+from glass_flows.steering.refinement import time_on
+from glass_flows.worlds import GaussianMixture
+from statistics_rules import PATHS, SAMPLES, Mixture, accept, covering, law_p_values
+
+MEAN, SPREAD = 0.3, 0.7
+LAW = GaussianMixture(torch.tensor([[MEAN]], dtype=torch.float64), SPREAD)
+EXACT = Default(sigma_data=SPREAD)
+
+
+def denoiser(path="linear"):
+    return LAW.denoiser(PATHS[path])
+
+
+def slope(z):
+    return z[:, 0]
+
+
+def wave(z):
+    return torch.sin(3.0 * z[:, 0]) - 1.0
+
+
+def hard(z):
+    return torch.where(z[:, 0] > 0.0, 0.0, -math.inf)
+
+
+def evidence(reward, scale):
+    """E[exp(λ r)] by quadrature."""
+    x = torch.linspace(-10.0, 10.0, 200_001, dtype=torch.float64)
+    mass = torch.exp(scale * reward(MEAN + SPREAD * x[:, None]) - 0.5 * x.square())
+    return float(torch.trapezoid(mass, x)) / math.sqrt(2.0 * math.pi)
+
+
+def run(reward=slope, path="linear", **given):
+    options = {
+        "particles": 4, "scale": 1.0, "move_steps": 2, "returned": "last", "seed": 0, "steps": 2,
+        "solver": EXACT, "dtype": torch.float64,
+    }  # fmt: skip
+    return refine(denoiser(path), reward, shape=(1,), **{**options, **given})
+
+
+# ------------------------------------------------------------------------------------------ the law
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(p, marks=[pytest.mark.slow] if p in ("vp", "edm", "cosine") else [])
+        for p in PATHS
+    ],
+)
+def test_chains_stay_in_the_tilted_law(path):
+    """Of a linear reward that is N(m + λ s², s²), on every path; and they do move."""
+    law = [1.0], [[MEAN + 1.2 * SPREAD**2]], [SPREAD**2]
+    noise = torch.randn(SAMPLES, 1, 1, generator=torch.Generator().manual_seed(1)).double()
+    z = law[1][0][0] + SPREAD * noise
+    result = run(
+        path=path, particles=1, populations=SAMPLES, init=z, moves=3, move_times=(0.2, 0.5),
+        scale=1.2, ess_threshold=0.0,
+    )  # fmt: skip
+    assert accept(law_p_values(result.samples[:, 0], law))
+    assert (result.samples != z).double().mean() > 0.8
+    assert 0.3 < float(result.acceptance.mean()) < 0.95
+
+
+def test_chains_come_to_the_tilted_law():
+    """From p, at a constant λ, whose weights are not counted."""
+    result = run(
+        particles=1, populations=4_000, moves=25, move_times=0.2, schedule="constant",
+        ess_threshold=0.0, scale=1.2,
+    )  # fmt: skip
+    law = [1.0], [[MEAN + 1.2 * SPREAD**2]], [SPREAD**2]
+    assert accept(law_p_values(result.samples[:, 0], law))
+    assert result.biases == ()
+
+
+def test_a_move_is_reversible_for_the_law_of_the_model():
+    """(z, z') and (z', z) have one law, on a mixture: E[f(z) g(z') - g(z) f(z')] = 0."""
+    path, mixture = Linear(), Mixture()
+    exact = GaussianMixture(torch.from_numpy(mixture.means), mixture.stds, mixture.weights)
+    z = exact.sample(SAMPLES, generator=torch.Generator().manual_seed(3))
+    result = refine(
+        exact.denoiser(path), lambda z: z[:, 0], init=z[:, None], scale=0.0, shape=(2,), seed=1,
+        particles=1, populations=SAMPLES, moves=1, move_times=0.4, move_steps=16, returned="last",
+    )  # fmt: skip
+    after = result.samples[:, 0]
+    assert (after != z).all()  # at λ = 0 every proposal is accepted
+    assert accept(law_p_values(after, mixture.law))
+    tests = [lambda v: v[:, 0], lambda v: v[:, 1] ** 2, lambda v: (v[:, 0] * v[:, 1]).sin()]
+    flows = [f(z) * g(after) - g(z) * f(after) for f, g in zip(tests, tests[1:] + tests[:1])]
+    scores = torch.stack([flow.mean() / flow.std() * SAMPLES**0.5 for flow in flows])
+    assert accept(torch.special.erfc(scores.abs() / 2**0.5))
+
+
+def test_a_move_goes_through_the_noising_and_the_transition_of_its_time():
+    """One accepted move by hand: x_t = α z + σ ε₀, then the table t → 1 with ε₁."""
+    path = PATHS["cosine"]
+    z = torch.tensor([[0.2], [0.9]], dtype=torch.float64)
+    result = run(
+        path="cosine", particles=2, init=z, moves=1, move_times=0.4, move_steps=3, scale=0.0
+    )
+    t = path.time(0.4 / 0.6)
+    noise = KeyedNoise(0)
+    x = path.alpha(t) * z + path.sigma(t) * noise(0, z, glass_flows.noise.MOVE, 0)
+    table = plan_transition(path, t, 1.0, rho=0.0, steps=3, solver=EXACT)
+
+    def inner(step, like):
+        return noise(0, like, glass_flows.noise.MOVE, 1)
+
+    expected = run_table(table, denoiser("cosine"), x, inner)
+    assert torch.equal(result.samples[0], expected)
+    assert result.move_times.tolist() == [0.4]
+
+
+def test_moves_of_discrete_models_are_at_trained_times():
+    path = PATHS["discrete"]
+    assert all(time_on(path, t) in path.trained_times for t in (0.02, 0.3, 0.77, 0.99))
+    assert time_on(Linear(), 0.3) == pytest.approx(0.3, abs=1e-15)
+
+
+# ------------------------------------------------------------------------------------- the evidence
+
+CASES = covering(
+    ["linear", "constant", (0.2, 0.9, 0.9, 0.5), lambda u: u**2],
+    [0.0, 0.5, 1.0],
+    list(RESAMPLERS),
+    [Ramp(), 0.3, (0.2, 0.7)],
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_the_evidence_is_unbiased_where_all_is_fixed_beforehand(case):
+    """4,000 populations at least, of N = 4; every two settings meet."""
+    schedule, threshold, scheme, times = CASES[case]
+    result = run(
+        wave, schedule=schedule, ess_threshold=threshold, resampling=scheme, move_times=times,
+        moves=4, populations=4_000, scale=1.3, seed=case,
+    )  # fmt: skip
+    assert result.biases == ()
+    ratio = result.log_evidence.exp() / evidence(wave, 1.3)
+    score = (ratio.mean() - 1.0) / (ratio.std() / len(ratio) ** 0.5)
+    assert accept(torch.special.erfc(score.abs() / 2**0.5))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_weighted_chains_have_the_law_of_the_target(threshold):
+    """Mean of the samples under weights that count the populations' evidence, too."""
+    result = run(populations=4_000, moves=3, ess_threshold=threshold, scale=1.5)
+    weight = (result.log_evidence[:, None] + result.log_weights.log_softmax(1)).exp()
+    moment = (weight * (result.samples[..., 0] - MEAN - 1.5 * SPREAD**2)).sum(1)
+    score = moment.mean() / moment.std() * len(moment) ** 0.5
+    assert accept(torch.special.erfc(score.abs() / 2**0.5))
+
+
+def test_what_is_excluded_weighs_nothing():
+    result = run(hard, particles=8, populations=2_000, moves=3, scale=1.0)
+    assert result.biases == ()
+    assert (result.rewards[result.log_weights > -math.inf] == 0.0).all()
+    ratio = result.log_evidence.exp() / evidence(hard, 1.0)
+    score = (ratio.mean() - 1.0) / (ratio.std() / len(ratio) ** 0.5)
+    assert accept(torch.special.erfc(score.abs() / 2**0.5))
+
+
+def test_a_chain_leaves_what_is_excluded_and_does_not_come_back():
+    z = torch.full((64, 1), -1.0, dtype=torch.float64)
+    result = run(hard, init=z, particles=64, moves=8, move_times=0.1, degenerate="carry")
+    assert (result.rewards == 0.0).all()
+    assert (result.log_weights == -math.inf).all()  # of what was given; it has no weight
+
+
+def test_a_pilot_fixes_what_it_has_chosen():
+    """λ and t from a run with noise of its own: unbiased again, and nothing is named."""
+    adaptive = Refine(4, 2.0, moves=4, move_times="adaptive", schedule="adaptive:0.7")
+    options = {"shape": (1,), "sampler": Sampler.ode(2), "dtype": torch.float64}
+    pilot = refine(denoiser(), wave, adaptive, populations=50, seed=1, **options)
+    method = adaptive.fixed(pilot)
+    assert method.move_times == tuple(pilot.move_times.tolist()) and len(method.schedule) == 4
+    method = replace(method, returned="last", move_steps=2)
+    sampler = replace(Sampler.ode(2), solver=EXACT)
+    result = refine(
+        denoiser(), wave, method, sampler, populations=3_000, seed=2, shape=(1,),
+        dtype=torch.float64,
+    )  # fmt: skip
+    assert result.biases == ()
+    ratio = result.log_evidence.exp() / evidence(wave, 2.0)
+    score = (ratio.mean() - 1.0) / (ratio.std() / len(ratio) ** 0.5)
+    assert accept(torch.special.erfc(score.abs() / 2**0.5))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"schedule": "adaptive"}, "ESS of the chains"),
+        ({"move_times": "adaptive"}, "chains themselves accepted"),
+        ({"returned": "best"}, "best sample is returned"),
+        ({"until": 0.5}, "reward is reached"),
+        ({"rescore": 1}, "random"),
+        ({"init": torch.zeros(1, dtype=torch.float64)}, "no known law"),
+    ],
+)
+def test_what_biases_the_law_is_named(given, said):
+    result = run(**given)
+    (bias,) = result.biases
+    assert said in bias
+
+
+def test_classifier_free_guidance_is_named():
+    model = Denoiser(
+        lambda x, t, c: x * c[:, None], Linear(), conditioning={"c": torch.ones(1)},
+        unconditional={"c": torch.zeros(1)}, guidance_scale=2.0,
+    )  # fmt: skip
+    (bias,) = refine(model, slope, shape=(1,), moves=1, returned="last", seed=0).biases
+    assert "classifier-free guidance" in bias
+
+
+# ------------------------------------------------------------------------------------- its settings
+
+
+def test_the_best_of_each_chain_is_returned():
+    best = run(returned="best", populations=50, moves=6, ess_threshold=0.0, scale=0.2)
+    last = run(returned="last", populations=50, moves=6, ess_threshold=0.0, scale=0.2)
+    assert (best.rewards >= last.rewards).all() and (best.rewards > last.rewards).any()
+    assert torch.equal(best.samples[..., 0], best.rewards)
+    seen = [last.rewards]
+    run(
+        returned="last", populations=50, moves=6, ess_threshold=0.0, scale=0.2,
+        on_boundary=lambda step: seen.append(step.rewards),
+    )  # fmt: skip
+    assert torch.equal(best.rewards, torch.stack(seen).amax(0))
+
+
+def test_it_ends_when_every_population_has_the_reward():
+    steps = []
+    result = run(until=1.0, populations=5, moves=500, returned="best", on_boundary=steps.append)
+    assert (result.rewards.amax(1) >= 1.0).all()
+    assert len(steps) == len(result.ess) < 500
+    assert steps[-1].boundary.final and float(result.shares[-1].min()) == 1.0
+    assert torch.stack([step.rewards for step in steps[:-1]]).amax((0, 2)).min() < 1.0
+
+
+def test_longer_moves_where_more_is_accepted():
+    """Adaptive t comes to the acceptance that was asked for."""
+    for rate in (0.4, 0.8):
+        result = run(
+            particles=250, moves=60, move_times=Acceptance(rate), scale=4.0, schedule="constant",
+            ess_threshold=0.0,
+        )  # fmt: skip
+        assert float(result.acceptance[30:].mean()) == pytest.approx(rate, abs=0.05)
+
+
+def test_lambda_by_the_effective_sample_size():
+    result = run(schedule=Adaptive(0.6), moves=5, particles=64, scale=6.0, ess_threshold=0.9)
+    taken = result.shares[:-1, 0]
+    assert (taken.diff() >= 0).all() and taken[0] < 1.0
+    assert float(result.ess[0]) == pytest.approx(0.6 * 64, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "init", [(1,), (3, 1), (3, 2, 1), (6, 1)], ids=["all", "population", "particle", "rows"]
+)
+def test_it_begins_with_what_is_given(init):
+    z = torch.arange(float(math.prod(init)), dtype=torch.float64).view(init)
+    result = run(init=z, particles=2, populations=3, moves=0)
+    each = {1: [0.0] * 6, 3: [0.0, 0.0, 1.0, 1.0, 2.0, 2.0], 6: [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
+    assert result.samples.flatten().tolist() == each[z.numel()]
+    assert result.network_evaluations == 0 and result.log_evidence.isnan().all()
+
+
+def test_an_init_of_another_shape_is_refused():
+    with pytest.raises(ShapeError, match=r"init must be \(1,\) for all"):
+        run(init=torch.zeros(5, 1), populations=3)
+
+
+def test_rescoring_takes_the_luck_out_of_random_rewards():
+    """A judge that answers with noise of standard deviation 1: chains keep lucky scores."""
+
+    def judge():
+        generator = torch.Generator().manual_seed(0)
+        return lambda z: z[:, 0] + torch.randn(len(z), generator=generator, dtype=z.dtype)
+
+    given = {"populations": 300, "moves": 8, "scale": 2.0, "returned": "best"}
+    lucky, fresh = run(judge(), **given), run(judge(), rescore=4, **given)
+    assert torch.equal(lucky.samples, fresh.samples)
+    truth = lucky.samples[..., 0]
+    assert float((lucky.rewards - truth).mean()) > 0.7
+    assert abs(float((fresh.rewards - truth).mean())) < 6 * 0.5 / 1200**0.5
+    assert fresh.reward_evaluations == lucky.reward_evaluations + 4 * 1200
+
+
+def test_what_it_costs():
+    result = run(populations=3, moves=5, move_steps=(2, 3), steps=7)
+    assert result.network_evaluations == 12 * (7 + 2 + 3 + 2 + 3 + 2)
+    assert result.reward_evaluations == 12 * 6
+    method = Refine(moves=5, move_steps=(2, 3))
+    assert method.evaluations(Sampler.ode(7)) == 19
+    assert method.calls(Sampler.ode(7).plan(Linear())) == 19
+
+
+def test_settings_that_do_not_go_together_are_refused():
+    with pytest.raises(InvalidArgument, match="lists 2 shares of lambda for 3 moves"):
+        Refine(moves=3, schedule=(0.5, 1.0))
+    with pytest.raises(InvalidArgument, match=r"move_times must lie in \(0, 1\)"):
+        Refine(move_times=1.0)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "refine moves=20 move_times=ramp:0.2:last=0.6",
+        "refine move_times=adaptive:0.5 move_steps=3,4",
+        "refine schedule=adaptive:0.7 returned=last until=2.5",
+    ],
+)
+def test_its_text_and_its_json_say_the_same(text):
+    method = Refine.parse(text)
+    assert str(method) == text
+    assert Refine.from_json(json.loads(json.dumps(method.as_json()))) == method
+
+
+# ---------------------------------------------------------------------------------- the same bits
+
+
+def test_a_particle_is_the_same_in_any_batch():
+    """Noise by particle, acceptance by particle: without exchange a chain knows of no other."""
+    every = run(populations=6, particles=2, moves=4, ess_threshold=0.0)
+    alone = run(populations=1, particles=2, moves=4, ess_threshold=0.0)
+    assert torch.equal(every.samples[:1], alone.samples)
+
+
+@pytest.mark.parametrize("given", [{}, {"init": torch.full((1,), 0.5)}])
+def test_killed_after_any_move_it_goes_on_to_the_same_bits(tmp_path, given):
+    class Killed(Exception):
+        pass
+
+    options = dict(
+        populations=3, moves=5, move_times="adaptive", schedule=None, returned="best",
+        ess_threshold=0.9, scale=3.0, **given,
+    )  # fmt: skip
+    whole = run(**options)
+    for last in range(5):
+
+        def stop(step, last=last):
+            if step.boundary.index == last:
+                raise Killed
+
+        folder = tmp_path / str(last)
+        with pytest.raises(Killed):
+            run(record=RunFolder(folder), on_boundary=stop, **options)
+        again = run(record=(record := RunFolder(folder)), **options)
+        record.finish(again)
+        for name in ("samples", "rewards", "log_weights", "ancestry", "acceptance", "move_times"):
+            assert torch.equal(getattr(again, name), getattr(whole, name)), name
+        assert again.costs == whole.costs
+        assert again.biases == whole.biases
+        found = RunFolder(folder).result()
+        assert type(found) is type(whole) and torch.equal(found.samples, whole.samples)
+
+
+def test_it_starts_from_what_another_method_returned():
+    first = steer(
+        denoiser(), slope, shape=(1,), particles=4, populations=2, seed=0, dtype=torch.float64
+    )
+    result = run(init=first.samples, populations=2, moves=3, returned="best")
+    assert (result.rewards >= first.rewards).all()
