@@ -166,7 +166,7 @@ class Model(ABC):
         """Load what is large; later calls do nothing."""
 
     def guidance(self, job: Job) -> float:
-        """w of the classifier-free guidance of a job's network, as far as it is known; 1 is none."""
+        """w of the classifier-free guidance that a job's network is under; 1 is none."""
         return 1.0
 
     @abstractmethod
@@ -422,6 +422,9 @@ class SiT(Model):
 
     def load(self) -> object:
         return self.vae, self.denoiser
+
+    def guidance(self, job: Job) -> float:
+        return float({**self.call, **job.call}["guidance_scale"])
 
     def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
         for prompt in super().read_prompts(prompts):
