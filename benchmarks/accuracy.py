@@ -28,8 +28,8 @@ from torch import Tensor
 import glass_flows
 from glass_flows.denoisers import DenoiserLike
 from glass_flows.paths import Linear
-from glass_flows.worlds import GaussianMixture, digits_mixture, load_digits_network
-from glass_flows.worlds.digits import NULL_CLASS, digits_images, digits_labels
+from glass_flows.worlds import GaussianMixture, digits_mixture
+from glass_flows.worlds.digits import digits_images
 
 LINEAR = Linear()
 OURS, PAPER = (2, 3, 4, 6, 10), (10, 20, 40)
@@ -40,7 +40,7 @@ PRECISION = 0.15
 """Standard error to which a single transition's ratio should be known."""
 FAR = 1e6
 """The q that stands for infinity in the reference: x' is then converged to 1 / q²."""
-MARKERS = ("<!-- begin: python -m benchmarks.accuracy -->", "<!-- end -->")
+END = "<!-- end -->"
 
 PosteriorMean = Callable[[Tensor, float], Tensor]
 """(y, amplitude) → E[z | y = amplitude z + noise of variance 1]."""
@@ -52,15 +52,12 @@ class Sizes:
 
     digits: int = 2048
     checkerboard: int = 2048
-    network: int = 200
     slope_digits: int = 32
     slope_checkerboard: int = 512
     end_to_end: int = 2000
     exact: int = 20_000
     reference: int = 40
-    network_reference: int = 48
     slope_reference: int = 240
-    scales: tuple[float, ...] = (1.0, 3.0, 5.0, 7.0)
     batches: int = 4
     full: bool = True
 
@@ -68,15 +65,12 @@ class Sizes:
 QUICK = Sizes(
     digits=48,
     checkerboard=512,
-    network=30,
     slope_digits=4,
     slope_checkerboard=128,
     end_to_end=200,
     exact=4000,
     reference=32,
-    network_reference=32,
     slope_reference=160,
-    scales=(1.0, 5.0),
     batches=1,
     full=False,
 )
@@ -130,6 +124,7 @@ CASES = (
     Case(0.6, 1.0, 0.0),
     Case(0.6, 0.8, 0.9),
 )
+"""The ten transitions: all lengths, the longest ones and both ends among them."""
 
 
 @dataclass(frozen=True)
@@ -193,33 +188,6 @@ def mixture_problems(digits: int, checkerboard: int) -> list[Problem]:
         mixture_problem("digits 0.05", images, 0.05, digits),
         mixture_problem("checkerboard", board, 0.25, checkerboard),
     ]
-
-
-def network_problem(scale: float, count: int) -> Problem:
-    """The bundled digits network in float64 under classifier-free guidance `scale`."""
-    network = load_digits_network().double()
-    generator = torch.Generator().manual_seed(1)
-    chosen = torch.randperm(len(digits_labels()), generator=generator)[:count]
-    label, null = digits_labels()[chosen], torch.full((count,), NULL_CLASS)
-
-    def mean(y: Tensor, amplitude: float) -> Tensor:
-        t = amplitude / (1.0 + amplitude)
-        times, x = torch.full((count,), t, dtype=y.dtype), (1.0 - t) * y
-        velocity: Tensor = network(x, times, label)
-        if scale != 1.0:
-            velocity = scale * velocity + (1.0 - scale) * network(x, times, null)
-        return x + (1.0 - t) * velocity
-
-    denoiser = glass_flows.Denoiser(
-        network,
-        LINEAR,
-        prediction="velocity",
-        conditioning={"label": label},
-        unconditional={"label": torch.tensor([NULL_CLASS])},
-        guidance_scale=scale,
-    )
-    data = digits_images().double()[chosen]
-    return Problem(f"network, w = {scale:g}", denoiser, mean, lambda batch: data)
 
 
 # --- the independent reference ----------------------------------------------------------------
@@ -295,6 +263,7 @@ def geometric_mean(values: list[float]) -> float:
 class Report:
     """Markdown lines, printed as they come; remembers whether a check failed."""
 
+    begin: str = "<!-- begin: python -m benchmarks.accuracy -->"
     lines: list[str] = field(default_factory=list)
     failed: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -316,10 +285,10 @@ class Report:
 
     def write(self, file: Path) -> None:
         """Into `file` between the markers, or as the whole file if it does not have them."""
-        text, (begin, end) = "\n".join(self.lines).strip("\n") + "\n", MARKERS
-        if file.exists() and begin in (old := file.read_text(encoding="utf-8")):
-            head, rest = old.split(begin, 1)
-            text = f"{head}{begin}\n\n{text}\n{end}{rest.split(end, 1)[1]}"
+        text = "\n".join(self.lines).strip("\n") + "\n"
+        if file.exists() and self.begin in (old := file.read_text(encoding="utf-8")):
+            head, rest = old.split(self.begin, 1)
+            text = f"{head}{self.begin}\n\n{text}\n{END}{rest.split(END, 1)[1]}"
         file.write_text(text, encoding="utf-8")
 
 
@@ -327,6 +296,7 @@ class Report:
 class Errors:
     """Relative errors of one model, (solver, evaluations) → per transition, one per sample."""
 
+    cases: tuple[Case, ...] = CASES
     single: dict[tuple[str, int], list[Tensor]] = field(default_factory=dict)
     converged: list[float] = field(default_factory=list)
 
@@ -350,14 +320,20 @@ class Errors:
         return 0.5 * relative * self.ratios(ours)[index]
 
 
-def measure(problem: Problem, steps: int, report: Report, batches: int = 1) -> Errors:
-    """Errors of both solvers on the ten transitions; `steps` are those of the reference.
+def measure(
+    problem: Problem,
+    steps: int,
+    report: Report,
+    batches: int = 1,
+    cases: tuple[Case, ...] = CASES,
+) -> Errors:
+    """Errors of both solvers on these transitions; `steps` are those of the reference.
 
     A transition whose ratios are not known to `PRECISION` gets more batches, up to `batches`: the
     rule looks at the standard errors, never at the ratios themselves.
     """
-    result = Errors()
-    for i, case in enumerate(CASES):
+    result = Errors(cases)
+    for i, case in enumerate(cases):
         for batch in range(batches):
             x, eps = problem.draw(case, 100 + i, batch)
             truth = reference(problem.mean, case, x, eps, steps)
@@ -400,7 +376,7 @@ def ratio_table(report: Report, results: dict[str, Errors]) -> None:
                     f"{ours} : {paper}",
                     f"{geometric_mean(ratios):.2f}",
                     f"{ratios[worst]:.2f} ± {errors.noise(ours, worst):.2f}",
-                    str(CASES[worst]),
+                    str(errors.cases[worst]),
                     f"{geometric_mean(medians):.2f}",
                     f"{max(medians):.2f}",
                 ]
@@ -413,7 +389,7 @@ def case_table(report: Report, results: dict[str, Errors]) -> None:
     """The ratio on every single transition; per model for 3 : 10, 4 : 20 and 6 : 40."""
     rows = [
         [str(case), *(" / ".join(f"{e.ratios(M)[i]:.2f}" for M in PAIRS) for e in results.values())]
-        for i, case in enumerate(CASES)
+        for i, case in enumerate(next(iter(results.values())).cases)
     ]
     report.table(["transition", *results], rows)
 
@@ -663,25 +639,6 @@ def report_end_to_end(
     )
 
 
-def show_network(report: Report, sizes: Sizes) -> None:
-    report.text(
-        "",
-        "### (e) A learned network, for information",
-        "",
-        "The bundled digits network in float64, class-conditional, classifier-free guidance w; "
-        f"{sizes.network} samples per transition, reference of {sizes.network_reference} "
-        "Runge-Kutta steps, no claim attached.",
-    )
-    results = {}
-    for scale in sizes.scales:
-        problem = network_problem(scale, sizes.network)
-        results[problem.name] = measure(problem, sizes.network_reference, report)
-    error_table(report, results)
-    ratio_table(report, results)
-    report.text("The same on each transition, for 3 : 10 / 4 : 20 / 6 : 40 evaluations:")
-    case_table(report, results)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Accuracy of the default solver.")
     parser.add_argument("--quick", action="store_true", help="fewer samples, under a minute")
@@ -693,7 +650,6 @@ def main() -> int:
         check_gaussian(report)
         check_slope(report, sizes)
         check_end_to_end(report, sizes)
-        show_network(report, sizes)
     verdict = f"{report.failed} of the checks failed" if report.failed else "all checks pass"
     report.text("", f"Result: {verdict}." + ("" if sizes.full else " (Quick run: few samples.)"))
     if arguments.out:

@@ -103,6 +103,8 @@ class BaseDenoiser(ABC):
     path : Path
     device : torch.device or None
         Where its parameters are; None for a plain function.
+    cfg_scale : float
+        w of classifier-free guidance, 1 without: samplers make their grid for it.
     evaluations_per_call, gradients_per_call : int
         Forward and backward passes of the network per particle of one call.
     rewards_per_call, decodes_per_call : int
@@ -135,8 +137,7 @@ class BaseDenoiser(ABC):
         return None
 
     @property
-    def guidance_scale(self) -> float:
-        """w of classifier-free guidance; 1 is none."""
+    def cfg_scale(self) -> float:
         return 1.0
 
     @property
@@ -178,8 +179,8 @@ class WrappedDenoiser(BaseDenoiser):
         return self.denoiser.device
 
     @property
-    def guidance_scale(self) -> float:
-        return self.denoiser.guidance_scale
+    def cfg_scale(self) -> float:
+        return self.denoiser.cfg_scale
 
     @property
     def evaluations_per_call(self) -> int:
@@ -398,6 +399,9 @@ class Denoiser(Checked, BaseDenoiser):
     passes : int
         Evaluations per sample behind one call of `network`, for counting: 2 for a function that
         applies classifier-free guidance by itself.
+    network_cfg : float
+        w of that guidance, for the grid of the samplers. What a network distilled with guidance is
+        told is none.
     """
 
     network: Callable[..., Tensor] = setting(MISSING, Function("callable"))
@@ -411,6 +415,7 @@ class Denoiser(Checked, BaseDenoiser):
     max_batch: int | None = setting(None, ANY_COUNT)
     checkpoint: bool = setting(False, Switch())
     passes: int = setting(1, Count())
+    network_cfg: float = setting(1.0, Number())
 
     @classmethod
     def called(cls, name: str) -> str:
@@ -430,6 +435,10 @@ class Denoiser(Checked, BaseDenoiser):
     @property
     def evaluations_per_call(self) -> int:
         return self.passes * (1 if self.guidance_scale in (0.0, 1.0) else 2)
+
+    @property
+    def cfg_scale(self) -> float:
+        return self.network_cfg if self.guidance_scale == 1.0 else self.guidance_scale
 
     @property
     def device(self) -> torch.device | None:

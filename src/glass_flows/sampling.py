@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ from .noise import (
     noise_source,
 )
 from .plans import Rho, Sampler, Solver, Table, plan_transition
+from .plans.allowed import SOLVER
+from .plans.solvers import solver_for
 from .progress import PROGRESS, progress_bar
 from .settings import Count, Is, Kind, Listed, Switch
 
@@ -51,7 +54,7 @@ _SIZES = Listed(Is(Sequence, "one of a list"), item=Count())
 _SHAPE = Sizes(1, "be (batch, *sizes)")
 
 
-@front(steps=Count(), generator=GENERATOR, seed=SEED)
+@front(steps=Count(), solver=SOLVER, generator=GENERATOR, seed=SEED)
 def transition(
     denoiser: DenoiserLike,
     x: Tensor,
@@ -100,7 +103,8 @@ def transition(
     """
     denoiser = as_denoiser(denoiser)
     check_state(x)
-    table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=solver)
+    planned_by = solver_for(cast(Solver, solver), denoiser.cfg_scale)
+    table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=planned_by)
     source: Noise
     if noise is None:
         source = _AtTime(noise_source(seed, generator), table, SINGLE)
@@ -190,7 +194,7 @@ def sample(
     >>> z = sample(denoiser, (32, 16), transitions=6, steps=4, rho=0.4, seed=0)
     """
     denoiser = as_denoiser(denoiser)
-    table = sampler.plan(denoiser.path)
+    table = sampler.plan(denoiser.path, denoiser.cfg_scale)
     check_whole(table)
     source = noise_source(seed, generator, randomness)
     if isinstance(shape_or_noise, Tensor):
@@ -208,6 +212,7 @@ def sample(
 @front(
     samples=Count(most=MOST_PARTICLES),
     steps=Count(),
+    solver=SOLVER,
     seed=SEED,
     generator=GENERATOR,
     differentiable=Switch(),
@@ -244,7 +249,8 @@ def posterior(
     denoiser = as_denoiser(denoiser)
     check_state(x)
     check_sizes((samples * x.shape[0], *x.shape[1:]))
-    table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
+    planned_by = solver_for(cast(Solver, solver), denoiser.cfg_scale)
+    table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=planned_by)
     source = _AtTime(noise_source(seed, generator), table, POSTERIOR, samples)
     repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
     if table.transitions[0].alpha == 0.0:

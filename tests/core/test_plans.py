@@ -542,7 +542,7 @@ def test_json_of_something_else_is_refused():
     good = plan(Linear(), transitions=2, steps=2, rho=0.4).to_json()
     data = json.loads(good)
     assert Table.from_json(good).settings == {
-        "rho": 0.4, "solver": "default", **dataclasses.asdict(Default())
+        "rho": 0.4, "solver": "default", **dataclasses.asdict(Default(guidance=1.0))
     }  # fmt: skip
     wrong = [
         "not json",

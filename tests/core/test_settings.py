@@ -717,7 +717,7 @@ WRONG = {
                   [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.5], [0.0, 0.1, 0.3, 0.2, 0.4, 0.5, 1.0],
                   [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, NAN], ["uniform"] * 7, "shifted:0", "shifted:x",
                   "karras:sigma_min=-1", "karras:7:sigma=1", "uniform:2", Twist()],
-        "solver": [0, 0.5, NAN, True, None, "x", "", "paper:0", "paper:x", "default:2:3",
+        "solver": [0, 0.5, NAN, True, None, "x", "", "paper:0", "paper:x", "default:2:3:4",
                    "paper:s_range=1", "paper:schedule=cosines", Paper, Twist(), [], halved],
         "start": [0, True, None, "x", "", "pure ", ["pure"]],
     },

@@ -298,6 +298,7 @@ def test_particles_from_one_noise_part_in_both_engines(name, method, monkeypatch
     one = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
     adapter = module.family_of(pipe)(pipe, **given)
     settings = {**SMALL, "particles": 3, "rho": 0.0, "latents": one.repeat(3, *(1,) * len(shape))}
+    settings["solver"] = "default:guidance=4"  # a loop of its own does not tell
 
     def drawn(**more):
         return steer_pipeline(pipe, prompt, linear, method, **settings, **given, **more)
@@ -599,6 +600,7 @@ def test_the_first_block_cache_runs_as_in_the_pipelines_own_loop(name, extra, st
     adapter = module.family_of(pipe)(pipe, **given)
     latents = torch.randn(2, *adapter.shape, generator=torch.Generator().manual_seed(1))
     settings = {**SMALL, "transitions": 3, "steps": steps, "latents": latents}
+    settings["solver"] = "default:guidance=4"  # a loop of its own does not tell
     both = [prompt, prompt]
 
     def drawn(reward=linear, **more):

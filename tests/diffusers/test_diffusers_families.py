@@ -86,3 +86,26 @@ def test_sdxl_decodes_in_float32_where_half_precision_overflows():
 def test_every_family_names_its_pipelines():
     for family in set(FAMILIES.values()):
         assert family.pipelines
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "w"),
+    [
+        ("sd3", {"guidance_scale": 4.0}, 4.0),
+        ("sd3", {"guidance_scale": 1.0}, 1.0),
+        ("flux", {"true_cfg_scale": 3.0, "negative_prompt": "blue"}, 3.0),
+        ("flux", {"guidance_scale": 3.5}, 1.0),
+        ("zimage", {"guidance_scale": 4.0}, 5.0),
+        ("dit", {"guidance_scale": 2.0}, 2.0),
+    ],
+)
+def test_the_sampler_is_told_of_classifier_free_guidance(name, asked, w):
+    """Not of the guidance that a distilled network is told. Z-Image counts from the conditional."""
+    pipe = tiny.build(name)
+    given, prompt = settings(name)
+    given = {k: v for k, v in given.items() if "guidance" not in k and "cfg" not in k}
+    given = {k: v for k, v in given.items() if not k.startswith("negative")}
+    adapter = family_of(pipe)(pipe, **{**given, **asked})
+    prompts = list(prompt) if name in PROMPTLESS else [prompt]
+    denoiser = adapter.denoiser(prompts, Schedule.of(config_of(pipe.scheduler)))
+    assert denoiser.cfg_scale == w

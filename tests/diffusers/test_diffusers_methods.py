@@ -26,6 +26,8 @@ SIZES = {"height": 16, "width": 16, "max_sequence_length": 32}
 GIVEN = {**SIZES, "guidance_scale": 4.0, "progress": False}
 PROMPTS = ["a cat", "a dog"]
 K, M, N = 3, 2, 4
+# Inside its own loop nobody knows the guidance: it is said.
+SAMPLER = Sampler(K, M, 0.4, solver="default:guidance=4")
 METHODS = {
     "beam": Beam(N, scale=50.0, children=2),
     "greedy": Greedy(N, scale=50.0, children=2),
@@ -47,7 +49,7 @@ def redness(images):
 def draw(pipe, method, **changes):
     """Pictures of two prompts, all in one batch."""
     given = {"max_batch": None, "decode_batch": None, "seed": 0, **GIVEN, **changes}
-    return steer_pipeline(pipe, PROMPTS, redness, method, Sampler(K, M, 0.4), **given)
+    return steer_pipeline(pipe, PROMPTS, redness, method, SAMPLER, **given)
 
 
 @cache
@@ -124,7 +126,7 @@ def test_inside_its_own_loop_it_selects_and_is_counted(name, inside):
     )
     inside()
     within = steer_pipeline(
-        pipe, PROMPTS, reward, method, Sampler(K, M, 0.4), latents=latents, seed=0,
+        pipe, PROMPTS, reward, method, SAMPLER, latents=latents, seed=0,
         decode_batch=None, on_boundary=told.setdefault("loop", []).append, **GIVEN,
     )  # fmt: skip
     handle.remove()
@@ -315,7 +317,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_bits(name, stopped, tmp_p
     def run(folder, after=None):
         record = RunFolder(tmp_path / folder, {"method": name})
         found = steer_pipeline(
-            pipe, PROMPTS, Stop(after), METHODS[name], Sampler(K, M, 0.4), seed=4, record=record,
+            pipe, PROMPTS, Stop(after), METHODS[name], SAMPLER, seed=4, record=record,
             **GIVEN,
         )  # fmt: skip
         record.finish(found.result)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -190,6 +191,25 @@ def test_a_chain_leaves_what_is_excluded_and_does_not_come_back():
     result = run(hard, init=z, particles=64, moves=8, move_times=0.1, degenerate="carry")
     assert (result.rewards == 0.0).all()
     assert (result.log_weights == -math.inf).all()  # of what was given; it has no weight
+
+
+def test_a_pilot_fixes_what_it_has_chosen():
+    """λ and t from a run with noise of its own: unbiased again, and nothing is named."""
+    adaptive = Refine(4, 2.0, moves=4, move_times="adaptive", schedule="adaptive:0.7")
+    options = {"shape": (1,), "sampler": Sampler.ode(2), "dtype": torch.float64}
+    pilot = refine(denoiser(), wave, adaptive, populations=50, seed=1, **options)
+    method = adaptive.fixed(pilot)
+    assert method.move_times == tuple(pilot.move_times.tolist()) and len(method.schedule) == 4
+    method = replace(method, returned="last", move_steps=2)
+    sampler = replace(Sampler.ode(2), solver=EXACT)
+    result = refine(
+        denoiser(), wave, method, sampler, populations=3_000, seed=2, shape=(1,),
+        dtype=torch.float64,
+    )  # fmt: skip
+    assert result.biases == ()
+    ratio = result.log_evidence.exp() / evidence(wave, 2.0)
+    score = (ratio.mean() - 1.0) / (ratio.std() / len(ratio) ** 0.5)
+    assert accept(torch.special.erfc(score.abs() / 2**0.5))
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import InvalidArgument, check_count, check_number
+from ..jobs.spelling import Options, flag
 from ..settings import MOST
-from .options import Model, Out, Seed, announce, print_table
+from .options import Model, Out, Seed, announce, print_table, with_settings
 
 __all__ = ["check", "compare", "reproduce", "train_app"]
 
@@ -21,21 +23,32 @@ Resume = Annotated[bool, typer.Option(help="Go on from the checkpoints in the fo
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.")]
 
 
+@with_settings("batching", "loading", "call")
 def compare(
     out: Out,
+    options: Options,
     model: Annotated[
         str,
         typer.Option(
-            help="'digits' or 'shapes' (bundled), or 'shapes:FOLDER' for one that you trained."
+            help="'digits' or 'shapes' (bundled), 'shapes:FOLDER' for one that you trained; with "
+            "--prompts any pipeline, by folder or hub id."
         ),
     ] = "digits",
     reward: Annotated[
         list[str],
         typer.Option(
             help="Digits: 'class:N' (default class:8), or 'class:all'; may be given several times. "
-            "Shapes: 'clip' (default), or 'clip:FOLDER'."
+            "Shapes: 'clip' (default), or 'clip:FOLDER'. With --prompts any reward of `align`."
         ),
     ] = [],  # noqa: B006 (typer copies it)
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Your own, in the formats of `batch`, for a model of your own."),
+    ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(help="λ, with --prompts: some 2 to 8 over the spread of the reward."),
+    ] = None,
     count: Annotated[
         int | None,
         typer.Option(help="Held-out prompts (shapes; 120); a quarter as many to tune on."),
@@ -57,7 +70,7 @@ def compare(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Best-of-N, steering, guidance, twisted noise and search on the same seeds at equal cost.
+    """Best-of-N, steering, refinement, guidance and search on the same seeds at equal cost.
 
     Every method's λ, scales and split of the evaluations are tuned by an independent judge on other
     seeds. Prints one table, and writes it with the figures and a picture into the folder.
@@ -65,18 +78,32 @@ def compare(
     Example: glass-flows compare --reward class:8 --evaluations 24 --out out/compare
 
     Example: glass-flows compare --model shapes --count 120 --out out/shapes
+
+    Example: glass-flows compare --model black-forest-labs/FLUX.1-dev --prompts prompts.txt --reward
+    pickscore --scale 20 --out out/flux
     """
     from ..jobs.models import Digits, Shapes, resolve
 
+    if prompts is not None:
+        sizes_of_digits = {"--populations": populations, "--tuning-populations": tuning_populations}
+        _refuse({**sizes_of_digits, "--only": only}, "with --prompts")
+        asked = (out, model, prompts, reward, scale, count, evaluations, particles, seed)
+        _compare_own(*asked, options)
+        return
+    _refuse({"--scale": scale}, "without --prompts: it is tuned")
+    if unused := [n for group in ("batching", "loading", "call") for n in vars(options)[group]]:
+        raise InvalidArgument(f"{', '.join(map(flag, unused))}: only with --prompts; leave it out")
     found = resolve(model)
     if not isinstance(found, (Digits, Shapes)):
-        raise InvalidArgument(f"`compare` knows digits and shapes, which have judges: {model!r}")
+        raise InvalidArgument(
+            f"`compare` knows digits and shapes, which have judges, got {model!r}; any other model "
+            "takes --prompts FILE and --scale"
+        )
     foreign: dict[str, object] = {"--count": count}
     if isinstance(found, Shapes):
         foreign = {"--populations": populations, "--tuning-populations": tuning_populations}
         foreign |= {"--only": only}
-    if given := [name for name, value in foreign.items() if value not in (None, [])]:
-        raise InvalidArgument(f"{', '.join(given)}: not for --model {model}; leave it out")
+    _refuse(foreign, f"for --model {model}")
     shared = {"model": found, "particles": particles, "seed": seed, "announce": announce}
     if isinstance(found, Shapes):
         count = _PROMPTS if count is None else check_count("--count", count)
@@ -89,6 +116,65 @@ def compare(
     for name, size in zip(("--populations", "--tuning-populations"), sizes):
         check_count(name, size, least=2, most=MOST)  # a standard error needs two
     _compare_digits(out, reward or ["class:8"], evaluations, *sizes, only or [], shared)
+
+
+def _refuse(foreign: Mapping[str, object], where: str) -> None:
+    """Raise for options that were given, and are nothing here."""
+    if given := [name for name, value in foreign.items() if value not in (None, [])]:
+        raise InvalidArgument(f"{', '.join(given)}: not {where}; leave it out")
+
+
+def _compare_own(
+    out: Path,
+    model: str,
+    file: Path,
+    reward: list[str],
+    scale: float | None,
+    count: int | None,
+    evaluations: int,
+    particles: int,
+    seed: int,
+    options: Options,
+) -> None:
+    """On a model, prompts and a reward of the user's own."""
+    from ..jobs.prompts import read_prompts
+    from ..jobs.spelling import jobs_of
+    from ..research.compare_own import compare_own
+
+    if scale is None:
+        raise InvalidArgument(
+            "--prompts needs --scale, the λ of steering and refinement: some 2 to 8 over the "
+            "spread of the reward between images of a prompt (see `batch --method best-of-n`)"
+        )
+    check_number("--scale", scale, "be finite and >= 0", lambda v: 0.0 <= v < math.inf)
+    if len(reward) > 1:
+        raise InvalidArgument(f"one --reward at a time with --prompts, got {len(reward)}")
+    _, jobs = jobs_of(model, ["plain"], options, reward="".join(reward), seed=seed)
+    entries = read_prompts(file, count=count)
+    report = compare_own(
+        out, job=jobs["plain"], entries=entries, scale=scale, evaluations=evaluations,
+        particles=particles, announce=announce,
+    )  # fmt: skip
+    lines = [
+        (
+            line.method,
+            f"{line.reward.value:.4g} ± {line.reward.error:.2g}",
+            f"{line.gain.value:+.3g} ± {line.gain.error:.2g}",
+            f"{100 * line.wins.value:.0f}",
+            "-" if line.apart is None else f"{line.apart.value:.3f}",
+            f"{line.evaluations:g}",
+            f"{line.seconds:.3g}",
+            "-" if line.memory is None else f"{line.memory:.2f}",
+        )
+        for line in report.methods
+    ]
+    head = ("method", "reward", "gain", "wins, %", "apart", "evals", "s", "GiB")
+    print_table(head, lines, f"{model}: {len(entries)} prompts (± one standard error)")
+    typer.echo(
+        "reward: of the best image; gain and wins: over best-of-N, prompt by prompt; apart: "
+        "between the images of a prompt"
+    )
+    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
 
 
 def _compare_digits(

@@ -105,6 +105,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         probability-flow ODE.
     solver : str
         "default", "first-order", "paper" or "euler-maruyama".
+        A scheduler does not know the pipeline's classifier-free guidance: "default:guidance=5".
     start : "trained" or "pure"
         How the starting noise is read, see :func:`glass_flows.plan`.
     end : "auto", "data" or "trained"

@@ -284,7 +284,7 @@ def _drawn(
     rows = [[row[i] for i in order] for row, order in zip(result.images, best)]
     judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
     if (verdicts := model.judge(result)) is not None:
-        plain = model.run(_plain(job), Watch(progress=progress))
+        plain = model.run(_plain(job, model.guidance(job)), Watch(progress=progress))
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
     save_png(sheet, folder / "best-first.png")
@@ -346,11 +346,11 @@ def within(
     return lambda one: one.sized(particles, transitions, steps)
 
 
-def _plain(job: Job) -> Job:
+def _plain(job: Job, guidance: float) -> Job:
     """As many samples of the ODE at the same evaluations, with the classifier-free guidance of the
     model's own."""
     method = BestOf(job.method.particles)
-    sampler = job.sampler.baseline(job.method.evaluations(job.sampler))
+    sampler = job.sampler.baseline(job.method.evaluations(job.sampler, guidance))
     return replace(job, method=method, sampler=sampler, micro_batch=None, init=())
 
 

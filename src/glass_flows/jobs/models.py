@@ -187,6 +187,10 @@ class Model(ABC):
     def load(self) -> object:
         """Load what is large; later calls do nothing."""
 
+    def guidance(self, job: Job) -> float:
+        """w of the classifier-free guidance that a job's network is under; 1 is none."""
+        return 1.0
+
     @abstractmethod
     def run(
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
@@ -352,6 +356,14 @@ class Pipeline(Model):
         height, width = call.get("height"), call.get("width")
         return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
+    def guidance(self, job: Job) -> float:
+        from ..diffusers.families import family_of
+
+        family = family_of(self.pipe)
+        if family is None:
+            return 1.0
+        return float(family(self.pipe, **{**self.call, **job.call}).cfg_scale)
+
     def as_asked(self, prompts: Sequence[str]) -> list[Any]:
         """As the pipeline takes them: DiT is asked for classes."""
         if type(self.pipe).__name__ != "DiTPipeline":
@@ -446,6 +458,9 @@ class SiT(Model):
 
     def load(self) -> object:
         return self.vae, self.denoiser
+
+    def guidance(self, job: Job) -> float:
+        return float({**self.call, **job.call}["guidance_scale"])
 
     def read_prompts(self, prompts: Sequence[str]) -> tuple[str, ...]:
         for prompt in super().read_prompts(prompts):

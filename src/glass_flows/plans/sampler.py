@@ -13,7 +13,7 @@ from ..settings import Settings, setting
 from .allowed import GRID, RHO, RHOS, SOLVER, START, STEPS, TRANSITIONS
 from .kernels import Rho
 from .planner import check_size, plan
-from .solvers import Default, EulerMaruyama, Solver
+from .solvers import Default, EulerMaruyama, Solver, solver_for
 from .table import Table
 
 __all__ = ["RHO", "SOLVER", "Sampler"]
@@ -35,7 +35,8 @@ class Sampler(Settings):
     times : None, "uniform", "shifted[:SHIFT]", "karras[:RHO]", function of (path, K), or K + 1
         Where transitions start and end, in [0, 1]. None is a pipeline's own grid; else uniform.
     solver : "default", "first-order", "paper", "euler-maruyama", or a solver
-        Of the inner flow; "paper" is Algorithm 1 of GLASS Flows (arXiv 2509.25170).
+        Of the inner flow; "paper" is Algorithm 1 of GLASS Flows (arXiv 2509.25170). "default" makes
+        its grid for the denoiser's classifier-free guidance, "default:guidance=5" for that one.
     start : "trained" or "pure"
         How a start at a first time with α > 0 is read: as x at that time, as deployed samplers do,
         or as pure noise.
@@ -93,14 +94,17 @@ class Sampler(Settings):
         """With the times of somebody's own grid, whose K may be another than was asked for."""
         return replace(self, transitions=len(times) - 1, times=tuple(times))
 
-    def plan(self, path: Path) -> Table:
-        """The table of numbers that will be run on a path; see :func:`glass_flows.plan`."""
+    def plan(self, path: Path, guidance: float = 1.0) -> Table:
+        """The table of numbers that will be run on a path; see :func:`glass_flows.plan`.
+
+        `guidance` is the denoiser's `cfg_scale`, for a solver that was not told one.
+        """
         return plan(
             path,
             transitions=self.transitions,
             steps=self.steps,
             rho=self.rho,
             times=self.times,
-            solver=self.solver,
+            solver=solver_for(self.solver, guidance),
             start=self.start,
         )

@@ -44,6 +44,7 @@ __all__ = [
     "Paper",
     "Solver",
     "resolve_solver",
+    "solver_for",
 ]
 
 
@@ -163,18 +164,27 @@ class Solver(Protocol):
 # --- the project's own solver, and first order ------------------------------------------------
 
 
-def _grid_shape(steps: int, trust: float) -> tuple[float, float, float]:
+def _grid_shape(steps: int, trust: float, guided: float = 0.0) -> tuple[float, float, float]:
     """First and last step as shares of the others, and how far the grid crowds towards θ = π/2.
 
     Measured (`docs/accuracy.md`). Both ends want short steps, from four evaluations on less where
     the last two are not trusted (`trust` 0). The crowding grows to 1.3 from five evaluations to
     seven; from 20 to 40, where it has done its work, it fades again: convergence is cleanest on
     the uniform grid.
+
+    Under strong guidance (`guided` 1) D turns late in the transition. The first step is no longer
+    the one that knows least and is not shortened, and the grid crowds more, most where θ ends below
+    75°; with three evaluations there is too little to crowd, and the first step is the longest.
     """
+    fading = min(1.0, max((40 - steps) / 20.0, 0.0))
     if steps <= 3:
-        return 0.6, 0.6, 1.0
-    crowding = min((steps - 4) / 3.0, 1.0, max((40 - steps) / 20.0, 0.0))
-    return 0.7 - 0.1 * trust, 0.9 - 0.3 * trust, 1.0 + 0.3 * crowding
+        plain, strong = (0.6, 0.6, 1.0), (1.2, 0.6, 1.4)
+    else:
+        last = 0.9 - 0.3 * trust
+        plain = 0.7 - 0.1 * trust, last, 1.0 + 0.3 * min((steps - 4) / 3.0, fading)
+        strong = 1.0, last, 1.0 + (0.5 + 0.5 * trust) * fading
+    first, last, warp = (a + guided * (b - a) for a, b in zip(plain, strong))
+    return first, last, warp
 
 
 @dataclass(frozen=True)
@@ -186,19 +196,36 @@ class Default(Checked):
     two evaluations can be trusted, D has the slope ε/c that Gaussian data of standard deviation
     `sigma_data` gives it: in the first step, which knows one D, and in the last of a transition
     whose noise all but ends (θ1 > 75°), where extrapolation hurts. The table is exact for such
-    data at any number of evaluations from two on. With one evaluation it is DDIM/DDPM.
+    data at any number of evaluations from two on, whatever the guidance: that changes the grid and
+    the share of the last slope only. With one evaluation it is DDIM/DDPM.
 
     The grid is uniform in θ but for shorter first and last steps, and from five evaluations on a
     crowding towards θ = π/2; `docs/accuracy.md` has the measurements behind it. On paths with
     trained timesteps every query lands on one of them; a transition with fewer trained timesteps
     in reach than `steps` uses those it has, and its note says so.
+
+    Parameters
+    ----------
+    sigma_data : float
+        Standard deviation of the data, > 0.
+    guidance : float or None
+        w >= 0 of classifier-free guidance D_u + w (D_c - D_u), for which the grid is made: that of
+        w <= 1 as w goes to 1, all the way to that of strong guidance at w >= 5. None is the
+        denoiser's own w, or 1 where a table is planned for no denoiser in particular.
     """
 
     sigma_data: float = setting(1.0, POSITIVE)
+    guidance: float | None = setting(None, replace(NOT_NEGATIVE, optional=True))
     name: ClassVar[str] = "default"
 
+    @property
+    def strength(self) -> float:
+        """How far the grid is that of strong guidance: 0 up to w = 1, 1 from w = 5 on."""
+        return min(max((self.guidance or 0.0) - 1.0, 0.0) / 4.0, 1.0)
+
     def config(self) -> dict[str, Any]:
-        return {"solver": self.name, **asdict(self)}
+        held = replace(self, guidance=1.0) if self.guidance is None else self
+        return {"solver": self.name, **asdict(held)}
 
     def transitions(
         self, path: Path, ends: Ends, rule: Rho, steps: int, pure: bool
@@ -206,7 +233,9 @@ class Default(Checked):
         flow = InnerFlow.of(path, ends, rule, pure)
         sphere = _Sphere.of(flow, self.sigma_data)
         trust = sphere.trust(flow.q1)
-        nodes, note = sphere.nodes(flow, steps, *_grid_shape(steps, trust))
+        shape = _grid_shape(steps, trust, self.strength)
+        nodes, note = sphere.nodes(flow, steps, *shape)
+        trust *= 1.0 - 0.5 * self.strength  # D turns: the last slope is old
         count = len(nodes)
         rows: list[Row] = []
         for i, (q, following) in enumerate(zip(nodes, (*nodes[1:], flow.q1))):
@@ -480,6 +509,13 @@ def resolve_solver(solver: str | Solver) -> Solver:
             f"solver must be one of {sorted(SOLVERS)} or an object like Default(), "
             f"got {shown(solver)}"
         )
+    return solver
+
+
+def solver_for(solver: Solver, guidance: float) -> Solver:
+    """The solver for a denoiser under classifier-free guidance w, unless it was told one itself."""
+    if isinstance(solver, Default) and solver.guidance is None:
+        return replace(solver, guidance=max(guidance, 0.0))
     return solver
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..jobs.pictures import Strip, image_grid, make_folder, save_png
 from ..measures import Measure, diversity, half_samples, mean, share
 from ..plans import EulerMaruyama, Paper, Sampler
 from ..progress import progress_bar
-from ..steering import Beam, BestOf, Steering, Twist
+from ..steering import Beam, BestOf, Refine, Steering, Twist
 from .digits import draw_digits, frechet, judge_features, real_features
 from .recipe import Array, Entry, Methods, Recipe, Returned, contest, trials, write_contest
 
@@ -34,6 +34,7 @@ __all__ = ["CompareReport", "MethodFigures", "chosen_methods", "compare", "metho
 
 _STEPS = (4, 6, 10)  # evaluations per transition that are tried
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)  # λ
+_MOVES = ((4, 2), (6, 3))  # evaluations of the start and of a move of refinement
 _TUNING = 1_000_003  # added to the seed for tuning
 _GLASS = "steering: GLASS"
 _PICTURES = 32
@@ -103,6 +104,9 @@ def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> Method
             for sampler, method in every
         ],
         "steering: DDPM": [Recipe(method, Sampler(evaluations, 1, "ddpm")) for _, method in every],
+        "steering: DDPM, a look at each": [
+            Recipe(Steering(particles, scale), Sampler(evaluations, 1, "ddpm")) for scale in _SCALES
+        ],
         "steering: GLASS, Algorithm 1": [
             Recipe(method, replace(sampler, solver=Paper())) for sampler, method in tilted
         ],
@@ -124,7 +128,18 @@ def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> Method
             if particles % children == 0
         ]
         or [Recipe(Beam(particles, children=1), glass[0])],
+        "refinement": list(_refinements(evaluations, particles, 0.5)),
+        "refinement: no exchange": list(_refinements(evaluations, particles, 0.0)),
     }
+
+
+def _refinements(evaluations: int, particles: int, exchanged: float) -> Iterator[Recipe]:
+    """A short ODE, and moves of two evaluations or three."""
+    for begin, each in _MOVES:
+        moves = max(0, evaluations - begin) // each
+        for scale in _SCALES[-2:]:
+            method = Refine(particles, scale, moves=moves, move_steps=each, ess_threshold=exchanged)
+            yield Recipe(method, Sampler.ode(evaluations - moves * each))
 
 
 @alone_in_out

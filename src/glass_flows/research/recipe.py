@@ -17,7 +17,7 @@ from ..images import ImageResult
 from ..jobs import Job, Model
 from ..plans import Sampler
 from ..settings import Json
-from ..steering import Method, Steering, Twist
+from ..steering import Method, Refine, Steering, Twist
 from .writing import write_json, write_markdown
 
 __all__ = [
@@ -35,7 +35,9 @@ __all__ = [
 
 Aid = Union[Guidance, Twist]
 Array = np.ndarray[Any, Any]
-_TUNED = ("transitions", "steps", "scale", "twist", "guidance", "children")
+_TUNED = (
+    "transitions", "steps", "scale", "twist", "guidance", "children", "moves", "move_steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Recipe:
     def brief(self) -> dict[str, Json]:
         """What differs from the defaults, and what is tuned, for tables and files."""
         told = {"transitions", "steps", "children", *self.sampler.differing()}
-        told |= {"scale"} if isinstance(self.method, Steering) else set()
+        told |= {"scale"} if isinstance(self.method, (Steering, Refine)) else set()
         told |= set(self.method.differing())
         every = {**self.sampler.every(), **self.method.every()}
         return {name: value for name, value in every.items() if name in told}

@@ -235,6 +235,8 @@ class RunFolder:
             self._put("run.json", self.about)
         self._clear("error.json")
         self._clear(RESULT)  # it is run again
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self._since = time.monotonic()
 
     def save(self, saved: Saved) -> None:
@@ -268,6 +270,8 @@ class RunFolder:
             "costs": asdict(step.costs),
             "seconds": round(self._seconds, 4),
         }
+        if torch.cuda.is_available():
+            event["peak_memory"] = torch.cuda.max_memory_allocated()
         event = {name: plain(value) for name, value in event.items()}
         self._keep_best(event, shown or [])
         self._events.append(json.dumps(event))

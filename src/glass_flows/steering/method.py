@@ -123,8 +123,9 @@ class Method(Settings, ABC):
         """Boundaries of a run, without its end."""
         return len(table)
 
-    def evaluations(self, sampler: Sampler) -> int:
-        """Network evaluations of each particle, without those of its looks."""
+    def evaluations(self, sampler: Sampler, guidance: float = 1.0) -> int:
+        """Network evaluations of each particle, without those of its looks, of a network under
+        this much classifier-free guidance."""
         return sampler.evaluations
 
     @property

@@ -61,7 +61,7 @@ class Acceptance(Checked):
     """Longer moves where more than `rate` of the proposals are accepted, shorter where fewer are.
 
     It begins at `first`. What past moves accepted decides on the next one, which biases the law a
-    little: another run with the `move_times` of this one as a list has no such bias.
+    little: :meth:`Refine.fixed` takes the times of a run for others.
     """
 
     rate: float = setting(0.4, _INSIDE)
@@ -96,8 +96,8 @@ class Refine(Method):
         the model's own path: near 0 a new sample, near 1 a small change. A list is gone through
         again and again, a ramp once; adaptive looks for that share of accepted proposals.
     move_steps : int, list of int, or None
-        Network evaluations of each move; None is 3, and more for long moves of a network under
-        classifier-free guidance.
+        Network evaluations of each move; None is 3, and under classifier-free guidance w more where
+        t is below 0.6: 1.5 (w - 1), up to 9.
     schedule : None, "constant", "linear", "adaptive[:ESS]", a function of k/K, or K shares
         Share of λ that each move accepts by. None is linear from draws of the model, and constant
         from samples that are given, which a small λ would forget.
@@ -137,6 +137,17 @@ class Refine(Method):
                 f"schedule lists {len(self.schedule)} shares of lambda for {self.moves} moves"
             )
 
+    def fixed(self, pilot: RefinedResult) -> Refine:
+        """With the times and λ that a pilot run has chosen, one and all populations' mean.
+
+        Of another seed than the pilot's, the evidence is unbiased.
+        """
+        moves, shares = len(pilot.move_times), pilot.shares[:-1].mean(1)
+        return replace(
+            self, moves=moves, move_times=tuple(pilot.move_times.tolist()),
+            schedule=tuple(shares.tolist()), until=None,
+        )  # fmt: skip
+
     @property
     def guidance(self) -> Guidance | None:
         return None
@@ -156,8 +167,8 @@ class Refine(Method):
             return times.first
         return times[move % len(times)] if isinstance(times, tuple) else times
 
-    def evaluations(self, sampler: Sampler) -> int:
-        return sampler.evaluations + self._of_moves(getattr(sampler.solver, "guidance", 1.0))
+    def evaluations(self, sampler: Sampler, guidance: float = 1.0) -> int:
+        return sampler.evaluations + self._of_moves(guidance)
 
     def _of_moves(self, guidance: float, first: int = 0) -> int:
         return sum(self.asked(k, self.time(k), guidance) for k in range(first, self.moves))
@@ -171,7 +182,7 @@ class Refine(Method):
 
     def calls(self, table: Table, first: int = 0) -> int:
         begin = 0 if first else table.evaluations
-        return begin + self._of_moves(getattr(table.solver, "guidance", 1.0), first)
+        return begin + self._of_moves(getattr(table.solver, "guidance", None) or 1.0, first)
 
     def begin(self, run: Run) -> Refining:
         return Refining(self, run)
@@ -180,7 +191,7 @@ class Refine(Method):
         found = []
         if isinstance(denoiser, GuidedDenoiser):
             found.append("reward guidance tilts the moves, and their acceptance does not undo it")
-        if as_denoiser(denoiser).guidance_scale != 1.0:
+        if as_denoiser(denoiser).cfg_scale != 1.0:
             found.append("under classifier-free guidance D is no posterior mean: moves keep no law")
         if isinstance(self.schedule, Adaptive):
             found.append("λ was chosen by the ESS of the chains themselves")
@@ -196,8 +207,13 @@ class Refine(Method):
 
 
 def evaluations_of(time: float, guidance: float) -> int:
-    """Evaluations of a move that noises to a time of the linear path."""
-    return 3
+    """Evaluations of a move that noises to a time of the linear path.
+
+    Under classifier-free guidance w long moves need more, or harm: measured in
+    `docs/refinement.md`.
+    """
+    extra = math.ceil(1.5 * (min(guidance, 7.0) - 1.0))
+    return 3 + max(extra, 0) if time < 0.6 else 3
 
 
 @dataclass(frozen=True)
@@ -302,16 +318,15 @@ class Refining(Course):
 
     def _table(self, k: int) -> Table:
         """Of move k: from where it noises to, to data."""
-        steps = self.settings.asked(k, self.time, self.run.model.guidance_scale)
+        steps = self.settings.asked(k, self.time, self.run.model.cfg_scale)
         t = time_on(self.path, self.time)
         solver = cast(Solver, self.run.table.solver or Default())
         return plan_transition(self.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
 
     def _proposal(self, table: Table, boundary: Boundary) -> Tensor:
         """Noise z to x_t, and draw z' from p(z | x_t)."""
-        noise, (t, _) = _OfMove(self.run.noise, boundary.index), table.times
-        z = boundary.x
-        x = self.path.alpha(t) * z + self.path.sigma(t) * noise(0, z, draw=0)
+        noise, t, z = _OfMove(self.run.noise, boundary.index), table.times[0], boundary.x
+        x = self.path.alpha(t) * z + self.path.sigma(t) * noise.of_sample(z)
         for end in iterate(table, self.run.moving, x, noise):  # noqa: B007
             pass
         return end.x
@@ -507,10 +522,13 @@ def _difference(new: Tensor, old: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _OfMove:
-    """The noise of one move: draw 0 goes with the sample, draw 1 into the inner flow."""
+    """The noise of one move: draw 0 goes with the sample, the next into the transitions to data."""
 
     source: Noise
     move: int
 
-    def __call__(self, step: int, like: Tensor, purpose: int = MOVE, draw: int = 1) -> Tensor:
-        return self.source(self.move, like, MOVE, draw)
+    def __call__(self, step: int, like: Tensor, purpose: int = MOVE, draw: int = 0) -> Tensor:
+        return self.source(self.move, like, MOVE, 1 + step + draw)
+
+    def of_sample(self, like: Tensor) -> Tensor:
+        return self.source(self.move, like, MOVE, 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Union, runtime_checkable
+from typing import Protocol, Union, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ..paths import Path
 from ..plans import Default, Solver, plan_transition
 from ..plans.allowed import SOLVER
 from ..plans.planner import check_size
+from ..plans.solvers import solver_for
 from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
 from ..settings import Checked, Count, setting
 
@@ -198,8 +199,9 @@ class PosteriorValue(Checked):
         check_size(self.samples * self.steps)
 
     def __call__(self, look: Look) -> tuple[Tensor, Tensor | None]:
+        solver = solver_for(cast(Solver, self.solver), look.denoiser.cfg_scale)
         table = plan_transition(
-            look.denoiser.path, look.t, 1.0, rho=0.0, steps=self.steps, solver=self.solver
+            look.denoiser.path, look.t, 1.0, rho=0.0, steps=self.steps, solver=solver
         )
         rewards = []
         for s in range(self.samples):

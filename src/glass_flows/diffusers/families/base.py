@@ -225,6 +225,11 @@ class Family(ABC):
         return self.pipe.transformer
 
     @property
+    def cfg_scale(self) -> float:
+        """w of classifier-free guidance D_u + w (D_c - D_u), 1 without."""
+        return float(self.given[self.guidance_argument]) if self.passes == 2 else 1.0
+
+    @property
     def device(self) -> torch.device:
         """Where the pipeline runs, also under CPU offloading."""
         return torch.device(self.pipe._execution_device)
@@ -282,6 +287,7 @@ class Family(ABC):
             max_batch=max_batch,
             checkpoint=checkpoint,
             passes=self.passes,
+            network_cfg=self.cfg_scale,
         )
 
     def texts(self, prompts: Sequence[Any], **others: Any) -> Any:

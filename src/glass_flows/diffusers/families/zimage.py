@@ -33,6 +33,11 @@ class ZImage(Family):
         if not isinstance(self.given["cfg_normalization"], bool):  # a number scales the limit
             Number().read("cfg_normalization", self.given["cfg_normalization"])
 
+    @property
+    def cfg_scale(self) -> float:
+        """Its scale counts from the conditional prediction."""
+        return 1.0 + self.given["guidance_scale"] if self.passes == 2 else 1.0
+
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         words, blank = self.texts(prompts)
         return self.both(_padded(words), _padded(blank) if self.passes == 2 else None)
