@@ -28,7 +28,7 @@ from torch import Tensor
 from ..denoisers import PREDICTIONS, clean_estimate
 from ..errors import InvalidArgument, ShapeError, check_count, check_name
 from ..execute import Boundary
-from ..noise import TRANSITION, KeyedNoise, Noise, check_seed
+from ..noise import TRANSITION, KeyedNoise, Noise, check_seed, keyed_normals
 from ..plans import DDIM, Sampler, Table
 from ..plans.planner import check_size
 from ..plans.sampler import RHO, SOLVER
@@ -62,8 +62,7 @@ class LatentNoise:
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         if len(like) != len(self.sources):
             raise ShapeError(f"{len(self.sources)} latents began this run, {len(like)} go on")
-        rows = [source(step, like[:1], purpose, draw) for source in self.sources]
-        return torch.cat(rows)
+        return keyed_normals([(source, 0) for source in self.sources], step, like, purpose, draw)
 
 
 def _key(data: bytes, seed: int) -> int:
