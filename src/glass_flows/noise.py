@@ -218,7 +218,7 @@ def keyed_normals(
 
     def fill(first: int, start: int) -> None:
         out = drawn[first : first + rows, :, start : start + most]
-        words = [
+        words: list[Any] = [
             source._bits(purpose, step, particle, draw, start // 4).random_raw(out.shape[2])
             for source, particle in streams[first : first + rows]
         ]

@@ -33,6 +33,7 @@ from ..plans import DDIM, Sampler, Table
 from ..plans.planner import check_size
 from ..plans.sampler import RHO, SOLVER
 from ..settings import build
+from .few_steps import warn_of_several_evaluations
 from .parts import rounds_its_clock
 from .passes import Pass
 from .refusals import check_call, check_pipeline
@@ -208,7 +209,9 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         check_pipeline(pipe)
         if "time_dtype" not in options:
             options["time_dtype"] = rounds_its_clock(pipe)
-        return cls.from_config(config_of(pipe.scheduler), **options)
+        scheduler: GlassScheduler = cls.from_config(config_of(pipe.scheduler), **options)
+        warn_of_several_evaluations(pipe, scheduler.sampler.steps)
+        return scheduler
 
     @classmethod
     def from_config(
