@@ -1,4 +1,4 @@
-"""Distils the digits network to few steps: `glass-flows train digits-turbo`, minutes on one core.
+"""Distils the digits network to few steps: `glass-flows train digits-turbo`.
 
 The student answers with the end of the teacher's ODE instead of the mean: at a state x_t of a
 trajectory of the probability-flow ODE it is trained to return that trajectory's data, as
