@@ -1,7 +1,6 @@
 """The student of the digits network answers with the end of its teacher's ODE."""
 
 import pytest
-import torch
 
 from glass_flows import Sampler, sample
 from glass_flows.errors import InvalidArgument

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -70,16 +70,13 @@ def few_steps_of(pipe: Any) -> FewSteps | None:
         shifts = pipe.scheduler.config.get("use_dynamic_shifting")
         if config.get("guidance_embeds") is False and shifts is False:
             return _SCHNELL
-    names = " ".join(_names(pipe, network))
+    names = " ".join(_names(pipe, network, config))
     return next((kind for kind in _KINDS if re.search(kind.pattern, names, re.IGNORECASE)), None)
 
 
-def _names(pipe: Any, network: Any) -> Iterator[str]:
+def _names(pipe: Any, network: Any, config: Mapping[str, Any]) -> Iterator[str]:
     """What it was loaded from, repositories and folders without those around them; its adapters."""
-    for part in (pipe, network):
-        path = getattr(part, "name_or_path", None) or getattr(part, "config", {}).get(
-            "_name_or_path"
-        )
+    for path in (pipe.name_or_path, config.get("_name_or_path")):
         yield PurePath(str(path or "")).name
     yield from getattr(network, "peft_config", None) or ()
 
