@@ -95,7 +95,7 @@ def recipes() -> dict[str, list[tuple[str, Method, Sampler]]]:
         ("best of 8", best, Sampler(4, 1, 0.0)),
         *(("steering", steered, Sampler(4, 1, rho)) for rho in RHOS[1:]),
         ("steering", steered, Sampler(2, 2, 0.4)),
-        ("steering", steered, Sampler(4, 4, 0.4)),
+        *(("steering", steered, Sampler(K, M, 0.4)) for K, M in ((16, 1), (8, 2), (4, 4))),
     ]
     return {
         TEACHER: [
@@ -115,8 +115,10 @@ def steered(models: dict[str, Digits], populations: int) -> Iterator[str]:
         f"λ = 4; {populations} populations for each digit."
     )
     yield ""
-    yield "| model | method | K | M | ρ | judge accepts, % (95 %) | reward | Fréchet |"
-    yield "|---" * 8 + "|"
+    yield (
+        "| model | method | K | M | ρ | evaluations | judge accepts, % (95 %) | reward | Fréchet |"
+    )
+    yield "|---" * 9 + "|"
     judge = models[TEACHER]
     for name, listed in recipes().items():
         for title, method, sampler in listed:
@@ -132,6 +134,7 @@ def steered(models: dict[str, Digits], populations: int) -> Iterator[str]:
             rho = "" if sampler.transitions == 1 else f"{sampler.rho}"
             yield (
                 f"| {name} | {title} | {sampler.transitions} | {sampler.steps} | {rho} | "
+                f"{sampler.evaluations} | "
                 f"{100 * accepted.value:.0f} ({low:.0f} to {high:.0f}) | "
                 f"{np.mean(found.rewards):.2f} | {apart.value:.1f} ± {apart.error:.1f} |"
             )
