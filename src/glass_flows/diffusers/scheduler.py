@@ -57,7 +57,7 @@ class LatentNoise:
     def __init__(self, latents: Tensor, seed: int = 0) -> None:
         rows = latents.detach().to("cpu", torch.float32).contiguous()
         self.sources = [
-            KeyedNoise(_key(row.numpy().tobytes(), seed)) for row in rows.reshape(len(rows), -1)
+            KeyedNoise(_key(row.numpy().data, seed)) for row in rows.reshape(len(rows), -1)
         ]
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
@@ -66,8 +66,8 @@ class LatentNoise:
         return keyed_normals([(source, 0) for source in self.sources], step, like, purpose, draw)
 
 
-def _key(data: bytes, seed: int) -> int:
-    digest = hashlib.blake2b(data, digest_size=8, key=seed.to_bytes(8, "little"))
+def _key(row: memoryview, seed: int) -> int:
+    digest = hashlib.blake2b(row, digest_size=8, key=seed.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
