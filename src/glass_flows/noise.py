@@ -246,11 +246,13 @@ def _normal(words: npt.NDArray[np.uint64], out: npt.NDArray[np.float32]) -> None
     radius += 0.5
     radius *= 2.0**-31
     torch.from_numpy(radius).log_().mul_(-2.0).sqrt_()
-    angle = pairs[..., 1].astype(np.float32)
-    angle *= math.pi * 2.0**-31
-    turned = torch.from_numpy(angle)
-    np.multiply(turned.cos().numpy(), radius, out=out[:, 0])
-    np.multiply(turned.sin_().numpy(), radius, out=out[:, 1])
+    cosine = pairs[..., 1].astype(np.float32)
+    cosine *= math.pi * 2.0**-31
+    sine = cosine.copy()  # all in place: under transforms such as jvp new tensors are not numpy's
+    torch.from_numpy(cosine).cos_()
+    torch.from_numpy(sine).sin_()
+    np.multiply(cosine, radius, out=out[:, 0])
+    np.multiply(sine, radius, out=out[:, 1])
 
 
 class GeneratorNoise:
