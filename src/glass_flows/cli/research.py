@@ -356,6 +356,35 @@ def train_digits(
     typer.echo(f"weights and model card: {out}")
 
 
+@train_app.command("digits-turbo")
+def train_digits_turbo(
+    out: Out,
+    times: Annotated[
+        int, typer.Option(help="Times at which it is trained: 16 (all, so to speak), 8, 4, 2 or 1.")
+    ] = 16,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 4_000,
+    batch: Annotated[int, typer.Option(help="States per step.")] = 512,
+    trajectories: Annotated[
+        int, typer.Option(help="Of the ODE of the bundled network, drawn beforehand.")
+    ] = 40_000,
+    seed: Seed = 0,
+    resume: Resume = True,
+) -> None:
+    """Distil the digits network to few steps (three minutes on one core).
+
+    One evaluation of the student is a digit. The folder is a model by the name digits:FOLDER.
+
+    Example: glass-flows train digits-turbo --out out/turbo
+    """
+    from ..research.distil_digits import distil_digits
+
+    distil_digits(
+        out, times=times, steps=steps, batch=batch, trajectories=trajectories, seed=seed,
+        resume=resume,
+    )  # fmt: skip
+    typer.echo(f"weights: {out}")
+
+
 @train_app.command("shapes")
 def train_shapes(
     out: Out,
