@@ -154,6 +154,26 @@ def test_streams_of_neighbours_do_not_overlap():
     assert len(np.unique(np.concatenate(streams))) == 16 * 4096
 
 
+@pytest.mark.parametrize("batch, size", [(1, 2**18 + 3), (9, 2**15 + 2), (3, 2**17), (300, 5)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_stream_is_that_of_its_key_wherever_it_is_cut_and_whoever_draws_it(batch, size, threads):
+    """Box-Muller in float64 on the words of each particle's stream, drawn in one go."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = KeyedNoise(7, 2)(3, torch.empty(batch, size)).double().numpy()
+    finally:
+        torch.set_num_threads(before)
+    for i in range(batch):
+        bits = KeyedNoise(7).bits(TRANSITION, 3, 2 + i).random_raw((size + 1) // 2)
+        low, high = bits.view(np.int32).reshape(-1, 2).T.astype(float)
+        uniform = ((low % 2**31).astype(np.float32) + np.float32(0.5)).astype(float) / 2**31
+        radius = np.sqrt(-2 * np.log(uniform))
+        angle = np.pi * high / 2**31
+        expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:size]
+        np.testing.assert_allclose(found[i], expected, atol=5e-6)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [

@@ -2,7 +2,6 @@
 
 import ast
 import re
-import warnings
 
 import diffusers
 import pytest
@@ -10,7 +9,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
 
 import tiny_pipelines as tiny
-from glass_flows import Sampler, steer_pipeline
+from glass_flows import steer_pipeline
 from glass_flows.diffusers import GlassScheduler, rules
 from glass_flows.diffusers.refusals import check_call, check_pipeline
 from glass_flows.diffusers.rules import RULES, Call
@@ -311,33 +310,6 @@ def test_the_cut_off_of_a_callback(steps):
     draw(pipe, "sd", callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=0.34))
     cut = int(3 * steps * 0.34) + 1  # guidance doubles the batch up to there
     assert batches == [2] * cut + [1] * (3 * steps - cut)
-
-
-def test_few_step_models_are_warned_of():
-    schnell = tiny.build("flux", guidance_embeds=False)
-    schnell.scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
-    with pytest.warns(UserWarning, match="schnell") as caught:
-        GlassScheduler.from_pipeline(schnell)
-        steer_pipeline(
-            schnell, "a cat", lambda images: images.mean((1, 2, 3)), "plain", Sampler(1, 1),
-            height=16, width=16, max_sequence_length=32,
-        )  # fmt: skip
-    assert [one.filename for one in caught] == [__file__] * 2  # the line of the user
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        GlassScheduler.from_pipeline(tiny.build("flux"))
-
-
-def test_few_step_models_are_told_by_their_names(tmp_path):
-    tiny.save("sdxl", tmp_path / "sdxl-turbo")
-    pipe = diffusers.DiffusionPipeline.from_pretrained(
-        tmp_path / "sdxl-turbo", local_files_only=True
-    )
-    assert str(pipe.name_or_path) == str(tmp_path / "sdxl-turbo")
-    for name in ("sdxl-turbo", "Z-Image-Turbo", "SDXL-Lightning"):
-        pipe.register_to_config(_name_or_path=str(tmp_path / name))  # as if loaded from there
-        with pytest.warns(UserWarning, match=f"{name} looks distilled"):
-            GlassScheduler.from_pipeline(pipe)
 
 
 def test_a_clock_that_runs_backwards():

@@ -274,6 +274,11 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("--classifier-steps -1", "classifier_steps must be an integer >= 1, got"),
         ("--seed '{HUGE}'", "Invalid value for '--seed': Input should be"),
     ],
+    "train digits-turbo --out OUT": [
+        ("--times 3", "times must divide 16, got 3"),
+        ("--times 32", "times must be at most 16, got 32"),
+        ("--trajectories 0", "trajectories must be an integer >= 1, got 0"),
+    ],
     "train shapes --out OUT": [
         ("--device foo", "unknown device 'foo'. Allowed: 'cpu', 'cuda',"),
         ("--steps -1", "steps must be an integer >= 1, got -1"),

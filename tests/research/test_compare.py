@@ -98,7 +98,8 @@ def test_every_candidate_spends_what_is_allowed(evaluations):
                 continue
             guided = getattr(candidate.method, "guidance", None)
             deep = guided is not None and guided.through == "network"
-            assert candidate.sampler.evaluations * (2 if deep else 1) == evaluations
+            spent = candidate.method.evaluations(candidate.sampler)
+            assert spent * (2 if deep else 1) == evaluations
 
 
 def test_a_comparison_from_end_to_end(few, tmp_path, monkeypatch):
@@ -214,7 +215,7 @@ def test_methods_are_chosen_by_parts_of_their_names():
     known = methods(24, 8)
     assert len(chosen_methods(known, ())) == len(known)
     chosen = [title.strip() for title in chosen_methods(known, ["ddpm"])]
-    assert chosen == ["best-of-n: ODE", "steering: DDPM"]
+    assert chosen == ["best-of-n: ODE", "steering: DDPM", "steering: DDPM, a look at each"]
 
 
 def test_the_command_prints_one_table(few, tmp_path):

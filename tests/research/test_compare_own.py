@@ -77,8 +77,8 @@ def test_the_same_command_again_draws_nothing(compared):
     ("given", "said"),
     [
         (["--prompts", "p.txt"], "--prompts needs --scale"),
-        (["--scale", "1"], "--scale: not without --prompts"),
-        (["--prompts", "p.txt", "--scale", "-1"], "--scale must be finite and >= 0"),
+        (["--scale", "1"], "--scale: not for --model shapes"),
+        (["--prompts", "p.txt", "--scale", "-1"], "scale must be"),
         (["--prompts", "p.txt", "--scale", "1", "--only", "plain"], "--only: not with --prompts"),
         (["--height", "64"], "--height: only with --prompts"),
     ],

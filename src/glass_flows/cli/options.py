@@ -21,6 +21,7 @@ from ..fronts import Group, One
 from ..jobs.job import Loading, Placement
 from ..jobs.spelling import Options, flag, read_arguments
 from ..plans import Sampler
+from ..research.contest import Contest
 from ..settings import Count, Number, Switch, spelled
 from ..steering.methods import METHODS, AnyMethod
 
@@ -87,6 +88,10 @@ _PANELS: dict[str, tuple[str, Group, Any]] = {
     "loading": (
         "Loading (pipelines), such as: --dtype bfloat16 --offload model", One(Loading), Loading()
     ),
+    "contest": (
+        "How much is compared, such as: --populations 96 --tuning-populations 32",
+        One(Contest), Contest(),
+    ),
     "placement": (
         "Where it runs, such as: --workers 2 --ray local", One(Placement), Placement()
     ),
@@ -113,8 +118,8 @@ _CALL_OPTIONS = {
 def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, in the place of its parameter `options`, an option for every setting.
 
-    `groups` are of "method", "sampler", "batching", "loading", "call" and "placement". What was
-    given reaches the command as :class:`Options`; defaults stay with the objects.
+    `groups` are of "method", "sampler", "batching", "loading", "call", "contest" and "placement".
+    What was given reaches the command as :class:`Options`; defaults stay with the objects.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,19 +11,20 @@ import typer
 
 from ..errors import InvalidArgument, check_count, check_number
 from ..jobs.spelling import Options, flag
-from ..settings import MOST
+from ..research.contest import Contest
+from ..settings import MOST, build
 from .options import Model, Out, Seed, announce, print_table, with_settings
 
 __all__ = ["check", "compare", "reproduce", "train_app"]
 
 train_app = typer.Typer(help="Train the small bundled models again.", no_args_is_help=True)
-_RUNS, _TUNING_RUNS, _PROMPTS = 256, 96, 120
+_PROMPTS = 120
 Scenes = Annotated[int, typer.Option(help="Different scenes to train on.")]
 Resume = Annotated[bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.")]
 
 
-@with_settings("batching", "loading", "call")
+@with_settings("contest", "batching", "loading", "call")
 def compare(
     out: Out,
     options: Options,
@@ -45,25 +46,10 @@ def compare(
         Path | None,
         typer.Option(help="Your own, in the formats of `batch`, for a model of your own."),
     ] = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(help="λ, with --prompts: some 2 to 8 over the spread of the reward."),
-    ] = None,
-    count: Annotated[
-        int | None,
-        typer.Option(help="Held-out prompts (shapes; 120); a quarter as many to tune on."),
-    ] = None,
     evaluations: Annotated[
         int, typer.Option(help="Network passes per particle, forward and backward together.")
     ] = 24,
     particles: Annotated[int, typer.Option(help="N, particles of a population.")] = 8,
-    populations: Annotated[
-        int | None, typer.Option(help="Per reward and method (digits; 256).")
-    ] = None,
-    tuning_populations: Annotated[
-        int | None,
-        typer.Option(help="Per reward and candidate setting, on other seeds (digits; 96)."),
-    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(help="Part of a method's name (digits); may be given several times."),
@@ -84,44 +70,37 @@ def compare(
     """
     from ..jobs.models import Digits, Shapes, resolve
 
+    size = build(Contest, {}, options.contest)
+    shared: dict[str, Any] = {"particles": particles, "seed": seed, "announce": announce}
+    shared |= {"evaluations": evaluations}
     if prompts is not None:
-        sizes_of_digits = {"--populations": populations, "--tuning-populations": tuning_populations}
-        _refuse({**sizes_of_digits, "--only": only}, "with --prompts")
-        asked = (out, model, prompts, reward, scale, count, evaluations, particles, seed)
-        _compare_own(*asked, options)
+        _refuse(options.contest, {"count", "scale"}, only, "with --prompts")
+        _compare_own(out, model, prompts, reward, size, shared, options)
         return
-    _refuse({"--scale": scale}, "without --prompts: it is tuned")
     if unused := [n for group in ("batching", "loading", "call") for n in vars(options)[group]]:
         raise InvalidArgument(f"{', '.join(map(flag, unused))}: only with --prompts; leave it out")
     found = resolve(model)
-    if not isinstance(found, (Digits, Shapes)):
+    where = f"for --model {model}"
+    if isinstance(found, Shapes):
+        _refuse(options.contest, {"count"}, only, where)
+        _compare_shapes(out, reward, size.count or _PROMPTS, {"model": found, **shared})
+    elif isinstance(found, Digits):
+        _refuse(options.contest, {"populations", "tuning_populations"}, None, where)
+        _compare_digits(out, reward or ["class:8"], size, only or [], {"model": found, **shared})
+    else:
         raise InvalidArgument(
             f"`compare` knows digits and shapes, which have judges, got {model!r}; any other model "
             "takes --prompts FILE and --scale"
         )
-    foreign: dict[str, object] = {"--count": count}
-    if isinstance(found, Shapes):
-        foreign = {"--populations": populations, "--tuning-populations": tuning_populations}
-        foreign |= {"--only": only}
-    _refuse(foreign, f"for --model {model}")
-    shared = {"model": found, "particles": particles, "seed": seed, "announce": announce}
-    if isinstance(found, Shapes):
-        count = _PROMPTS if count is None else check_count("--count", count)
-        _compare_shapes(out, reward, count, evaluations, shared)
-        return
-    sizes = (
-        _RUNS if populations is None else populations,
-        _TUNING_RUNS if tuning_populations is None else tuning_populations,
-    )
-    for name, size in zip(("--populations", "--tuning-populations"), sizes):
-        check_count(name, size, least=2, most=MOST)  # a standard error needs two
-    _compare_digits(out, reward or ["class:8"], evaluations, *sizes, only or [], shared)
 
 
-def _refuse(foreign: Mapping[str, object], where: str) -> None:
+def _refuse(
+    given: Mapping[str, object], allowed: Set[str], only: list[str] | None, where: str
+) -> None:
     """Raise for options that were given, and are nothing here."""
-    if given := [name for name, value in foreign.items() if value not in (None, [])]:
-        raise InvalidArgument(f"{', '.join(given)}: not {where}; leave it out")
+    foreign = [flag(name) for name in given if name not in allowed] + ["--only"] * bool(only)
+    if foreign:
+        raise InvalidArgument(f"{', '.join(foreign)}: not {where}; leave it out")
 
 
 def _compare_own(
@@ -129,11 +108,8 @@ def _compare_own(
     model: str,
     file: Path,
     reward: list[str],
-    scale: float | None,
-    count: int | None,
-    evaluations: int,
-    particles: int,
-    seed: int,
+    size: Contest,
+    shared: Mapping[str, Any],
     options: Options,
 ) -> None:
     """On a model, prompts and a reward of the user's own."""
@@ -141,20 +117,17 @@ def _compare_own(
     from ..jobs.spelling import jobs_of
     from ..research.compare_own import compare_own
 
-    if scale is None:
+    if size.scale is None:
         raise InvalidArgument(
             "--prompts needs --scale, the λ of steering and refinement: some 2 to 8 over the "
             "spread of the reward between images of a prompt (see `batch --method best-of-n`)"
         )
-    check_number("--scale", scale, "be finite and >= 0", lambda v: 0.0 <= v < math.inf)
     if len(reward) > 1:
         raise InvalidArgument(f"one --reward at a time with --prompts, got {len(reward)}")
-    _, jobs = jobs_of(model, ["plain"], options, reward="".join(reward), seed=seed)
-    entries = read_prompts(file, count=count)
-    report = compare_own(
-        out, job=jobs["plain"], entries=entries, scale=scale, evaluations=evaluations,
-        particles=particles, announce=announce,
-    )  # fmt: skip
+    rest = dict(shared)
+    _, jobs = jobs_of(model, ["plain"], options, reward="".join(reward), seed=rest.pop("seed"))
+    entries = read_prompts(file, count=size.count)
+    report = compare_own(out, job=jobs["plain"], entries=entries, scale=size.scale, **rest)
     lines = [
         (
             line.method,
@@ -180,9 +153,7 @@ def _compare_own(
 def _compare_digits(
     out: Path,
     reward: list[str],
-    evaluations: int,
-    populations: int,
-    tuning_populations: int,
+    size: Contest,
     only: list[str],
     shared: dict[str, Any],
 ) -> None:
@@ -191,8 +162,8 @@ def _compare_digits(
 
     wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
     report = run_compare(
-        out, rewards=wanted, evaluations=evaluations, populations=populations,
-        tuning_populations=tuning_populations, only=only, **shared,
+        out, rewards=wanted, populations=size.populations,
+        tuning_populations=size.tuning_populations, only=only, **shared,
     )  # fmt: skip
     lines = []
     for line in report.methods:
@@ -211,7 +182,7 @@ def _compare_digits(
     print_table(
         ("method", "judge, %", "gain", "reward", "Fréchet", "diversity", "passes"),
         lines,
-        f"{', '.join(reward)}: {populations} populations each (95 % intervals)",
+        f"{', '.join(reward)}: {size.populations} populations each (95 % intervals)",
     )
     typer.echo(
         "judge: share of the returned images that an independent classifier accepts; gain: points "
@@ -221,13 +192,11 @@ def _compare_digits(
     typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
 
 
-def _compare_shapes(
-    out: Path, reward: list[str], count: int, evaluations: int, shared: dict[str, Any]
-) -> None:
+def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, Any]) -> None:
     """Run it, and print what came out."""
     from ..research.compare_shapes import compare_shapes
 
-    model, transitions = shared["model"], 6
+    model, transitions, evaluations = shared["model"], 6, shared.pop("evaluations")
     if len(reward) > 1:
         raise InvalidArgument(f"--model {model.name} takes one --reward, got {len(reward)}")
     if evaluations % transitions:
@@ -354,6 +323,35 @@ def train_digits(
         classifier_steps=classifier_steps,
     )
     typer.echo(f"weights and model card: {out}")
+
+
+@train_app.command("digits-turbo")
+def train_digits_turbo(
+    out: Out,
+    times: Annotated[
+        int, typer.Option(help="Times at which it is trained: 16 (all, so to speak), 8, 4, 2 or 1.")
+    ] = 16,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 4_000,
+    batch: Annotated[int, typer.Option(help="States per step.")] = 512,
+    trajectories: Annotated[
+        int, typer.Option(help="Of the ODE of the bundled network, drawn beforehand.")
+    ] = 40_000,
+    seed: Seed = 0,
+    resume: Resume = True,
+) -> None:
+    """Distil the digits network to few steps (three minutes on one core).
+
+    One evaluation of the student is a digit. The folder is a model by the name digits:FOLDER.
+
+    Example: glass-flows train digits-turbo --out out/turbo
+    """
+    from ..research.distil_digits import distil_digits
+
+    distil_digits(
+        out, times=times, steps=steps, batch=batch, trajectories=trajectories, seed=seed,
+        resume=resume,
+    )  # fmt: skip
+    typer.echo(f"weights: {out}")
 
 
 @train_app.command("shapes")

@@ -232,8 +232,8 @@ def batch(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="'plain', 'best-of-n', 'steering' (default), 'twist', 'beam', 'greedy', 'svdd', "
-            "'refine'; may be given several times. An option goes to those that have it."
+            help="'plain', 'best-of-n', 'steering' (default), 'twist', 'refine', 'beam', 'greedy', "
+            "'svdd'; may be given several times. An option goes to those that have it."
         ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="'0', '0,1,7' or '0-3'.")] = "0",

@@ -32,6 +32,7 @@ from ..steering.values import AnyValue
 from .adapted import run_adapted
 from .asked import Asked
 from .families import family_of
+from .few_steps import warn_of_several_evaluations
 from .inside_loop import run_inside
 from .refusals import check_caches, check_pipeline
 
@@ -164,6 +165,7 @@ def run_pipeline(
     pipe, watch = asked.pipe, watch or Watch()
     check_pipeline(pipe)
     check_caches(pipe)
+    warn_of_several_evaluations(pipe, asked.sampler.steps)
     family = None if asked.decode is not None else family_of(pipe)
     if family is None and (shards is not None or watch.record is not None):
         raise InvalidArgument(

@@ -12,9 +12,6 @@ and prints docs/diffusers/pipelines.md from both.
 from __future__ import annotations
 
 import inspect
-import os
-import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,12 +21,12 @@ from diffusers import DiffusionPipeline, ModularPipeline, SchedulerMixin
 from diffusers.hooks import HookRegistry
 
 from ..errors import GlassError, InvalidArgument
+from .few_steps import warn_of_several_evaluations
 from .parts import caches_of, code_of, network_of
 from .rules import RULES, Call
 
 __all__ = ["check_caches", "check_call", "check_pipeline", "named_before_network"]
 
-_FEW_STEPS = re.compile(r"schnell|turbo|lightning|lcm|sprint|hyper-?sd", re.IGNORECASE)
 _UNREAD = ("Flux2Transformer2DModel",)  # whose blocks return what diffusers 0.42's cache fails on
 _CACHES = ("FirstBlock", "fbc_")  # look at what they cache; the others count on ordered steps
 
@@ -48,33 +45,6 @@ def check_pipeline(pipe: Any) -> None:
             rule.check(Call(pipe, {}, 1, None))
     if not hasattr(getattr(pipe, "scheduler", None), "config"):
         raise InvalidArgument(f"{type(pipe).__name__} has no scheduler that GLASS could replace")
-    _warn_if_distilled(pipe)
-
-
-def _warn_if_distilled(pipe: Any) -> None:
-    """Models distilled to few steps, told by their configuration or by the name they came from."""
-    network = getattr(network_of(pipe), "config", {})
-    schnell = (
-        type(pipe).__name__.startswith("Flux")
-        and network.get("guidance_embeds") is False
-        and pipe.scheduler.config.get("use_dynamic_shifting") is False
-    )
-    name = str(pipe.name_or_path or "")
-    if schnell or _FEW_STEPS.search(os.path.basename(name.rstrip("/"))):
-        warnings.warn(
-            f"{name or 'this pipeline'} looks distilled to few steps (schnell, turbo, ...): its "
-            "network is no denoiser, and what GLASS makes of it samples nothing in particular",
-            UserWarning,
-            stacklevel=_outside(),
-        )
-
-
-def _outside() -> int:
-    """The `stacklevel` at which a warning of the calling function points out of this package."""
-    frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("glass_flows."):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def check_call(steps: int) -> None:
@@ -94,6 +64,7 @@ def check_call(steps: int) -> None:
             )
         if isinstance(owner, DiffusionPipeline) and frame.f_code.co_name == "__call__":
             check_pipeline(owner)
+            warn_of_several_evaluations(owner, steps)
             call = Call(owner, frame.f_locals, steps, rho)
             for rule in RULES:
                 rule.check(call)

@@ -28,11 +28,12 @@ from torch import Tensor
 from ..denoisers import PREDICTIONS, clean_estimate
 from ..errors import InvalidArgument, ShapeError, check_count, check_name
 from ..execute import Boundary
-from ..noise import TRANSITION, KeyedNoise, Noise, check_seed
+from ..noise import TRANSITION, KeyedNoise, Noise, check_seed, keyed_normals
 from ..plans import DDIM, Sampler, Table
 from ..plans.planner import check_size
 from ..plans.sampler import RHO, SOLVER
 from ..settings import build
+from .few_steps import warn_of_several_evaluations
 from .parts import rounds_its_clock
 from .passes import Pass
 from .refusals import check_call, check_pipeline
@@ -56,18 +57,17 @@ class LatentNoise:
     def __init__(self, latents: Tensor, seed: int = 0) -> None:
         rows = latents.detach().to("cpu", torch.float32).contiguous()
         self.sources = [
-            KeyedNoise(_key(row.numpy().tobytes(), seed)) for row in rows.reshape(len(rows), -1)
+            KeyedNoise(_key(row.numpy().data, seed)) for row in rows.reshape(len(rows), -1)
         ]
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         if len(like) != len(self.sources):
             raise ShapeError(f"{len(self.sources)} latents began this run, {len(like)} go on")
-        rows = [source(step, like[:1], purpose, draw) for source in self.sources]
-        return torch.cat(rows)
+        return keyed_normals([(source, 0) for source in self.sources], step, like, purpose, draw)
 
 
-def _key(data: bytes, seed: int) -> int:
-    digest = hashlib.blake2b(data, digest_size=8, key=seed.to_bytes(8, "little"))
+def _key(row: memoryview, seed: int) -> int:
+    digest = hashlib.blake2b(row, digest_size=8, key=seed.to_bytes(8, "little"))
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
@@ -210,7 +210,9 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         check_pipeline(pipe)
         if "time_dtype" not in options:
             options["time_dtype"] = rounds_its_clock(pipe)
-        return cls.from_config(config_of(pipe.scheduler), **options)
+        scheduler: GlassScheduler = cls.from_config(config_of(pipe.scheduler), **options)
+        warn_of_several_evaluations(pipe, scheduler.sampler.steps)
+        return scheduler
 
     @classmethod
     def from_config(

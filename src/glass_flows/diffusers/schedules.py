@@ -59,13 +59,18 @@ _GRID_OF_DDIM = (
 )
 _DISCRETE = (*_OWN_GRID, *_GRID_OF_DDIM)
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-_FEW = "it belongs to a model distilled to few steps, which is no denoiser"
+_FEW = (
+    "it belongs to a model distilled to few steps, for which a transition is one evaluation: put "
+    "{} in its place, and use steps=1, rho=0.0"
+)
+_TRAILING = "DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing='trailing')"
+_FLOWING = "FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config)"
 _OWN_SCALES = "its preconditioning is part of the scheduler and not taken over"
 _WHY_NOT = {
-    "LCMScheduler": _FEW,
-    "TCDScheduler": _FEW,
-    "SCMScheduler": _FEW,
-    "FlowMatchLCMScheduler": _FEW,
+    "LCMScheduler": _FEW.format(_TRAILING),
+    "TCDScheduler": _FEW.format(_TRAILING),
+    "FlowMatchLCMScheduler": _FEW.format(_FLOWING),
+    "SCMScheduler": "it belongs to Sana-Sprint, whose clock is an angle of its own",
     "CMStochasticIterativeScheduler": "it belongs to a consistency model, which is no denoiser",
     "EDMEulerScheduler": _OWN_SCALES,
     "EDMDPMSolverMultistepScheduler": _OWN_SCALES,

@@ -36,6 +36,7 @@ class Options:
     loading: Mapping[str, str] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
+    contest: Mapping[str, str] = field(default_factory=dict)
 
 
 def flag(name: str) -> str:

@@ -8,7 +8,6 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
-from ...errors import InvalidArgument
 from .base import OwnDefaults, Packed, encoding, picture
 
 __all__ = ["Flux2", "Flux2Klein"]
@@ -63,7 +62,7 @@ class Flux2(Packed):
 
 
 class Flux2Klein(Flux2):
-    """Flux2KleinPipeline; the distilled checkpoints are refused, the base ones are meant."""
+    """Flux2KleinPipeline; its distilled checkpoints take no guidance."""
 
     pipelines: ClassVar[tuple[str, ...]] = ("Flux2KleinPipeline",)
 
@@ -71,12 +70,8 @@ class Flux2Klein(Flux2):
 
     def prepare(self) -> None:
         super().prepare()
-        if self.pipe.config.is_distilled:
-            raise InvalidArgument(
-                "this FLUX.2 Klein is distilled to few steps: its network is no denoiser, so that "
-                "there is no posterior to draw from. Use the base checkpoint"
-            )
-        self.passes = 2 if self.given["guidance_scale"] > 1 else 1
+        guided = self.given["guidance_scale"] > 1 and not self.pipe.config.is_distilled
+        self.passes = 2 if guided else 1
 
     def embedded_guidance(self, x: Tensor) -> Tensor | None:
         return None
