@@ -124,6 +124,20 @@ def digits_jobs() -> Iterator[tuple[str, Job]]:
         "digits: best of 6, transitions",
         lambda: glass_flows.best_of(denoiser, reward, particles=6, scale=2.0, **small),
     )
+    if hasattr(glass_flows, "refine"):  # an older revision has none
+        chains: dict[str, dict[str, Any]] = {
+            "best": {},
+            "last": {"returned": "last", "schedule": "constant", "ess_threshold": 0.0},
+            "adaptive": {"move_times": "adaptive", "schedule": Adaptive(0.6), "rescore": 1},
+            "given": {"init": torch.zeros(IMAGE), "move_times": (0.2, 0.7), "move_steps": (2, 3)},
+        }
+        for name, more in chains.items():
+            yield (
+                f"digits: refine, {name}",
+                lambda more=more: glass_flows.refine(
+                    denoiser, reward, particles=6, scale=4.0, moves=4, **shared, **more
+                ),
+            )
     old = "beams" in inspect.signature(glass_flows.beam).parameters
     by_beams = {"beams": 3, "children": 2} if old else {"particles": 6, "children": 2}
     by_parents = {"particles": 3 if old else 6, "children": 2}
@@ -155,6 +169,7 @@ def pipeline_jobs() -> Iterator[tuple[str, Job]]:
     sys.path.insert(0, str(ROOT / "tests"))
     import diffusers
     import torch
+    from PIL import Image
 
     import glass_flows
     import tiny_pipelines as tiny
@@ -186,6 +201,17 @@ def pipeline_jobs() -> Iterator[tuple[str, Job]]:
                 tiny.build("flux"), [prompt, "a dog"], redness, method=method, **fewer, **given
             ),
         )
+
+    if hasattr(glass_flows, "refine"):
+        image = Image.new("RGB", (given["width"], given["height"]), (40, 120, 200))
+        for name, more in {"drawn": {}, "a picture": {"init": image}}.items():
+            yield (
+                f"flux: refine, {name}",
+                lambda more=more: glass_flows.steer_pipeline(
+                    tiny.build("flux"), [prompt, "a dog"], redness, method="refine", particles=4,
+                    moves=2, scale=20.0, seed=3, progress=False, **more, **given,
+                ),
+            )  # fmt: skip
 
     def inside() -> Any:
         base = tiny.build("sd")
@@ -316,7 +342,7 @@ def digest(result: Any) -> str:
         add("parts", tensors)
         return found.hexdigest()[:24]
     names = ("samples", "rewards", "ancestry", "log_weights", "ess", "log_evidence", "shares",
-             "twist_shares")  # fmt: skip
+             "twist_shares", "acceptance", "move_times")  # fmt: skip
     for name in names:
         if getattr(tensors, name, None) is not None:
             add(name, getattr(tensors, name))

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import Field, fields
 from typing import Any
 
-from glass_flows import Beam, BestOf, Greedy, Sampler, Steering
+from glass_flows import Beam, BestOf, Greedy, Refine, Sampler, Steering
 from glass_flows.batching import Batching
 from glass_flows.jobs import Loading
 from glass_flows.jobs.job import Placement
@@ -25,6 +25,7 @@ CLASSES: tuple[type[Settings], ...] = (
     BestOf,
     Beam,
     Greedy,
+    Refine,
     Batching,
     Loading,
     Placement,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
-from typing import Union
+from typing import Any, Union
 
 from .errors import (
     MOST_EVALUATIONS,
@@ -154,7 +154,9 @@ def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[floa
         times = "uniform"
     if isinstance(times, str):
         times = _GRIDS[check_name("time grid", times, _GRIDS)]
-    listed = times(path, transitions) if callable(times) else times
+    listed: Any = times
+    if callable(times) and not isinstance(times, type):
+        listed = times(path, transitions)
     try:
         listed = tuple(islice(listed, transitions + 2))  # it might have no end
     except TypeError:

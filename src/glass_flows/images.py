@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -18,7 +19,15 @@ from .errors import InvalidArgument, ShapeError, check_count, shown
 from .files import replace, written
 from .steering import SearchResult
 
-__all__ = ["ImageResult", "contact_sheet", "image_name", "to_bytes", "to_images"]
+__all__ = [
+    "ImageResult",
+    "contact_sheet",
+    "image_name",
+    "open_image",
+    "to_bytes",
+    "to_images",
+    "to_pictures",
+]
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,8 @@ class ImageResult:
     prompts : tuple
         P of them.
     result : SearchResult
-        Samples (latents), weights, ancestry, costs; a SteeringResult for "steering".
+        Samples (latents), weights, ancestry, costs; a SteeringResult for "steering",
+        a RefinedResult for "refine".
     settings : dict
         What was asked for, as JSON: the whole job, or of a pipeline from Python "method",
         "sampler", "batching", the seed and the call arguments.
@@ -107,3 +117,26 @@ def to_bytes(pictures: Tensor) -> Tensor:
         raise ShapeError(f"pictures must be a real tensor (batch, 3, height, width), got {given}")
     scaled = pictures.detach().float().clamp(0, 1) * 255
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def to_pictures(images: Sequence[Image.Image]) -> Tensor:
+    """Images of one size as (B, 3, H, W) in [0, 1], float32: inverse of :func:`to_bytes`."""
+    pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+
+
+def open_image(file: str | Path) -> Image.Image:
+    """An image from a file, the right way up.
+
+    Raises
+    ------
+    InvalidArgument
+        There is none, or it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            found: Image.Image = ImageOps.exif_transpose(image)
+            found.load()
+            return found
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidArgument(f"{str(file)!r} cannot be read as an image: {error}") from error

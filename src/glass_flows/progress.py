@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .settings import Switch
 
-__all__ = ["PROGRESS", "progress_bar", "track"]
+__all__ = ["PROGRESS", "Advance", "progress_bar", "track"]
 
 PROGRESS = Switch(optional=True)
 
@@ -20,19 +20,31 @@ T = TypeVar("T")
 _PATIENCE = 2.0  # seconds before a bar appears by itself
 
 
+class Advance:
+    """Advances a bar by one when it is called; without a bar nothing happens."""
+
+    def __init__(self, advance: Callable[[], None], say: Callable[[str], None]) -> None:
+        self._advance, self.say = advance, say
+
+    def __call__(self) -> None:
+        self._advance()
+
+
 @contextmanager
 def progress_bar(
     total: int, show: bool | None = None, description: str = "sampling"
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Advance]:
     """A bar on standard error, as a function that advances it by one.
+
+    Its `say` puts a text beside the description.
 
     `show` None shows the bar on a terminal once two seconds have passed; False never.
     """
     console = Console(stderr=True)
     if show is False or (show is None and not console.is_terminal):
-        yield lambda: None
+        yield Advance(lambda: None, lambda text: None)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=not show)
     task = bar.add_task(description, total=total)
     since = time.monotonic()
@@ -42,8 +54,11 @@ def progress_bar(
             bar.start()
         bar.advance(task)
 
+    def say(text: str) -> None:
+        bar.update(task, description=f"{description}: {text}" if text else description)
+
     try:
-        yield advance
+        yield Advance(advance, say)
     finally:
         if bar.live.is_started:
             bar.stop()

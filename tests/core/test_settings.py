@@ -24,6 +24,7 @@ from glass_flows import (
     BestOf,
     Greedy,
     Guidance,
+    Refine,
     Sampler,
     Steering,
     Twist,
@@ -31,6 +32,7 @@ from glass_flows import (
     best_of,
     greedy,
     posterior,
+    refine,
     sample,
     steer,
     transition,
@@ -60,8 +62,12 @@ from glass_flows.steering import (
     METHODS,
     POTENTIALS,
     RESAMPLERS,
+    Acceptance,
     Adaptive,
     PosteriorValue,
+    Ramp,
+    RefinedResult,
+    RefineStep,
     SearchResult,
     SteeringResult,
     SteeringStep,
@@ -71,11 +77,12 @@ from glass_flows.steering import (
     read_method,
 )
 from glass_flows.steering.methods import AnyMethod, every_setting
+from glass_flows.steering.refinement import BEGINNING
 from glass_flows.steering.values import FreeValue, ValueFunction
 from glass_flows.worlds import GaussianMixture
 
-CLASSES = [Sampler, Steering, BestOf, Beam, Greedy, Batching, Loading]
-METHOD_CLASSES = [Steering, BestOf, Beam, Greedy]
+CLASSES = [Sampler, Steering, BestOf, Beam, Greedy, Refine, Batching, Loading]
+METHOD_CLASSES = [Steering, BestOf, Beam, Greedy, Refine]
 each_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 
@@ -191,6 +198,14 @@ def searches(draw, cls, **more):
     return cls(children * parents, children=children, **rest)
 
 
+inside = st.floats(0.001, 0.999)
+move_times = st.one_of(
+    inside,
+    st.lists(inside, min_size=1, max_size=5),
+    st.sampled_from(["ramp", "ramp:0.2", "ramp:last=0.9", "adaptive", "adaptive:0.5:0.2"]),
+    st.builds(Ramp, inside, inside),
+    st.builds(Acceptance, inside, inside),
+)
 texts = st.none() | st.text() | st.sampled_from(["none", "a b", "it's", '"', "\\", "x=y", "cuda:1"])
 ANY = {
     Sampler: samplers(),
@@ -210,6 +225,20 @@ ANY = {
     BestOf: st.builds(BestOf, **sizes, guidance=guidances, degenerate=carried),
     Beam: searches(Beam),
     Greedy: searches(Greedy, pick=st.sampled_from(["best", "sample"])),
+    Refine: st.builds(
+        Refine,
+        **sizes,
+        moves=st.integers(0, 50),
+        move_times=move_times,
+        move_steps=sometimes(counts | st.lists(counts, min_size=1, max_size=5)),
+        schedule=st.sampled_from([None, "constant", "linear", "adaptive:0.3"]),
+        resampling=st.sampled_from(sorted(RESAMPLERS)),
+        ess_threshold=shares,
+        returned=st.sampled_from(["best", "last"]),
+        until=sometimes(st.floats(-1e300, 1e300)),
+        rescore=st.integers(0, 1000),
+        degenerate=carried,
+    ),
     Batching: st.builds(
         Batching,
         max_batch=sometimes(counts | st.just("auto")),
@@ -265,8 +294,8 @@ def test_objects_are_copied_pickled_and_compared(cls, data):
 @quick
 def test_the_repr_is_the_call_that_makes_it(cls, data):
     one = data.draw(ANY[cls])
-    names = (*CLASSES, DDIM, Adaptive, Default, EulerMaruyama, FirstOrder, FreeValue, Guidance,
-             Karras, Paper, PosteriorValue, Shifted, Twist, Uniform)  # fmt: skip
+    names = (*CLASSES, DDIM, Acceptance, Adaptive, Default, EulerMaruyama, FirstOrder, FreeValue,
+             Guidance, Karras, Paper, PosteriorValue, Ramp, Shifted, Twist, Uniform)  # fmt: skip
     known = {kind.__name__: kind for kind in names} | {"inf": math.inf}
     assert eval(repr(one), known) == one
 
@@ -318,6 +347,18 @@ _SEARCH = ("scale", "value", "boundaries", "guidance")
 OTHER[Beam] = {n: OTHER[Steering][n] for n in _SEARCH}
 OTHER[Beam] |= {"particles": ["2", "100"], "children": ["1", "4", "8"]}
 OTHER[Greedy] = {**OTHER[Beam], "pick": ["sample"]}
+OTHER[Refine] = {
+    **{n: OTHER[Steering][n] for n in ("particles", "scale", "resampling", "degenerate")},
+    "ess_threshold": ["0", "1", "0.25"],
+    "moves": ["0", "40"],
+    "move_times": ["0.35", "0.2,0.6", "0.4,", "ramp:0.2", "ramp:last=0.95", "adaptive",
+                   "adaptive:0.5", "adaptive:first=0.45"],
+    "move_steps": ["1", "7", "2,3", "4,"],
+    "schedule": ["constant", "linear", "adaptive", "adaptive:0.6"],
+    "returned": ["last"],
+    "until": ["0", "-2.5"],
+    "rescore": ["4"],
+}  # fmt: skip
 CHANGES = [
     pytest.param(cls, name, text, id=f"{cls.__name__}-{name}={text}")
     for cls in CLASSES
@@ -705,6 +746,21 @@ WRONG = {
         "guidance": NO_GUIDANCE,
     },
     Greedy: {"children": [*NO_COUNT, 3], "pick": [0, True, None, "x", ""]},
+    Refine: {
+        "particles": NO_COUNT,
+        "moves": [-1, 1.5, NAN, True, "x", None, [3], 10**6],
+        "move_times": [0, 1, -0.5, 1.5, NAN, True, None, "x", "", {}, [], [0.5, 1.0], [True],
+                       "0.5,x", "ramp:0", "ramp:0.1:2", "ramp:rate=0.5", "adaptive:1",
+                       "adaptive:x", Ramp],
+        "move_steps": [0, -1, 1.5, NAN, True, "x", {}, [], [0], [1, None], "1,x"],
+        "schedule": [0, 0.5, NAN, True, "x", "", {}, [-0.1], [NAN], [0.5, 1.0], "adaptive:0"],
+        "resampling": [0, True, None, "x", ["ssp"]],
+        "ess_threshold": [-0.1, 1.1, NAN, True, None, "x", [0.5]],
+        "returned": [0, True, None, "x", "", ["best"]],
+        "until": [NAN, True, "x", [0.5], {}],
+        "rescore": [-1, 1.5, True, None, "x", 1001],
+        "degenerate": [0, True, None, "x"],
+    },
     Batching: {
         "max_batch": [0, -1, 1.5, NAN, True, "x", "", "0", "1.5", "auto:2", {}, [2], halved],
         "decode_batch": [0, -1, 1.5, NAN, True, "x", "auto", {}, [2]],
@@ -724,7 +780,8 @@ REFUSED = [
     for name, refused in wrong.items()
     for value in refused
 ]
-NOT_TEXTS = {("checkpoint", "true"), ("scale", "1"), ("ess_threshold", "0.5")}  # these are right
+NOT_TEXTS = {("checkpoint", "true"), ("scale", "1"), ("ess_threshold", "0.5"), ("until", "-7")}
+"""These are right."""
 ANYTHING = {("Loading", "device"), ("Loading", "revision"), ("Loading", "lora")}
 REFUSED_TEXTS = [
     pytest.param(cls, name, text, id=f"{cls.__name__}-{name}={text}")
@@ -917,6 +974,7 @@ FRONTS = {
     "best_of": (BestOf, Sampler),
     "beam": (Beam, Sampler),
     "greedy": (Greedy, Sampler),
+    "refine": (Refine, Sampler),
     "sample": (Sampler,),
     "steer_pipeline": (*METHOD_CLASSES, Sampler, Batching),
 }
@@ -950,10 +1008,11 @@ def test_a_front_names_every_setting_with_its_default(name):
     assert len(seen) == len(set(seen))  # no name has two meanings
     assert set(seen) == {n for cls in FRONTS[name] for n in names_of(cls)}
     for cls in FRONTS[name]:
-        if cls is not Sampler or name != "best_of":  # whose sampler is the ODE
+        if cls is not Sampler or name not in ("best_of", "refine"):  # whose sampler is the ODE
             for setting_name, kind in kinds(cls).items():
                 repeated = kind.read(setting_name, parameters[setting_name].default)
-                assert repeated == getattr(cls(), setting_name)
+                if (name, cls, setting_name) != ("steer_pipeline", Refine, "schedule"):
+                    assert repeated == getattr(cls(), setting_name)  # there it is steering's
 
 
 @each_front
@@ -1197,6 +1256,8 @@ CALLS = [
     (beam, Beam(6, 2.0, 3, "posterior:2:2", [1], "reward"), Sampler(3, 2)),
     (greedy, Greedy(), Sampler()),
     (greedy, Greedy(6, 2.0, 3, pick="sample"), Sampler(3, 2, "ddpm")),
+    (refine, Refine(), Sampler.ode(BEGINNING)),
+    (refine, Refine(6, 2.0, 4, (0.2, 0.6), 2, "linear", "ssp", 0.9, "last"), Sampler(2, 2, "ddpm")),
 ]  # fmt: skip
 
 
@@ -1206,8 +1267,8 @@ def test_settings_by_name_and_as_objects_are_the_same_run(call, method, sampler)
     named = {**{n: getattr(method, n) for n in names_of(type(method))},
              **{n: getattr(sampler, n) for n in names_of(Sampler)}}  # fmt: skip
     expected = call(DENOISER, reward, method, sampler, **rest)
-    weighted = call in (steer, best_of)
-    assert type(expected) is (SteeringResult if weighted else SearchResult)
+    kinds_of = {steer: SteeringResult, best_of: SteeringResult, refine: RefinedResult}
+    assert type(expected) is kinds_of.get(call, SearchResult)
     same(call(DENOISER, reward, **named, **rest), expected)
     same(call(DENOISER, reward, **{**method.every(), **sampler.every()}, **rest), expected)
     same(call(denoiser=DENOISER, reward=reward, sampler=sampler, method=method, **rest), expected)
@@ -1221,8 +1282,9 @@ def test_settings_by_name_and_as_objects_are_the_same_run(call, method, sampler)
 
 def test_a_call_without_settings_is_as_by_default():
     defaults = {steer: Steering(), best_of: BestOf(), beam: Beam(), greedy: Greedy()}
+    defaults[refine] = Refine()
     for call, method in defaults.items():
-        sampler = Sampler.ode(24) if call is best_of else Sampler()
+        sampler = {best_of: Sampler.ode(24), refine: Sampler.ode(BEGINNING)}.get(call, Sampler())
         same(call(DENOISER, reward, **REST), call(DENOISER, reward, method, sampler, **REST))
     z = sample(DENOISER, (4, 2), seed=1, dtype=torch.float64)
     assert torch.equal(z, sample(DENOISER, (4, 2), Sampler(), seed=1, dtype=torch.float64))
@@ -1235,10 +1297,12 @@ def test_a_call_without_settings_is_as_by_default():
 def test_an_observer_is_called_at_every_boundary_and_at_the_end(call, method, sampler):
     seen = []
     kept = call(DENOISER, reward, method, sampler, on_boundary=seen.append, **REST)
-    K = len(sampler.plan(Linear()))  # Euler-Maruyama has a transition for every evaluation
+    K = method.length(sampler.plan(Linear()))  # Euler-Maruyama: one for every evaluation
     assert [step.boundary.index for step in seen] == list(range(K + 1))
     assert [step.boundary.final for step in seen] == [False] * K + [True]
-    assert all(type(step) is (SteeringStep if method.weighted else Step) for step in seen)
+    kind = SteeringStep if method.weighted else Step
+    kind = RefineStep if call is refine else kind
+    assert all(type(step) is kind for step in seen)
     same(kept, call(DENOISER, reward, method, sampler, **REST))
     assert seen[-1].costs == kept.costs
     assert torch.equal(torch.stack([step.ancestors for step in seen[:-1]]), kept.ancestry)

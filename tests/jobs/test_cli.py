@@ -104,6 +104,7 @@ def test_align_prints_a_table(tmp_path):
         ["--method", "best-of-n", "--rho", "ddpm"],
         ["--method", "beam", "--children", "2"],
         ["--method", "svdd", "--children", "4", "--reward-guidance", "reward"],
+        ["--method", "refine", "--moves", "2", "--move-times", "adaptive:0.5", "--rho", "ddpm"],
     ],
 )
 def test_every_method_can_be_reached_from_the_command_line(tmp_path, arguments):

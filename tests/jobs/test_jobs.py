@@ -28,7 +28,7 @@ from glass_flows.plans import Sampler
 from glass_flows.rewards import FunctionReward
 from glass_flows.runs import RunFolder, read_run
 from glass_flows.settings import kinds
-from glass_flows.steering import METHODS, Beam, BestOf, Greedy, Steering, Twist
+from glass_flows.steering import METHODS, Beam, BestOf, Greedy, Refine, Steering, Twist
 from glass_flows.steering.loop import Watch
 from glass_flows.worlds import digits as digits_module
 from glass_flows.worlds.digits import FILES
@@ -36,7 +36,7 @@ from glass_flows.worlds.digits import FILES
 WEIGHTS = Path(digits_module.__file__).parent / "weights"
 COMMANDS = typer.main.get_command(app).commands
 CLASSES = {
-    "method": [Steering, BestOf, Beam, Greedy],
+    "method": [Steering, BestOf, Beam, Greedy, Refine],
     "sampler": [Sampler],
     "batching": [Batching],
     "loading": [Loading],
@@ -57,6 +57,7 @@ JOBS = st.builds(
                   twist=st.builds(Twist, st.floats(0, 2), st.floats(0.1, 3))),
         st.builds(Beam, st.just(8), children=st.sampled_from([1, 2, 4])),
         st.builds(BestOf, st.integers(1, 9)),
+        st.builds(Refine, st.integers(1, 9), moves=st.integers(0, 9), until=st.floats(-9, 9)),
     ),
     sampler=st.builds(Sampler, st.integers(1, 9), st.integers(1, 9), st.floats(-1, 1)),
     prompts=st.lists(st.text()).map(tuple),
@@ -185,6 +186,7 @@ def test_every_field_is_reached_from_the_command_line_and_from_python(group):
         BestOf: "best_of",
         Beam: "beam",
         Greedy: "greedy",
+        Refine: "refine",
         Sampler: "sample",
     }
     for cls in CLASSES[group]:
@@ -194,7 +196,7 @@ def test_every_field_is_reached_from_the_command_line_and_from_python(group):
 
 
 def test_batch_takes_every_option_of_a_method_of_a_sampler_and_of_a_pipeline_that_align_takes():
-    of_one_run = {"--prompt", "--seed", "--populations", "--micro-batch"}
+    of_one_run = {"--prompt", "--seed", "--populations", "--micro-batch", "--init"}
     assert options("align") - options("batch") == of_one_run
 
 
@@ -211,6 +213,7 @@ def test_options_mean_what_they_say_whatever_the_method():
     assert jobs["svdd"].method == Greedy(6, 3.0, children=3, pick="sample")
     assert jobs["best-of-n"].method == BestOf(6, 3.0)
     assert jobs["plain"].method == BestOf(1, 3.0)
+    assert jobs["refine"].method == Refine(6, 3.0)
     for name in ("plain", "best-of-n"):  # the same evaluations on the ODE
         assert jobs[name].sampler == Sampler.ode(12)
     assert jobs["beam"].sampler == Sampler(4, 3)
@@ -373,6 +376,7 @@ class Stops(Digits):
         Greedy(6, 3.0, pick="sample", children=3),
         pytest.param(Greedy(6), marks=pytest.mark.slow),
         pytest.param(BestOf(4), marks=pytest.mark.slow),
+        Refine(4, 4.0, moves=4, ess_threshold=1.0),
     ],
 )
 def test_a_killed_search_ends_with_the_same_bits(method, tmp_path):

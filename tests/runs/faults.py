@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from glass_flows import Sampler, Steering, files
+from glass_flows import Refine, Sampler, Steering, files
 from glass_flows.errors import FolderInUse, GlassError, OtherJob
 from glass_flows.folders import LOCKS, alone
 from glass_flows.jobs import Job, resolve, workers
@@ -61,6 +61,12 @@ def aligned(out: Path, seed: int = 1) -> object:
 
 def compared_digits(out: Path) -> object:
     job = replace(JOB, prompts=(), reward="class:8", populations=2)
+    return compare_digits(job, out, progress=False)
+
+
+def refined(out: Path) -> object:
+    method = Refine(3, 4.0, moves=3, ess_threshold=1.0)
+    job = replace(JOB, method=method, sampler=Sampler.ode(2), populations=2)
     return compare_digits(job, out, progress=False)
 
 
@@ -111,6 +117,7 @@ def trained(out: Path) -> object:
 COMMANDS: dict[str, Command] = {
     "align": aligned,
     "align digits": compared_digits,
+    "refine": refined,
     "batch": batched,
     "batch, two workers": lambda out: batched(out, 2),
     "evaluate": evaluated,

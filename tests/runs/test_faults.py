@@ -21,7 +21,7 @@ from glass_flows.cli import main
 from glass_flows.errors import InvalidArgument
 from glass_flows.stops import keep, stoppable
 
-QUICK = ("align", "batch, two workers", "train")
+QUICK = ("align", "refine", "batch, two workers", "train")
 
 
 def some(names):

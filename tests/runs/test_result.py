@@ -22,14 +22,27 @@ from glass_flows.jobs.prompts import PromptEntry
 from glass_flows.plans import Sampler
 from glass_flows.rewards.pretrained import pretrained_reward
 from glass_flows.runs import RunFolder, read_run
-from glass_flows.steering import Beam, BestOf, Costs, SearchResult, Steering, SteeringResult
+from glass_flows.steering import (
+    Beam,
+    BestOf,
+    Costs,
+    Refine,
+    SearchResult,
+    Steering,
+    SteeringResult,
+)
 from glass_flows.worlds.shapes import prompts, render, sample_scene
 from glass_flows.worlds.shapes.clip import BUNDLED
 
 SCHEMA = json.loads(
     resources.files("glass_flows.runs").joinpath("result.schema.json").read_text("utf-8")
 )
-METHODS = {"steering": Steering(4, scale=4), "beam": Beam(4, children=2), "best-of-n": BestOf(4)}
+METHODS = {
+    "steering": Steering(4, scale=4),
+    "beam": Beam(4, children=2),
+    "best-of-n": BestOf(4),
+    "refine": Refine(4, scale=4, moves=2),
+}
 ODE = Sampler.ode(4)
 
 

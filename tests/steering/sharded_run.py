@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from glass_flows import Guidance, Twist, beam, greedy, steer
+from glass_flows import Guidance, Twist, beam, greedy, refine, steer
 from glass_flows.jobs import digits_denoiser
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder
@@ -29,7 +29,9 @@ def main(out: Path, rank: int, count: int, options: dict) -> None:
     if "guidance" in options:
         options["guidance"] = Guidance(**options["guidance"])
     folder = RunFolder(out / "run", {"seed": 5}, writes=rank == 0)
-    call = {"steer": steer, "beam": beam, "greedy": greedy}[options.pop("call", "steer")]
+    call = {"steer": steer, "beam": beam, "greedy": greedy, "refine": refine}[
+        options.pop("call", "steer")
+    ]
     result = call(
         digits_denoiser(),
         ClassReward(load_digits_classifier("reward"), 8),

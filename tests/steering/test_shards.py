@@ -52,11 +52,18 @@ CASES = {
     "guided": {"guidance": {"scale": 1.0, "through": "network", "clip": 1.0}, "value": "posterior"},
     "uneven": {"particles": 7, "micro_batch": 1, "ess_threshold": 1.0},
     "beam": {"call": "beam", "children": 2},
+    "refine": {
+        "call": "refine",
+        "populations": 2,
+        "moves": 4,
+        "returned": "best",
+        "ess_threshold": 1.0,
+    },
     "svdd": {"call": "greedy", "children": 4, "pick": "sample", "populations": 2},
 }
 
 
-FAST = ("twisted and uneven", "guided", "svdd")
+FAST = ("twisted and uneven", "guided", "svdd", "refine")
 
 
 @pytest.mark.parametrize(

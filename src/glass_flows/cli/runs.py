@@ -96,7 +96,7 @@ def show_run(
     print_table(("", "figures"), facts(run).items())
     if run.error is not None:
         _say(f"{run.error['type']}: {run.error['message']}")
-    if table := rows(run.boundaries):
+    if table := rows(run):
         print_table(list(table[0]), [list(row.values()) for row in table])
 
 

@@ -43,6 +43,13 @@ def align(
             "'best-of-n' and 'plain' (of the ODE, unless --rho is given)."
         ),
     ] = "steering",
+    init: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture that --method refine begins with, of the size that is drawn; once for "
+            "all prompts, or once for each. Digits: 8 x 8 grey."
+        ),
+    ] = None,
     populations: Annotated[
         int | None,
         typer.Option(help="Independent runs, for the standard errors (digits; 256).", min=2),
@@ -72,6 +79,9 @@ def align(
 
     Example: glass-flows align --model shapes --prompt "two blue squares" --out out/squares
 
+    Example: glass-flows align --model shapes --prompt "two blue squares" --method refine
+    --init out/squares/000-00.png --out out/better
+
     Example: glass-flows align --model FOLDER --prompt "a cat" --reward mine:sharpness --out out/cat
     """
     from ..jobs.models import Digits
@@ -80,6 +90,7 @@ def align(
     found, jobs = jobs_of(
         model, [method], options, announce, prompts=tuple(prompt or ()), reward=reward or "",
         seed=seed, micro_batch=micro_batch, populations=populations or 1, budget=budget,
+        init=tuple(map(str, init or ())),
     )  # fmt: skip
     if not isinstance(found, Digits):
         _align_images(found, jobs[method], out, budget, overwrite)

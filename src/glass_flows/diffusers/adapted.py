@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from PIL import Image
 
@@ -12,6 +14,7 @@ from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.population import Population
 from .asked import Asked
+from .beginnings import beginning
 from .decoding import Pictures
 from .families import Family
 from .parts import rounds_its_clock
@@ -27,6 +30,7 @@ def run_adapted(
     """The result and the images of its samples."""
     adapter = family(asked.pipe, **asked.call)
     _check_cache(adapter, asked, shards)
+    population = _population(asked, adapter)
     asked.try_reward(adapter.height, adapter.width, adapter.device)
     schedule = Schedule.of(config_of(asked.pipe.scheduler), rounds_its_clock(asked.pipe))
     sampler, batching = asked.sampler, asked.batching
@@ -44,7 +48,7 @@ def run_adapted(
             Decoded(asked.reward, pictures, max_batch=batching.decode_batch),
             asked.method,
             sampler,
-            _population(asked, adapter).refining(asked.init),
+            population,
             shards=shards,
             watch=watch,
         )
@@ -71,6 +75,11 @@ def _population(asked: Asked, adapter: Family) -> Population:
         asked.method.particles, adapter.shape, prompts=prompts, seed=asked.seed
     )
     sizes = (len(population), *adapter.shape)
+    if asked.init is not None:
+        init = beginning(asked.init, adapter, len(asked.prompts))
+        halved = init.dtype in (torch.float16, torch.bfloat16)
+        population = population.refining(init.float() if halved else init)
+        return replace(population, device=adapter.device)
     if asked.latents is None:
         like = torch.empty(sizes, dtype=torch.float32, device=adapter.device)
         return population.at(KeyedNoise(asked.seed)(0, like, START))

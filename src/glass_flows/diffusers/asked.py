@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..batching import Batching
@@ -16,7 +18,7 @@ from ..errors import InvalidArgument, RewardError
 from ..noise import check_seed
 from ..plans import Sampler
 from ..rewards import RewardLike, as_reward
-from ..steering import Method
+from ..steering import Method, Refine
 
 __all__ = ["Asked"]
 
@@ -39,6 +41,16 @@ def _listed(prompt: Any) -> tuple[Any, ...]:
     return tuple(int(one) if isinstance(one, Integral) else one for one in prompts)
 
 
+def _check_init(method: Method, latents: Any) -> None:
+    """Raise if there is nothing to begin with pictures, or with clean latents."""
+    if not isinstance(method, Refine):
+        raise InvalidArgument(
+            f"init: only for refine, which begins with clean samples; the method is {method.word}"
+        )
+    if latents is not None:
+        raise InvalidArgument("latents are noise to begin with, init is clean: give one of them")
+
+
 @dataclass(frozen=True)
 class Asked:
     """Images of a pipeline for some prompts, by a method.
@@ -53,8 +65,8 @@ class Asked:
         The pipeline's own call arguments.
     decode : callable, optional
         Clean latents to images in [0, 1], for pipelines without an adapter.
-    init : Tensor, optional
-        Clean latents that refinement begins with.
+    init : optional
+        Clean latents or pictures that refinement begins with (:mod:`.beginnings`).
     """
 
     pipe: Any
@@ -77,6 +89,8 @@ class Asked:
         prompts = _listed(prompt)
         if latents is not None and not isinstance(latents, Tensor):
             raise InvalidArgument(f"latents must be a tensor, got {type(latents).__name__}")
+        if rest.get("init") is not None:
+            _check_init(rest["method"], latents)
         if not callable(rest.get("decode", len)) and rest["decode"] is not None:
             raise InvalidArgument(f"decode must be a function of latents, got {rest['decode']!r}")
         asked = cls(pipe, prompts, seed=check_seed(seed), latents=latents, **rest)
@@ -121,5 +135,16 @@ class Asked:
             "sampler": self.sampler.as_json(),
             "batching": self.batching.as_json(),
             "seed": self.seed,
+            **({} if self.init is None else {"init": self._beginning()}),
             **{k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in self.call.items()},
         }
+
+    def _beginning(self) -> str:
+        """What it began with, for people."""
+        if isinstance(self.init, Tensor):
+            return f"a tensor {tuple(self.init.shape)}"
+        one = isinstance(self.init, (str, os.PathLike, Image.Image))
+        listed = [self.init] if one else self.init
+        return ", ".join(
+            os.fspath(x) if isinstance(x, (str, os.PathLike)) else "an image" for x in listed
+        )

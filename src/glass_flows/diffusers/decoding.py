@@ -1,4 +1,4 @@
-"""From clean latents to pictures: those that rewards see are those that are returned."""
+"""From clean latents to pictures and back: those that rewards see are those that are returned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from ..errors import ShapeError
 from ..images import to_bytes, to_images
 from ..steering import Shards
 
-__all__ = ["Pictures", "decode_latents", "picture", "unit_range", "wide"]
+__all__ = [
+    "Pictures",
+    "decode_latents",
+    "encode_latents",
+    "encoding",
+    "picture",
+    "unit_range",
+    "wide",
+]
 
 
 def decode_latents(
@@ -29,16 +37,35 @@ def decode_latents(
     Pipelines differ in what they read of their autoencoder's configuration: `shift` its
     `shift_factor`, `statistics` its `latents_mean` and `latents_std`, `upcast` its `force_upcast`.
     """
-    mean, std = (getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std"))
-    if statistics and mean is not None and std is not None:
-        size = (1, -1, 1, 1)
-        latents = latents * torch.tensor(std).to(latents).view(size)
-        middle = torch.tensor(mean).to(latents).view(size)
-        latents = latents + middle * vae.config.scaling_factor
+    if statistics and (known := _statistics(vae, latents)) is not None:
+        latents = latents * known[1]
+        latents = latents + known[0] * vae.config.scaling_factor
     latents = latents / vae.config.scaling_factor
     if shift and getattr(vae.config, "shift_factor", None):
         latents = latents + vae.config.shift_factor
     return picture(vae, latents, upcast)
+
+
+def encode_latents(
+    vae: Any, images: Tensor, *, shift: bool = False, statistics: bool = False, upcast: bool = False
+) -> Tensor:
+    """Latents of images in [0, 1]: inverse of :func:`decode_latents` but for the autoencoder."""
+    latents = encoding(vae, images, upcast)
+    if shift and getattr(vae.config, "shift_factor", None):
+        latents = latents - vae.config.shift_factor
+    latents = latents * vae.config.scaling_factor
+    if statistics and (known := _statistics(vae, latents)) is not None:
+        latents = (latents - known[0] * vae.config.scaling_factor) / known[1]
+    return latents
+
+
+def _statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Mean and standard deviation of the latents, if its configuration tells both."""
+    found = [getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std")]
+    if None in found:
+        return None
+    mean, std = (torch.tensor(one).to(latents).view(1, -1, 1, 1) for one in found)
+    return mean, std
 
 
 def picture(vae: Any, latents: Tensor, upcast: bool = False) -> Tensor:
@@ -47,13 +74,31 @@ def picture(vae: Any, latents: Tensor, upcast: bool = False) -> Tensor:
     With `upcast` one that overflows in float16 is widened, and is left so where a gradient goes
     back through it, which needs the weights as they were: the caller puts it back.
     """
-    widened = upcast and vae.dtype == torch.float16 and vae.config.force_upcast
-    if widened:
-        vae.to(torch.float32)
+    widened = _widen(vae, upcast)
     image = unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
     if widened and not image.requires_grad:
         vae.to(torch.float16)
     return image
+
+
+def encoding(vae: Any, images: Tensor, upcast: bool = False) -> Tensor:
+    """What an autoencoder's encoder makes of images in [0, 1], its mean, in float32 at least.
+
+    With `upcast` one that overflows in float16 is widened for it.
+    """
+    widened = _widen(vae, upcast)
+    found = vae.encode((2 * images - 1).to(vae.dtype))
+    if widened:
+        vae.to(torch.float16)
+    return wide(found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent)
+
+
+def _widen(vae: Any, upcast: bool) -> bool:
+    """Whether its weights had to be widened from float16."""
+    if not (upcast and vae.dtype == torch.float16 and vae.config.force_upcast):
+        return False
+    vae.to(torch.float32)
+    return True
 
 
 def unit_range(image: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ def steer_pipeline(
     checkpoint: bool = False,
     seed: int | None = None,
     latents: Tensor | None = None,
+    init: Any = None,
     decode: Callable[[Tensor], Tensor] | None = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
@@ -116,6 +117,12 @@ def steer_pipeline(
     latents : Tensor, optional
         (P N, *shape), the starting noise, as the pipeline's scheduler sees it: packed for FLUX and
         Qwen-Image.
+    init : image, file, list of them, or Tensor, optional
+        What "refine" begins with, instead of drawing it: pictures of the size that is drawn (of
+        PIL, their files, or a tensor (B, 3, H, W) in [0, 1]), one for all prompts or one for each;
+        or clean latents, (*shape) for all, (P, *shape), or (P, N, *shape) such as
+        `result.result.samples` of another run. A tensor that could be either is of pictures if it
+        has 3 channels and the size of the pictures. For pipelines with an adapter.
     decode : callable, optional
         Clean latents to images (B, 3, H, W) in [0, 1], for pipelines without an adapter whose
         latents are not simply those of their autoencoder. Of a video or a sound it makes the
@@ -142,10 +149,11 @@ def steer_pipeline(
     -------
     >>> result = steer_pipeline(pipe, "a cat on a red chair", reward, particles=8, scale=5, seed=0)
     >>> result.best[0].save("cat.png")
+    >>> better = steer_pipeline(pipe, "a cat on a red chair", reward, "refine", init="cat.png")
     """
     asked = Asked.of(
         pipe, prompt, reward=reward, method=method, sampler=sampler, batching=batching, seed=seed,
-        call=call, latents=latents, decode=decode,
+        call=call, latents=latents, init=init, decode=decode,
     )  # fmt: skip
     return run_pipeline(asked, shards, Watch(record, on_boundary, progress))
 
@@ -163,6 +171,11 @@ def run_pipeline(
         raise InvalidArgument(
             "record and shards: only on pipelines with an adapter (without decode=), not on "
             f"{asked.name}, which runs its own loop; leave them out"
+        )
+    if family is None and asked.init is not None:
+        raise InvalidArgument(
+            f"init: only on pipelines with an adapter (without decode=), not on {asked.name}: how "
+            "its pictures become latents is not known"
         )
     loop = inspect.signature(pipe.__call__).parameters
     _check_call(asked, loop if family is None else family.takes())

@@ -109,7 +109,7 @@ def compare_digits(
     spent = [result.costs for result, _ in drawn.values()]
     passes = max((c.network_evaluations + c.network_gradients for c in spent), default=0)
     passes = passes // (N * count) or job.method.evaluations(job.sampler)
-    ode = replace(job, method=BestOf(N), sampler=Sampler.ode(passes))
+    ode = replace(job, method=BestOf(N), sampler=Sampler.ode(passes), init=())
     best, seconds = draw(f"best of {N}", ode)
     plain = SearchResult(  # one of those, at its share of the cost
         best.samples[:, :1],
@@ -143,7 +143,7 @@ def _timed(
 ) -> tuple[SearchResult, float]:
     """Run a job in its folder, or take what it has come to; and the seconds it took."""
     home = out / "runs" / re.sub(r"[^a-z0-9]+", "-", name)
-    title, weights = f"{job.title}: {name}", model.weights(job.reward)
+    title, weights = f"{job.title}: {name}", {**model.weights(job.reward), **job.beginnings()}
     record = RunFolder(home, job.as_json(), title=title, weights=weights)
     if record.finished:
         announce(f"{name}: finished already")
@@ -260,7 +260,7 @@ def align(
         if not (folder / RESULT).exists():
             model.reward(job)
             model.load()
-        weights = model.weights(job.reward)
+        weights = {**model.weights(job.reward), **job.beginnings()}
         record = RunFolder(folder, job.as_json(), title=job.title, writes=first, weights=weights)
         if record.finished:
             record.check()
@@ -338,7 +338,7 @@ def within(
 
     def trial(*sizes: int) -> int:
         """Draw once, without keeping anything; the evaluations it took."""
-        sized = replace(job, method=Steering()).sized(*sizes)
+        sized = replace(job, method=Steering(), init=()).sized(*sizes)
         return model.run(sized, Watch(progress=False)).result.network_evaluations
 
     about = replace(job, prompts=(), seed=0).as_json()
@@ -351,7 +351,7 @@ def _plain(job: Job, guidance: float) -> Job:
     model's own."""
     method = BestOf(job.method.particles)
     sampler = job.sampler.baseline(job.method.evaluations(job.sampler, guidance))
-    return replace(job, method=method, sampler=sampler, micro_batch=None)
+    return replace(job, method=method, sampler=sampler, micro_batch=None, init=())
 
 
 def _judged_sheet(job: Job, plain: ImageResult, result: ImageResult, judged: Judged) -> Image.Image:

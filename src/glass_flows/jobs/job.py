@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..batching import Batching
+from ..checkpoints import identity
 from ..errors import InvalidArgument, check_count, check_name
 from ..noise import check_seed
 from ..plans import Sampler
@@ -115,6 +116,9 @@ class Job:
         of processes.
     threads : int, optional
         Of torch; as many as there are without it.
+    init : tuple of str
+        Files of pictures that refinement begins with, one for all prompts or one for each. A run
+        of other bytes is another (:meth:`beginnings`).
     """
 
     model: str
@@ -129,6 +133,7 @@ class Job:
     loading: Loading = field(default_factory=Loading)
     micro_batch: int | None = None
     threads: int | None = None
+    init: tuple[str, ...] = ()
     version: ClassVar[int] = 2
     """1 was a dictionary without one, of glass-flows 0.1."""
 
@@ -138,6 +143,19 @@ class Job:
         for name in ("micro_batch", "threads"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), most=MOST)
+        if self.init and not isinstance(self.method, Refine):
+            raise InvalidArgument(
+                f"init: only for the method refine, which begins with clean samples; the method is "
+                f"{self.method.word}"
+            )
+
+    def beginnings(self) -> dict[str, str]:
+        """Hashes of the pictures, by their places."""
+        return {
+            f"init {i}": found
+            for i, file in enumerate(self.init)
+            if (found := identity(file)) is not None
+        }
 
     def as_json(self) -> dict[str, Any]:
         """Strict JSON that leaves out what is as by default."""
@@ -174,7 +192,8 @@ class Job:
             if kind.word in given:
                 given[kind.word] = kind.from_json(given[kind.word])
         given["method"] = read_method(given["method"])
-        given["prompts"] = tuple(given.get("prompts", ()))
+        for name in ("prompts", "init"):
+            given[name] = tuple(given.get(name, ()))
         return cls(**given)
 
     def sized(self, particles: int, transitions: int, steps: int) -> Job:

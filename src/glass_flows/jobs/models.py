@@ -37,7 +37,7 @@ from ..errors import (
     missing_name,
     shown,
 )
-from ..images import ImageResult, to_bytes, to_images
+from ..images import ImageResult, open_image, to_bytes, to_images
 from ..paths import Linear
 from ..registry import Registry
 from ..rewards import ClassReward, Decoded, Reward
@@ -58,7 +58,7 @@ from ..worlds.shapes.clip import BUNDLED as SHAPES_CLIP
 from ..worlds.shapes.pipeline import BUNDLED as SHAPES_PIPELINE
 from ..worlds.shapes.pipeline import CALL
 from .job import Job, Loading
-from .pictures import digit_image
+from .pictures import digit_image, digit_of
 from .pipelines import load_pipeline
 from .rewards import check_reward, load_reward
 
@@ -92,7 +92,8 @@ class Model(ABC):
     sigma_data : float
         Standard deviation of its data, for twisted noise and guidance.
     takes : tuple of str
-        Of "batching", "loading", "call", "micro_batch", "budget" and "populations": what can act.
+        Of "batching", "loading", "call", "micro_batch", "budget", "populations" and "init": what
+        can act.
     batching, call : dict
         Defaults of its own.
     needs_folder : bool
@@ -142,6 +143,27 @@ class Model(ABC):
     def load_reward(self, text: str) -> Reward:
         """A reward by its name."""
         return load_reward(text, device=self.loading.device)
+
+    def size(self, job: Job) -> tuple[int, int] | None:
+        """Height and width of its pictures, as far as they are known before it is loaded."""
+        return None
+
+    def check_init(self, job: Job) -> None:
+        """Raise if a job cannot begin with its pictures, before anything is loaded."""
+        if len(job.init) > 1 and len(job.init) != len(job.prompts):
+            raise InvalidArgument(
+                f"{len(job.init)} pictures to begin with for {len(job.prompts)} prompt"
+                f"{'s' * (len(job.prompts) != 1)}: give one for all, or one for each"
+            )
+        size = self.size(job)
+        for file in job.init:
+            image = open_image(file)
+            if size is not None and size != (image.height, image.width):
+                height, width = size
+                raise InvalidArgument(
+                    f"{file} is {image.width} x {image.height} pixels, and {self.name!r} draws "
+                    f"{width} x {height}: resize it (image.resize(({width}, {height})) of PIL)"
+                )
 
     def places(self, reward: str) -> dict[str, str | Path]:
         """Where that comes from on which the bits depend: files, folders, and ids on a hub."""
@@ -214,7 +236,7 @@ class Digits(Model):
 
     reward_name = "class"
     sigma_data = 0.7  # of pixels in [-1, 1]
-    takes = ("populations", "budget")
+    takes = ("populations", "budget", "init")
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -272,12 +294,18 @@ class Digits(Model):
     def reward(self, job: Job) -> Reward:
         return ClassReward(self.classifiers["reward"], self.label(job))
 
+    def size(self, job: Job) -> tuple[int, int]:
+        return IMAGE[1:]
+
     def steer(
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
     ) -> SearchResult:
         """The samples of a job; images cost time where there are many populations."""
         population = Population.of(job.method.particles, IMAGE, job.populations, seed=job.seed)
         reward = self.reward(job)
+        if job.init:
+            (file,) = job.init
+            population = population.refining(digit_of(open_image(file)))
         return conduct(
             self.denoiser, reward, job.method, job.sampler, population, shards=shards, watch=watch
         )
@@ -308,6 +336,8 @@ class Digits(Model):
 class Pipeline(Model):
     """A diffusers pipeline."""
 
+    takes = (*_OF_PIPELINES, "init")
+
     @cached_property
     def pipe(self) -> Any:
         return load_pipeline(self.name, self.loading, self.place, self.announce)
@@ -320,6 +350,11 @@ class Pipeline(Model):
         from ..diffusers import can_record
 
         return can_record(self.pipe)
+
+    def size(self, job: Job) -> tuple[int, int] | None:
+        call = {**self.call, **job.call}
+        height, width = call.get("height"), call.get("width")
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
     def guidance(self, job: Job) -> float:
         from ..diffusers.families import family_of
@@ -350,6 +385,7 @@ class Pipeline(Model):
             job.seed,
             job.batching,
             {**self.call, **job.call},
+            init=job.init or None,
         )
         return replace(run_pipeline(asked, shards, watch), settings=job.as_json())
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -16,7 +18,7 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..files import replace, written
 
-__all__ = ["SHEET", "Strip", "digit_image", "image_grid", "make_folder", "save_png"]
+__all__ = ["SHEET", "Strip", "digit_image", "digit_of", "image_grid", "make_folder", "save_png"]
 
 SHEET = "glass-flows sheet"
 """The text inside a PNG that is no sample, but shows several."""
@@ -64,6 +66,12 @@ def digit_image(image: Tensor) -> Image.Image:
     """One of the bundled digits, (1, 8, 8) in [-1, 1], 1 is black."""
     grey = (127.5 * (1 - image[0].clamp(-1, 1))).round().byte()
     return Image.fromarray(grey.cpu().numpy())
+
+
+def digit_of(image: Image.Image) -> Tensor:
+    """(1, 8, 8) in [-1, 1] of a grey picture: inverse of :func:`digit_image`."""
+    grey = torch.from_numpy(np.array(image.convert("L"), dtype=np.float32))
+    return 1 - grey[None] / 127.5
 
 
 def make_folder(out: str | os.PathLike[str]) -> Path:

@@ -87,6 +87,7 @@ def jobs_of(
             **rest,
         )
         idle.append(idle_settings(made, sampler, options.sampler))
+        model.check_init(found[method])
     if all(idle):
         raise InvalidArgument(
             f"{', '.join(map(flag, idle[0]))}: nothing to --method {', '.join(methods)} without "
@@ -123,6 +124,7 @@ def _refuse_unused(
         "micro_batch": ["micro_batch"] if rest.get("micro_batch") is not None else [],
         "budget": ["budget"] if rest.get("budget") is not None else [],
         "populations": ["populations"] if rest.get("populations", 1) != 1 else [],
+        "init": ["init"] if rest.get("init") else [],
     }
     foreign = [n for group, names in given.items() if group not in model.takes for n in names]
     unused = [n for n in options.method if all(foreign_settings(m, {n: ""}) for m in methods)]
@@ -132,12 +134,16 @@ def _refuse_unused(
         reasons.append(f"{', '.join(map(flag, sorted(sizes)))}: --budget chooses them; give one")
     if foreign:
         others = "the digits" if foreign == ["populations"] else "a diffusers pipeline"
+        others += " or the digits" * (foreign == ["init"])
         shown = ", ".join(map(flag, foreign))
         reasons.append(f"{shown}: only for {others}; --model is {model.name!r}")
     if unused:
         has = ", ".join(flag(n) for n in _settings_of(methods))
         shown, named = ", ".join(map(flag, unused)), ", ".join(methods)
         reasons.append(f"{shown}: nothing to --method {named}, which has {has}")
+    if rest.get("init") and "refine" not in methods:
+        named = ", ".join(methods)
+        reasons.append(f"--init: only for --method refine, which begins with it; here is {named}")
     if reasons:
         raise InvalidArgument("; ".join(reasons))
 
@@ -148,7 +154,18 @@ def _settings_of(methods: Sequence[str]) -> list[str]:
 
 def _ours() -> set[str]:
     """Names that a pipeline's call argument cannot have, for they are ours."""
-    own = {"model", "prompt", "prompts", "reward", "method", "seed", "populations", "budget", "out"}
+    own = {
+        "model",
+        "prompt",
+        "prompts",
+        "reward",
+        "method",
+        "seed",
+        "populations",
+        "budget",
+        "out",
+        "init",
+    }
     for cls in (Sampler, Batching, Loading):
         own |= set(kinds(cls))
     return own | set(every_setting()) | {"micro_batch"}

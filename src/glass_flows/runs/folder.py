@@ -6,7 +6,11 @@
 ``events.jsonl``
     A line for each boundary that was passed: values, weights, ESS, ancestors, costs, seconds.
 ``estimates/003.png``
-    The clean estimates at a boundary, a row of tiles for each population.
+    The clean estimates at a boundary, a row of tiles for each population; of refinement what each
+    move proposed.
+``best-000.png``
+    Of refinement, for each of the first 32 populations: the best sample that was seen so far. It
+    stays beside what is returned, which an exchange may have moved away from it.
 ``state.safetensors``
     The particles as they came to the last boundary, with what steering knew, the events so far, and
     whose they are: job, weights, threads, versions. Goes when it is over.
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
 import re
 import time
@@ -40,6 +45,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -62,6 +68,7 @@ _LONGEST = 80  # of a setting in a message
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
 _STATE = "state.safetensors"
+_BEST = 32  # populations whose best sample so far has a picture
 _KEPT = ("events.jsonl", _STATE, RESULT)
 _FIXED = (
     "method", "seed", "table", "populations", "particles", "shape", "prompts", "micro_batch"
@@ -135,6 +142,7 @@ class RunFolder:
         self._run: Run | None = None
         self._whose: dict[str, Any] | None = None  # of the state that was gone on from
         self._events: list[str] = []
+        self._best: list[float] = []  # of refinement, by population
         self._again = self._goes_on and not self.finished
         self._since, self._seconds = time.monotonic(), 0.0
 
@@ -245,9 +253,8 @@ class RunFolder:
         run, boundary = self._run, step.boundary
         shown = None
         if self.pictures is not None and run is not None:
-            # At the end the samples are whole already.
-            own = boundary.x[run.shards.own] if boundary.final else boundary.estimate.untilted
-            if shown := self.pictures(own):
+            shown = self.pictures(step.pictured(run.shards.own))
+            if shown:
                 pixels = np.stack([np.asarray(image.convert("RGB")) for image in shown])
                 whole = run.shards.gather(torch.from_numpy(pixels))
                 shown = [Image.fromarray(array) for array in whole.numpy()]
@@ -265,10 +272,28 @@ class RunFolder:
         }
         if torch.cuda.is_available():
             event["peak_memory"] = torch.cuda.max_memory_allocated()
-        self._events.append(json.dumps({name: plain(value) for name, value in event.items()}))
+        event = {name: plain(value) for name, value in event.items()}
+        self._keep_best(event, shown or [])
+        self._events.append(json.dumps(event))
         with self._writing():
             if self.writes:
                 append(self.folder / "events.jsonl", self._events[-1].encode() + b"\n")
+
+    def _keep_best(self, event: Mapping[str, Any], shown: Sequence[Image.Image]) -> None:
+        """The best samples so far of refinement, wherever a move has found a better one.
+
+        Decided by the events alone, so that a run that is taken up leaves the same files.
+        """
+        found = _accepted(event)
+        for p, row in enumerate(found):
+            n = max(range(len(row)), key=row.__getitem__)
+            before = self._best[p] if self._best else -math.inf
+            if shown and p < _BEST and row[n] > before:
+                content, info = io.BytesIO(), PngInfo()
+                info.add_itxt("reward", repr(row[n]))
+                shown[p * len(row) + n].save(content, "PNG", pnginfo=info)
+                self._put_bytes(f"best-{p:03}.png", content.getvalue())
+        self._best = _highest(self._best, found)
 
     # --- the end --------------------------------------------------------------------------------
 
@@ -420,7 +445,9 @@ class RunFolder:
 
     def _resumed(self, index: int, events: list[str]) -> None:
         """Write the events of the boundaries before `index`, and note that it was taken up."""
-        self._events = events
+        self._events, self._best = events, []
+        for event in map(json.loads, events):
+            self._best = _highest(self._best, _accepted(event))
         self._seconds = float(json.loads(events[-1])["seconds"]) if events else 0.0
         if self._again:
             self.about["resumed"] = [*self.about.get("resumed", ()), index]
@@ -476,6 +503,9 @@ def clear_run(folder: str | Path) -> None:
     hold = Hold(home)
     for name in _images(home):
         (home / name).unlink(missing_ok=True)
+    for best in home.glob("best-*.png"):
+        if re.fullmatch("best-[0-9]{3,}", best.stem):
+            best.unlink()
     for sheet in (home / "estimates").glob("*.png"):
         if re.fullmatch("[0-9]{3,}", sheet.stem):
             sheet.unlink()
@@ -504,6 +534,18 @@ def _images(home: Path) -> set[str]:
             files = [sample["file"] for sample in told["samples"]]
         found |= {name for name in files if isinstance(name, str) and Path(name).name == name}
     return found
+
+
+def _accepted(event: Mapping[str, Any]) -> list[list[float]]:
+    """Rewards of what a move of refinement proposed and was accepted, (P, N); else -inf."""
+    rows = zip(event.get("proposed", ()), event.get("accepted", ()))
+    return [[float(r) if ok else -math.inf for r, ok in zip(*row)] for row in rows]
+
+
+def _highest(before: Sequence[float], found: Sequence[Sequence[float]]) -> list[float]:
+    """Of each population."""
+    now = [max(row) for row in found]
+    return [max(pair) for pair in zip(before, now)] if before else now
 
 
 def _tensors(tensors: Mapping[str, Tensor], about: dict[str, str]) -> bytes:

@@ -55,12 +55,14 @@ def expand(folders: Sequence[str | Path], most: int | None = None) -> list[RunRe
     return list(map(read_run, found.values()))
 
 
-def rows(boundaries: Sequence[Passed], population: int | None = None) -> list[dict[str, str]]:
-    """What happened at each boundary, as text by column.
+def rows(run: RunRecord, population: int | None = None) -> list[dict[str, str]]:
+    """What happened at each boundary, as text by column; of refinement at each move.
 
     Without a population those are means over all of them, and costs, which have no share, are told.
     """
-    return [_row(boundary, population) for boundary in boundaries]
+    if run.chains:
+        return [_move(run, k, population) for k in range(len(run.boundaries))]
+    return [_row(boundary, population) for boundary in run.boundaries]
 
 
 def overview(folder: Path) -> dict[str, Any]:
@@ -86,12 +88,23 @@ def facts(run: RunRecord) -> dict[str, str]:
     """What a run came to, for people."""
     figures = run.figures
     ess = f"{figure(figures['ess'], 3)} of {run.particles}"
-    return {
+    chains, last = run.chains, len(run.boundaries) - 1
+    found = {
         "best reward": figure(figures["best"]),
         "mean reward": figure(figures["mean"]),
         "ESS at the end": "-" if math.isnan(figures["ess"]) else ess,
         "log-evidence": figure(figures["log_evidence"]),
-        "boundary": position(run.boundary, run.transitions),
+        "move" if chains else "boundary": position(run.boundary, run.transitions),
+    }
+    if chains:
+        found["best seen"] = figure(mean([one.best[-1] for one in chains]))
+        found["accepted"] = "-"
+        if last:
+            every = [one.acceptance(k) for one in chains for k in range(1, last + 1)]
+            found["accepted"] = f"{mean(every):.0%}"
+        if math.isnan(figures["log_evidence"]):
+            del found["log-evidence"]
+    return found | {
         **{told: f"{figures['costs'][name]:,}" for name, told in COSTS.items() if figures["costs"]},
         "seconds": figure(figures["seconds"]),
     }
@@ -158,6 +171,35 @@ def as_json(value: Any) -> str:
     return json.dumps(plain(value), indent=1, allow_nan=False)
 
 
+def _move(run: RunRecord, k: int, population: int | None) -> dict[str, str]:
+    """What move k did; 0 is how the chains began."""
+    passed, before = run.boundaries[k], run.boundaries[k - 1].moved if k else None
+    chosen = range(run.populations) if population is None else [population]
+    chains = [run.chains[p] for p in chosen]
+    again = sum(passed.resampled[p] for p in chosen)
+    every = "yes" if len(chains) == 1 else f"{again} of {len(chains)}"
+    row = {"move": str(k) if k else "begin", "noised to": "", "share of λ": "", "accepted": ""}
+    if before is not None:
+        row["noised to"] = figure(before.time, 3)
+        row["share of λ"] = figure(mean([before.share[p] for p in chosen]), 3)
+        row["accepted"] = f"{mean([one.acceptance(k) for one in chains]):.0%}"
+    row["best seen"] = figure(mean([one.best[k] for one in chains]))
+    row["mean"] = figure(mean([r for one in chains for r in one.rewards[k]]))
+    row["ESS"] = figure(mean([passed.ess[p] for p in chosen]), 3)
+    row["exchanged"] = every if again else ""
+    evidence = [b.log_evidence[p] for b in run.boundaries for p in chosen]
+    if not all(map(math.isnan, evidence)):
+        row["log-evidence"] = figure(mean([passed.log_evidence[p] for p in chosen]))
+    return row | (_spent(passed) if population is None else {})
+
+
+def _spent(passed: Passed) -> dict[str, str]:
+    return {
+        "evaluations": figure(passed.costs.get("network_evaluations", math.nan)),
+        "seconds": figure(passed.seconds),
+    }
+
+
 def _row(passed: Passed, population: int | None) -> dict[str, str]:
     chosen = range(len(passed.ess)) if population is None else [population]
     rewards = taken([passed.rewards[p] for p in chosen])
@@ -172,7 +214,4 @@ def _row(passed: Passed, population: int | None) -> dict[str, str]:
         "resampled": every if again else "",
         "log-evidence": figure(mean([passed.log_evidence[p] for p in chosen])),
     }
-    if population is None:
-        row["evaluations"] = figure(passed.costs.get("network_evaluations", math.nan))
-        row["seconds"] = figure(passed.seconds)
-    return row
+    return row | (_spent(passed) if population is None else {})

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import RunFolderError
 from ..steering import Costs
+from .chains import Chains, Moved
 from .result import RESULT, Sample, samples_of
 
 __all__ = ["COSTS", "FORMAT", "Passed", "RunRecord", "find_runs", "plain", "read_run"]
@@ -47,6 +48,9 @@ class Passed:
         (P,), ESS before resampling.
     costs, seconds
         So far.
+    moved : Moved or None
+        Of refinement what the move to here did; `rewards` are those of the chains, at the end of
+        what is returned.
     """
 
     boundary: int
@@ -59,6 +63,7 @@ class Passed:
     log_evidence: list[float]
     costs: dict[str, int]
     seconds: float
+    moved: Moved | None = None
 
     @classmethod
     def of(cls, event: Mapping[str, Any], P: int, N: int) -> Passed:
@@ -77,6 +82,7 @@ class Passed:
             log_evidence=_floats(event.get("log_evidence", none), P),
             costs=_counted(event),
             seconds=_floats(event["seconds"]),
+            moved=Moved.of(event, P, N),
         )
 
 
@@ -151,6 +157,20 @@ class RunRecord:
             return [Passed.of(event, self.populations, self.particles) for event in self.events]
 
     @cached_property
+    def chains(self) -> list[Chains]:
+        """Those of refinement, one for each population; nothing of other methods."""
+        moves = [b.moved for b in self.boundaries if b.moved is not None]
+        if not moves or len(moves) < len(self.boundaries):
+            return []
+        ancestors = [[b.ancestors[p] for b in self.boundaries] for p in range(self.populations)]
+        return [Chains(moves, ancestors[p], p) for p in range(self.populations)]
+
+    @property
+    def given(self) -> bool:
+        """Whether the chains of refinement began with samples that were given."""
+        return bool(self.chains) and not self.boundaries[0].costs.get("network_evaluations")
+
+    @cached_property
     def rewards(self) -> Rewards:
         """(P, N), those of the result, or the last that were taken; empty if there are none yet."""
         if self.result is not None:
@@ -167,14 +187,18 @@ class RunRecord:
         """What it came to, or has come to so far; NaN where it has no such figure.
 
         "best" and "mean" of the particles' rewards, where "best" is the mean of the populations'
-        best; of a run that is not finished those of its last clean estimates. "ess" and
+        best; of a run that is not finished those of its last clean estimates, of refinement "best"
+        of all that was seen so far. "ess" and
         "log_evidence" at the last boundary, means over the populations. "costs" by the names of
         :data:`COSTS`, of all particles together, empty if nothing is known. "seconds".
         """
         last = self.boundaries[-1] if self.boundaries else None
         rewards = taken(self.rewards)
+        best = [max(row) for row in rewards]
+        if self.result is None and self.chains:
+            best = [one.best[-1] for one in self.chains]
         return {
-            "best": mean([max(row) for row in rewards]),
+            "best": mean(best),
             "mean": mean([r for row in rewards for r in row]),
             "ess": mean(last.ess) if last else math.nan,
             "log_evidence": mean(last.log_evidence) if last else math.nan,

@@ -123,6 +123,12 @@ def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet]) -> Iterator[Pict
             pixelated = max(image.size) < _PIXELATED
             image.thumbnail((_PICTURE, _PICTURE))
             yield Picture(sample.reward, name, _data_uri(image), pixelated)
+    elif run.chains:
+        states, rewards = run.chains[p].states[-1], run.chains[p].rewards[-1]
+        for n in best_first(rewards):
+            k, slot = states[n]
+            if sheet := sheets.get(k):
+                yield Picture(rewards[n], f"chain {n}", sheet=sheet, view=sheet.view(p, slot))
     elif run.boundary in sheets:
         sheet, rewards = sheets[run.boundary], run.boundaries[-1].rewards[p]
         for n in best_first(rewards):
@@ -165,13 +171,94 @@ def _tile_size(particles: int, sheets: dict[int, Sheet]) -> tuple[int, int]:
     return max(4, round(width * scale)), max(4, round(height * scale))
 
 
+# --- the tree ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Node:
+    """A tile of the tree: what it is called, how it is drawn, and a figure below it."""
+
+    kind: str
+    title: str
+    reward: float
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A family tree: two lines above each column, and what stands in its slots."""
+
+    told: str
+    heads: list[tuple[str, str]]
+    nodes: list[list[Node]]
+
+
+def _tree(run: RunRecord, p: int) -> Tree:
+    fates = _fates(run.boundaries, p)
+    again = ", ".join(str(b.boundary) for b in run.boundaries if b.resampled[p])
+    told = [
+        f"Family tree of {run.particles} particles at {len(fates)} boundaries.",
+        f"Resampled at boundary {again}." if again else "Never resampled.",
+        f"{run.particles - fates[0].count('lost')} of the {run.particles} first particles have "
+        "descendants at the last boundary.",
+    ]
+    line = [str(column.index("best")) for column in fates if "best" in column]
+    told += [f"The best particle's slots: {', '.join(line)}."] if line else []
+    heads, nodes = [], []
+    for k, b in enumerate(run.boundaries):
+        below = "samples" if b.final else "resampled" if b.resampled[p] else ""
+        heads.append((f"t = {b.t:.2f}", below))
+        ends = {"lost": ", no descendants", "best": ", an ancestor of the best"}
+        ends |= {"best": ", the best"} if b.final else {}
+        nodes.append(
+            [
+                Node(
+                    fate,
+                    f"slot {n} at t = {b.t:.3g}"
+                    + ("" if math.isnan(reward) else f", reward {figure(reward)}")
+                    + ends.get(fate, ""),
+                    reward,
+                )
+                for n, (reward, fate) in enumerate(zip(b.rewards[p], fates[k]))
+            ]
+        )
+    return Tree(" ".join(told), heads, nodes)
+
+
+def _tree_of_chains(run: RunRecord, p: int) -> Tree:
+    """What each move proposed; what was rejected is dim, and the way to the best is marked."""
+    chains = run.chains[p]
+    fates, moves = chains.fates(), chains.moves
+    again = ", ".join(str(b.boundary) for b in run.boundaries if b.resampled[p] and not b.final)
+    shares = [f"{chains.acceptance(k):.0%}" for k in range(1, len(moves))]
+    told = [
+        f"{run.particles} chains and what {len(shares)} moves proposed.",
+        f"Accepted: {', '.join(shares)}." if shares else "",
+        f"Exchanged after move {again}." if again else "Never exchanged.",
+    ]
+    heads = [("given" if run.given else "drawn", "")]
+    heads += [(f"t = {moves[k].time:.2f}", shares[k]) for k in range(len(shares))]
+    nodes = []
+    for k, column in enumerate(fates):
+        where = f"move {k}, noised to {moves[k - 1].time:.3g}" if k else "the beginning"
+        row = []
+        for n, fate in enumerate(column):
+            accepted, reward = moves[k].accepted[p][n], moves[k].proposed[p][n]
+            what = ("accepted" if accepted else "rejected") if k else "begun with"
+            title = f"chain {n}, {where}: reward {figure(reward)}, {what}"
+            title += ", on the way to the best" if fate == "best" else ""
+            row.append(Node(fate if accepted else f"{fate} rejected", title, reward))
+        nodes.append(row)
+    return Tree(" ".join(filter(None, told)), heads, nodes)
+
+
 # --- charts -------------------------------------------------------------------------------------
 
 
 class Chart:
     """A small chart over the boundaries; positions in its own units, 380 by 210.
 
-    `lines` are kind, values and label, and `dots` kind, boundary, value and title.
+    `lines` are kind, values and label, and `dots` kind, boundary, value and title. `at` are other
+    places of the columns, and `names` what stands below them.
     """
 
     width, left, right, bottom, top = 380, 50, 334, 176, 14
@@ -184,16 +271,21 @@ class Chart:
         span: Sequence[float],
         lines: Sequence[tuple[str, Sequence[float], str]],
         dots: Sequence[tuple[str, int, float, str]] = (),
+        at: Sequence[float] = (),
+        names: Sequence[str] = (),
     ) -> None:
         self.title, self.summary, self.lines, self.dots = title, summary, lines, dots
         self.columns = len(lines[0][1])
+        self.at = at or range(self.columns)
+        self.names = names or [str(k) for k in range(self.columns)]
         self.low, self.high = min(span), max(span)
         if self.low == self.high:
             room = abs(self.low) / 10 or 0.5
             self.low, self.high = self.low - room, self.high + room
 
     def x(self, column: int) -> float:
-        share = column / max(1, self.columns - 1)
+        first, last = self.at[0], self.at[-1]
+        share = (self.at[column] - first) / ((last - first) or 1)
         return round(self.left + (self.right - self.left) * share, 1)
 
     def y(self, value: float) -> float:
@@ -240,6 +332,46 @@ def _charts(run: RunRecord, p: int) -> Iterator[Chart]:
         yield Chart("log-evidence", told, span, [("best", evidence, "")])
 
 
+def _charts_of_chains(run: RunRecord, p: int) -> Iterator[Chart]:
+    """Rewards over network evaluations, acceptance over moves; ESS and log-evidence."""
+    chains, passed = run.chains[p], run.boundaries
+    count = run.populations * run.particles
+    spent = [b.costs.get("network_evaluations", 0) / count for b in passed]
+    known = [_finite(row) for row in chains.rewards]
+    mean = [sum(row) / len(row) if row else math.nan for row in known]
+    proposals = [
+        ("particle", k, reward, f"move {k}, chain {n}: {figure(reward)}, accepted")
+        for k, move in enumerate(chains.moves)
+        for n, (reward, ok) in enumerate(zip(move.proposed[p], move.accepted[p]))
+        if ok
+    ]
+    if span := _finite([*chains.best, *mean, *(reward for _, _, reward, _ in proposals)]):
+        told = f"Best reward {_from_to(chains.best)}, mean of the chains {_from_to(mean)}."
+        lines = [("best", chains.best, "best"), ("mean", mean, "mean")]
+        names, title = [f"{x:,.0f}" for x in spent], "reward over network evaluations of each chain"
+        yield Chart(title, told, span, lines, proposals, spent, names)
+    if len(passed) > 1:
+        accepted = [chains.acceptance(k) for k in range(1, len(passed))]
+        times = [move.time for move in chains.moves[:-1]]
+        told = f"Share accepted {_from_to(accepted)}; times noised to {_from_to(times)}."
+        lines = [("best", accepted, "share"), ("mean", times, "t")]
+        lines.sort(key=lambda line: -line[1][-1])  # labels stand below each other
+        names, title = [str(k) for k in range(1, len(passed))], "share accepted over moves, and t"
+        yield Chart(title, told, (0.0, 1.0), lines, names=names)
+    again = [
+        ("resampled", k, b.ess[p], f"exchanged at ESS {figure(b.ess[p], 3)}")
+        for k, b in enumerate(passed)
+        if b.resampled[p]
+    ]
+    ess = [b.ess[p] for b in passed]
+    told = f"ESS {_from_to(ess)}, of {run.particles}; dots where exchanged."
+    yield Chart("effective sample size", told, (0.0, run.particles), [("best", ess, "ESS")], again)
+    evidence = [b.log_evidence[p] for b in passed]
+    if span := _finite(evidence):
+        told = f"Log-evidence {_from_to(evidence)}."
+        yield Chart("log-evidence", told, span, [("best", evidence, "")])
+
+
 def _finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
@@ -272,10 +404,12 @@ def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     runs = expand(folders, MOST_RUNS)
     if not runs:
         raise InvalidArgument("give the folder of at least one run")
+    sides = [_side(run, name, f"s{i}") for i, (run, name) in enumerate(zip(runs, names(runs)))]
     text = render(
         Path(__file__).with_name("report.html.jinja"),
         {"clean": clean, "figure": figure, "finite": math.isfinite, "flat": flat},
-        sides=[_side(run, name, f"s{i}") for i, (run, name) in enumerate(zip(runs, names(runs)))],
+        sides=sides,
+        facts=list(dict.fromkeys(fact for side in sides for fact in side["facts"])),
         title=runs[0].heading if len(runs) == 1 else f"{len(runs)} runs",
         differences=differences([run.job for run in runs]),
     )
@@ -294,6 +428,7 @@ def _side(run: RunRecord, name: str, prefix: str) -> dict[str, Any]:
     shown = range(min(run.populations, _MOST_POPULATIONS))
     prompts = [*run.prompts, *[""] * len(shown)] if run.populations > 1 else [""]
     drawn = 0 < run.particles <= _MOST_IN_TREE and run.boundaries
+    tree, charts = (_tree_of_chains, _charts_of_chains) if run.chains else (_tree, _charts)
     return {
         "run": run,
         "name": name,
@@ -304,9 +439,9 @@ def _side(run: RunRecord, name: str, prefix: str) -> dict[str, Any]:
             {
                 "name": prompts[p],
                 "pictures": list(_pictures(run, p, sheets)),
-                "fates": _fates(run.boundaries, p) if drawn else None,
-                "charts": list(_charts(run, p)),
-                "rows": rows(run.boundaries, p),
+                "tree": tree(run, p) if drawn else None,
+                "charts": list(charts(run, p)) if run.boundaries else [],
+                "rows": rows(run, p),
             }
             for p in shown
         ],

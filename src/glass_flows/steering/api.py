@@ -417,7 +417,8 @@ def iterate_steering(
     watch = Watch(record)
     watch.resume(seed)
     run = begin(table, denoiser, reward, method, population, shards, watch, advance)
-    return pass_boundaries(run, run.boundaries(), method.begin(run), watch)
+    course = method.begin(run)
+    return pass_boundaries(run, course.boundaries(), course, watch)
 
 
 def _weighted(result: SearchResult) -> SteeringResult:

@@ -94,11 +94,14 @@ def conduct(
     method.check_table(table)
     watch.resume(population.seed)
     first = 0 if watch.saved is None else watch.saved.index
-    with progress_bar(method.calls(table, first), watch.progress, method.word) as advance:
+    calls = method.calls(table, first)
+    if population.init is not None and not first:  # nothing is drawn to begin with
+        calls -= table.evaluations
+    with progress_bar(calls, watch.progress, method.word) as advance:
         run = begin(table, denoiser, reward, method, population, shards, watch, advance)
         course = method.begin(run)
-        for last in pass_boundaries(run, course.boundaries(), course, watch):  # noqa: B007
-            pass
+        for last in pass_boundaries(run, course.boundaries(), course, watch):
+            advance.say(last.news())
         return course.result(last, method.biases(denoiser))
 
 

@@ -129,6 +129,9 @@ class Refine(Method):
     weighted: ClassVar[bool] = True
 
     def check(self) -> None:
+        for name in ("move_times", "move_steps"):
+            if getattr(self, name) == ():
+                raise InvalidArgument(f"{name} must list at least one, got []")
         if isinstance(self.schedule, tuple) and len(self.schedule) != self.moves:
             raise InvalidArgument(
                 f"schedule lists {len(self.schedule)} shares of lambda for {self.moves} moves"
@@ -221,21 +224,25 @@ class RefineStep(Step):
     ----------
     rewards : Tensor
         (P, N), of the states after acceptance, before any exchange.
-    accepted : Tensor
-        (P, N) bool; of the first samples all.
+    proposed, accepted : Tensor
+        (P, N), rewards of the proposals, and whether each was accepted; of the first samples all.
+    best_rewards : Tensor
+        (P, N), of each chain the highest so far, after exchange.
     log_weights : LogWeights
         After exchange.
     ess : Tensor
         (P,), before exchange.
     log_evidence : Tensor
-        (P,), the estimate so far.
+        (P,), the estimate so far; NaN where the chains began with samples that were given.
     share : Tensor
         (P,), λ_{k+1}/λ, by which the next move accepts.
     time : float
         Where the next move noises to, on the linear path's clock; 1 at the end.
     """
 
+    proposed: Tensor
     accepted: Tensor
+    best_rewards: Tensor
     log_weights: LogWeights
     ess: Tensor
     log_evidence: Tensor
@@ -251,9 +258,20 @@ class RefineStep(Step):
         }
 
     def told(self) -> dict[str, Any]:
-        names = ("accepted", "ess", "log_evidence", "share", "time")
+        names = ("proposed", "accepted", "ess", "log_evidence", "share", "time")
         weights = {"log_weights": self.log_weights.values}
         return super().told() | weights | {name: getattr(self, name) for name in names}
+
+    def pictured(self, own: slice) -> Tensor:
+        """The proposals of this process, also at the end."""
+        return self.boundary.estimate.untilted
+
+    def news(self) -> str:
+        best, mean = float(self.best_rewards.amax(1).mean()), float(self.rewards.mean())
+        told = f"best {best:.4g}, mean {mean:.4g}, {self.costs.network_evaluations} evaluations"
+        if self.boundary.index == 0:
+            return told
+        return f"{told}, {float(self.accepted.double().mean()):.0%} accepted"
 
 
 class Refining(Course):
@@ -270,7 +288,8 @@ class Refining(Course):
         self.weights = LogWeights.uniform(P, N)
         self.ess = self.weights.ess()
         self.log_evidence = torch.zeros(P, dtype=torch.float64)
-        self.accepted = torch.ones(P, N, dtype=torch.bool)
+        self.proposed, self.accepted = self.rewards, torch.ones(P, N, dtype=torch.bool)
+        self.told = self.rewards  # before any exchange
         self.time = settings.time(0)
         self.given = run.population.init is not None
         self.begun = False
@@ -326,6 +345,7 @@ class Refining(Course):
         self.share = ahead
         if boundary.final:
             self._end(boundary, look.where)
+        self.told = self.rewards
 
     def _end(self, boundary: Boundary, where: str) -> None:
         """What is returned, and its rewards."""
@@ -339,6 +359,7 @@ class Refining(Course):
     def _accept(self, boundary: Boundary, proposed: Tensor) -> None:
         """Metropolis: z' where log u < λ_k (r' - r)."""
         run, k = self.run, boundary.index
+        self.proposed = proposed.double()
         if self.z is not None:
             gain = scaled(self.settings.scale * self.share, _difference(proposed, self.rewards))
             P, N = proposed.shape
@@ -422,18 +443,25 @@ class Refining(Course):
     ) -> RefineStep:
         return RefineStep(
             boundary=boundary,
-            rewards=self.rewards,
+            rewards=self.told,
             ancestors=selection.ancestors,
             resampled=selection.selected,
             costs=costs,
             history=history,
+            proposed=self.proposed,
             accepted=self.accepted,
+            best_rewards=self.best_rewards,
             log_weights=self.weights,
             ess=self.ess,
-            log_evidence=self.log_evidence + self.weights.log_mean(),
+            log_evidence=self._evidence(),
             share=self.share[:, 0],
             time=1.0 if boundary.final else self.time,
         )
+
+    def _evidence(self) -> Tensor:
+        """Of samples of no known law there is none."""
+        found = self.log_evidence + self.weights.log_mean()
+        return torch.full_like(found, math.nan) if self.given else found
 
     def carried(self) -> dict[str, Tensor]:
         whole, held = self.run.shards.gather, {"z": self.z, "best": self.best}
@@ -460,9 +488,8 @@ class Refining(Course):
 
     def result(self, last: Step, biases: tuple[str, ...]) -> RefinedResult:
         end, history = cast(RefineStep, last), last.history.stacked()
-        samples, evidence = end.boundary.x, end.log_evidence
+        samples = end.boundary.x
         if self.given:
-            evidence = torch.full_like(evidence, math.nan)
             biases = (*biases, "the chains began with samples that were given, of no known law")
         return RefinedResult(
             samples=samples.view(*end.ancestors.shape, *samples.shape[1:]),
@@ -471,7 +498,7 @@ class Refining(Course):
             costs=end.costs,
             log_weights=end.log_weights.values,
             ess=history["ess"],
-            log_evidence=evidence,
+            log_evidence=end.log_evidence,
             shares=history["share"],
             biases=biases,
             acceptance=history["acceptance"][1:],

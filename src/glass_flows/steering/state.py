@@ -98,6 +98,15 @@ class Step:
             "resampled": self.resampled,
         }
 
+    def pictured(self, own: slice) -> Tensor:
+        """The clean states of this process whose pictures belong to the boundary."""
+        at = self.boundary  # at the end the samples are whole already
+        return at.x[own] if at.final else at.estimate.untilted
+
+    def news(self) -> str:
+        """How the run stands, for a progress bar."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Saved:

@@ -23,7 +23,7 @@ from ...denoisers import Denoiser, Fitting
 from ...errors import InvalidArgument, check_name
 from ...plans import Sampler
 from ...settings import ANY_COUNT, Count, Kind, Number
-from ..decoding import decode_latents, picture, unit_range, wide
+from ..decoding import decode_latents, encode_latents, encoding, picture, unit_range, wide
 from ..parts import caches_of
 from ..refusals import named_before_network
 from ..schedules import Schedule
@@ -33,6 +33,7 @@ __all__ = [
     "OwnDefaults",
     "Packed",
     "decode_latents",
+    "encoding",
     "joined",
     "picture",
     "unit_range",
@@ -199,6 +200,14 @@ class Family(ABC):
         [0, 1] or so: what leaves it is clamped for rewards.
         """
         return self.decode_latents(x)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Clean states (B, *shape) of images (B, 3, height, width) in [0, 1], in float32 at least.
+
+        What `decode` does around the autoencoder, undone: a family that has a `decode` of its own
+        has this, too, if refinement is to begin with images.
+        """
+        return self.encode_latents(images)
 
     def restore(self) -> None:  # noqa: B027 (most have nothing to put back)
         """Leave the pipeline as it was found, when a run is over or has failed."""
@@ -390,6 +399,10 @@ class Family(ABC):
         """Images of unpacked latents, as the pipeline reads its autoencoder's configuration."""
         return decode_latents(self.pipe.vae, latents, **self.reads)
 
+    def encode_latents(self, images: Tensor) -> Tensor:
+        """Latents of images that :meth:`decode_latents` makes images of."""
+        return encode_latents(self.pipe.vae, images, **self.reads)
+
 
 class Packed(Family):
     """A family whose state is the packed latents, (tokens, 4 · channels), on FLUX's grid."""
@@ -425,6 +438,10 @@ class Packed(Family):
     def unpacked(self, x: Tensor) -> Tensor:
         """The latents, (B, channels, height, width)."""
         return self.pipe._unpack_latents(x, self.height, self.width, self.pipe.vae_scale_factor)
+
+    def packed(self, latents: Tensor) -> Tensor:
+        """The state of latents (B, channels, height, width)."""
+        return self.pipe._pack_latents(latents.contiguous(), *latents.shape)
 
 
 def joined(first: Any, second: Any) -> Any:

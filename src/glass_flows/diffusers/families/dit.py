@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument, UnknownName, did_you_mean
-from .base import Family, OwnDefaults, picture
+from .base import Family, OwnDefaults, encoding, picture
 
 __all__ = ["DiT"]
 
@@ -65,3 +65,7 @@ class DiT(Family):
 
     def decode(self, x: Tensor) -> Tensor:
         return picture(self.pipe.vae, 1 / self.pipe.vae.config.scaling_factor * x)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        latents: Tensor = encoding(self.pipe.vae, images) * self.pipe.vae.config.scaling_factor
+        return latents

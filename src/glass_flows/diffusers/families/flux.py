@@ -66,3 +66,6 @@ class Flux(Packed):
 
     def decode(self, x: Tensor) -> Tensor:
         return self.decode_latents(self.unpacked(x))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        return self.packed(self.encode_latents(images))

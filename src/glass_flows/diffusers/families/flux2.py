@@ -8,7 +8,7 @@ import torch
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 from torch import Tensor
 
-from .base import OwnDefaults, Packed, picture
+from .base import OwnDefaults, Packed, encoding, picture
 
 __all__ = ["Flux2", "Flux2Klein"]
 
@@ -45,12 +45,20 @@ class Flux2(Packed):
         return compute_empirical_mu(image_seq_len=self.shape[0], num_steps=transitions)
 
     def decode(self, x: Tensor) -> Tensor:
-        vae, size = self.pipe.vae, (1, -1, 1, 1)
         latents = x.transpose(1, 2).unflatten(2, (self.rows, self.columns))
-        mean = vae.bn.running_mean.view(size).to(latents)
-        variance = vae.bn.running_var.view(size) + vae.config.batch_norm_eps
-        latents = latents * torch.sqrt(variance).to(latents) + mean
-        return picture(vae, self.pipe._unpatchify_latents(latents))
+        mean, std = self._statistics(latents)
+        return picture(self.pipe.vae, self.pipe._unpatchify_latents(latents * std + mean))
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        latents = self.pipe._patchify_latents(encoding(self.pipe.vae, images))
+        mean, std = self._statistics(latents)
+        return ((latents - mean) / std).flatten(2).transpose(1, 2)
+
+    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the autoencoder's batch norm, (1, channels, 1, 1)."""
+        norm, eps = self.pipe.vae.bn, self.pipe.vae.config.batch_norm_eps
+        mean, variance = (one.view(1, -1, 1, 1) for one in (norm.running_mean, norm.running_var))
+        return mean.to(latents), torch.sqrt(variance + eps).to(latents)
 
 
 class Flux2Klein(Flux2):

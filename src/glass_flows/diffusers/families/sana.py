@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from diffusers.pipelines.sana import pipeline_sana
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...errors import InvalidArgument
-from .base import Family, OwnDefaults, unit_range, wide
+from .base import Family, OwnDefaults, encoding, unit_range, wide
 
 __all__ = ["Sana"]
 
@@ -63,3 +64,22 @@ class Sana(Family):
         if self.given["use_resolution_binning"]:
             image = self.pipe.image_processor.resize_and_crop_tensor(image, self.width, self.height)
         return unit_range(image)
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        if self.given["use_resolution_binning"]:
+            images = _uncropped(images, self.drawn)
+        latents: Tensor = encoding(self.pipe.vae, images) * self.pipe.vae.config.scaling_factor
+        return latents
+
+
+def _uncropped(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images of the size that was drawn, before it was scaled to cover theirs and cropped to it."""
+    height, width = images.shape[2:]
+    rows, columns = size
+    if (rows, columns) == (height, width):
+        return images
+    ratio = max(height / rows, width / columns)
+    down, across = int(rows * ratio) - height, int(columns * ratio) - width
+    edges = (across // 2, across - across // 2, down // 2, down - down // 2)
+    whole = F.pad(images, edges, mode="replicate")
+    return F.interpolate(whole, size=size, mode="bilinear", align_corners=False)
