@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoints import State, check_tensors, read_tensors
 from .denoisers import Denoiser, check_device
 from .errors import InvalidArgument, WeightsFileError, check_count
+from .files import replace
+from .folders import alone
 from .paths import Linear
 
 __all__ = ["SiT", "SiTConfig", "convert", "load"]
@@ -157,11 +159,10 @@ def convert(checkpoint: str | Path, folder: str | Path, *, heads: int | None = N
     except (KeyError, IndexError, ValueError) as error:
         raise refuse(f"it is not a SiT ({error})") from error
     check_tensors(SiT(config).state_dict(), state, refuse)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.contiguous() for k, v in state.items()}, target / _FILES[1])
     text = json.dumps({"model": "SiT", **asdict(config)}, indent=2)
-    (target / _FILES[0]).write_text(text + "\n", encoding="utf-8")
+    with alone(folder) as target:
+        replace(target / _FILES[1], save({k: v.contiguous() for k, v in state.items()}))
+        replace(target / _FILES[0], f"{text}\n".encode())
     return config
 
 

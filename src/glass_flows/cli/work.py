@@ -148,9 +148,9 @@ def _align_images(model: Any, job: Any, out: Path, budget: str | None, overwrite
     from ..runs import process_group
 
     job = replace(job, prompts=model.read_prompts(job.prompts))
-    with process_group():
+    with process_group() as rank:
         report = draw(model, job, out, budget=budget, overwrite=overwrite, announce=announce)
-    if not report.images:  # of a process that writes nothing
+    if rank:  # the first tells of all
         return
     for prompt, values in zip(report.prompts, report.rewards):
         shown = ", ".join(f"{r:.4g}" for r in sorted(values, reverse=True))
