@@ -33,14 +33,15 @@ from glass_flows.rewards import Reward, evaluate
 from glass_flows.steering import BestOf, Steering
 from glass_flows.steering.loop import Watch
 from glass_flows.worlds.shapes import (
-    CATEGORIES,
     SINGLE,
     TWO,
     Prompt,
     contradictions,
     examine,
+    holds,
     prompts,
     render,
+    sample_prompt,
     sample_scene,
 )
 
@@ -97,7 +98,8 @@ def told_apart(
 def clip_on_scenes(reward: Reward, *, per_kind: int = 200, seed: int = 0) -> dict[str, Measure]:
     """:func:`told_apart` on scenes of held-out sentences."""
     rng = np.random.default_rng(seed)
-    asked = prompts("test", 6 * per_kind, seed, CATEGORIES[1:])
+    drawn = (sample_prompt(rng) for _ in range(80 * per_kind))
+    asked = [prompt for prompt in drawn if holds("test", prompt)]
     return told_apart(
         reward, [render(*sample_scene(p, rng), rng) for p in asked], asked, per_kind, seed
     )
