@@ -49,7 +49,6 @@ GROUPS = {"single object": SINGLE, "counting": ("counting",), "two objects": TWO
 KINDS = ("shape", "colour", "size", "count", "background", "relation", "exchanged")
 CHUNK = 10  # prompts that share a batch
 SAMPLES = 16  # of each prompt, that are told apart
-PARTICLES = (4, 8, 16, 32)
 
 
 def plain_acceptance(
@@ -160,12 +159,13 @@ def by_particles(
     count: int = 60,
     transitions: int = 20,
     scale: float = 0.25,
+    particles: Sequence[int] = (4, 8, 16, 32),
     seed: int = 0,
 ) -> dict[int, tuple[Measure, Measure]]:
     """What the judge accepts of the best image, and of all, over the number of particles."""
     asked, found = prompts("test", count, seed), {}
-    for particles in PARTICLES:
-        recipe = Recipe(Steering(particles, scale), Sampler(transitions, 1, 0.4))
+    for size in particles:
+        recipe = Recipe(Steering(size, scale), Sampler(transitions, 1, 0.4))
         best, every = [], []
         for i in range(0, count, CHUNK):
             part = tuple(str(p) for p in asked[i : i + CHUNK])
@@ -173,7 +173,7 @@ def by_particles(
             result = model.run(job, Watch(progress=False))
             best += judged(model, result) or []
             every += [float(np.mean(row)) for row in model.judge(result)]
-        found[particles] = share(np.array(best, float)), mean(np.array(every))
+        found[size] = share(np.array(best, float)), mean(np.array(every))
     return found
 
 

@@ -330,7 +330,7 @@ def train_clip(
     seed: Seed = 1,
     resume: Resume = True,
 ) -> None:
-    """Train the CLIPModel that serves as reward in the Shapes world (half an hour on one core).
+    """Train the CLIPModel that serves as reward in the Shapes world (15 minutes on one core).
 
     Example: glass-flows train clip --out out/clip
     """

@@ -206,7 +206,7 @@ def _describe(finding: Finding, rng: np.random.Generator) -> Prompt | None:
             offset = first.x - second.x, first.y - second.y
             held = [r for r in RELATIONS if related(r, *offset)]
             relation = held[0] if held and rng.random() < 0.6 else None
-            return Prompt((thing(first, 0.5), thing(second, 0.5)), 1, relation, background)
+            return Prompt((thing(first, 0.25), thing(second, 0.25)), 1, relation, background)
     return Prompt((thing(first, 0.5),), 1, None, background)
 
 
