@@ -18,7 +18,7 @@ and whether of two samples for one prompt that the judge tells apart the accepte
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -161,9 +161,9 @@ def by_particles(
     scale: float = 0.25,
     particles: Sequence[int] = (4, 8, 16, 32),
     seed: int = 0,
-) -> dict[int, tuple[Measure, Measure]]:
+) -> Iterator[tuple[int, Measure, Measure]]:
     """What the judge accepts of the best image, and of all, over the number of particles."""
-    asked, found = prompts("test", count, seed), {}
+    asked = prompts("test", count, seed)
     for size in particles:
         recipe = Recipe(Steering(size, scale), Sampler(transitions, 1, 0.4))
         best, every = [], []
@@ -173,8 +173,7 @@ def by_particles(
             result = model.run(job, Watch(progress=False))
             best += judged(model, result) or []
             every += [float(np.mean(row)) for row in model.judge(result)]
-        found[size] = share(np.array(best, float)), mean(np.array(every))
-    return found
+        yield size, share(np.array(best, float)), mean(np.array(every))
 
 
 def all_of(part: str, categories: Sequence[str], most: int) -> list[Prompt]:
@@ -220,8 +219,8 @@ def main() -> None:
             print(f"| {category} | {percent(ordered)} |")
     elif given.particles:
         print("| particles | judge accepts the best, % (95 %) | of all, % (95 %) |\n|-|-|-|")
-        for particles, (best, every) in by_particles(model, given.reward, seed=given.seed).items():
-            print(f"| {particles} | {percent(best)} | {percent(every)} |")
+        for size, best, every in by_particles(model, given.reward, seed=given.seed):
+            print(f"| {size} | {percent(best)} | {percent(every)} |", flush=True)
     else:
         found = plain_acceptance(
             model, per_group=given.images, evaluations=given.evaluations, seed=given.seed

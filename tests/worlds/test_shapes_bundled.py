@@ -88,8 +88,8 @@ def test_more_particles_are_no_worse_to_the_judge():
     Below 60 % of ten prompts, where nine in ten are met: 1 in 600.
     """
     bench = importlib.import_module("benchmarks.shapes")
-    found = bench.by_particles(resolve("shapes"), "clip", count=10, transitions=10, particles=(16,))
-    best, every = found[16]
+    model = resolve("shapes")
+    ((_, best, every),) = bench.by_particles(model, "clip", count=10, particles=[16])
     assert best.value >= 0.6
     assert every.value >= 0.6
 
