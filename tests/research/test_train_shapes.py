@@ -153,7 +153,7 @@ def test_the_layout_says_how_much_of_each_square_is_covered():
 
 
 def test_what_the_nouns_of_a_sentence_are_told():
-    coloured, sized, related, counts, backgrounds = shapes._TOLD
+    coloured, sized, related, counts, backgrounds = shapes.TOLD
     one, two = shapes._meaning(Prompt.parse("a small red circle to the left of a blue square"))
     assert one[:3] == [3, coloured.index(("circle", "red")), sized.index(("circle", "small"))]
     assert one[3:] == [related.index(("circle", "left")), 0, 0]
@@ -175,7 +175,7 @@ def test_a_perfect_reading_costs_nothing_and_the_loss_sees_every_word():
     language = shapes._Language(pipe, said, torch.device("cpu"))
     assert language.meanings.shape == (3, 2, 6)
     assert bool((language.meanings[2] == -1).all())  # the empty prompt
-    sizes = [len(names) for names in shapes._TOLD]
+    sizes = [len(names) for names in shapes.TOLD]
     # A reader that knows: the features are the truth itself.
     text, pooled = torch.zeros(2, 13, sum(sizes)), torch.zeros(2, 2, sum(sizes))
     for b, nouns in enumerate(language.meanings[:2].tolist()):

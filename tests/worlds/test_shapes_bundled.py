@@ -24,6 +24,8 @@ from glass_flows.worlds.shapes import contradict, prompts, render, sample_scene 
 from glass_flows.worlds.shapes.clip import BUNDLED as CLIP  # noqa: E402
 from glass_flows.worlds.shapes.pipeline import BUNDLED, CALL, load_pipeline  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))  # of the benchmarks
+
 
 def test_the_folders_hold_genuine_classes_in_safetensors_only():
     pipe = diffusers.DiffusionPipeline.from_pretrained(str(BUNDLED), local_files_only=True)
@@ -61,19 +63,35 @@ def test_diffusers_alone_draws_what_ours_loads():
 
 @pytest.mark.parametrize("name", ["clip", pytest.param("pickscore", marks=pytest.mark.slow)])
 def test_the_score_of_a_scene_is_higher_for_its_own_sentence(name):
-    """Against the sentence that contradicts it in a word or two, on held-out sentences."""
+    """Against the sentence that contradicts it in a word or two, on held-out sentences.
+
+    Of 120, where 99 % were measured: 1 in 500 that a right one fails.
+    """
     rng = np.random.default_rng(0)
-    asked = [p for p in prompts("test", 120) if p.relation is None]
+    asked = prompts("test", 120)
     wrong = [contradict(p, rng) for p in asked]
     pictures = np.stack([render(*sample_scene(p, rng), rng) for p in asked])
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
     reward = pretrained_reward(name, CLIP, device="cpu", max_batch=64)
     right = evaluate(reward, images, "here", [str(p) for p in asked])
     other = evaluate(reward, images, "here", [str(p) for p in wrong])
-    assert (right > other).float().mean() > 0.8
+    assert (right > other).float().mean() > 0.95
     # ... and than for the sentences of the other scenes.
     shuffled = evaluate(reward, images, "here", [str(p) for p in asked[1:] + asked[:1]])
     assert (right > shuffled).float().mean() > 0.9
+
+
+@pytest.mark.slow
+def test_more_particles_are_no_worse_to_the_judge():
+    """A reward that is hacked returns less: 3 of 32 particles, with one that read 87 % of lies.
+
+    Below 60 % of ten prompts, where nine in ten are met: 1 in 600.
+    """
+    bench = importlib.import_module("benchmarks.shapes")
+    model = resolve("shapes")
+    ((_, best, every),) = bench.by_particles(model, "clip", count=10, particles=[16])
+    assert best.value >= 0.6
+    assert every.value >= 0.6
 
 
 def test_align_works_out_of_the_box(tmp_path):
@@ -107,9 +125,8 @@ def test_a_sentence_of_another_world_is_refused(tmp_path):
 @pytest.mark.slow
 def test_plain_samples_follow_held_out_prompts():
     """Below the shares of the model card by four standard errors of 60 images: 1 in 30,000."""
-    sys.path.insert(0, str(Path(__file__).parent.parent.parent))
     bench = importlib.import_module("benchmarks.shapes")
     found = bench.plain_acceptance(resolve("shapes"), per_group=60, evaluations=16)
-    assert found["single object"].value > 0.95 - 4 * (0.95 * 0.05 / 60) ** 0.5
-    assert found["counting"].value > 0.70 - 4 * (0.70 * 0.30 / 60) ** 0.5
-    assert found["two objects"].value > 0.38 - 4 * (0.38 * 0.62 / 60) ** 0.5
+    assert found["single object"].value > 0.93 - 4 * (0.93 * 0.07 / 60) ** 0.5
+    assert found["counting"].value > 0.65 - 4 * (0.65 * 0.35 / 60) ** 0.5
+    assert found["two objects"].value > 0.75 - 4 * (0.75 * 0.25 / 60) ** 0.5

@@ -22,6 +22,7 @@ from glass_flows.worlds.shapes import (
     Thing,
     accepts,
     contradict,
+    contradictions,
     examine,
     holds,
     prompts,
@@ -223,6 +224,20 @@ def test_scenes_vary_and_follow_their_seed():
     prompt = Prompt.parse("a red circle")
     places = {sample_scene(prompt, rng)[0][0][2:] for _ in range(10)}
     assert len(places) == 10
+
+
+def test_contradictions_by_what_they_change():
+    found = contradictions(Prompt.parse("a small red circle above a blue square on black"))
+    assert {kind: len(some) for kind, some in found.items()} == {
+        "shape": 4, "colour": 6, "size": 1, "background": 1,
+        "relation": 1, "exchanged": 1,
+    }  # fmt: skip  # "to the left of" would be too long
+    assert str(*found["exchanged"]) == "a small blue circle above a red square on black"
+    assert str(*found["relation"]) == "a small red circle below a blue square on black"
+    found = contradictions(Prompt.parse("two circles"))
+    assert list(map(str, found["count"])) == ["three circles", "four circles"]
+    assert set(found) == {"shape", "count"}
+    assert len(contradictions(Prompt.parse("a circle above a square"))["relation"]) == 3
 
 
 @pytest.mark.slow

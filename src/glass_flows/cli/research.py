@@ -396,21 +396,32 @@ def train_shapes(
 def train_clip(
     out: Out,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 3_000,
-    scenes: Scenes = 60_000,
+    scenes: Scenes = 20_000,
+    drawn: Annotated[
+        int, typer.Option(help="Samples of the pipeline to train on, with the judge's verdict.")
+    ] = 4_000,
+    pipeline: Annotated[
+        Path | None, typer.Option(help="Folder of a trained Shapes pipeline; bundled by default.")
+    ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Folder of a trained Shapes CLIP to go on from.")
+        Path | None,
+        typer.Option(
+            help="Folder of a trained Shapes CLIP to go on from; half of the samples are steered "
+            "by it."
+        ),
     ] = None,
     device: Device = None,
     seed: Seed = 1,
     resume: Resume = True,
 ) -> None:
-    """Train the CLIPModel that serves as reward in the Shapes world (half an hour on one core).
+    """Train the CLIPModel that serves as reward in the Shapes world (15 minutes on one core).
 
     Example: glass-flows train clip --out out/clip
     """
     from ..research.train_clip import train_clip as run_training
 
     run_training(
-        out, steps=steps, scenes=scenes, start=start, device=device, seed=seed, resume=resume
-    )
+        out, steps=steps, scenes=scenes, drawn=drawn, pipeline=pipeline, start=start,
+        device=device, seed=seed, resume=resume,
+    )  # fmt: skip
     typer.echo(f"model: {out}")

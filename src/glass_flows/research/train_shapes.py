@@ -6,7 +6,7 @@ The flow job trains transformer and both text encoders together by flow matching
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import product
@@ -23,7 +23,16 @@ from ..errors import check_count
 from ..folders import alone_in_out
 from ..jobs.job import device_named
 from ..training import Loss, TrainingTask, checkpoints, fingerprint
-from ..worlds.shapes import COLOURS, SHAPES, Prompt, holds, render, sample_prompt, sample_scene
+from ..worlds.shapes import (
+    COLOURS,
+    SHAPES,
+    Placed,
+    Prompt,
+    holds,
+    render,
+    sample_prompt,
+    sample_scene,
+)
 from ..worlds.shapes.pipeline import (
     MAX_TOKENS,
     NEGATIVE,
@@ -34,8 +43,10 @@ from ..worlds.shapes.pipeline import (
 from ..worlds.shapes.world import BACKGROUNDS, OPPOSITE, RELATIONS, SIDE, SIZES, coverage
 
 __all__ = [
+    "TOLD",
     "draw_scenes",
     "half_precision",
+    "layout_of",
     "matmul_attention",
     "pixels",
     "train_shapes",
@@ -43,7 +54,7 @@ __all__ = [
 
 BATCH = {"vae": 32, "text": 128, "flow": 64}
 PROMPT_DROPOUT = 0.1
-_NOISIER = 0.8  # what goes where is decided at high noise
+_NOISIER = 1.0  # what goes where is decided at high noise
 _NOISES = 2  # noises of one scene in a batch: its sentence is encoded once
 _LAYOUT = 2.0  # weight of the layout
 _MEANING = 0.1  # weight of what the nouns stand for
@@ -51,13 +62,14 @@ _ENCODERS = ("text_encoder", "text_encoder_2")
 # What a thing of a sentence can be, None where nothing is said. Each together with its shape: a
 # "red triangle" that has a direction of its own stays apart from a "blue circle" when both are
 # added up; a flow that was told of colours and shapes one by one exchanged them.
-_TOLD: tuple[tuple[object, ...], ...] = (
+TOLD: tuple[tuple[object, ...], ...] = (
     tuple(product(SHAPES, (None, *COLOURS))),
     tuple(product(SHAPES, (None, *SIZES))),
     tuple(product(SHAPES, (None, *RELATIONS))),
     (1, 2, 3, 4),
     (None, *BACKGROUNDS),
 )
+_KINDS = tuple(product(SHAPES, COLOURS))  # of objects
 _HELD = 2000  # scenes for the statistics of the latents
 
 
@@ -81,7 +93,8 @@ def train_shapes(
     Parameters
     ----------
     out : folder for the pipeline; ``out/checkpoints`` holds the state of an unfinished run.
-    steps : optimiser steps of the flow, 64 noised scenes each.
+    steps : optimiser steps of the flow, 64 noised scenes each. A checkpoint serves any number: one
+        that it has reached ends the training there, with the moving average of its weights.
     vae_steps : optimiser steps of the autoencoder, 32 scenes each.
     text_steps : optimiser steps of the text encoders before those of the flow, 128 sentences each,
         in which they learn what the nouns stand for; 200, and none with `start`, by default.
@@ -105,6 +118,7 @@ def train_shapes(
     with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
         settings["text_steps"] = check_count("text_steps", text_steps, least=0)
         settings["start"] = fingerprint(start)
+        own = {key: value for key, value in settings.items() if key != "steps"}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             pipe = build_pipeline()
@@ -115,8 +129,6 @@ def train_shapes(
                 getattr(pipe, name).load_state_dict(getattr(before, name).state_dict())
             shift, scale = before.vae.config.shift_factor, before.vae.config.scaling_factor
         else:
-            # Its checkpoint serves flows of any length.
-            own = {key: value for key, value in settings.items() if key != "steps"}
             job = task(
                 "shapes-vae", lambda: pipe.vae, _vae_loss(images, home), vae_steps, 2 * seed, 2e-3,
                 warmup=50, betas=(0.9, 0.99),
@@ -131,7 +143,7 @@ def train_shapes(
         texts = nn.ModuleDict({name: getattr(pipe, name) for name in _ENCODERS})
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            width, classes = pipe.text_encoder_2.config.d_model, sum(len(names) for names in _TOLD)
+            width, classes = pipe.text_encoder_2.config.d_model, sum(len(names) for names in TOLD)
             texts["meaning"] = nn.Linear(width, classes)
             texts["gist"] = nn.Linear(width, 2 * classes)
             layout = nn.Linear(pipe.transformer.inner_dim, placed.shape[-1])
@@ -146,7 +158,7 @@ def train_shapes(
         loss = _flow_loss(pipe, (latents - shift) * scale, language, placed, home)
         job = task("shapes-flow", lambda: parts, loss, steps, ema=0.998, warmup=100)
         with matmul_attention(home):
-            trained = fit(job, "flow.safetensors")
+            trained = fit(job, "flow.safetensors", own)
         for name, part in trained.items():
             if hasattr(pipe, name):
                 setattr(pipe, name, part)
@@ -174,20 +186,26 @@ def draw_scenes(
     """
     rng = np.random.default_rng(seed)
     images = np.empty((count, SIDE, SIDE, 3), np.uint8)
-    kinds = [(shape, colour) for shape in SHAPES for colour in COLOURS]
-    placed = np.zeros((count, 16, len(kinds)), np.float16)
+    placed = np.empty((count, 16, len(_KINDS)), np.float16)
     said: list[Prompt] = []
     while len(said) < count:
         prompt = sample_prompt(rng)
         if holds("train", prompt):
             scene, background = sample_scene(prompt, rng)
             images[len(said)] = render(scene, background, rng)
-            for one in scene:
-                cover = coverage(one.shape, one.x, one.y, one.radius)
-                squares = cover.reshape(4, SIDE // 4, 4, SIDE // 4).mean((1, 3)).ravel()
-                placed[len(said), :, kinds.index((one.shape, one.colour))] += squares
+            placed[len(said)] = layout_of(scene)
             said.append(prompt)
     return images, said, placed
+
+
+def layout_of(scene: Sequence[Placed]) -> NDArray[np.float64]:
+    """How much of each of 4×4 squares each kind of object covers: (16, shapes · colours)."""
+    found = np.zeros((16, len(_KINDS)))
+    for one in scene:
+        cover = coverage(one.shape, one.x, one.y, one.radius)
+        squares = cover.reshape(4, SIDE // 4, 4, SIDE // 4).mean((1, 3)).ravel()
+        found[:, _KINDS.index((one.shape, one.colour))] += squares
+    return found
 
 
 def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
@@ -289,7 +307,7 @@ class _Language:
             return tokens(tokenizer, [*map(str, said), NEGATIVE]).to(device)
 
         self.clip, self.t5 = ids(pipe.tokenizer), ids(pipe.tokenizer_2)
-        nothing = [[-1] * (1 + len(_TOLD))] * 2
+        nothing = [[-1] * (1 + len(TOLD))] * 2
         self.meanings = torch.tensor([*map(_meaning, said), nothing], device=device)
 
     def read(self, parts: Any, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,7 +321,7 @@ class _Language:
         told = self.meanings[words.to(self.meanings.device)]
         row, noun = (told[..., 0] >= 0).nonzero(as_tuple=True)
         at = told[row, noun]
-        sizes = [len(names) for names in _TOLD]
+        sizes = [len(names) for names in TOLD]
         by_word = parts["meaning"](text[row, at[:, 0]])
         by_gist = parts["gist"](pooled).unflatten(1, (2, -1))[row, noun]
         loss = text.new_zeros(())
@@ -319,7 +337,7 @@ class _Language:
 
 
 def _meaning(prompt: Prompt) -> list[list[int]]:
-    """For two nouns of a sentence: its place among the words (-1: no such noun), and :data:`_TOLD`.
+    """For two nouns of a sentence: its place among the words (-1: no such noun), and :data:`TOLD`.
 
     The relation of the second is the opposite one: where it lies, seen from the first.
     """
@@ -330,8 +348,8 @@ def _meaning(prompt: Prompt) -> list[list[int]]:
     for at, one, relation in zip(nouns, prompt.things, relations):
         pairs = ((one.shape, what) for what in (one.colour, one.size, relation))
         values = (*pairs, prompt.count, prompt.background)
-        found.append([at, *(names.index(v) for names, v in zip(_TOLD, values))])
-    return [*found, [-1] * (1 + len(_TOLD))][:2]
+        found.append([at, *(names.index(v) for names, v in zip(TOLD, values))])
+    return [*found, [-1] * (1 + len(TOLD))][:2]
 
 
 def _noise_levels(count: int, generator: torch.Generator) -> Tensor:

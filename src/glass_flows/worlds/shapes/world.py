@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -35,6 +36,7 @@ __all__ = [
     "Prompt",
     "Thing",
     "contradict",
+    "contradictions",
     "coverage",
     "holds",
     "prompts",
@@ -213,7 +215,7 @@ def sample_prompt(rng: np.random.Generator, category: str | None = None) -> Prom
         `category` is none of :data:`CATEGORIES`.
     """
     if category is None:
-        category = str(rng.choice(CATEGORIES, p=(0.06, 0.12, 0.2, 0.12, 0.25, 0.25)))
+        category = str(rng.choice(CATEGORIES, p=(0.04, 0.08, 0.2, 0.08, 0.3, 0.3)))
     check_name("category", category, CATEGORIES)
     while len(str(prompt := _draw(rng, category)).split()) > MAX_WORDS:
         pass
@@ -364,35 +366,41 @@ def render(
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 
-def contradict(prompt: Prompt, rng: np.random.Generator) -> Prompt:
-    """A prompt that differs in one word or two and is false of every scene of this one.
+def contradictions(prompt: Prompt) -> dict[str, list[Prompt]]:
+    """Prompts that are false of every scene of this one, by what of it they change.
 
-    One of: another shape, colour, size, count, background, relation; or two things that exchange
-    their colours. For prompts as :func:`sample_prompt` gives them (either both things have a
-    colour or none has).
+    Another "shape", "colour", "size", "count", "background" or "relation" in one place; or colours
+    that two things have "exchanged". For prompts as :func:`sample_prompt` gives them (either both
+    things have a colour or none has); none is longer than the networks read.
     """
-    first, *others = prompt.things
-    changes: list[Prompt] = []
+    found: dict[str, list[Prompt]] = {}
 
-    def other(value: T, values: Iterable[T]) -> T:
-        return _one_of(rng, (v for v in values if v != value))
+    def change(kind: str, values: Iterable[T], own: T, changed: Callable[[T], Prompt]) -> None:
+        if own is not None:
+            new = [changed(value) for value in values if value != own]
+            found.setdefault(kind, []).extend(p for p in new if len(str(p).split()) <= MAX_WORDS)
 
     for i, one in enumerate(prompt.things):
-        for name, values in (("shape", SHAPES), ("colour", COLOURS), ("size", SIZES)):
-            if getattr(one, name) is not None:
-                new = one._replace(**{name: other(getattr(one, name), values)})
-                things = (*prompt.things[:i], new, *prompt.things[i + 1 :])
-                changes.append(replace(prompt, things=things))
+
+        def told(name: str, value: str, i: int = i, one: Thing = one) -> Prompt:
+            things = (*prompt.things[:i], one._replace(**{name: value}), *prompt.things[i + 1 :])
+            return replace(prompt, things=things)
+
+        change("shape", SHAPES, one.shape, partial(told, "shape"))
+        change("colour", COLOURS, one.colour, partial(told, "colour"))
+        change("size", SIZES, one.size, partial(told, "size"))
     if prompt.count > 1:
-        changes += [replace(prompt, count=other(prompt.count, NUMBERS))] * 2
-    if prompt.background is not None:
-        changes.append(replace(prompt, background=other(prompt.background, BACKGROUNDS)))
-    if prompt.relation is not None:
-        # Far the hardest to see, so the most frequent.
-        changes += [replace(prompt, relation=OPPOSITE[prompt.relation])] * 6
-        changes += [replace(prompt, relation=other(prompt.relation, RELATIONS))] * 2
-    for second in others:
-        exchanged = first._replace(colour=second.colour), second._replace(colour=first.colour)
-        if first.colour != second.colour and first.shape != second.shape:
-            changes += [replace(prompt, things=exchanged)] * 2
-    return _one_of(rng, changes)
+        change("count", NUMBERS, prompt.count, lambda n: replace(prompt, count=n))
+    change("background", BACKGROUNDS, prompt.background, lambda b: replace(prompt, background=b))
+    change("relation", RELATIONS, prompt.relation, lambda r: replace(prompt, relation=r))
+    if len(prompt.things) == 2:
+        one, two = prompt.things
+        if one.colour != two.colour and one.shape != two.shape:
+            things = one._replace(colour=two.colour), two._replace(colour=one.colour)
+            found["exchanged"] = [replace(prompt, things=things)]
+    return {kind: changed for kind, changed in found.items() if changed}
+
+
+def contradict(prompt: Prompt, rng: np.random.Generator) -> Prompt:
+    """One of the :func:`contradictions` of a prompt, every kind equally likely."""
+    return _one_of(rng, _one_of(rng, contradictions(prompt).values()))
