@@ -5,7 +5,7 @@
     python -m benchmarks.refinement improve      # rejected pictures of Shapes, after some moves
     python -m benchmarks.refinement shapes       # plain, best-of-N, steering, refinement on Shapes
 
-    [--quick] [--model shapes:FOLDER] [--out docs/refinement.md] [--picture FILE]
+    [--quick] [--model shapes:FOLDER] [--out docs/refinement.md] [--picture FILE] [--evaluations E]
 
 Tables go to stdout as Markdown, and into FILE between the two comments that name the command.
 """
@@ -250,12 +250,12 @@ def _refined(model: Shapes, method: Refine, asked: Sequence[str], begin: Tensor)
     )  # fmt: skip
 
 
-def shapes(quick: bool, model: Shapes) -> Iterator[str]:
-    """The methods on held-out prompts, at 24 and 60 evaluations of four particles."""
+def shapes(quick: bool, model: Shapes, budgets: Sequence[int]) -> Iterator[str]:
+    """The methods on held-out prompts, four particles of so many evaluations each."""
     count, scale = (6 if quick else 120), 0.5
     asked = [str(prompt) for prompt in prompts("test", count)]
     rows = []
-    for evaluations in (24,) if quick else (24, 60):
+    for evaluations in budgets[:1] if quick else budgets:
         recipes = {
             "plain": Recipe(BestOf(1), Sampler.ode(evaluations)),
             "best-of-4": Recipe(BestOf(4), Sampler.ode(evaluations)),
@@ -331,6 +331,9 @@ def main() -> None:
     parser.add_argument("--model", default="shapes", help="shapes, or shapes:FOLDER")
     parser.add_argument("--out", type=Path, help="a page with a place for the table")
     parser.add_argument("--picture", type=Path, help="PNG of the first eight (improve)")
+    parser.add_argument(
+        "--evaluations", type=int, nargs="+", default=[24, 60], help="of a particle (shapes)"
+    )
     given = parser.parse_args()
     model = resolve(given.model)
     if not isinstance(model, Shapes):
@@ -339,7 +342,7 @@ def main() -> None:
         "law": lambda: law(given.quick),
         "guided": lambda: guided(given.quick),
         "improve": lambda: improve(given.quick, model, given.picture),
-        "shapes": lambda: shapes(given.quick, model),
+        "shapes": lambda: shapes(given.quick, model, given.evaluations),
     }
     text = "\n".join(sections[given.what]()) + "\n"
     print(text)
