@@ -40,7 +40,9 @@ from .writing import blank_plot, key_of
 
 __all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods"]
 
-_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 8.0)  # λ, of a reward whose spread is about 7
+_SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 8.0)  # λ, of a reward whose spread is about 10
+# Half way the CLIP is asked about what is no picture yet: all of λ at once follows one lucky guess.
+_ADAPTIVE = "adaptive:0.5"
 _GUIDES = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0)  # w, through the reward
 _CAPS = (0.75, 1.5, 3.0)  # of the twist
 _CHUNK = 10  # prompts that share a batch
@@ -93,7 +95,7 @@ def methods(particles: int, transitions: int, steps: int) -> Methods:
     return {
         _PLAIN: [_plain(transitions * steps)],
         _BEST: [Recipe(BestOf(particles), sampler.baseline())],
-        _STEERED: [Recipe(Steering(particles, scale), sampler) for scale in _SCALES],
+        _STEERED: [Recipe(Steering(particles, s, schedule=_ADAPTIVE), sampler) for s in _SCALES],
         _GUIDED: [Guidance(w) for w in _GUIDES],
         _TWISTED: [Twist(cap=cap) for cap in _CAPS],
     }
