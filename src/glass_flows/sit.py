@@ -25,7 +25,6 @@ from .checkpoints import State, check_tensors, read_tensors
 from .denoisers import Denoiser, check_device
 from .errors import InvalidArgument, WeightsFileError, check_count
 from .files import replace
-from .folders import alone
 from .paths import Linear
 
 __all__ = ["SiT", "SiTConfig", "convert", "load"]
@@ -160,9 +159,10 @@ def convert(checkpoint: str | Path, folder: str | Path, *, heads: int | None = N
         raise refuse(f"it is not a SiT ({error})") from error
     check_tensors(SiT(config).state_dict(), state, refuse)
     text = json.dumps({"model": "SiT", **asdict(config)}, indent=2)
-    with alone(folder) as target:
-        replace(target / _FILES[1], save({k: v.contiguous() for k, v in state.items()}))
-        replace(target / _FILES[0], f"{text}\n".encode())
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    replace(target / _FILES[1], save({k: v.contiguous() for k, v in state.items()}))
+    replace(target / _FILES[0], f"{text}\n".encode())
     return config
 
 

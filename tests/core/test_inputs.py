@@ -322,7 +322,7 @@ def test_a_reward_in_place_has_its_gradient():
     z = torch.randn(4, 3)
     values, gradient = evaluate_with_gradient(lambda z: z.mul_(3.0).square().sum(1), z.clone(), "")
     torch.testing.assert_close(gradient, 18.0 * z)
-    torch.testing.assert_close(values, 9.0 * z.square().sum(1).double())
+    torch.testing.assert_close(values, 9.0 * z.square().sum(1).double(), rtol=1e-6, atol=0.0)
 
 
 def test_a_decoder_that_writes_into_its_input_changes_nothing():

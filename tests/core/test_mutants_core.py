@@ -164,7 +164,9 @@ def test_posterior_draws_of_pure_noise_are_samples_and_others_see_x():
 
 def test_the_longest_and_the_shortest_radius():
     """Of the words 0 and 2^31 - 1, whose angle is 0: √(-2 log 2⁻³²) and 0."""
-    ends = _normal(np.array([[0], [2**31 - 1]], dtype=np.uint64), 2)
+    drawn = np.empty((2, 2, 1), dtype=np.float32)
+    _normal(np.array([[0], [2**31 - 1]], dtype=np.uint64), drawn)
+    ends = torch.from_numpy(drawn)[:, :, 0]
     expected = torch.tensor([[math.sqrt(64.0 * math.log(2.0)), 0.0], [0.0, 0.0]])
     torch.testing.assert_close(ends, expected)
 

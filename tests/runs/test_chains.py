@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from test_report import page_of
 from typer.testing import CliRunner
 
@@ -209,11 +210,12 @@ def test_a_run_beside_one_of_another_method_tells_both_stories(known, tmp_path):
         assert all(fact in table for fact in ("boundary", "move", "best seen"))
 
 
-def test_the_commands_tell_of_moves(known):
+def test_the_commands_tell_of_moves(known, monkeypatch):
     told = CliRunner().invoke(app, ["runs", "show", str(known[0]), "--json"])
     moved = [boundary["moved"] for boundary in json.loads(told.output)["boundaries"]]
     assert [one["time"] for one in moved] == [0.2, 0.6, 0.2, 0.6, 0.2, 1.0]
-    told = CliRunner().invoke(app, ["runs", "show", str(known[0])], env={"COLUMNS": "200"})
+    monkeypatch.setattr("glass_flows.cli.options.console", Console(width=200))
+    told = CliRunner().invoke(app, ["runs", "show", str(known[0])])
     assert "noised to" in told.output and "begin" in told.output
 
 
