@@ -2,6 +2,7 @@
 
     python -m benchmarks.refinement law          # the tilted law of the digits, by chains of moves
     python -m benchmarks.refinement guided       # moves without a reward under guidance
+    python -m benchmarks.refinement guided-shapes
     python -m benchmarks.refinement improve      # rejected pictures of Shapes, after some moves
     python -m benchmarks.refinement shapes       # plain, best-of-N, steering, refinement on Shapes
 
@@ -240,6 +241,56 @@ def improve(quick: bool, model: Shapes, picture: Path | None) -> Iterator[str]:
         yield "Shown are, from left to right: " + "; ".join(names[:8]) + "."
 
 
+def guided_shapes(quick: bool, model: Shapes) -> Iterator[str]:
+    """Plain samples of Shapes at several guidances, moved ten times without a reward."""
+    count, scales, times = (4, (3.0,), (0.3,)) if quick else (60, (1.0, 3.0, 5.0), (0.3, 0.5, 0.7))
+    asked, rows = [str(prompt) for prompt in prompts("test", count)], []
+    for scale in scales:
+        call = {**model.call, "true_cfg_scale": scale}
+        if scale == 1.0:
+            del call["true_cfg_scale"], call["negative_prompt"]
+        plain = _moved_shapes(model, asked, call, BestOf(1), Sampler.ode(24), None)
+        rows.append((f"{scale:g}", "before", _accepted(model, plain), *[""] * (len(times) - 1)))
+        for steps in (3, None, 8):
+            told = "as by default" if steps is None else str(steps)
+            found = []
+            for t in times:
+                method = Refine(
+                    1, 0.0, moves=10, move_times=t, move_steps=steps, ess_threshold=0.0,
+                    returned="last",
+                )  # fmt: skip
+                begin = plain.result.samples
+                after = _moved_shapes(model, asked, call, method, Sampler.ode(6), begin)
+                found.append(_accepted(model, after))
+            rows.append((f"{scale:g}", told, *found))
+    yield markdown(("guidance", "evaluations", *(f"t = {t:g}" for t in times)), rows)
+    yield (
+        "Judge accepts, in percent / standard deviation of the latents; one sample for each of "
+        f"{len(asked)} held-out prompts, before and after ten moves that all noise to one t. An "
+        f"error of a share is about {100 * (0.2 / len(asked)) ** 0.5:.0f} points."
+    )
+
+
+def _moved_shapes(
+    model: Shapes, asked: Sequence[str], call: Any, method: Any, sampler: Sampler, begin: Any
+) -> Any:
+    from glass_flows.diffusers import steer_pipeline
+
+    def nothing(images: Tensor) -> Tensor:
+        return images.new_zeros(len(images))
+
+    init = {} if begin is None else {"init": begin}
+    return steer_pipeline(
+        model.pipe, list(asked), nothing, method, sampler, seed=0, decode_batch=None,
+        progress=False, **init, **call,
+    )  # fmt: skip
+
+
+def _accepted(model: Shapes, result: Any) -> str:
+    share = np.mean(judged(model, result) or [])
+    return f"{100 * share:.0f} / {float(result.result.samples.std()):.2f}"
+
+
 def _refined(model: Shapes, method: Refine, asked: Sequence[str], begin: Tensor) -> Any:
     from glass_flows.diffusers import steer_pipeline
 
@@ -279,7 +330,7 @@ def _at(evaluations: int, threshold: float, scale: float) -> Recipe:
     """As many moves as the evaluations last."""
     begin, moves = Sampler.ode(6), 1
     method = Refine(4, scale, ess_threshold=threshold, move_times=Ramp(0.3, 0.8), moves=1)
-    while replace(method, moves=moves + 1).evaluations(begin) <= evaluations:
+    while replace(method, moves=moves + 1).evaluations(begin, 3.0) <= evaluations:
         moves += 1
     return Recipe(replace(method, moves=moves), begin)
 
@@ -326,7 +377,7 @@ def write(file: Path, what: str, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("law", "guided", "improve", "shapes"))
+    parser.add_argument("what", choices=("law", "guided", "guided-shapes", "improve", "shapes"))
     parser.add_argument("--quick", action="store_true", help="a look at it, in a minute")
     parser.add_argument("--model", default="shapes", help="shapes, or shapes:FOLDER")
     parser.add_argument("--out", type=Path, help="a page with a place for the table")
@@ -341,6 +392,7 @@ def main() -> None:
     sections: dict[str, Callable[[], Iterator[str]]] = {
         "law": lambda: law(given.quick),
         "guided": lambda: guided(given.quick),
+        "guided-shapes": lambda: guided_shapes(given.quick, model),
         "improve": lambda: improve(given.quick, model, given.picture),
         "shapes": lambda: shapes(given.quick, model, given.evaluations),
     }
