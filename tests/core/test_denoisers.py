@@ -9,6 +9,7 @@ import torch
 
 from glass_flows import Denoiser
 from glass_flows.denoisers import (
+    DEVICE,
     PREDICTIONS,
     BaseDenoiser,
     Estimate,
@@ -532,3 +533,10 @@ def test_devices_by_name():
     for bad in (True, "nowhere", 1.5):
         with pytest.raises(InvalidArgument, match="device must be"):
             check_device(bad)
+
+
+def test_a_device_is_taken_by_name_and_must_hold_values():
+    assert DEVICE.read("device", "cpu") == torch.device("cpu")
+    assert DEVICE.read("device", None) is None
+    with pytest.raises(InvalidArgument, match="device must be one that holds values, got 'meta'"):
+        DEVICE.read("device", "meta")

@@ -664,3 +664,8 @@ def test_class_rewards_are_rewards():
         evaluate(ClassReward(lambda z: z, 5), logits, place)
     values, gradient = evaluate_with_gradient(reward, logits[2:], place)
     torch.testing.assert_close(gradient, torch.tensor([[-0.5, 0.5]]))
+
+
+def test_a_reward_is_clipped_from_above_alone():
+    expected = sines(Z).double().clamp(max=0.2)
+    assert torch.equal(evaluate(Clipped(sines, high=0.2), Z, ""), expected)

@@ -429,3 +429,9 @@ def test_posterior_values_take_the_first_evaluation_from_the_boundary():
     value = PosteriorValue(samples=3, steps=4)
     assert value.extra_calls(Linear(), 0.5) == 3 * 3
     assert value.extra_calls(Linear(), 0.0) == 3 * 4  # draws from noise of their own
+
+
+def test_what_posterior_values_cost_by_default():
+    """Four draws of three evaluations, the first of which the boundary has made already."""
+    assert PosteriorValue().extra_calls(Linear(), 0.5) == 4 * 2
+    assert PosteriorValue().extra_calls(Linear(), 0.0) == 4 * 3
