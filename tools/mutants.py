@@ -106,6 +106,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         LOOPS,
         "test_steering_errors",
     ),
+    "steering/refinement.py": ("test_refine",),
     "steering/values.py": (
         FORMULAS,
         *STEERING,

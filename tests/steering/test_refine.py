@@ -22,7 +22,7 @@ from glass_flows.noise import KeyedNoise
 from glass_flows.paths import Linear
 from glass_flows.plans import Default, plan_transition
 from glass_flows.runs import RunFolder
-from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp
+from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp, loop
 from glass_flows.steering.refinement import time_on
 from glass_flows.worlds import GaussianMixture
 from statistics_rules import PATHS, SAMPLES, Mixture, accept, covering, law_p_values
@@ -321,9 +321,26 @@ def test_what_it_costs():
     assert method.calls(Sampler.ode(7).plan(Linear())) == 19
 
 
+@pytest.mark.parametrize(("given", "calls"), [({}, 7 + 6), ({"init": torch.zeros(1)}, 6)])
+def test_a_bar_knows_how_long_it_will_be(given, calls, monkeypatch):
+    asked = []
+    real = loop.progress_bar
+
+    def bar(total, *rest):
+        asked.append(total)
+        return real(total, *rest)
+
+    monkeypatch.setattr(loop, "progress_bar", bar)
+    result = run(moves=2, move_steps=3, steps=7, dtype=torch.float32, **given)
+    assert asked == [calls] and result.network_evaluations == 4 * calls
+
+
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(InvalidArgument, match="lists 2 shares of lambda for 3 moves"):
         Refine(moves=3, schedule=(0.5, 1.0))
+    assert Refine(rescore=1000).rescore == 1000
+    with pytest.raises(InvalidArgument, match="rescore must be at most 1,000"):
+        Refine(rescore=1001)
     with pytest.raises(InvalidArgument, match=r"move_times must lie in \(0, 1\)"):
         Refine(move_times=1.0)
 
