@@ -327,12 +327,9 @@ def shapes(quick: bool, model: Shapes, budgets: Sequence[int]) -> Iterator[str]:
 
 
 def _at(evaluations: int, threshold: float, scale: float) -> Recipe:
-    """As many moves as the evaluations last."""
-    begin, moves = Sampler.ode(6), 1
-    method = Refine(4, scale, ess_threshold=threshold, move_times=Ramp(0.3, 0.8), moves=1)
-    while replace(method, moves=moves + 1).evaluations(begin, 3.0) <= evaluations:
-        moves += 1
-    return Recipe(replace(method, moves=moves), begin)
+    """As many moves as the evaluations last, at classifier-free guidance 3."""
+    method = Refine(4, scale, ess_threshold=threshold, move_times=Ramp(0.3, 0.8))
+    return Recipe(method.filling(evaluations, 6, 3.0), Sampler.ode(6))
 
 
 def _worth(model: Shapes, recipe: Recipe, asked: Sequence[str]) -> tuple[str, ...]:

@@ -196,3 +196,14 @@ def test_the_sampler_of_consistency_models_is_rho_zero():
     table = plan(paths.Linear(), transitions=5, steps=1, rho=0.0)
     for one, t_next in list(zip(table, table.times[1:]))[1:-1]:
         assert (one.gamma, one.alpha_bar, one.sigma_bar) == pytest.approx((0, t_next, 1 - t_next))
+
+
+def test_moves_of_refinement_are_transitions_too():
+    """Of samples drawn in single evaluations, whose moves take three."""
+    options = {"transitions": 2, "steps": 1, "rho": "ddpm", "moves": 1, "particles": 1, "seed": 0}
+    with pytest.warns(UserWarning, match="3 evaluations to a transition.*steps=1, move_steps=1"):
+        steer_pipeline(schnell(), "a cat", brightness, "refine", height=16, width=16, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        options |= {"move_steps": 1}
+        steer_pipeline(schnell(), "a cat", brightness, "refine", height=16, width=16, **options)

@@ -26,7 +26,7 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     file = folder / "prompts.txt"
     file.write_text("a red circle\ntwo blue squares\n", encoding="utf-8")
-    given = ("--model", "shapes", "--prompts", file, "--scale", 0.5, "--evaluations", 9)
+    given = ("--model", "shapes", "--prompts", file, "--scale", 0.5, "--evaluations", 12)
     options = (*given, "--particles", 2, "--out", folder / "out")
     return options, invoke(*options), folder / "out"
 
@@ -36,6 +36,9 @@ def test_every_method_may_ask_the_network_as_often():
     for name, recipe in recipes(8, 24, 1.0).items():
         assert recipe.method.evaluations(recipe.sampler) == 24, name
     assert recipes(4, 10, 1.0)["refine"].sampler == Sampler.ode(7)
+    guided = recipes(8, 24, 1.0, guidance=3.0)["refine"]
+    assert guided.method.evaluations(guided.sampler, 3.0) == 24
+    assert guided.method.move_steps is None and guided.method.moves < 6
 
 
 def test_the_table_the_figures_and_the_sheet(compared):
@@ -56,8 +59,8 @@ def test_the_table_the_figures_and_the_sheet(compared):
     assert methods["best-of-n"]["gain"]["value"] == 0.0
     assert methods["best-of-n"]["wins"]["value"] == 0.5
     # Two passes of the network for an evaluation: classifier-free guidance.
-    assert methods["plain"]["evaluations"] == 18
-    assert methods["best-of-n"]["evaluations"] == methods["refine"]["evaluations"] == 36
+    assert methods["plain"]["evaluations"] == 24
+    assert methods["best-of-n"]["evaluations"] == methods["refine"]["evaluations"] == 48
     assert methods["refine"]["rewards"] == 2 * 2  # the start and one move
     with Image.open(folder / "comparison.png") as sheet:
         assert sheet.size == (4 * 32, 2 * 32)
@@ -92,3 +95,5 @@ def test_what_does_not_go_together_is_refused(tmp_path, given, said):
 def test_too_few_evaluations_are_refused():
     with pytest.raises(InvalidArgument, match="at least 9"):
         recipes(4, 8, 1.0)
+    with pytest.raises(InvalidArgument, match="at least 12"):
+        recipes(4, 11, 1.0, guidance=3.0)

@@ -7,12 +7,14 @@ reward: so laws are judged after moves from draws of p whose weights are known.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import replace
 
 import pytest
 import torch
+from test_evidence import LAW, MEAN, SPREAD, evidence, hard, wave
 
 import glass_flows
 from glass_flows import Denoiser, Refine, Sampler, refine, steer
@@ -27,8 +29,6 @@ from glass_flows.steering.refinement import time_on
 from glass_flows.worlds import GaussianMixture
 from statistics_rules import PATHS, SAMPLES, Mixture, accept, covering, law_p_values
 
-MEAN, SPREAD = 0.3, 0.7
-LAW = GaussianMixture(torch.tensor([[MEAN]], dtype=torch.float64), SPREAD)
 EXACT = Default(sigma_data=SPREAD)
 
 
@@ -38,21 +38,6 @@ def denoiser(path="linear"):
 
 def slope(z):
     return z[:, 0]
-
-
-def wave(z):
-    return torch.sin(3.0 * z[:, 0]) - 1.0
-
-
-def hard(z):
-    return torch.where(z[:, 0] > 0.0, 0.0, -math.inf)
-
-
-def evidence(reward, scale):
-    """E[exp(λ r)] by quadrature."""
-    x = torch.linspace(-10.0, 10.0, 200_001, dtype=torch.float64)
-    mass = torch.exp(scale * reward(MEAN + SPREAD * x[:, None]) - 0.5 * x.square())
-    return float(torch.trapezoid(mass, x)) / math.sqrt(2.0 * math.pi)
 
 
 def run(reward=slope, path="linear", **given):
@@ -319,6 +304,41 @@ def test_what_it_costs():
     method = Refine(moves=5, move_steps=(2, 3))
     assert method.evaluations(Sampler.ode(7)) == 19
     assert method.calls(Sampler.ode(7).plan(Linear())) == 19
+
+
+def test_what_cannot_move_is_refused_before_the_network_is_asked():
+    asked = []
+    model = LAW.denoiser(Linear())
+
+    class Counting:
+        path, evaluations_per_call = model.path, 1
+
+        def __call__(self, x, t):
+            asked.append(t)
+            return model(x, t)
+
+    with pytest.raises(InvalidArgument, match="Euler-Maruyama has none: give another solver"):
+        refine(Counting(), slope, shape=(1,), solver="euler-maruyama", seed=0)
+    assert not asked
+
+
+def test_as_many_moves_as_evaluations_last():
+    method = Refine(move_times=(0.3, 0.7))
+    for budget, guidance in itertools.product((3, 20, 47), (1.0, 3.0)):
+        filled = method.filling(budget, 6, guidance)
+        more = replace(filled, moves=filled.moves + 1)
+        assert more.evaluations(Sampler.ode(6), guidance) > budget
+        spent = filled.evaluations(Sampler.ode(6), guidance)
+        assert spent <= budget or filled.moves == 1
+
+
+def test_the_unconditional_network_is_not_guided():
+    """w = 0 asks it alone, and its answer is a posterior mean."""
+    model = Denoiser(
+        lambda x, t, c: x * c[:, None], Linear(), conditioning={"c": torch.ones(1)},
+        unconditional={"c": torch.zeros(1)}, guidance_scale=0.0,
+    )  # fmt: skip
+    assert refine(model, slope, shape=(1,), moves=1, returned="last", seed=0).biases == ()
 
 
 @pytest.mark.parametrize(("given", "calls"), [({}, 7 + 6), ({"init": torch.zeros(1)}, 6)])

@@ -125,9 +125,11 @@ def _compare_own(
     if len(reward) > 1:
         raise InvalidArgument(f"one --reward at a time with --prompts, got {len(reward)}")
     rest = dict(shared)
-    _, jobs = jobs_of(model, ["plain"], options, reward="".join(reward), seed=rest.pop("seed"))
+    found, jobs = jobs_of(model, ["plain"], options, reward="".join(reward), seed=rest.pop("seed"))
     entries = read_prompts(file, count=size.count)
-    report = compare_own(out, job=jobs["plain"], entries=entries, scale=size.scale, **rest)
+    report = compare_own(
+        out, model=found, job=jobs["plain"], entries=entries, scale=size.scale, **rest
+    )
     lines = [
         (
             line.method,

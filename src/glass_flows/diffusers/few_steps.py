@@ -81,7 +81,9 @@ def _names(pipe: Any, network: Any, config: Mapping[str, Any]) -> Iterator[str]:
     yield from getattr(network, "peft_config", None) or ()
 
 
-def warn_of_several_evaluations(pipe: Any, steps: int | Sequence[int]) -> None:
+def warn_of_several_evaluations(
+    pipe: Any, steps: int | Sequence[int], remedy: str = "steps=1"
+) -> None:
     """Warn, once for each pipeline, of M = `steps` > 1 on a few-step model."""
     several = max(steps) if isinstance(steps, Sequence) else steps
     kind = few_steps_of(pipe) if several > 1 and pipe not in _WARNED else None
@@ -92,7 +94,7 @@ def warn_of_several_evaluations(pipe: Any, steps: int | Sequence[int]) -> None:
     warnings.warn(
         f"{name} looks distilled to few steps ({kind.name}): its network answers with a sample, "
         f"not with a mean, and {several} evaluations to a transition make the samples worse. Use "
-        f"steps=1, with rho={kind.rho} for what its own sampler does; see docs/few_steps.md",
+        f"{remedy}, with rho={kind.rho} for what its own sampler does; see docs/few_steps.md",
         UserWarning,
         stacklevel=_outside(),
     )

@@ -21,7 +21,7 @@ from ..guidance import Guidance
 from ..images import ImageResult
 from ..plans import Rho, Sampler, Solver
 from ..rewards import RewardLike
-from ..steering import Method, Ramp, Recorder, Shards, Twist
+from ..steering import Method, Ramp, Recorder, Refine, Shards, Twist
 from ..steering.loop import Watch
 from ..steering.methods import AnyMethod, SamplerOfMethod
 from ..steering.population import Boundaries
@@ -165,7 +165,7 @@ def run_pipeline(
     pipe, watch = asked.pipe, watch or Watch()
     check_pipeline(pipe)
     check_caches(pipe)
-    warn_of_several_evaluations(pipe, asked.sampler.steps)
+    _warn_of_several_evaluations(asked)
     family = None if asked.decode is not None else family_of(pipe)
     if family is None and (shards is not None or watch.record is not None):
         raise InvalidArgument(
@@ -186,6 +186,17 @@ def run_pipeline(
     P, N = result.rewards.shape
     grouped = [images[p * N : (p + 1) * N] for p in range(P)]
     return ImageResult(grouped, result.rewards, asked.prompts, result, asked.settings())
+
+
+def _warn_of_several_evaluations(asked: Asked) -> None:
+    """Of transitions, and of the moves of refinement, on a few-step model."""
+    steps, method = asked.sampler.steps, asked.method
+    if isinstance(method, Refine) and method.moves:
+        several = (steps,) if isinstance(steps, int) else steps
+        moves = [method.asked(k, method.time(k), 1.0) for k in range(method.moves)]
+        warn_of_several_evaluations(asked.pipe, (*several, *moves), "steps=1, move_steps=1")
+    else:
+        warn_of_several_evaluations(asked.pipe, steps)
 
 
 def _check_call(asked: Asked, takes: Iterable[str]) -> None:

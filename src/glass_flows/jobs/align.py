@@ -22,7 +22,16 @@ from ..folders import alone, alone_in_out
 from ..images import ImageResult, contact_sheet
 from ..plans import Sampler
 from ..runs import RESULT, RunFolder, clear_run, find_runs, read_run, started_by_torchrun
-from ..steering import BestOf, Costs, Method, SearchResult, Shards, Steering, WeightedResult
+from ..steering import (
+    BestOf,
+    Costs,
+    Method,
+    Refine,
+    SearchResult,
+    Shards,
+    Steering,
+    WeightedResult,
+)
 from ..steering.loop import Watch
 from .budget import chosen_for
 from .job import Job
@@ -343,7 +352,12 @@ def within(
 
     about = replace(job, prompts=(), seed=0).as_json()
     particles, transitions, steps, _ = chosen_for(budget, folder, trial, announce, about)
-    return lambda one: one.sized(particles, transitions, steps)
+
+    def sized(one: Job) -> Job:
+        guidance = model.guidance(one) if isinstance(one.method, Refine) else 1.0
+        return one.sized(particles, transitions, steps, guidance)
+
+    return sized
 
 
 def _plain(job: Job, guidance: float) -> Job:

@@ -26,6 +26,7 @@ from ..runs.result import best_first, loose
 from ..stops import keep
 from .align import within
 from .items import Item, Over, Work, clear_others, is_finished, load_model
+from .models import Model
 from .on_ray import run_with_ray
 from .pictures import make_folder
 from .workers import run_here, run_in_processes
@@ -60,6 +61,7 @@ def run_batch(
     items: Sequence[Item],
     out: str | Path,
     *,
+    model: Model | None = None,
     workers: int = 1,
     ray: str | None = None,
     budget: str | None = None,
@@ -71,6 +73,8 @@ def run_batch(
 
     Parameters
     ----------
+    model : Model, optional
+        The one of the work, if it is loaded already.
     workers : int
         Processes; 1 runs in this one. With Ray actors.
     ray : str, optional
@@ -90,10 +94,11 @@ def run_batch(
     RunFolderError
         The disk is full.
     """
-    home, model = make_folder(out), work.model
+    home, loaded = make_folder(out), model
+    model = loaded or work.model
     with progress_bar(len(items), progress, "batch") as advance:
         if budget is not None:
-            model = load_model(work)
+            model = loaded = load_model(work)
             sized = within(budget, model, work.of(items[0]), home, announce)
             work = Work({name: sized(job) for name, job in work.jobs.items()})
         if overwrite:
@@ -108,9 +113,9 @@ def run_batch(
         if missing and ray is not None:
             finished = run_with_ray(work, missing, home, workers, ray)
         elif missing and workers == 1:
-            finished = run_here(work, missing, home, model if budget is not None else None)
+            finished = run_here(work, missing, home, loaded)
         elif missing:
-            del model  # its memory is for the workers
+            del model, loaded  # its memory is for the workers
             finished = run_in_processes(work, missing, home, workers)
         problems: dict[Item, str] = {}
         keep("batch", f"{count} of {len(items)} items")

@@ -196,17 +196,19 @@ class Job:
             given[name] = tuple(given.get(name, ()))
         return cls(**given)
 
-    def sized(self, particles: int, transitions: int, steps: int) -> Job:
-        """With N, K and M, as far as they act: plain samples stay one, the ODE one transition."""
+    def sized(self, particles: int, transitions: int, steps: int, guidance: float = 1.0) -> Job:
+        """With N, K and M, as far as they act: plain samples stay one, the ODE one transition.
+
+        Refinement has as many moves as K M evaluations last, of a network under this guidance.
+        """
         method, sampler = self.method, self.sampler
         if isinstance(method, (Beam, Greedy)):
             particles = max(1, particles // method.children) * method.children
         elif isinstance(method, BestOf) and method.particles == 1:
             particles = 1
         if isinstance(method, Refine):
-            each = method.move_steps if isinstance(method.move_steps, int) else 3
-            left = transitions * steps - sampler.evaluations
-            method = replace(method, moves=max(1, left // each))
+            begin = 0 if self.init else sampler.evaluations
+            method = method.filling(transitions * steps, begin, guidance)
         elif sampler.rho == "ode":
             sampler = sampler.baseline(transitions * steps)
         else:

@@ -25,18 +25,19 @@ from ..images import contact_sheet
 from ..jobs.batch import run_batch
 from ..jobs.items import Work, items_of
 from ..jobs.job import Job
+from ..jobs.models import Model
 from ..jobs.prompts import PromptEntry
 from ..measures import Measure, mean
 from ..plans import Sampler
 from ..runs import RunRecord, read_run
 from ..steering import BestOf, Refine, Steering
+from ..steering.refinement import BEGINNING
 from .recipe import Recipe
 from .writing import write_json, write_markdown
 
 __all__ = ["OwnFigures", "OwnReport", "compare_own", "recipes"]
 
 _PLAIN, _BEST = "plain", "best-of-n"
-_BEGIN, _MOVE = 6, 3  # evaluations of refinement's start, and the fewest of a move
 _SHOWN, _LONGEST = 12, 256  # prompts of the sheet, and pixels of an image there
 
 
@@ -81,26 +82,33 @@ class OwnReport:
     picture: Path
 
 
-def recipes(particles: int, evaluations: int, scale: float) -> dict[str, Recipe]:
-    """The methods by name, all with K M evaluations for each of their particles."""
-    if evaluations < _BEGIN + _MOVE:
+def recipes(
+    particles: int, evaluations: int, scale: float, guidance: float = 1.0
+) -> dict[str, Recipe]:
+    """The methods by name, all with so many evaluations for each of their particles.
+
+    `guidance` is that of the model's network: under it the moves of refinement take more.
+    """
+    begin, transitions = Sampler.ode(BEGINNING), max(1, evaluations // 4)
+    refine = Refine(particles, scale).filling(evaluations, BEGINNING, guidance)
+    spare = evaluations - refine.evaluations(begin, guidance)
+    if spare < 0:
         raise InvalidArgument(
-            f"evaluations must be at least {_BEGIN + _MOVE}, those of a start and a move, "
+            f"evaluations must be at least {evaluations - spare}, those of a start and a move, "
             f"got {evaluations}"
         )
-    transitions = max(1, evaluations // 4)
-    refine = Refine(particles, scale, moves=(evaluations - _BEGIN) // _MOVE, move_steps=_MOVE)
     return {
         _PLAIN: Recipe(BestOf(1), Sampler.ode(evaluations)),
         _BEST: Recipe(BestOf(particles), Sampler.ode(evaluations)),
         "steering": Recipe(Steering(particles, scale), Sampler(transitions, 4, 0.4)),
-        "refine": Recipe(refine, Sampler.ode(evaluations - refine.moves * _MOVE)),
+        "refine": Recipe(refine, Sampler.ode(BEGINNING + spare)),
     }
 
 
 def compare_own(
     out: str | os.PathLike[str],
     *,
+    model: Model,
     job: Job,
     entries: Sequence[PromptEntry],
     scale: float,
@@ -113,8 +121,10 @@ def compare_own(
 
     Parameters
     ----------
+    model : Model
+        The one of the job.
     job : Job
-        Model, reward, call and seed; its method and sampler are those of the comparison.
+        Reward, call and seed; its method and sampler are those of the comparison.
     scale : float
         λ of steering and refinement.
     evaluations, particles : int
@@ -124,10 +134,11 @@ def compare_own(
     """
     check_count("particles", particles, least=2)
     check_count("prompts", len(entries), least=2)  # a standard error needs two
-    ways = recipes(particles, check_count("evaluations", evaluations), scale)
+    check_count("evaluations", evaluations)
+    ways = recipes(particles, evaluations, scale, model.guidance(job))
     jobs = {n: replace(job, method=r.method, sampler=r.sampler) for n, r in ways.items()}
     items, folder = items_of(entries, [job.seed], list(jobs)), Path(out)
-    report = run_batch(Work(jobs), items, folder, progress=progress, announce=announce)
+    report = run_batch(Work(jobs), items, folder, model=model, progress=progress, announce=announce)
     if report.failed or report.left:
         raise InvalidArgument(
             f"{report.failed} of {len(items)} runs failed and {report.left} are left, see "

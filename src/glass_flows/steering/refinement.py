@@ -13,6 +13,7 @@ Neal 2001), by which they may be exchanged, and whose product estimates the evid
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -28,7 +29,8 @@ from ..execute import Boundary, iterate
 from ..guidance import Guidance, GuidedDenoiser
 from ..noise import ACCEPTANCE, MOVE, Noise
 from ..paths import Path
-from ..plans import Default, Sampler, Solver, Table, plan_transition
+from ..plans import Default, EulerMaruyama, Sampler, Solver, Table, plan_transition
+from ..plans.solvers import solver_for
 from ..settings import SHARE, Checked, Choice, Count, Listed, Number, Object, setting
 from .method import Course, Method
 from .population import Run, kept
@@ -180,6 +182,22 @@ class Refine(Method):
             return evaluations_of(time, guidance)
         return steps[move % len(steps)] if isinstance(steps, tuple) else steps
 
+    def filling(self, evaluations: int, beginning: int, guidance: float = 1.0) -> Refine:
+        """With as many moves as so many evaluations last after the beginning; one at least."""
+        left = evaluations - beginning
+        counts = range(1, max(1, left) + 1)
+        fit = bisect.bisect_right(
+            counts, left, key=lambda moves: replace(self, moves=moves)._of_moves(guidance)
+        )
+        return replace(self, moves=max(1, fit))
+
+    def check_table(self, table: Table) -> None:
+        if isinstance(table.solver, EulerMaruyama):
+            raise InvalidArgument(
+                "refinement draws from p(z | x_t) by an inner flow, and Euler-Maruyama has none: "
+                "give another solver"
+            )
+
     def calls(self, table: Table, first: int = 0) -> int:
         begin = 0 if first else table.evaluations
         return begin + self._of_moves(getattr(table.solver, "guidance", None) or 1.0, first)
@@ -191,7 +209,7 @@ class Refine(Method):
         found = []
         if isinstance(denoiser, GuidedDenoiser):
             found.append("reward guidance tilts the moves, and their acceptance does not undo it")
-        if as_denoiser(denoiser).cfg_scale != 1.0:
+        if as_denoiser(denoiser).cfg_scale not in (0.0, 1.0):
             found.append("under classifier-free guidance D is no posterior mean: moves keep no law")
         if isinstance(self.schedule, Adaptive):
             found.append("λ was chosen by the ESS of the chains themselves")
@@ -279,7 +297,9 @@ class Refining(Course):
 
     def __init__(self, settings: Refine, run: Run) -> None:
         self.settings, self.run = settings, run
-        self.path = run.table.path
+        self.path, model = run.table.path, run.model
+        self.solver = solver_for(cast(Solver, run.table.solver or Default()), model.cfg_scale)
+        self.tables: dict[tuple[float, int], Table] = {}
         P, N = run.population.count, settings.particles
         self.z: Tensor | None = None  # this process's states
         self.best: Tensor | None = None
@@ -307,6 +327,8 @@ class Refining(Course):
             for drawn in run.boundaries():
                 x = drawn.x
         for k in range(run.first, K + 1):
+            if k < K and not isinstance(self.settings.move_times, Acceptance):
+                self.time = self.settings.time(k)
             ahead = self._table(k) if k < K else None
             transition = None if ahead is None else ahead.transitions[0]
             boundary = Boundary(k, 1.0, x, Estimate(x, x), transition)
@@ -317,11 +339,14 @@ class Refining(Course):
                 x = self._proposal(self._table(k), boundary)
 
     def _table(self, k: int) -> Table:
-        """Of move k: from where it noises to, to data."""
-        steps = self.settings.asked(k, self.time, self.run.model.cfg_scale)
+        """Of move k: from where it noises to, to data; planned once."""
         t = time_on(self.path, self.time)
-        solver = cast(Solver, self.run.table.solver or Default())
-        return plan_transition(self.path, t, 1.0, rho=0.0, steps=steps, solver=solver)
+        steps = self.settings.asked(k, self.time, self.run.model.cfg_scale)
+        if (t, steps) not in self.tables:
+            self.tables[t, steps] = plan_transition(
+                self.path, t, 1.0, rho=0.0, steps=steps, solver=self.solver
+            )
+        return self.tables[t, steps]
 
     def _proposal(self, table: Table, boundary: Boundary) -> Tensor:
         """Noise z to x_t, and draw z' from p(z | x_t)."""
@@ -390,8 +415,6 @@ class Refining(Course):
             rate = float(self.accepted.double().mean())
             signal = self.time / (1.0 - self.time) * math.exp(_GAIN * (rule.rate - rate) / k**0.5)
             self.time = min(max(signal / (1.0 + signal), 0.02), 0.98)
-        elif k < self.settings.moves:
-            self.time = self.settings.time(k)
 
     def _gained(self, share: Tensor) -> Tensor:
         """(λ_{k+1} - λ_k) r; nothing more where λ_k excludes a sample already."""
