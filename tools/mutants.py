@@ -127,7 +127,13 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_greedy_draws_children_in_proportion",
         "test_steering_errors",
     ),
-    "steering/population.py": (FORMULAS, *STEERING, "test_steering_errors", "test_guidance"),
+    "steering/population.py": (
+        "test_refine::test_it_begins_with_what_is_given,test_an_init_of_another_shape_is_refused",
+        FORMULAS,
+        *STEERING,
+        "test_steering_errors",
+        "test_guidance",
+    ),
     "steering/method.py": (FORMULAS, *STEERING, "test_steering_errors", "test_guidance"),
     "steering/methods.py": ("test_steering_errors", "test_settings"),
     "steering/loop.py": (
