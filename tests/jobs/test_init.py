@@ -160,3 +160,41 @@ def test_a_picture_of_the_shapes_pipeline(tmp_path):
         for file in (tmp_path / "out" / "000-00.png", picture)
     )
     assert float((found - given).abs().mean()) < 12.0  # of 255
+
+
+def test_a_batch_begins_with_a_picture_for_each_prompt(tmp_path):
+    files = [save(digit_image(digits_images()[i]), tmp_path / f"{i}.png") for i in (3, 5)]
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("8\n1\n8\n")
+    given = [
+        "batch", str(prompts), "--method", "refine", "--method", "best-of-n", "--moves", "0",
+        "--particles", "2", "--duplicates", "--out", str(out),
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, [*given, "--init", files[0], "--init", files[1]])
+    assert "2 pictures to begin with for 3 prompts" in str(result.exception)
+    every = [f"--init={file}" for file in (*files, files[1])]
+    result = CliRunner().invoke(app, [*given, *every])
+    assert result.exit_code == 0, result.output
+    begun = {run.job["prompts"][0]: run for run in map(read_run, sorted(out.glob("*-refine")))}
+    assert len(list(out.glob("*-refine"))) == 3
+    assert [begun[p].job["init"] for p in ("8", "1")] == [[files[1]], [files[1]]]
+    first = read_run(next(out.glob("00000-*-refine")))
+    assert first.job["init"] == [files[0]]
+    shown = open_image(first.folder / first.samples[0][0].file).resize((8, 8), Image.Resampling.BOX)
+    assert (digit_of(shown) == digit_of(open_image(files[0]))).all()
+    assert all("init" not in read_run(run).job for run in out.glob("*-best-of-n"))
+    digit_image(digits_images()[7]).save(files[0])
+    result = CliRunner().invoke(app, [*given, *every])
+    assert result.exit_code != 0
+    assert "init 0" in " ".join((str(result.exception), result.output))
+
+
+def test_one_picture_is_for_every_prompt_of_a_batch(digit, tmp_path):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
+    prompts.write_text("8\n1\n")
+    given = ["batch", str(prompts), "--method", "refine", "--moves", "1", "--init", digit]
+    result = CliRunner().invoke(app, [*given, "--particles", "2", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert [read_run(run).job["init"] for run in out.glob("*-refine")] == [[digit], [digit]]
+    result = CliRunner().invoke(app, ["batch", str(prompts), "--init", digit, "--out", str(out)])
+    assert "--init: only for --method refine" in str(result.exception)

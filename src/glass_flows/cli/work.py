@@ -244,6 +244,13 @@ def batch(
     duplicates: Annotated[
         bool, typer.Option("--duplicates", help="Run a prompt as often as it stands in the file.")
     ] = False,
+    init: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture that --method refine begins with: once for all prompts, or once for "
+            "each, in their order."
+        ),
+    ] = None,
     budget: Budget = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away runs of other settings in the folder.")
@@ -261,6 +268,8 @@ def batch(
     Example: glass-flows batch evaluation_metadata.jsonl --model FOLDER --reward pickscore
     --seeds 0-3 --out out/geneval
     """
+    from dataclasses import replace
+
     from ..jobs.batch import run_batch
     from ..jobs.items import Work, items_of
     from ..jobs.job import Placement
@@ -270,15 +279,20 @@ def batch(
 
     methods = method or ["steering"]
     place = build(Placement, {}, options.placement)
+    entries = read_prompts(prompts, categories=category or (), count=count, duplicates=duplicates)
     _, jobs = jobs_of(
         model, methods, options, here=place.ray is None, reward=reward or "",
-        threads=place.threads, budget=budget,
+        threads=place.threads, budget=budget, prompts=tuple(entry.text for entry in entries),
+        init=tuple(map(str, init or ())),
     )  # fmt: skip
-    entries = read_prompts(prompts, categories=category or (), count=count, duplicates=duplicates)
+    work = Work(
+        {name: replace(job, prompts=()) for name, job in jobs.items()},
+        tuple(entry.number for entry in entries),
+    )
     items = items_of(entries, read_seeds(seeds), methods)
     say = partial(Console(stderr=True).print, style="dim", markup=False)
     report = run_batch(
-        Work(jobs), items, out, workers=place.workers, ray=place.ray, budget=budget,
+        work, items, out, workers=place.workers, ray=place.ray, budget=budget,
         overwrite=overwrite, announce=say,
     )  # fmt: skip
     typer.echo(report.table.read_text(encoding="utf-8"))

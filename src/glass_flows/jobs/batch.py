@@ -100,7 +100,8 @@ def run_batch(
         if budget is not None:
             model = loaded = load_model(work)
             sized = within(budget, model, work.of(items[0]), home, announce)
-            work = Work({name: sized(job) for name, job in work.jobs.items()})
+            jobs = {name: sized(job) for name, job in work.jobs.items()}
+            work = Work(jobs, work.numbers)
         if overwrite:
             clear_others(model, work, items, home)
         missing = [item for item in items if not is_finished(model, work, item, home)]

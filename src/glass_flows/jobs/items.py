@@ -54,12 +54,20 @@ Over = tuple[Item, str | None]
 
 @dataclass(frozen=True)
 class Work:
-    """What the items of a batch have in common: a job for each method, without prompt and seed."""
+    """What the items of a batch have in common: a job for each method, without prompt and seed.
+
+    Where jobs begin with a picture for each prompt, `numbers` are those of the prompts.
+    """
 
     jobs: Mapping[str, Job]
+    numbers: tuple[int, ...] = ()
 
     def of(self, item: Item) -> Job:
-        return replace(self.jobs[item.method], prompts=(item.prompt,), seed=item.seed)
+        job = self.jobs[item.method]
+        init = job.init
+        if len(init) > 1:
+            init = (init[self.numbers.index(item.number)],)
+        return replace(job, prompts=(item.prompt,), seed=item.seed, init=init)
 
     @property
     def any(self) -> Job:
@@ -160,7 +168,7 @@ def folder_of(model: Model, work: Work, item: Item, out: Path) -> RunFolder:
         out / item.name,
         job.as_json(),
         title=item.prompt,
-        weights=model.weights(job.reward),
+        weights={**model.weights(job.reward), **job.beginnings()},
         patience=_PATIENCE,
     )
 

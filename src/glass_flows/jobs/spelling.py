@@ -13,7 +13,7 @@ from ..errors import InvalidArgument, check_name, shown
 from ..fronts import refuse_foreign
 from ..plans import Sampler
 from ..settings import build, kinds
-from ..steering import METHODS, Method, Twist, method_of
+from ..steering import METHODS, Method, Refine, Twist, method_of
 from ..steering.methods import every_setting, foreign_settings, idle_settings, sampler_for
 from ..steering.smc import Steering
 from .budget import parse_budget
@@ -52,8 +52,9 @@ def jobs_of(
     here: bool = True,
     **rest: Any,
 ) -> tuple[Model, dict[str, Job]]:
-    """The model, resolved, and a job for each method; `rest` are further fields of the jobs,
-    and "budget", which is looked at only. They run `here`, or where there are other devices.
+    """The model, resolved, and a job for each method; `rest` are further fields of the jobs, of
+    which "init" goes to those that begin with it, and "budget", which is looked at only. They run
+    `here`, or where there are other devices.
 
     Raises
     ------
@@ -72,6 +73,7 @@ def jobs_of(
     for method in methods:
         check_name("method", method, METHODS)
     _refuse_unused(model, methods, options, {**rest, "budget": budget})
+    init = rest.pop("init", ())
     sampler = build(Sampler, {}, options.sampler)
     batching = build(Batching, {}, options.batching, **model.batching)
     found, idle = {}, []
@@ -84,6 +86,7 @@ def jobs_of(
             batching=batching,
             loading=loading,
             call=dict(options.call),
+            init=init if isinstance(made, Refine) else (),
             **rest,
         )
         idle.append(idle_settings(made, sampler, options.sampler))
