@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 
@@ -10,16 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from glass_flows import BestOf, Refine, Sampler, Steering
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument
+from glass_flows.jobs import Job
 from glass_flows.jobs.budget import (
     Budget,
     Prices,
     choose,
-    chosen_for,
     measure,
     parse_budget,
+    prices_for,
+    told,
+    ways,
 )
+from glass_flows.jobs.models import Pipeline
+
+STEERING, BEST = Job("shapes", Steering(), Sampler()), Job("shapes", BestOf(), Sampler.ode(24))
+REFINE = Job("shapes", Refine(), Sampler.ode(6))
+STEERED = tuple(ways(STEERING))
 
 
 @pytest.mark.parametrize(
@@ -42,34 +52,66 @@ def test_anything_else_is_refused(text):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.floats(1e-4, 100), st.floats(0, 100), st.floats(0, 10), st.floats(1.0, 50.0))
-def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times):
+@given(
+    st.floats(1e-4, 100),
+    st.floats(0, 100),
+    st.floats(0, 10),
+    st.floats(1.0, 50.0),
+    st.sampled_from([STEERING, REFINE, BEST]),
+)
+def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times, job):
     prices = Prices(evaluation, look, call * evaluation)
-    amount = times * prices.of(12, 6, 4)
-    choice = choose(prices, amount)
-    price = prices.of(choice.particles, choice.transitions, choice.steps)
+    amount = times * prices.of(12, 24, 6)
+    choice = choose(prices, amount, ways(job))
+    price = prices.of(choice.particles, choice.way.evaluations, choice.way.looks)
     assert price == choice.price <= amount
     assert price >= 0.85 * amount
+    sized = choice.sized()
+    assert sized.method.evaluations(sized.sampler) <= choice.way.evaluations
+    moves = sized.method.moves if job is REFINE else 0
+    looks = {"steering": sized.sampler.transitions, "refine": 1 + moves, "best-of-n": 1}
+    assert choice.way.looks == looks[job.method.word]
 
 
 def test_more_budget_buys_evaluations_first_and_then_particles():
     prices = Prices(1.0, 0.0)
-    few, some, many = (choose(prices, amount) for amount in (40, 250, 2000))
-    assert few.transitions * few.steps < 24
+    few, some, many = (choose(prices, amount, STEERED) for amount in (40, 250, 2000))
+    assert few.way.evaluations < 24
     assert few.particles >= 2
-    assert 16 <= some.transitions * some.steps <= 32
+    assert 16 <= some.way.evaluations <= 32
     assert many.particles > some.particles > few.particles
 
 
 def test_looks_that_cost_much_are_taken_seldom():
-    cheap, dear = choose(Prices(1.0, 0.0), 300), choose(Prices(1.0, 10.0), 300)
-    assert dear.transitions < cheap.transitions
-    assert dear.steps > cheap.steps
+    for job in (STEERING, REFINE):
+        cheap, dear = (choose(Prices(1.0, look), 300, ways(job)) for look in (0.0, 10.0))
+        assert dear.way.looks < cheap.way.looks
+    cheap, dear = (choose(Prices(1.0, look), 300, STEERED) for look in (0.0, 10.0))
+    assert dear.way.steps > cheap.way.steps
+
+
+def test_refinement_is_chosen_where_its_moves_keep_a_law():
+    """And not under guidance, where looks on the way are cheaper than moves."""
+    for guidance, word in ((1.0, "refine"), (3.0, "steering")):
+        both = [way for job in (STEERING, REFINE) for way in ways(job, guidance)]
+        for amount in (200, 1000):
+            split = choose(Prices(1.0, 0.2), amount, both)
+            assert split.way.job.method.word == split.sized(guidance).method.word == word
+    said = told(split, Prices(1.0, 0.2), "1000")
+    assert said.startswith(f"steering: {split.particles} particles, ")
+    assert said.endswith("a look at the reward costs as much as 0.2 evaluations")
+
+
+def test_moves_after_a_given_picture_have_all_evaluations():
+    begun = Job("shapes", Refine(), Sampler.ode(6), init=("a.png",))
+    given, drawn = (choose(Prices(1.0, 0.0), 400, ways(job)).way for job in (begun, REFINE))
+    assert given.evaluations == drawn.evaluations
+    assert given.looks == drawn.looks + 2
 
 
 def test_too_little_is_refused_with_what_it_takes():
-    with pytest.raises(InvalidArgument, match=r"two particles of 2x2 evaluations cost 8, it is 7"):
-        choose(Prices(1.0, 0.0), 7)
+    with pytest.raises(InvalidArgument, match=r"two particles of 4 evaluations cost 8, it is 7"):
+        choose(Prices(1.0, 0.0), 7, STEERED)
 
 
 class Machine:
@@ -102,9 +144,9 @@ class Machine:
 )
 def test_measured_and_spent_it_is_within_fifteen_percent(seconds, machine):
     model = Machine(**machine)
-    choice = measure(model.trial, Budget(seconds=seconds), model.clock)
-    measured = model.now
-    model.trial(choice.particles, choice.transitions, choice.steps)
+    prices, left = measure(model.trial, Budget(seconds=seconds), STEERED, model.clock)
+    choice, measured = choose(prices, left, STEERED), model.now
+    model.trial(choice.particles, choice.way.transitions, choice.way.steps)
     assert model.now == pytest.approx(seconds, rel=0.15)
     assert measured < 0.5 * seconds
 
@@ -112,19 +154,19 @@ def test_measured_and_spent_it_is_within_fifteen_percent(seconds, machine):
 def test_evaluations_are_counted_and_never_exceeded():
     for passes in (1, 2):
         model = Machine(1.0, 0.0)
-        choice = measure(lambda *n, p=passes, m=model: p * m.trial(*n), Budget(evaluations=1000))
-        spent = passes * choice.particles * choice.transitions * choice.steps
-        assert 850 <= spent <= 1000
+        prices, left = measure(
+            lambda *n, p=passes, m=model: p * m.trial(*n), Budget(evaluations=1000), STEERED
+        )
+        choice = choose(prices, left, STEERED)
+        assert 850 <= passes * choice.particles * choice.way.evaluations <= 1000
 
 
-def test_a_choice_is_kept_so_that_a_run_can_be_gone_on_with(tmp_path):
+def test_prices_are_kept_so_that_a_run_can_be_gone_on_with(tmp_path):
     numbers = itertools.count(1)
-    said = []
-    first = chosen_for("600", tmp_path, lambda *n: next(numbers), said.append)
+    first = prices_for("600", tmp_path, lambda *n: next(numbers), STEERED)
     calls = next(numbers)
-    assert chosen_for("600", tmp_path, lambda *n: next(numbers)) == first
+    assert prices_for("600", tmp_path, lambda *n: next(numbers), STEERED) == first
     assert next(numbers) == calls + 1  # nothing was measured
-    assert f"{first.particles} particles, {first.transitions} transitions" in said[-1]
     assert json.loads((tmp_path / "budget.json").read_text())["budget"] == "600 network evaluations"
 
 
@@ -139,31 +181,40 @@ def test_a_batch_within_a_number_of_evaluations(tmp_path):
     (tmp_path / "prompts.txt").write_text("seven\n")
     bad = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "bad")])
     assert isinstance(bad.exception, InvalidArgument)
+    both = [*command[:-1], str(tmp_path / "both"), "--method", "refine", "--method", "steering"]
+    (tmp_path / "prompts.txt").write_text("8\n")
+    result = CliRunner().invoke(app, both, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    for word in ("refine", "steering"):
+        (found,) = (tmp_path / "both").glob(f"*-{word}/result.json")
+        assert 255 <= json.loads(found.read_text())["costs"]["network_evaluations"] <= 300
     digits = CliRunner().invoke(app, ["align", "--budget", "2min", "--out", str(tmp_path)])
     assert "--budget: only for a diffusers pipeline" in str(digits.exception)
 
 
-def test_a_choice_is_that_of_its_job(tmp_path):
+def test_prices_are_those_of_their_job(tmp_path):
     def model(*sizes):
         asked.append(sizes)
         return sizes[0] * sizes[1] * sizes[2]
 
+    def prices(job):
+        return prices_for("600", tmp_path, model, STEERED, job=job)
+
     asked = []
-    first = chosen_for("600", tmp_path, model, job={"model": "a"})
+    first = prices({"model": "a"})
     count = len(asked)
-    assert chosen_for("600", tmp_path, model, job={"model": "a"}) == first
+    assert prices({"model": "a"}) == first
     assert len(asked) == count
-    chosen_for("600", tmp_path, model, job={"model": "b"})
+    prices({"model": "b"})
     assert len(asked) == 2 * count
     file = tmp_path / "budget.json"
-    for text in (file.read_text()[:-9], "[]", '{"budget": "600 network evaluations"}'):
+    known = json.loads(file.read_text())
+    of_another_version = {**{n: known[n] for n in ("budget", "job")}, "choice": {"particles": 3}}
+    below = {**known, "left": -1.0}
+    for text in (file.read_text()[:-9], "[]", json.dumps(of_another_version), json.dumps(below)):
         file.write_text(text)
-        assert chosen_for("600", tmp_path, model, job={"model": "b"}) == first
-    assert len(asked) == 5 * count
-    found = json.loads(file.read_text())
-    file.write_text(json.dumps({name: found[name] for name in ("budget", "choice")}))  # of 0.2.0
-    assert chosen_for("600", tmp_path, model, job={"model": "b"}) == first
-    assert len(asked) == 5 * count
+        assert prices({"model": "b"}) == first
+    assert len(asked) == 6 * count
 
 
 def test_sizes_beside_a_budget_are_refused(tmp_path):
@@ -171,3 +222,31 @@ def test_sizes_beside_a_budget_are_refused(tmp_path):
     command += ["--particles", "4", "--steps", "2", "--out", str(tmp_path)]
     told = CliRunner().invoke(app, command)
     assert "--particles, --steps: --budget chooses them" in str(told.exception)
+    told = CliRunner().invoke(app, [*command[:7], "--moves", "4", "--out", str(tmp_path)])
+    assert "--moves: --budget chooses them" in str(told.exception)
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [([], "steering"), (["--rescore", "3"], "refine"), (["--twist", "1"], "steering")],
+)
+def test_without_a_method_the_budget_chooses_it(tmp_path, given, word, monkeypatch):
+    """Of those that have the options; Shapes are under guidance, where looks are cheaper."""
+
+    def run(self, job, *rest):
+        drawn.append(job)
+        raise Stopped
+
+    drawn = []
+    align = importlib.import_module("glass_flows.jobs.align")  # not the function of that name
+    monkeypatch.setattr(align, "prices_for", lambda *n: (Prices(1.0, 0.1), 200.0))
+    monkeypatch.setattr(Pipeline, "run", run)
+    command = ["align", "--model", "shapes", "--prompt", "a red circle", "--budget", "200"]
+    found = CliRunner().invoke(app, [*command, *given, "--out", str(tmp_path)])
+    assert isinstance(found.exception, Stopped), found.exception
+    assert [job.method.word for job in drawn] == [word]
+    assert f"{word}: {drawn[0].method.particles} particles, " in found.output

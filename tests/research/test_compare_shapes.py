@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument
 from glass_flows.jobs import resolve
 from glass_flows.research import compare_shapes as compare
+from glass_flows.research import recipe
 from glass_flows.worlds.shapes.clip import build_clip, build_clip_processor
 from glass_flows.worlds.shapes.pipeline import build_pipeline
 
@@ -38,13 +40,15 @@ def few(monkeypatch):
     monkeypatch.setattr(compare, "_GUIDES", (0.5, 1.0))
     monkeypatch.setattr(compare, "_CAPS", (0.75,))
     monkeypatch.setattr(compare, "_COLUMNS", 2)
+    monkeypatch.setattr(recipe, "BEGINNING", 1)
+    monkeypatch.setattr(compare, "refinement", partial(recipe.refinement, move_steps=1))
 
 
 @pytest.mark.slow
 def test_every_method_is_run_judged_and_written(parts, tmp_path):
     report = compare.compare_shapes(tmp_path, **parts, **SMALL)
     names = [line.method.strip() for line in report.methods]
-    assert names == ["plain", "best-of-n", "steering", "+ guidance", "+ twist"]
+    assert names == ["plain", "best-of-n", "steering", "+ guidance", "+ twist", "refinement"]
     plain, best, *steered = report.methods
     # Two passes of the network for each of two evaluations.
     assert plain.evaluations == 4

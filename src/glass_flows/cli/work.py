@@ -20,7 +20,7 @@ Budget = Annotated[
     str | None,
     typer.Option(
         help="A time (90s, 2min) or a number of network evaluations (2000): particles, transitions "
-        "and steps are chosen for it after a short measurement (pipelines)."
+        "and steps are chosen for it after a short measurement (pipelines), and told."
     ),
 ]
 
@@ -36,13 +36,14 @@ def align(
     ] = None,
     reward: Reward = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="'steering' (sequential Monte Carlo), 'twist' (the same with twisted noise), the "
             "searches 'beam', 'greedy' and 'svdd', 'refine' (moves on clean samples), or "
-            "'best-of-n' and 'plain' (of the ODE, unless --rho is given)."
+            "'best-of-n' and 'plain' (of the ODE, unless --rho is given).",
+            show_default="steering; with --budget also refine, if it is worth more",
         ),
-    ] = "steering",
+    ] = None,
     init: Annotated[
         list[Path] | None,
         typer.Option(
@@ -85,20 +86,23 @@ def align(
     Example: glass-flows align --model FOLDER --prompt "a cat" --reward mine:sharpness --out out/cat
     """
     from ..jobs.models import Digits
-    from ..jobs.spelling import jobs_of
+    from ..jobs.spelling import able, jobs_of
 
+    methods = [method or "steering"]
+    if budget is not None and method is None:
+        methods = able(("steering", "refine"), options, begun=bool(init))
     found, jobs = jobs_of(
-        model, [method], options, announce, prompts=tuple(prompt or ()), reward=reward or "",
+        model, methods, options, announce, prompts=tuple(prompt or ()), reward=reward or "",
         seed=seed, micro_batch=micro_batch, populations=populations or 1, budget=budget,
         init=tuple(map(str, init or ())),
     )  # fmt: skip
     if not isinstance(found, Digits):
-        _align_images(found, jobs[method], out, budget, overwrite)
+        _align_images(found, list(jobs.values()), out, budget, overwrite)
         return
     if budget is not None:
         raise InvalidArgument(f"--budget: only for a diffusers pipeline; --model is {model!r}")
     twist, count = "twist" in options.method, populations or 256
-    _align_digits(found, jobs[method], method, count, twist, out, overwrite)
+    _align_digits(found, jobs[methods[0]], methods[0], count, twist, out, overwrite)
 
 
 def _align_digits(
@@ -140,16 +144,18 @@ def _align_digits(
     typer.echo(f"picture: {report.picture}\nfigures: {report.results}")
 
 
-def _align_images(model: Any, job: Any, out: Path, budget: str | None, overwrite: bool) -> None:
-    """Draw, and print what came out."""
+def _align_images(model: Any, jobs: Any, out: Path, budget: str | None, overwrite: bool) -> None:
+    """Draw the first job, or within a budget the best of them, and print what came out."""
     from dataclasses import replace
 
     from ..jobs.align import align as draw
     from ..runs import process_group
 
-    job = replace(job, prompts=model.read_prompts(job.prompts))
+    job, *others = [replace(job, prompts=model.read_prompts(job.prompts)) for job in jobs]
     with process_group() as rank:
-        report = draw(model, job, out, budget=budget, overwrite=overwrite, announce=announce)
+        report = draw(
+            model, job, out, budget=budget, others=others, overwrite=overwrite, announce=announce
+        )
     if rank:  # the first tells of all
         return
     for prompt, values in zip(report.prompts, report.rewards):

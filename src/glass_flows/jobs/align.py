@@ -26,14 +26,13 @@ from ..steering import (
     BestOf,
     Costs,
     Method,
-    Refine,
     SearchResult,
     Shards,
     Steering,
     WeightedResult,
 )
 from ..steering.loop import Watch
-from .budget import chosen_for
+from .budget import choose, prices_for, told, ways
 from .job import Job
 from .models import Digits, Model
 from .pictures import Strip, digit_image, image_grid, save_png
@@ -234,6 +233,7 @@ def align(
     out: str | os.PathLike[str],
     *,
     budget: str | None = None,
+    others: Sequence[Job] = (),
     overwrite: bool = False,
     progress: bool | None = None,
     announce: Announce = lambda text: None,
@@ -250,6 +250,9 @@ def align(
     budget : str, optional
         A time ("2min") or a number of network evaluations ("2000") for the run, instead of
         `particles`, `transitions` and `steps`; see :mod:`.budget`.
+    others : sequence of Job
+        The same by other methods, one of which may be drawn in its place: within a budget it is
+        the one whose looks and evaluations are worth most.
     overwrite : bool
         Throw away another run that is in `out`.
     """
@@ -265,7 +268,8 @@ def align(
             if shards is not None:
                 shards.total(0)  # the others wait until it is gone
         if budget is not None:
-            job = within(budget, model, job, folder, announce)(job)
+            every = [job, *others]
+            job = within(budget, model, every, folder, announce)(every)
         if not (folder / RESULT).exists():
             model.reward(job)
             model.load()
@@ -341,21 +345,26 @@ def _aligned(
 
 
 def within(
-    budget: str, model: Model, job: Job, folder: Path, announce: Announce
-) -> Callable[[Job], Job]:
-    """Jobs in the sizes for a budget, which are measured on one of them and kept in the folder."""
+    budget: str, model: Model, jobs: Sequence[Job], folder: Path, announce: Announce
+) -> Callable[[Sequence[Job]], Job]:
+    """The best of some jobs in the sizes for a budget; prices are measured on the first of them,
+    and kept in the folder."""
 
     def trial(*sizes: int) -> int:
         """Draw once, without keeping anything; the evaluations it took."""
-        sized = replace(job, method=Steering(), init=()).sized(*sizes)
+        sized = replace(jobs[0], method=Steering(), init=()).sized(*sizes)
         return model.run(sized, Watch(progress=False)).result.network_evaluations
 
-    about = replace(job, prompts=(), seed=0).as_json()
-    particles, transitions, steps, _ = chosen_for(budget, folder, trial, announce, about)
+    model.load()  # or its time would be taken for that of an evaluation
+    guidance = model.guidance(jobs[0])
+    about = replace(jobs[0], prompts=(), seed=0, method=Steering(), init=()).as_json()
+    among = [way for job in jobs for way in ways(job, guidance)]
+    prices, left = prices_for(budget, folder, trial, among, announce, about)
 
-    def sized(one: Job) -> Job:
-        guidance = model.guidance(one) if isinstance(one.method, Refine) else 1.0
-        return one.sized(particles, transitions, steps, guidance)
+    def sized(jobs: Sequence[Job]) -> Job:
+        split = choose(prices, left, (way for job in jobs for way in ways(job, guidance)))
+        announce(told(split, prices, budget))
+        return split.sized(guidance)
 
     return sized
 

@@ -99,8 +99,8 @@ def run_batch(
     with progress_bar(len(items), progress, "batch") as advance:
         if budget is not None:
             model = loaded = load_model(work)
-            sized = within(budget, model, work.of(items[0]), home, announce)
-            jobs = {name: sized(job) for name, job in work.jobs.items()}
+            sized = within(budget, model, [work.of(items[0])], home, announce)
+            jobs = {name: sized([job]) for name, job in work.jobs.items()}
             work = Work(jobs, work.numbers)
         if overwrite:
             clear_others(model, work, items, home)

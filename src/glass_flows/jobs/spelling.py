@@ -20,7 +20,7 @@ from .budget import parse_budget
 from .job import Job, Loading
 from .models import Model, resolve
 
-__all__ = ["Options", "flag", "jobs_of", "read_arguments", "read_seeds"]
+__all__ = ["Options", "able", "flag", "jobs_of", "read_arguments", "read_seeds"]
 
 _MOST_SEEDS = 100_000
 _FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
@@ -99,6 +99,14 @@ def jobs_of(
     return model, found
 
 
+def able(methods: Sequence[str], options: Options, begun: bool = False) -> list[str]:
+    """Those methods that have every method option that was given, and begin with what was; the
+    first, which says what it lacks, if none has."""
+    found = [m for m in methods if not foreign_settings(m, options.method)]
+    found = [m for m in found or methods[:1] if not begun or METHODS[m].kind is Refine]
+    return found or [methods[0]]
+
+
 def _method(model: Model, name: str, texts: Mapping[str, str]) -> Method:
     """A method, with the options that it has, for the data of a model."""
     own = {n: text for n, text in texts.items() if not foreign_settings(name, {n: text})}
@@ -132,7 +140,7 @@ def _refuse_unused(
     foreign = [n for group, names in given.items() if group not in model.takes for n in names]
     unused = [n for n in options.method if all(foreign_settings(m, {n: ""}) for m in methods)]
     reasons = []
-    sizes = {"particles", "transitions", "steps"} & {*options.method, *options.sampler}
+    sizes = {"particles", "transitions", "steps", "moves"} & {*options.method, *options.sampler}
     if sizes and given["budget"]:
         reasons.append(f"{', '.join(map(flag, sorted(sizes)))}: --budget chooses them; give one")
     if foreign:

@@ -30,9 +30,8 @@ from ..jobs.prompts import PromptEntry
 from ..measures import Measure, mean
 from ..plans import Sampler
 from ..runs import RunRecord, read_run
-from ..steering import BestOf, Refine, Steering
-from ..steering.refinement import BEGINNING
-from .recipe import Recipe
+from ..steering import BestOf, Steering
+from .recipe import Recipe, refinement
 from .writing import write_json, write_markdown
 
 __all__ = ["OwnFigures", "OwnReport", "compare_own", "recipes"]
@@ -89,19 +88,12 @@ def recipes(
 
     `guidance` is that of the model's network: under it the moves of refinement take more.
     """
-    begin, transitions = Sampler.ode(BEGINNING), max(1, evaluations // 4)
-    refine = Refine(particles, scale).filling(evaluations, BEGINNING, guidance)
-    spare = evaluations - refine.evaluations(begin, guidance)
-    if spare < 0:
-        raise InvalidArgument(
-            f"evaluations must be at least {evaluations - spare}, those of a start and a move, "
-            f"got {evaluations}"
-        )
+    transitions = max(1, evaluations // 4)
     return {
         _PLAIN: Recipe(BestOf(1), Sampler.ode(evaluations)),
         _BEST: Recipe(BestOf(particles), Sampler.ode(evaluations)),
         "steering": Recipe(Steering(particles, scale), Sampler(transitions, 4, 0.4)),
-        "refine": Recipe(refine, Sampler.ode(BEGINNING + spare)),
+        "refine": refinement(particles, scale, evaluations, guidance),
     }
 
 

@@ -35,7 +35,17 @@ from ..steering import BestOf, Steering, Twist
 from ..steering.loop import Watch
 from ..stops import keep
 from ..worlds.shapes import CATEGORIES, Prompt, prompts
-from .recipe import Entry, Methods, Recipe, Returned, contest, judged, trials, write_contest
+from .recipe import (
+    Entry,
+    Methods,
+    Recipe,
+    Returned,
+    contest,
+    judged,
+    refinement,
+    trials,
+    write_contest,
+)
 from .writing import blank_plot, key_of
 
 __all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods"]
@@ -86,8 +96,9 @@ class ShapesReport:
     hacking: Path
 
 
-def methods(particles: int, transitions: int, steps: int) -> Methods:
-    """The methods by title: all spend K M evaluations on each of their particles.
+def methods(particles: int, transitions: int, steps: int, guidance: float = 1.0) -> Methods:
+    """The methods by title: all spend K M evaluations on each of their particles, of a network
+    under this classifier-free guidance.
 
     Guidance and twist take the λ that was chosen without them.
     """
@@ -98,6 +109,9 @@ def methods(particles: int, transitions: int, steps: int) -> Methods:
         _STEERED: [Recipe(Steering(particles, s, schedule=_ADAPTIVE), sampler) for s in _SCALES],
         _GUIDED: [Guidance(w) for w in _GUIDES],
         _TWISTED: [Twist(cap=cap) for cap in _CAPS],
+        "refinement": [
+            refinement(particles, scale, transitions * steps, guidance) for scale in _SCALES
+        ],
     }
 
 
@@ -136,7 +150,9 @@ def compare_shapes(
     check_count("count", count, least=2 * len(CATEGORIES))
     check_count("tuning_count", tuning_count, least=2)
     asked, tuning = prompts("test", count), prompts("tune", tuning_count)
-    listed, plot = methods(particles, transitions, steps), blank_plot()
+    model.load()
+    guidance = model.guidance(_plain(1).job(model, reward=reward))
+    listed, plot = methods(particles, transitions, steps, guidance), blank_plot()
     folder = make_folder(out)
     bench = _Bench(model, reward, seed, folder / "drawn")
     settings: dict[str, Any] = {

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ..batching import Batching
+from ..errors import InvalidArgument
 from ..guidance import Guidance
 from ..images import ImageResult
 from ..jobs import Job, Model
 from ..plans import Sampler
 from ..settings import Json
 from ..steering import Method, Refine, Steering, Twist
+from ..steering.refinement import BEGINNING
 from .writing import write_json, write_markdown
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "Returned",
     "contest",
     "judged",
+    "refinement",
     "trials",
     "write_contest",
 ]
@@ -71,6 +74,24 @@ class Recipe:
         return Job(
             model.name, self.method, self.sampler, batching=batching, loading=model.loading, **rest
         )
+
+
+def refinement(
+    particles: int, scale: float, evaluations: int, guidance: float = 1.0, **rest: Any
+) -> Recipe:
+    """A short ODE and as many moves as so many evaluations last, of a network under this guidance.
+
+    What no move takes goes to the beginning.
+    """
+    begin = Sampler.ode(BEGINNING)
+    method = Refine(particles, scale, **rest).filling(evaluations, BEGINNING, guidance)
+    spare = evaluations - method.evaluations(begin, guidance)
+    if spare < 0:
+        raise InvalidArgument(
+            f"evaluations must be at least {evaluations - spare}, those of a start and a move, "
+            f"got {evaluations}"
+        )
+    return Recipe(method, Sampler.ode(BEGINNING + spare))
 
 
 Methods = Mapping[str, Sequence[Recipe | Aid]]
