@@ -145,32 +145,35 @@ def _told(verdicts: Any, rewards: Any) -> tuple[str, str]:
 
 
 def guided(quick: bool) -> Iterator[str]:
-    """Digits of a class under classifier-free guidance, moved ten times without a reward."""
-    count, scales = (4, (1.0, 5.0)) if quick else (60, (1.0, 3.0, 5.0, 7.0))
-    model, times = cast(Digits, resolve("digits")), (0.1, 0.3, 0.5, 0.7)
+    """Digits of a class under classifier-free guidance, moved again and again without a reward."""
+    count, scales, moves = (4, (1.0, 5.0), 6) if quick else (60, (1.0, 3.0, 5.0, 7.0), 60)
+    model = cast(Digits, resolve("digits"))
+    times: tuple[float | Ramp, ...] = (0.1, 0.3, 0.5, 0.7, Refine().move_times)
     labels = torch.arange(10).repeat_interleave(count)
     rows = []
     for scale in scales:
         networks = digits_denoiser(0, scale)
         denoiser = replace(networks, conditioning={"label": labels})
         begin = sample(denoiser, (len(labels), *IMAGE), Sampler.ode(24), seed=0, progress=False)
-        rows.append((f"{scale:g}", "before", _digits(model, begin, labels), *[""] * 3))
+        blank = [""] * (len(times) - 1)
+        rows.append((f"{scale:g}", "before", _digits(model, begin, labels), *blank))
         for steps in (3, None, 12):
-            after = (_moved(denoiser, begin, t, steps) for t in times)
+            after = (_moved(denoiser, begin, t, steps, moves) for t in times)
             told = "as by default" if steps is None else str(steps)
             rows.append((f"{scale:g}", told, *(_digits(model, z, labels) for z in after)))
-    head = ("guidance", "evaluations", *(f"t = {t:g}" for t in times))
-    yield markdown(head, rows)
+    named = (f"t = {t:g}" if isinstance(t, float) else "ramp" for t in times)
+    yield markdown(("guidance", "evaluations", *named), rows)
     yield (
         "Judge accepts, in percent / squared Fréchet distance to the real digits / diversity / "
-        f"standard deviation of the pixels; {len(labels)} digits, before and after ten moves that "
-        "all noise to one t. Real digits: diversity 10.8, standard deviation 0.76."
+        f"standard deviation of the pixels; {len(labels)} digits, before and after {moves} moves "
+        "that all noise to one t, or by the default ramp. Real digits: diversity 10.8, standard "
+        "deviation 0.76."
     )
 
 
-def _moved(denoiser: Denoiser, begin: Tensor, t: float, steps: int | None) -> Tensor:
+def _moved(denoiser: Denoiser, begin: Tensor, t: Any, steps: int | None, moves: int) -> Tensor:
     method = Refine(
-        particles=1, scale=0.0, moves=10, move_times=t, move_steps=steps, ess_threshold=0.0,
+        particles=1, scale=0.0, moves=moves, move_times=t, move_steps=steps, ess_threshold=0.0,
         returned="last",
     )  # fmt: skip
     result = refine(

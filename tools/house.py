@@ -4,8 +4,9 @@
 
 Of `src/glass_flows`, from its sources alone. A function's length is without its docstring. Fronts
 (calls for people, under the decorator ``front``, commands, under ``with_settings``, and diffusers'
-configurations, under ``register_to_config``) name every setting, and their defaults are held to those of the settings
-objects by the code itself or by a test. `research` is measured for circles only.
+configurations, under ``register_to_config``) name every setting, and their defaults are held to
+those of the settings objects by the code itself or by a test. `research` is measured for circles
+only.
 """
 
 from __future__ import annotations
