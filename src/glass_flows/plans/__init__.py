@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .kernels import DDIM, Ends, Kernel, Rho, resolve_rho
+from .kernels import CPS, DDIM, Ancestral, Ends, Kernel, Precise, Rho, resolve_rho
 from .planner import plan, plan_transition
 from .sampler import Sampler
 from .solvers import (
@@ -16,7 +16,9 @@ from .solvers import (
 from .table import Mix, Row, Table, Transition
 
 __all__ = [
+    "CPS",
     "DDIM",
+    "Ancestral",
     "Default",
     "Ends",
     "EulerMaruyama",
@@ -25,6 +27,7 @@ __all__ = [
     "Kernel",
     "Mix",
     "Paper",
+    "Precise",
     "Rho",
     "Row",
     "Sampler",

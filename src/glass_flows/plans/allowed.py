@@ -14,7 +14,8 @@ TRANSITIONS = Count(most=MOST_EVALUATIONS)
 STEPS = Listed(Count(most=MOST_EVALUATIONS))
 RHO = Object(
     "rho rule",
-    "a number in [-1, 1], 'ddpm', 'ode', 'ddim:ETA', a function of (t, t'), or none",
+    "a number in [-1, 1], 'ddpm', 'ode', 'renoise', 'ddim:ETA', 'precise:ETA', 'ancestral:ETA', "
+    "'cps:ETA', a function of (t, t'), or none",
     heads=RHO_RULES,
     numbers=Number("lie in [-1, 1]", lambda rho: -1.0 <= rho <= 1.0),
     functions=True,

@@ -16,9 +16,20 @@ from typing import Any, Protocol, Union, runtime_checkable
 from ..errors import InvalidArgument, check_name, plain, shown
 from ..paths import Path
 from ..registry import Registry
-from ..settings import SHARE, Checked, setting
+from ..settings import NOT_NEGATIVE, SHARE, Checked, setting
 
-__all__ = ["DDIM", "RHO_RULES", "Ends", "Kernel", "Rho", "resolve_rho", "rho_rules"]
+__all__ = [
+    "CPS",
+    "DDIM",
+    "RHO_RULES",
+    "Ancestral",
+    "Ends",
+    "Kernel",
+    "Precise",
+    "Rho",
+    "resolve_rho",
+    "rho_rules",
+]
 
 Rho = Union[float, str, "DDIM", Callable[[float, float], float], None]
 
@@ -82,8 +93,56 @@ class DDIM(Checked):
         return math.sqrt(1.0 - noise)
 
 
+@dataclass(frozen=True)
+class CPS(Checked):
+    """The ρ for which one inner evaluation is coefficients-preserving sampling: cos(η π/2).
+
+    η = 0 is deterministic, η = 1 renews the noise (Wang et al. 2025, arXiv 2509.05952).
+    """
+
+    eta: float = setting(1.0, SHARE)
+
+    def rho(self, ends: Ends) -> float:
+        return max(0.0, math.cos(self.eta * math.pi / 2))
+
+
+@dataclass(frozen=True)
+class Precise(Checked):
+    """(a/a')^(η²/2): the probability-flow ODE with the exact Ornstein-Uhlenbeck noise of level η.
+
+    η = 0 is deterministic, η = √2 DDPM ancestral sampling.
+    """
+
+    eta: float = setting(1.0, NOT_NEGATIVE)
+
+    def rho(self, ends: Ends) -> float:
+        return float(ends.rho_ddpm ** (self.eta**2 / 2))
+
+
+@dataclass(frozen=True)
+class Ancestral(Checked):
+    """The ρ for which one inner evaluation is ancestral Euler of noise level η.
+
+    On the linear path that for flows: on the ODE to σ_down = σ' (1 + (σ'/σ - 1) η), and with noise
+    from there to σ', so that ρ = a'/a_down. Elsewhere k-diffusion's on x/α, which is DDIM(η).
+    η = 0 is deterministic; η = 1 is DDPM elsewhere, and has less noise on the linear path.
+    """
+
+    eta: float = setting(1.0, SHARE)
+
+    def rho(self, ends: Ends) -> float:
+        if abs(ends.alpha + ends.sigma - 1) + abs(ends.alpha_next + ends.sigma_next - 1) > 1e-12:
+            return DDIM(self.eta).rho(ends)
+        share = 1 + (ends.sigma_next / ends.sigma - 1) * self.eta  # σ_down / σ'
+        return share * ends.alpha_next / (1 - share * ends.sigma_next)
+
+
 def _ddpm(ends: Ends) -> float:
     return ends.rho_ddpm
+
+
+def _renoise(ends: Ends) -> float:
+    return 0.0
 
 
 def _ode(ends: Ends) -> float:
@@ -103,7 +162,17 @@ def _is_rule(name: str, thing: Any) -> Any:
 
 
 RHO_RULES: Registry[Any] = Registry(
-    "rho_rules", {"ddpm": _ddpm, "ode": _ode, "ddim": DDIM}, _is_rule
+    "rho_rules",
+    {
+        "ddpm": _ddpm,
+        "ode": _ode,
+        "ddim": DDIM,
+        "cps": CPS,
+        "precise": Precise,
+        "ancestral": Ancestral,
+        "renoise": _renoise,
+    },
+    _is_rule,
 )
 """ρ by name: functions of a transition's ends, and classes with a method `rho(ends)`."""
 
@@ -130,8 +199,8 @@ def resolve_rho(rule: Rho, ends: Ends) -> float:
     if not -1.0 <= rho <= 1.0:
         raise InvalidArgument(
             f"rho must lie in [-1, 1], got {shown(given)} for the transition {ends.t:.6g} -> "
-            f"{ends.t_next:.6g}. Allowed: a number, 'ddpm', 'ode', DDIM(eta), a callable of "
-            "(t, t'), or a list with one of these per transition"
+            f"{ends.t_next:.6g}. Allowed: a number, a rule ({', '.join(RHO_RULES)}), such as "
+            "'ddpm' or DDIM(eta), a callable of (t, t'), or a list with one per transition"
         )
     return rho
 

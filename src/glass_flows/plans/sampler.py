@@ -29,9 +29,10 @@ class Sampler(Settings):
         K >= 1. A single transition from pure noise is the probability-flow ODE.
     steps : int, or K of them
         M >= 1, network evaluations per transition. M = 1 is DDIM(η) or DDPM, by ρ.
-    rho : float, "ddpm", "ode", "ddim:ETA", function of (t, t'), or K of these
+    rho : float, "ddpm", "ode", "ddim:ETA", another rule, function of (t, t'), or K of these
         Correlation of the noises of a transition's ends, in [-1, 1]: 1 keeps the noise, 0 renews
-        it. "ode" is the probability-flow ODE in their place. Euler-Maruyama has none.
+        it, as "renoise" does. "ode" is the probability-flow ODE in their place. "precise:ETA",
+        "ancestral:ETA" and "cps:ETA" are other samplers' rules. Euler-Maruyama has none.
     times : None, "uniform", "shifted[:SHIFT]", "karras[:RHO]", function of (path, K), or K + 1
         Where transitions start and end, in [0, 1]. None is a pipeline's own grid; else uniform.
     solver : "default", "first-order", "paper", "euler-maruyama", or a solver
