@@ -192,19 +192,17 @@ class OfImages(FunctionReward):
         self.form = form
         self.differentiable = form.takes == "tensor"
 
-    def _ask(self, images: Any, prompts: Any) -> Any:
-        return self.signature.call(self.function, images, prompts)
-
     def recognised(self, z: Tensor, prompts: Prompts) -> Form:
         """Its form, found out on pictures of the size of `z` if it is not known; said once."""
-        if self.form is None:
-            trial = pictures(int(z.shape[2]), int(z.shape[3]), z.device)
-            words = None if prompts is None else list(islice(cycle(prompts), _COUNT))
-            with undisturbed(z.device):
-                self._settle(recognise(self, trial, words))
-            note(f"reward {self.name!r}: a function of {self.said()}")
-        assert self.form is not None  # noqa: S101
-        return self.form
+        if self.form is not None:
+            return self.form
+        trial = pictures(int(z.shape[2]), int(z.shape[3]), z.device)
+        words = None if prompts is None else list(islice(cycle(prompts), _COUNT))
+        with undisturbed(z.device):
+            form = recognise(self, trial, words)
+        self._settle(form)
+        note(f"reward {self.name!r}: a function of {self.said()}")
+        return form
 
     def said(self) -> str:
         """What it takes, in words."""
@@ -334,8 +332,8 @@ def recognise(reward: OfImages, trial: Tensor, prompts: Prompts) -> Form:
             if form == Form() and Form("pil") in _left_open(reward):
                 _check_clear(reward, one, trial, prompts)
             return form
-    one = reward.signature.says_one
-    most = max(tried, key=lambda t: (t.error is None, t.reached, t.form.each == one))
+    single = reward.signature.says_one
+    most = max(tried, key=lambda t: (t.error is None, t.reached, t.form.each == single))
     raise _explained(reward, most, tried, trial) from most.error
 
 
@@ -349,37 +347,41 @@ def _left_open(reward: OfImages) -> Sequence[Form]:
 
 def _try(reward: OfImages, form: Form, trial: Tensor, prompts: Prompts) -> _Tried:
     """Ask about a trial in one form."""
-    one, trial = _Tried(form), trial.clone()  # which it may write into
+    one = _Tried(form)
     try:
-        with torch.no_grad():
-            given = form.ask(reward._ask, trial, prompts)
-            found = numbers(given, len(trial), alone=True)
-            if found is None:
-                one.fault = _answered(given, form, len(trial))
-            else:
-                values = found.detach().to("cpu", torch.float64)
-                wild = bool((values.isnan() | (values == torch.inf)).any())
-                one.fault = "returned NaN or +inf" if wild else ""
-                if not wild and not form.each:
-                    one.fault = _mixing(reward, form, trial, prompts, values)
-                one.values = None if one.fault else values
+        given, values = _answer(reward, form, trial, prompts)
+        if values is None:
+            one.fault = _answered(given, form, len(trial))
+        elif bool((values.isnan() | (values == torch.inf)).any()):
+            one.fault = "returned NaN or +inf"
+        else:
+            one.fault = "" if form.each else _mixing(reward, form, trial, prompts, values)
+            one.values = None if one.fault else values
     except Exception as error:  # of somebody's own code, or because it takes another form
         one.error, one.reached = error, reach(error)
     return one
 
 
+def _answer(
+    reward: OfImages, form: Form, trial: Tensor, prompts: Prompts
+) -> tuple[Any, Tensor | None]:
+    """What a function says of a copy of the pictures, and that as float64 on the CPU."""
+    with torch.no_grad():
+        given = form.ask(reward._ask, trial.clone(), prompts)
+    found = numbers(given, len(trial), alone=True)
+    return given, None if found is None else found.detach().to("cpu", torch.float64)
+
+
 def _mixing(reward: OfImages, form: Form, trial: Tensor, prompts: Prompts, values: Tensor) -> str:
     """What is wrong if the reward of a picture depends on those beside it."""
-    i = int((values.clamp(min=-_FAR) - values.clamp(min=-_FAR).mean()).abs().argmax())
+    finite = values.clamp(min=-_FAR)
+    i = int((finite - finite.mean()).abs().argmax())
     words = None if prompts is None else [prompts[i]]
-    given = form.ask(reward._ask, trial[i : i + 1], words)
-    alone = numbers(given, 1, alone=True)
+    given, alone = _answer(reward, form, trial[i : i + 1], words)
     if alone is None:
         return f"{_answered(given, form, 1)} for one image in a batch of its own"
-    alone = alone.detach().to("cpu", torch.float64)
-    if not _differ(values[i], alone[0], values):
-        return ""
-    if _random(reward, form, trial, prompts, values):
+    unlike = _differ(values[i], alone[0], values)
+    if not unlike or _random(reward, form, trial, prompts, values):
         return ""
     return (
         f"mixes the images of a batch: it says {values[i]:.4g} of one beside others, and "
@@ -389,8 +391,8 @@ def _mixing(reward: OfImages, form: Form, trial: Tensor, prompts: Prompts, value
 
 def _random(reward: OfImages, form: Form, trial: Tensor, prompts: Prompts, values: Tensor) -> bool:
     """Whether a function gives another answer to the same question."""
-    again = numbers(form.ask(reward._ask, trial, prompts), len(trial), alone=True)
-    return again is not None and _differ(values, again.detach().to(values), values)
+    _, again = _answer(reward, form, trial, prompts)
+    return again is not None and _differ(values, again, values)
 
 
 def _differ(one: Tensor, other: Tensor, scale: Tensor) -> bool:
