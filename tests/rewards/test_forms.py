@@ -151,8 +151,14 @@ def shared():
     return tiny.build("sd3")
 
 
-@pytest.mark.parametrize("name", FORMS_OF_ONE_REWARD)
-@pytest.mark.parametrize("engine", ["adapter", "loop"])
+IN_LOOPS = ("list", "one tensor", "PIL images", "one PIL image and its prompt", "arrays",
+            "images, prompts")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [("adapter", name) for name in FORMS_OF_ONE_REWARD] + [("loop", name) for name in IN_LOOPS],
+)
 def test_every_form_gives_the_result_of_the_tensor_form(engine, name):
     expected, found = steered(engine), steered(engine, name)
     ancestry = expected.result.ancestry
