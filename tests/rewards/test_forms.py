@@ -292,7 +292,7 @@ WRONG = [
     (of_five, ShapeError, r"returned a tensor \(5,\) of torch.float32 for tensors \(3, 3, 8, 12\)"),
     (nothing, ShapeError, r"returned None for tensors \(3, 3, 8, 12\): it must return one number"),
     (praise, ShapeError, "returned 'good' for one PIL image: it must return one number per image"),
-    (undefined, ShapeError, r"returned NaN or \+inf for tensors"),
+    (undefined, RewardError, r"returned NaN or \+inf for tensors"),
     (centred, RewardError, r"mixes the images of a batch: it says .* beside others, and 0 of the"),
     (
         channels,

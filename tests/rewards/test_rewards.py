@@ -295,13 +295,11 @@ def test_evaluate_keeps_no_graph():
     ("function", "given"),
     [
         (lambda z: z, r"\(7, 2, 3\) of torch.float64"),
-        (lambda z: sines(z)[:, None, None], r"\(7, 1, 1\) of"),
+        (lambda z: sines(z)[:, None], r"\(7, 1\) of"),
         (lambda z: sines(z).sum(), r"\(\) of"),
         (lambda z: sines(z).to(torch.complex64), r"\(7,\) of torch.complex64"),
         (lambda z: 1.0, "float"),
-        (lambda z: [1.0] * 6, "list"),
-        (lambda z: [1.0] * 6 + ["1.0"], "list"),
-        (lambda z: np.array(["1.0"] * 7), "ndarray"),
+        (lambda z: [1.0] * 7, "list"),
         (lambda z: None, "NoneType"),
     ],
 )
@@ -310,6 +308,22 @@ def test_shapes_are_checked(ask, function, given):
     match = rf"^the reward 'odd' .* shape \(7,\), one number per sample, got {given}.* {HERE}$"
     with pytest.raises(ShapeError, match=match):
         ask(FunctionReward(function, "odd"), Z, place)
+
+
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        (lambda z: sines(z)[:, None, None], r"\(7, 1, 1\) of"),
+        (lambda z: sines(z).sum(), r"\(\) of"),
+        (lambda z: [1.0] * 6, "list"),
+        (lambda z: [1.0] * 6 + ["1.0"], "list"),
+        (lambda z: np.array(["1.0"] * 7), "ndarray"),
+        (lambda z: 1.0, "float"),
+    ],
+)
+def test_answers_of_plain_functions_are_one_number_per_sample(function, given):
+    with pytest.raises(ShapeError, match=rf"shape \(7,\), one number per sample, got {given}"):
+        as_reward(function)(Z)
 
 
 def test_a_wrong_shape_in_a_late_chunk_is_found():

@@ -194,8 +194,7 @@ class FunctionReward(Reward):
     Parameters
     ----------
     function : callable
-        (B, *shape) to one number each: a tensor (B,) or (B, 1), an array or a list of numbers, of
-        which only tensors have gradients. Called as ``function(z, prompts)`` if it takes prompts.
+        (B, *shape) to (B,); called as ``function(z, prompts)`` if it takes prompts.
     name : str, optional
         The function's own name by default.
     range, takes_prompts, differentiable, max_batch, device
@@ -207,7 +206,7 @@ class FunctionReward(Reward):
         No callable, an empty range, or `max_batch` below 1.
     """
 
-    signature: Signature | None = None  # how the function is called, if it was read
+    signature: Signature | None = None  # how a function is called that was taken as it is
 
     def __init__(
         self,
@@ -245,7 +244,7 @@ class FunctionReward(Reward):
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         given: Tensor = self._ask(z, prompts)
-        found = numbers(given, len(z))
+        found = None if self.signature is None else numbers(given, len(z))
         return given if found is None else found  # of what is wrong is told where it was asked
 
     def __repr__(self) -> str:
@@ -259,7 +258,9 @@ def _holds(low: float, high: float) -> bool:
 def as_reward(reward: object) -> Reward:
     """A reward unchanged, a function of samples as a :class:`FunctionReward`.
 
-    One of two arguments without defaults takes prompts, before the samples if names say so.
+    It may return a tensor (B,) or (B, 1), an array or a list of numbers, of which only tensors have
+    gradients. One of two arguments without defaults takes prompts, before the samples if names say
+    so.
 
     Raises
     ------

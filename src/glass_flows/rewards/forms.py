@@ -428,12 +428,11 @@ def _explained(
     others = "; ".join(f"{', '.join(o.form.said(trial) for o in g)}: {how}" for how, g in grouped)
     rest = f"{others and f'. Tried as well: {others}'}. {_how(reward, most.form)}"
     if most.error is not None:
-        raised, line = type(most.error).__name__, line_of(most.error)
+        raised, line = f"{most.short}: {most.error}".removesuffix(": "), line_of(most.error)
         return RewardError(
-            f"the reward {reward.name!r} raised {raised}: {most.error}{line and f' ({line})'} for "
-            f"{asked}{rest}"
+            f"the reward {reward.name!r} raised {raised}{line and f' ({line})'} for {asked}{rest}"
         )
-    kind = ShapeError if most.fault.startswith("returned") else RewardError
+    kind = RewardError if most.fault.startswith(("mixes", "returned NaN")) else ShapeError
     return kind(
         f"the reward {reward.name!r} {most.fault} for {asked}: it must return one number per "
         f"image, which depends on that image only{rest}"
