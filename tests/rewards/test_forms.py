@@ -1,16 +1,19 @@
 """Functions of images are recognised before a run, in every form that people have them in."""
 
+import io
 import random
+import warnings
 from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import tiny_pipelines as tiny
-from glass_flows import steer, steer_pipeline
+from glass_flows import progress, steer, steer_pipeline
 from glass_flows.cli import app, main
 from glass_flows.diffusers import pipeline as module
 from glass_flows.errors import InvalidArgument, RewardError, ShapeError, UnknownName
@@ -382,6 +385,67 @@ def test_a_wrong_answer_on_the_way_is_named():
     reward = OfImages(lambda image: None, "shy", takes="pil", each=True)
     with pytest.raises(ShapeError, match="'shy' returned None for one PIL image: it must return"):
         reward(Z)
+
+
+def annotated(names: list[str], pictures: list[Image.Image], strictness: float = 1.0):
+    return pil_list(pictures)
+
+
+def of_float_arrays(x: "Float[np.ndarray, 'b h w c']"):  # noqa: F722, F821
+    return 1 - x.mean((1, 2, 3), dtype=float)
+
+
+def of_one_or_many(x: torch.Tensor):
+    return tensors(x if x.ndim == 4 else x[None])
+
+
+def by_name(*, images, prompts):
+    return prompted(images, prompts)
+
+
+@pytest.mark.parametrize(
+    ("function", "form", "swapped"),
+    [
+        (annotated, Form("pil"), True),
+        (of_float_arrays, Form("floats"), False),
+        (of_one_or_many, Form("tensor"), False),
+        (by_name, Form("tensor"), False),
+        (torch.no_grad()(tensors), Form("tensor"), False),
+        (lambda *given: tensors(*given), Form("tensor"), False),
+    ],
+)
+def test_annotations_and_names_are_read(function, form, swapped):
+    reward = OfImages(function)
+    assert reward.signature.swapped is swapped
+    torch.testing.assert_close(reward(Z, WORDS).double(), tensors(Z), rtol=0, atol=1e-6)
+    assert reward.form == form
+
+
+def test_warnings_of_forms_that_are_not_meant_are_not_shown(recwarn):
+    def warned(image):
+        warnings.warn(f"of {type(image).__name__}", UserWarning, stacklevel=2)
+        return one_pil(image.convert("RGB"))
+
+    OfImages(warned)(Z)
+    assert {str(one.message) for one in recwarn} == {"of Image"}
+
+
+def test_a_line_is_said_once_where_somebody_looks(monkeypatch):
+    written = io.StringIO()
+    terminals = {"force_terminal": True}
+    monkeypatch.setattr(progress, "Console", lambda stderr: Console(file=written, **terminals))
+    monkeypatch.delenv("RANK", raising=False)
+    progress.note.cache_clear()
+    for _ in range(2):
+        progress.note("reward [1]: a function")
+    assert written.getvalue().count("reward [1]: a function") == 1
+    terminals["force_terminal"] = False
+    progress.note("nobody looks")
+    terminals["force_terminal"] = True
+    monkeypatch.setenv("RANK", "1")
+    progress.note("another process")
+    assert written.getvalue().count("\n") == 1
+    progress.note.cache_clear()
 
 
 # --- in doubt -------------------------------------------------------------------------------------

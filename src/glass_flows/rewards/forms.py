@@ -8,6 +8,7 @@ used it is asked about three pictures in every form that its parameters leave op
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,7 +199,8 @@ class OfImages(FunctionReward):
             return self.form
         trial = pictures(int(z.shape[2]), int(z.shape[3]), z.device)
         words = None if prompts is None else list(islice(cycle(prompts), _COUNT))
-        with undisturbed(z.device):
+        with undisturbed(z.device), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those that are meant come again in the run
             form = recognise(self, trial, words)
         self._settle(form)
         note(f"reward {self.name!r}: a function of {self.said()}")

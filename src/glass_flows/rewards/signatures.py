@@ -22,7 +22,7 @@ _MANY = re.compile(r"(^|_)(images|imgs|pictures|pics|photos|arrays|tensors|batch
 _TEXT = re.compile(r"\bstr\b")
 _KINDS = (
     (re.compile(r"\bTensor\b"), ("tensor",)),
-    (re.compile(r"(ndarray|NDArray).*float"), ("floats",)),
+    (re.compile(r"(?=.*ndarray)(?=.*float)", re.IGNORECASE), ("floats",)),
     (re.compile(r"ndarray|NDArray"), ("numpy", "floats")),
     (re.compile(r"\bImage\b"), ("pil",)),
 )
