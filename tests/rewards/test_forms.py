@@ -365,6 +365,16 @@ def test_a_bug_is_shown_where_it_is_and_not_hidden_by_other_forms(function):
     assert "Tried as well: " in str(raised.value)
 
 
+def test_numbers_that_are_wrong_are_not_hidden_by_a_form_in_which_they_are_not():
+    def rooted(x):  # NaN of tensors, and of arrays of uint8 some numbers that nobody meant
+        return ((x - 1) ** 0.5).mean((1, 2, 3))
+
+    with pytest.raises(RewardError, match=r"'rooted' returned NaN .* for tensors") as raised:
+        OfImages(rooted)(Z)
+    assert "Tried as well" not in str(raised.value)
+    assert OfImages(rooted, takes="numpy")(Z).shape == (2,)
+
+
 def test_a_bug_on_the_way_is_shown_with_its_line_and_place():
     asked = []
 

@@ -298,6 +298,7 @@ class _Tried:
     values: Tensor | None = None
     fault: str = ""
     error: Exception | None = None
+    counted: bool = False  # whether there was a number for each image
     reached: int = 0  # the line of the function at which it raised
 
     @property
@@ -334,8 +335,10 @@ def recognise(reward: OfImages, trial: Tensor, prompts: Prompts) -> Form:
             if form == Form() and Form("pil") in _left_open(reward):
                 _check_clear(reward, one, trial, prompts)
             return form
+        if one.counted:
+            break  # this is the form, and its numbers are wrong: no other shall hide that
     single = reward.signature.says_one
-    most = max(tried, key=lambda t: (t.error is None, t.reached, t.form.each == single))
+    most = max(tried, key=lambda t: (t.counted, not t.error, t.reached, t.form.each == single))
     raise _explained(reward, most, tried, trial) from most.error
 
 
@@ -352,6 +355,7 @@ def _try(reward: OfImages, form: Form, trial: Tensor, prompts: Prompts) -> _Trie
     one = _Tried(form)
     try:
         given, values = _answer(reward, form, trial, prompts)
+        one.counted = values is not None
         if values is None:
             one.fault = _answered(given, form, len(trial))
         elif bool((values.isnan() | (values == torch.inf)).any()):
