@@ -74,9 +74,7 @@ class Kind:
 
 
 KINDS = {
-    "tensor": Kind(
-        lambda z: z, "tensor (3, {H}, {W})", "tensors ({B}, 3, {H}, {W})"
-    ),
+    "tensor": Kind(lambda z: z, "tensor (3, {H}, {W})", "tensors ({B}, 3, {H}, {W})"),
     "pil": Kind(_images, "PIL image", "a list of {B} PIL images"),
     "numpy": Kind(_array, "array ({H}, {W}, 3) of uint8", "arrays ({B}, {H}, {W}, 3) of uint8"),
     "floats": Kind(
@@ -84,7 +82,7 @@ KINDS = {
         "array ({H}, {W}, 3) of float32",
         "arrays ({B}, {H}, {W}, 3) of float32",
     ),
-}  # fmt: skip
+}
 """What a function may be handed; all but tensors are rounded to 8 bits, as images are saved."""
 
 
@@ -338,7 +336,7 @@ def recognise(reward: OfImages, trial: Tensor, prompts: Prompts) -> Form:
         if one.counted:
             break  # this is the form, and its numbers are wrong: no other shall hide that
     single = reward.signature.says_one
-    most = max(tried, key=lambda t: (t.counted, not t.error, t.reached, t.form.each == single))
+    most = max(tried, key=lambda t: (t.counted, t.error is None, t.reached, t.form.each == single))
     raise _explained(reward, most, tried, trial) from most.error
 
 
