@@ -30,11 +30,11 @@ from .steering import (
 
 if TYPE_CHECKING:
     from .diffusers import GlassScheduler, steer_pipeline
-    from .jobs import load_reward
+    from .rewards.named import load_reward
 
 _LAZY = {
     "GlassScheduler": ".diffusers",
-    "load_reward": ".jobs",
+    "load_reward": ".rewards.named",
     "steer_pipeline": ".diffusers",
 }
 """What imports diffusers or transformers, and is imported when it is wanted."""

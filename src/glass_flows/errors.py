@@ -42,8 +42,10 @@ __all__ = [
     "check_text",
     "did_you_mean",
     "frames_of",
+    "line_of",
     "missing_name",
     "plain",
+    "reach",
     "shown",
 ]
 
@@ -225,6 +227,25 @@ def frames_of(error: BaseException, most: int = 3) -> list[str]:
     Of the error that was first, the frames below ours, without those of Python and of what is
     installed; none if the error was raised by ours.
     """
+    found = _own_frames(error)[-most:]
+    return [f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}" for frame in found]
+
+
+def line_of(error: BaseException) -> str:
+    """The last of :func:`frames_of` as "FILE:LINE: CODE" for a message; "" if there is none."""
+    found = _own_frames(error)
+    if not found:
+        return ""
+    return f"{Path(found[-1].filename).name}:{found[-1].lineno}: {found[-1].line}"
+
+
+def reach(error: BaseException) -> int:
+    """The line of somebody's own function at which it raised or called what did; 0 of none."""
+    found = _own_frames(error)
+    return (found[0].lineno or 0) if found else 0
+
+
+def _own_frames(error: BaseException) -> list[traceback.FrameSummary]:
     first = error
     while first.__cause__ is not None:
         first = first.__cause__
@@ -232,12 +253,12 @@ def frames_of(error: BaseException, most: int = 3) -> list[str]:
     ours = [i for i, frame in enumerate(frames) if _HERE in Path(frame.filename).parents]
     below = frames[ours[-1] + 1 :] if ours else frames
     return [
-        f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+        frame
         for frame in below
         if not frame.filename.startswith("<")
         and "site-packages" not in frame.filename
         and _PYTHON not in Path(frame.filename).parents
-    ][-most:]
+    ]
 
 
 def check_text(name: str, given: str) -> str:

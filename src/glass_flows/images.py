@@ -15,8 +15,9 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from .errors import InvalidArgument, ShapeError, check_count, shown
+from .errors import InvalidArgument, check_count, shown
 from .files import replace, written
+from .rewards.forms import to_bytes
 from .steering import SearchResult
 
 __all__ = [
@@ -108,15 +109,6 @@ def contact_sheet(
 def to_images(pixels: list[Tensor]) -> list[Image.Image]:
     """PIL images of (H, W, 3) uint8."""
     return [Image.fromarray(one.cpu().numpy()) for one in pixels]
-
-
-def to_bytes(pictures: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] to (B, H, W, 3) uint8 on the same device, as diffusers rounds."""
-    if not isinstance(pictures, Tensor) or pictures.ndim != 4 or pictures.is_complex():
-        given = tuple(pictures.shape) if isinstance(pictures, Tensor) else shown(pictures)
-        raise ShapeError(f"pictures must be a real tensor (batch, 3, height, width), got {given}")
-    scaled = pictures.detach().float().clamp(0, 1) * 255
-    return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def to_pictures(images: Sequence[Image.Image]) -> Tensor:

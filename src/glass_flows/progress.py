@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TypeVar
 
 from rich.console import Console
@@ -12,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .settings import Switch
 
-__all__ = ["PROGRESS", "Advance", "progress_bar", "track"]
+__all__ = ["PROGRESS", "Advance", "note", "progress_bar", "track"]
 
 PROGRESS = Switch(optional=True)
 
@@ -72,3 +74,11 @@ def track(
         for step in steps:
             advance()
             yield step
+
+
+@lru_cache(maxsize=1024)
+def note(text: str) -> None:
+    """A line on standard error, the first time: on a terminal or in a notebook, of one process."""
+    console = Console(stderr=True)
+    if (console.is_terminal or console.is_jupyter) and os.environ.get("RANK", "0") == "0":
+        console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)

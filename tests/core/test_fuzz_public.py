@@ -637,6 +637,20 @@ def scored() -> list[Surface]:
             {"reward": any_of(lambda z, p: z.sum(1)), "z": z, "prompts": any_of(["a"] * 4)},
         ),
         Surface(
+            "OfImages",
+            around(rewards.OfImages),
+            {
+                "function": any_of(lambda images: [0.5] * len(images), lambda image: 0.5),
+                "z": any_of(New(lambda: torch.rand(4, 3, 5, 6))),
+            },
+            {
+                "takes": any_of(None, "tensor", "pil", "numpy", "floats"),
+                "each": any_of(None),
+                **{name: declared[name] for name in ("name", "range", "max_batch")},
+            },
+            per_row,
+        ),
+        Surface(
             "WeightedSum",
             around(rewards.WeightedSum),
             {

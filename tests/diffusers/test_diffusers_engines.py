@@ -1,6 +1,6 @@
 """Both engines of steer_pipeline: the rewards are those of the images, and errors come first."""
 
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 
 import diffusers
@@ -18,7 +18,7 @@ from glass_flows.diffusers.decoding import Pictures
 from glass_flows.diffusers.own_code import own_decoder, returned_fields
 from glass_flows.diffusers.parts import network_of
 from glass_flows.errors import GlassError, InvalidArgument, RewardError, ShapeError
-from glass_flows.rewards import FunctionReward
+from glass_flows.rewards import FunctionReward, OfImages
 
 SMALL = {"particles": 2, "transitions": 2, "steps": 2, "seed": 0, "progress": False}
 PICTURE = Image.fromarray((np.random.default_rng(0).random((16, 16, 3)) * 255).astype(np.uint8))
@@ -226,7 +226,7 @@ def test_half_precision_is_widened_where_it_overflows_and_put_back():
     pipe.vae.register_to_config(force_upcast=True)
     seen = []
 
-    def reward(images):  # the first is asked about grey
+    def reward(images):
         seen.append(pipe.vae.dtype)
         return linear(images)
 
@@ -408,15 +408,17 @@ def detached(images):
 
 
 ASKED_WRONGLY = [
-    ({"reward": scalar}, ShapeError, r"\(1,\), one number per sample"),
-    ({"reward": lambda images: images.mean((1, 2, 3)).tolist()}, ShapeError, "got list"),
+    ({"reward": scalar}, ShapeError, "returned one number, .* one number per image"),
+    ({"reward": FunctionReward(scalar)}, ShapeError, r"\(1,\), one number per sample"),
+    ({"reward": lambda images: ["good"] * len(images)}, ShapeError, "returned a list of 3"),
     ({"reward": detached, "twist": 1.0}, RewardError, "does not depend on the samples"),
     (
         {"reward": FunctionReward(linear, differentiable=False), "twist": 1.0},
         InvalidArgument,
         "has no gradient",
     ),
-    ({"reward": "clip"}, InvalidArgument, "a reward must be"),
+    ({"reward": "clap"}, InvalidArgument, "unknown reward 'clap'. Did you mean 'clip'"),
+    ({"reward": 3}, InvalidArgument, "a reward must be"),
     ({"reward": "a cat", "prompt": linear}, InvalidArgument, "the reward comes after"),
     ({"prompt": []}, InvalidArgument, "at least one"),
     ({"prompt": b"cat"}, InvalidArgument, "give a prompt"),
@@ -483,9 +485,13 @@ def test_latents_that_are_more_than_scaled_need_a_decoder(asked):
     assert not calls
 
 
-def test_a_reward_that_fails_on_grey_is_left_to_the_run():
+@pytest.mark.parametrize("made", [FunctionReward, partial(OfImages, takes="tensor", each=False)])
+def test_a_reward_of_a_known_form_may_fail_on_the_pictures_of_the_trial(made):
+    asked = []
+
     def scored(images):
-        if images.std() == 0:
+        asked.append(torch.rand(1))
+        if len(asked) == 1:
             raise ValueError("there is nobody in this picture")
         return linear(images)
 
@@ -493,8 +499,8 @@ def test_a_reward_that_fails_on_grey_is_left_to_the_run():
     torch.manual_seed(3)
     drawn = torch.rand(1)
     torch.manual_seed(3)
-    result = steer_pipeline(pipe, prompt, scored, **SMALL, **given)
-    assert torch.equal(torch.rand(1), drawn)
+    result = steer_pipeline(pipe, prompt, made(scored), **SMALL, **given)
+    assert torch.equal(asked[0], drawn) and torch.equal(asked[1], drawn)
     assert torch.equal(
         result.rewards, steer_pipeline(pipe, prompt, linear, **SMALL, **given).rewards
     )

@@ -13,7 +13,7 @@ from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument, MissingExtra
 from glass_flows.jobs import Job
 from glass_flows.jobs.pipelines import memory_line
-from glass_flows.jobs.rewards import load_reward
+from glass_flows.rewards.named import load_reward
 
 REWARDS = """
 from glass_flows.rewards import FunctionReward

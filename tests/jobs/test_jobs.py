@@ -21,7 +21,6 @@ from glass_flows.batching import Batching
 from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument, RunFolderError, UnknownName
 from glass_flows.jobs import Job, Loading, resolve
-from glass_flows.jobs import rewards as rewards_module
 from glass_flows.jobs.models import Digits, Pipeline, Shapes, SiT
 from glass_flows.jobs.spelling import Options, flag, jobs_of, twisted
 from glass_flows.plans import Sampler
@@ -319,7 +318,7 @@ def test_a_model_that_is_none_is_named_before_any_reward_is_loaded(name, match, 
     def fails(*given, **more):
         raise AssertionError("a reward was loaded")
 
-    monkeypatch.setattr(rewards_module, "load_reward", fails)
+    monkeypatch.setattr("glass_flows.jobs.models.load_reward", fails)
     command = ["align", "--model", name, "--prompt", "a", "--reward", "clip", "--out", "out"]
     shown = CliRunner().invoke(app, command)
     assert isinstance(shown.exception, GlassError)

@@ -55,7 +55,7 @@ def finish(folder, P=1, N=2, job=None):
 
 def test_a_bug_of_a_reward_is_shown_where_it_is(command, tmp_path, monkeypatch):
     from glass_flows.jobs.models import Digits
-    from glass_flows.jobs.rewards import load_reward
+    from glass_flows.rewards.named import load_reward
 
     (tmp_path / "bugs_of_mine.py").write_text(REWARD)
     monkeypatch.setattr(Digits, "reward", lambda self, job: load_reward("bugs_of_mine:mine"))

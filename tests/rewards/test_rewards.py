@@ -161,7 +161,7 @@ def test_an_empty_batch_has_no_rewards():
 def test_functions_become_rewards():
     assert as_reward(sines).name == "sines"
     assert as_reward(lambda z: z).name == "reward"
-    assert as_reward(partial(sines)).name == "partial"
+    assert as_reward(partial(sines)).name == "sines"
     assert as_reward(torch.nn.Flatten(0)).name == "Flatten"
     assert FunctionReward(sines, "waves").name == "waves"
     assert repr(as_reward(sines)) == "FunctionReward('sines')"
@@ -310,6 +310,22 @@ def test_shapes_are_checked(ask, function, given):
         ask(FunctionReward(function, "odd"), Z, place)
 
 
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        (lambda z: sines(z)[:, None, None], r"\(7, 1, 1\) of"),
+        (lambda z: sines(z).sum(), r"\(\) of"),
+        (lambda z: [1.0] * 6, "list"),
+        (lambda z: [1.0] * 6 + ["1.0"], "list"),
+        (lambda z: np.array(["1.0"] * 7), "ndarray"),
+        (lambda z: 1.0, "float"),
+    ],
+)
+def test_answers_of_plain_functions_are_one_number_per_sample(function, given):
+    with pytest.raises(ShapeError, match=rf"shape \(7,\), one number per sample, got {given}"):
+        as_reward(function)(Z)
+
+
 def test_a_wrong_shape_in_a_late_chunk_is_found():
     reward = FunctionReward(lambda z: torch.zeros(3), "stuck", max_batch=3)
     with pytest.raises(ShapeError, match=r"'stuck' must return a real tensor of shape \(1,\)"):
@@ -387,7 +403,8 @@ def test_exceptions_become_reward_errors_with_their_place():
     for ask in (evaluate, evaluate_with_gradient):
         calls.clear()
         with pytest.raises(
-            RewardError, match=rf"'fragile' raised KeyError: 'model 5' {HERE}$"
+            RewardError,
+            match=rf"'fragile' raised KeyError: 'model 5' {HERE} [(]test_rewards.py:\d+: raise Key",
         ) as e:
             ask(reward, Z, place)
         assert isinstance(e.value.__cause__, KeyError)
@@ -459,7 +476,7 @@ PAIRS = torch.tensor([[0.5, -2.0, 3.0], [-5.0, 5.0, 0.0]], dtype=torch.float64)
         (UP.clipped(-3.0, 0.0), [0.0, 0.0], (0.0, 0.0), "clipped(z2)"),
         (A.clipped(high=0.0), [0.0, -1.0], (-1.0, 0.0), "clipped(z0)"),
         (Normalised(A, 1.0, 0.5), [-1.0, -4.0], (-4.0, 2.0), "normalised(z0)"),
-        (Decoded(A, lambda z: z * 2), [1.0, -1.0], (-1.0, 2.0), "decoded(z0)"),
+        (Decoded(A, lambda z: z * 2), [1.0, -1.0], (-1.0, 2.0), "z0"),
         (Cached(UP), [3.0, 1.0], (1.0, math.inf), "cached(z2)"),
     ],
 )

@@ -43,8 +43,8 @@ Reward = Annotated[
     typer.Option(
         help="What to steer towards. Digits: 'class:N', log p(N | image); 'class' of the prompt. "
         "Pipelines: 'clip' (default), 'pickscore', 'hps', 'imagereward' or 'aesthetic', with "
-        "':FOLDER' or a hub id after it other weights; or 'module:function' of your own, images "
-        "(B, 3, H, W) in 0..1 to (B,)."
+        "':FOLDER' or a hub id after it other weights; or 'module:function' of your own, of images "
+        "(tensors in 0..1, PIL, arrays; all or one of them), and of prompts if it takes them."
     ),
 ]
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..errors import InvalidArgument, ShapeError
 from ..noise import START, KeyedNoise
-from ..rewards import Decoded
+from ..rewards import Decoded, as_reward
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.population import Population
@@ -45,7 +45,7 @@ def run_adapted(
     try:
         result = conduct(
             denoiser,
-            Decoded(asked.reward, pictures, max_batch=batching.decode_batch),
+            Decoded(as_reward(asked.reward), pictures, max_batch=batching.decode_batch),
             asked.method,
             sampler,
             population,

@@ -14,10 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..batching import Batching
-from ..errors import InvalidArgument, RewardError
+from ..errors import InvalidArgument
 from ..noise import check_seed
 from ..plans import Sampler
 from ..rewards import RewardLike, as_reward
+from ..rewards.forms import try_reward
+from ..rewards.named import as_image_reward, check_reward
 from ..steering import Method, Refine
 
 __all__ = ["Asked"]
@@ -57,6 +59,8 @@ class Asked:
 
     Attributes
     ----------
+    reward : Reward, callable or str
+        Of images; whoever runs it makes it a Reward (:func:`~.named.as_image_reward`).
     prompts : tuple
         One population of particles for each; None for a pipeline that takes no prompt.
     latents : Tensor, optional
@@ -71,7 +75,7 @@ class Asked:
 
     pipe: Any
     prompts: tuple[Any, ...]
-    reward: RewardLike
+    reward: RewardLike | str
     method: Method
     sampler: Sampler
     seed: int
@@ -94,7 +98,10 @@ class Asked:
         if not callable(rest.get("decode", len)) and rest["decode"] is not None:
             raise InvalidArgument(f"decode must be a function of latents, got {rest['decode']!r}")
         asked = cls(pipe, prompts, seed=check_seed(seed), latents=latents, **rest)
-        return replace(asked, reward=as_reward(asked.reward))
+        if isinstance(asked.reward, str):
+            check_reward(asked.reward)  # it is loaded when all else is right
+            return asked
+        return replace(asked, reward=as_image_reward(asked.reward))
 
     @property
     def name(self) -> str:
@@ -107,25 +114,9 @@ class Asked:
         return tuple(one for one in self.prompts for _ in range(self.method.particles))
 
     def try_reward(self, height: int, width: int, device: torch.device) -> None:
-        """Ask the reward about a uniform grey, once, of as many rows as it will be asked about.
-
-        Only what it says of its form counts: no number per sample, no gradient where the method
-        wants one. Whatever else it raises may be the picture's fault, and is left to the run.
-        """
-        count = min(self.batching.decode_batch or len(self.rows), len(self.rows))
-        grey = torch.full((count, 3, height, width), 0.5, device=device)
-        reward, prompts = as_reward(self.reward), self.rows[:count]
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            try:
-                if self.method.differentiates:
-                    reward.value_and_gradient(grey, prompts)
-                else:
-                    with torch.no_grad():
-                        reward(grey, prompts)
-            except (InvalidArgument, RewardError):
-                raise
-            except Exception:
-                return
+        """Recognise the reward, asked about as many rows as it will be asked about at a time."""
+        rows, gradient = self.rows[: self.batching.decode_batch], self.method.differentiates
+        try_reward(as_reward(self.reward), height, width, rows, device=device, gradient=gradient)
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""

@@ -19,7 +19,7 @@ from ..execute import Boundary
 from ..noise import START, KeyedNoise
 from ..paths import Path
 from ..plans.sampler import RHO, SOLVER
-from ..rewards import Decoded
+from ..rewards import Decoded, as_reward
 from ..steering import PosteriorValue, Refine, SearchResult, Step
 from ..steering.loop import Watch, pass_boundaries
 from ..steering.population import Population, Run, kept
@@ -141,7 +141,9 @@ class _InsideLoop:
         self.checks_images = asked.decode is None
         decode = asked.decode or own_decoder(asked.pipe, self.makes_images)
         self.pictures = Pictures(decode, len(asked.rows))
-        self.scored = Decoded(asked.reward, self.pictures, max_batch=asked.batching.decode_batch)
+        self.scored = Decoded(
+            as_reward(asked.reward), self.pictures, max_batch=asked.batching.decode_batch
+        )
         self.given = self._call(takes)
         self.steps: Iterator[Step] | None = None
         self.called = 0

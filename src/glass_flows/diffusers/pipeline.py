@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..guidance import Guidance
 from ..images import ImageResult
 from ..plans import Rho, Sampler, Solver
 from ..rewards import RewardLike
+from ..rewards.named import as_image_reward
 from ..steering import Method, Ramp, Recorder, Refine, Shards, Twist
 from ..steering.loop import Watch
 from ..steering.methods import AnyMethod, SamplerOfMethod
@@ -45,7 +47,7 @@ _SAMPLER, _BATCHING, _RAMP = Sampler(), Batching(), Ramp()
 def steer_pipeline(
     pipe: Any,
     prompt: Any,
-    reward: RewardLike,
+    reward: RewardLike | str,
     method: str | Method = "steering",
     sampler: Sampler = _SAMPLER,
     batching: Batching = _BATCHING,
@@ -102,11 +104,15 @@ def steer_pipeline(
     prompt : str or list
         One population of particles for each; class labels for DiT, integers of any kind, also of
         an array; None for a pipeline that takes no prompt.
-    reward : callable or Reward
-        Images (B, 3, H, W) in [0, 1], and prompts if it takes them, to (B,); higher is better. They
-        are those that are returned, before they are rounded to 8 bits. Gradients (guidance, twist)
-        flow through it into the decoder, also at pixels that are clamped to 0 or 1. It is asked
-        once about a uniform grey before anything runs, to learn what it returns.
+    reward : callable, Reward or str
+        A function of images, and of prompts if it takes them, to one number each; higher is better.
+        Or a name ("clip", "aesthetic:FOLDER", "module:function"), as of
+        :func:`glass_flows.load_reward`. It may take tensors (B, 3, H, W) in [0, 1], those that are
+        returned before they are rounded to 8 bits; or, rounded, PIL images or arrays; or one of
+        them. Which is found out before anything runs, on pictures of the size that is drawn, and
+        said in one line (:class:`~glass_flows.rewards.OfImages` says it beforehand). Gradients
+        (guidance, twist) need tensors, and flow through the reward into the decoder, also at pixels
+        that are clamped to 0 or 1.
     method : "steering", "refine", "plain", "best-of-n", "twist", "beam", "greedy" or "svdd"
         Or an object, such as :class:`~glass_flows.Refine`. Best-of-n and plain spend K M
         evaluations on the ODE, unless `rho` or a `sampler` is given; "refine" begins with a short
@@ -179,6 +185,7 @@ def run_pipeline(
         )
     loop = inspect.signature(pipe.__call__).parameters
     _check_call(asked, loop if family is None else family.takes())
+    asked = replace(asked, reward=as_image_reward(asked.reward))
     if family is None:
         result, images = run_inside(asked, watch)
     else:

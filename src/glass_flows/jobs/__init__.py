@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from ..rewards.named import load_reward
 from .align import align, compare_digits
 from .batch import run_batch
 from .job import Job, Loading
 from .models import Model, digits_denoiser, resolve
-from .rewards import load_reward
 
 __all__ = [
     "Job",

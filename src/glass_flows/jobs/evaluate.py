@@ -28,6 +28,7 @@ from ..measures import bootstrap, diversity, frechet_distance, precision_recall
 from ..progress import progress_bar
 from ..rewards import Reward
 from ..rewards import evaluate as reward_of
+from ..rewards.named import load_reward
 from ..rewards.pretrained.base import Preprocessing
 from ..rewards.pretrained.hub import Place, transformers_for
 from ..runs import find_runs, read_run
@@ -35,7 +36,6 @@ from ..runs.listing import as_json
 from .job import Loading
 from .models import Pipeline, kind_of, resolve
 from .pictures import SHEET, make_folder
-from .rewards import load_reward
 
 __all__ = ["FolderFigures", "Found", "Interval", "evaluate_folders", "load_features", "read_images"]
 

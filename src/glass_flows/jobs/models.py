@@ -41,6 +41,8 @@ from ..images import ImageResult, open_image, to_bytes, to_images
 from ..paths import Linear
 from ..registry import Registry
 from ..rewards import ClassReward, Decoded, Reward
+from ..rewards.forms import try_reward
+from ..rewards.named import check_reward, load_reward
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.population import Population
@@ -60,7 +62,6 @@ from ..worlds.shapes.pipeline import CALL
 from .job import Job, Loading
 from .pictures import digit_image, digit_of
 from .pipelines import load_pipeline
-from .rewards import check_reward, load_reward
 
 __all__ = [
     "MODELS",
@@ -501,7 +502,11 @@ class SiT(Model):
             seed=job.seed,
             device=self.loading.home,
         )
-        scored = Decoded(self.reward(job), self._decode, max_batch=1)
+        reward = self.reward(job)
+        side = sizes.input_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        device, gradient = torch.device(self.loading.home), job.method.differentiates
+        try_reward(reward, side, side, classes[:1], device=device, gradient=gradient)
+        scored = Decoded(reward, self._decode, max_batch=1)
         result = conduct(
             denoiser, scored, job.method, job.sampler, population, shards=shards, watch=watch
         )

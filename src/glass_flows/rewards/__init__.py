@@ -15,6 +15,7 @@ from .base import (
 )
 from .classifier import ClassReward
 from .composites import Cached, Decoded, Normalised
+from .forms import OfImages
 
 __all__ = [
     "Cached",
@@ -23,6 +24,7 @@ __all__ = [
     "Decoded",
     "FunctionReward",
     "Normalised",
+    "OfImages",
     "Product",
     "Reward",
     "RewardLike",

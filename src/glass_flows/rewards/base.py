@@ -11,11 +11,13 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
+from inspect import Parameter
 from numbers import Real
-from typing import Any, Union, cast
+from typing import Any, Protocol, Union, cast, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,9 +28,11 @@ from ..errors import (
     NonFinite,
     RewardError,
     ShapeError,
+    line_of,
     shown,
 )
 from ..settings import ANY_COUNT, Checked, Is, Listed, Number, Switch, Text, setting
+from .signatures import Signature, name_of
 
 __all__ = [
     "Clipped",
@@ -181,7 +185,7 @@ class Reward(ABC):
         return Clipped(self, low, high)
 
 
-RewardLike = Union[Reward, Callable[..., Tensor]]
+RewardLike = Union[Reward, Callable[..., Any]]
 
 
 class FunctionReward(Reward):
@@ -202,9 +206,11 @@ class FunctionReward(Reward):
         No callable, an empty range, or `max_batch` below 1.
     """
 
+    signature: Signature | None = None  # how a function is called that was taken as it is
+
     def __init__(
         self,
-        function: Callable[..., Tensor],
+        function: Callable[..., Any],
         name: str | None = None,
         *,
         range: tuple[float, float] = (-math.inf, math.inf),
@@ -218,20 +224,28 @@ class FunctionReward(Reward):
                 f"a reward must be a Reward or a function of a batch, got {shown(function)}"
             )
         if name is None:
-            name = getattr(function, "__name__", type(function).__name__)
+            name = name_of(function)
         ends = Listed(NOT_NAN).read("range", range)
         if not isinstance(ends, tuple) or len(ends) != 2 or not _holds(*ends):
             raise InvalidArgument(f"range must be (low, high) with low <= high, got {shown(range)}")
         self.function = function
-        self.name = str(Text().check("name", name)).replace("<lambda>", "reward")
+        self.name = str(Text().check("name", name))
         self.range = (ends[0], ends[1])
         self.takes_prompts = Switch().check("takes_prompts", takes_prompts)
         self.differentiable = Switch().check("differentiable", differentiable)
         self.max_batch = ANY_COUNT.read("max_batch", max_batch)
         self.device = check_device(device)
 
-    def score(self, z: Tensor, prompts: Prompts) -> Tensor:
+    def _ask(self, z: Any, prompts: Any) -> Any:
+        """What the function answers."""
+        if self.signature is not None:
+            return self.signature.call(self.function, z, prompts)
         return self.function(z, prompts) if self.takes_prompts else self.function(z)
+
+    def score(self, z: Tensor, prompts: Prompts) -> Tensor:
+        given: Tensor = self._ask(z, prompts)
+        found = None if self.signature is None else numbers(given, len(z))
+        return given if found is None else found  # of what is wrong is told where it was asked
 
     def __repr__(self) -> str:
         return f"FunctionReward({self.name!r})"
@@ -242,8 +256,64 @@ def _holds(low: float, high: float) -> bool:
 
 
 def as_reward(reward: object) -> Reward:
-    """A reward unchanged, a function as a :class:`FunctionReward`; else InvalidArgument."""
-    return reward if isinstance(reward, Reward) else FunctionReward(cast(RewardLike, reward))
+    """A reward unchanged, a function of samples as a :class:`FunctionReward`.
+
+    It may return a tensor (B,) or (B, 1), an array or a list of numbers, of which only tensors have
+    gradients. One of two arguments without defaults takes prompts, before the samples if names say
+    so.
+
+    Raises
+    ------
+    InvalidArgument
+        It is neither, or takes more than samples and prompts.
+    """
+    if isinstance(reward, Reward):
+        return reward
+    if isinstance(reward, str):
+        raise InvalidArgument(
+            "a reward must be a Reward or a function of a batch of samples, got "
+            f"{shown(reward)}: names are for rewards of images, glass_flows.load_reward({reward!r})"
+        )
+    made = FunctionReward(cast(RewardLike, reward))
+    signature = Signature.of(made.function, made.name)
+    if signature.prompts is not None and signature.prompts.default is not Parameter.empty:
+        signature = replace(signature, prompts=None)  # it goes without
+    made.signature, made.takes_prompts = signature, signature.prompts is not None
+    return made
+
+
+def numbers(given: object, count: int, alone: bool = False) -> Tensor | None:
+    """What a function returned for `count` samples as (count,); None if it is no number for each.
+
+    Takes tensors and arrays (count,) and (count, 1), and lists of numbers, or of tensors or arrays
+    with one element; gradients of tensors are kept. `alone`: of one sample also a number by itself.
+    """
+    if isinstance(given, (list, tuple)):
+        listed = [numbers(one, 1, alone=True) for one in given]
+        found = [one for one in listed if one is not None]
+        if len(found) != len(listed) or len(found) != count:
+            return None
+        widest = reduce(torch.promote_types, (one.dtype for one in found), torch.bool)
+        return torch.cat([one.to(found[0].device, widest) for one in found]) if found else None
+    if isinstance(given, Tensor):
+        tensor = given
+    elif isinstance(given, (_Array, Real)):
+        array = np.array(given)
+        if array.dtype.kind not in "biuf":
+            return None
+        tensor = torch.from_numpy(array)
+    else:
+        return None
+    if tensor.shape in ((count,), (count, 1)) or (alone and count == 1 and tensor.numel() == 1):
+        return tensor.reshape(count)
+    return None
+
+
+@runtime_checkable
+class _Array(Protocol):
+    """An array of numpy, or what can be made one."""
+
+    def __array__(self) -> Any: ...
 
 
 _LISTED = Is((list, tuple), "a list")
@@ -439,8 +509,10 @@ def _placed(reward: Reward, where: str) -> Iterator[None]:
         vars(placed).update(vars(error))
         raise placed from error
     except Exception as error:
+        line = line_of(error)
         raise RewardError(
             f"the reward {reward.name!r} raised {type(error).__name__}: {error} at {where}"
+            f"{line and f' ({line})'}"
         ) from error
 
 

@@ -77,6 +77,7 @@ class Decoded(Wrapper):
 
     def check(self) -> None:
         self._wrap(decodes=1)
+        vars(self).update(name=self._parts[0].name)  # the same reward, to those who read of it
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         return self._parts[0](self.decode(z), prompts)

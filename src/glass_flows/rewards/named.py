@@ -1,4 +1,4 @@
-"""Rewards by name."""
+"""Rewards of images as they are asked for: by a name, as a function, or as an object."""
 
 from __future__ import annotations
 
@@ -7,9 +7,23 @@ import os
 import sys
 
 from ..errors import InvalidArgument, check_name, shown
-from ..rewards import Reward, as_reward
+from .base import Reward, RewardLike
+from .forms import OfImages
 
-__all__ = ["check_reward", "load_reward"]
+__all__ = ["as_image_reward", "check_reward", "load_reward"]
+
+
+def as_image_reward(reward: RewardLike | str, *, device: str | None = None) -> Reward:
+    """A reward of images: a Reward unchanged, a function as :class:`OfImages`, a name loaded.
+
+    Raises
+    ------
+    InvalidArgument
+        It is none of these; and as :func:`load_reward`.
+    """
+    if isinstance(reward, str):
+        return load_reward(reward, device=device)
+    return reward if isinstance(reward, Reward) else OfImages(reward)
 
 
 def load_reward(text: str, *, device: str | None = None) -> Reward:
@@ -20,8 +34,8 @@ def load_reward(text: str, *, device: str | None = None) -> Reward:
     text : str
         A name of :data:`~glass_flows.rewards.pretrained.REWARDS`; with ":" and a hub id or a
         folder after it, weights of your own of that kind. Or "module:function": a function of
-        images (B, 3, H, W) in [0, 1], or a Reward. The module is looked for in the current folder
-        first. Its code is run: name only your own.
+        images (:class:`~glass_flows.rewards.OfImages`), or a Reward. The module is looked for in
+        the current folder first. Its code is run: name only your own.
     device : str, optional
         For a pre-trained reward.
 
@@ -30,12 +44,12 @@ def load_reward(text: str, *, device: str | None = None) -> Reward:
     InvalidArgument, UnknownName, MissingExtra
         There is no such reward, or it cannot be loaded.
     """
-    from ..rewards.pretrained import REWARDS
+    from .pretrained import REWARDS
 
     check_reward(text)
     name, _, attribute = text.partition(":")
     if name in REWARDS:
-        return as_reward(REWARDS[name](attribute or None, device=device))
+        return as_image_reward(REWARDS[name](attribute or None, device=device))
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
@@ -50,12 +64,12 @@ def load_reward(text: str, *, device: str | None = None) -> Reward:
     if not hasattr(module, attribute):
         public = [a for a in vars(module) if not a.startswith("_")]
         check_name(f"reward in module {name}", attribute, public)
-    return as_reward(getattr(module, attribute))
+    return as_image_reward(getattr(module, attribute))
 
 
 def check_reward(text: str) -> None:
     """Raise as :func:`load_reward` does, as far as the text says it without anything loaded."""
-    from ..rewards.pretrained import REWARDS
+    from .pretrained import REWARDS
 
     name, _, attribute = text.partition(":")
     if name not in REWARDS and not attribute:
