@@ -17,8 +17,10 @@ from ..batching import Batching
 from ..errors import InvalidArgument, RewardError
 from ..noise import check_seed
 from ..plans import Sampler
-from ..rewards import RewardLike, as_reward
+from ..rewards import Decoded, Reward, RewardLike, as_reward
 from ..steering import Method, Refine
+from ..steering.held_out import apart, held_out
+from .decoding import Pictures
 
 __all__ = ["Asked"]
 
@@ -67,6 +69,8 @@ class Asked:
         Clean latents to images in [0, 1], for pipelines without an adapter.
     init : optional
         Clean latents or pictures that refinement begins with (:mod:`.beginnings`).
+    also : dict of Reward
+        Held-out rewards of the images, by name.
     """
 
     pipe: Any
@@ -80,6 +84,7 @@ class Asked:
     latents: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     init: Any = None
+    also: Mapping[str, Reward] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -93,6 +98,7 @@ class Asked:
             _check_init(rest["method"], latents)
         if not callable(rest.get("decode", len)) and rest["decode"] is not None:
             raise InvalidArgument(f"decode must be a function of latents, got {rest['decode']!r}")
+        rest["also"] = held_out(rest.get("also"))
         asked = cls(pipe, prompts, seed=check_seed(seed), latents=latents, **rest)
         return replace(asked, reward=as_reward(asked.reward))
 
@@ -106,18 +112,33 @@ class Asked:
         """The prompt of each row of the batch, P N."""
         return tuple(one for one in self.prompts for _ in range(self.method.particles))
 
+    def of_latents(self, pictures: Pictures) -> tuple[Reward, dict[str, Reward]]:
+        """The reward and the held-out ones, of latents: they see the same pictures."""
+        most = self.batching.decode_batch
+        beside = {
+            name: Decoded(one, pictures.once_more, max_batch=most)
+            for name, one in self.also.items()
+        }
+        return Decoded(self.reward, pictures, max_batch=most), beside
+
     def try_reward(self, height: int, width: int, device: torch.device) -> None:
-        """Ask the reward about a uniform grey, once, of as many rows as it will be asked about.
+        """Ask every reward about a uniform grey, once, of as many rows as it will be asked about.
 
         Only what it says of its form counts: no number per sample, no gradient where the method
         wants one. Whatever else it raises may be the picture's fault, and is left to the run.
         """
         count = min(self.batching.decode_batch or len(self.rows), len(self.rows))
         grey = torch.full((count, 3, height, width), 0.5, device=device)
-        reward, prompts = as_reward(self.reward), self.rows[:count]
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        prompts = self.rows[:count]
+        self._try(as_reward(self.reward), grey, prompts, self.method.differentiates)
+        for one in self.also.values():
+            self._try(one, grey, prompts, gradient=False)
+
+    @staticmethod
+    def _try(reward: Reward, grey: Tensor, prompts: tuple[Any, ...], gradient: bool) -> None:
+        with apart(grey):
             try:
-                if self.method.differentiates:
+                if gradient:
                     reward.value_and_gradient(grey, prompts)
                 else:
                     with torch.no_grad():

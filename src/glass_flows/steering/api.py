@@ -17,6 +17,7 @@ from ..guidance import Guidance
 from ..plans import Rho, Sampler, Solver, Table
 from ..rewards import RewardLike
 from ..settings import Function, Is
+from .held_out import Also, held_out
 from .loop import Watch, begin, conduct, pass_boundaries
 from .method import Method
 from .population import Boundaries, Population
@@ -68,6 +69,7 @@ def steer(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -104,6 +106,10 @@ def steer(
     x : Tensor, optional
         (P N, *shape), the particles at the first of `times`, instead of noise drawn from the seed;
         that time need not be 0 then. They stay in their own dtype and on their own device.
+    also : reward, list of them, or dict by name, optional
+        Held-out rewards: they score the samples, and the clean estimates wherever values are taken,
+        and steer nothing. In `also`, `paths` and `warnings` of the result, and `also` of a step;
+        their evaluations are counted apart (`also_evaluations`). They need no gradient.
     shards : Shards, optional
         Deal the particles out to the processes of torch.distributed, all of which make this call
         and get the whole result.
@@ -141,7 +147,16 @@ def steer(
     )
     watch = Watch(record, on_boundary, progress)
     return _weighted(
-        conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+        conduct(
+            denoiser,
+            reward,
+            method,
+            sampler,
+            population,
+            shards=shards,
+            watch=watch,
+            also=held_out(also),
+        )  # fmt: skip
     )
 
 
@@ -169,6 +184,7 @@ def best_of(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -194,7 +210,16 @@ def best_of(
     )
     watch = Watch(record, on_boundary, progress)
     return _weighted(
-        conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+        conduct(
+            denoiser,
+            reward,
+            method,
+            sampler,
+            population,
+            shards=shards,
+            watch=watch,
+            also=held_out(also),
+        )  # fmt: skip
     )
 
 
@@ -224,6 +249,7 @@ def beam(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -250,7 +276,10 @@ def beam(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
     watch = Watch(record, on_boundary, progress)
-    return conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+    return conduct(
+        denoiser, reward, method, sampler, population,
+        shards=shards, watch=watch, also=held_out(also),
+    )  # fmt: skip
 
 
 @front(method=Greedy, sampler=Sampler)
@@ -280,6 +309,7 @@ def greedy(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -310,7 +340,10 @@ def greedy(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
     watch = Watch(record, on_boundary, progress)
-    return conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+    return conduct(
+        denoiser, reward, method, sampler, population,
+        shards=shards, watch=watch, also=held_out(also),
+    )  # fmt: skip
 
 
 @front(method=Refine, sampler=Sampler)
@@ -345,6 +378,7 @@ def refine(
     seed: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -378,7 +412,10 @@ def refine(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device
     ).refining(init)
     watch = Watch(record, on_boundary, progress)
-    found = conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+    found = conduct(
+        denoiser, reward, method, sampler, population,
+        shards=shards, watch=watch, also=held_out(also),
+    )  # fmt: skip
     return cast(RefinedResult, found)
 
 
@@ -399,6 +436,7 @@ def iterate_steering(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -416,7 +454,8 @@ def iterate_steering(
     )
     watch = Watch(record)
     watch.resume(seed)
-    run = begin(table, denoiser, reward, method, population, shards, watch, advance)
+    beside = held_out(also)
+    run = begin(table, denoiser, reward, method, population, shards, watch, advance, beside)
     course = method.begin(run)
     return pass_boundaries(run, course.boundaries(), course, watch)
 

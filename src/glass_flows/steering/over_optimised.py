@@ -1,0 +1,218 @@
+"""Over-optimisation: where the reward that steers rises, and those held out fall.
+
+Samples at rising λ are compared pair by pair (Gao, Schulman, Hilton, "Scaling Laws for Reward Model
+Overoptimization", arXiv 2210.10760, find the same curve for language models). Of a population at
+two λ, i below j, with weighted means h_i, h_j of a held-out reward, let n_i = 1/Σ_g W_g², where W_g
+is the weight of all particles that come from one particle g of the beginning: copies are not
+counted as draws. With the variance s² of the n = n_i + n_j draws together,
+
+    T = Σ_p (h_j - h_i) / sqrt(Σ_p s² (1/n_i + 1/n_j))
+
+is the difference over its standard error if λ did nothing to h, as in a permutation test. A fall is
+told where the mean reward is higher at j and T < -z, of the level 5 % divided by the number of
+pairs and of held-out rewards (Bonferroni). So at most one comparison in twenty warns where nothing
+falls: fewer, since runs of common noise, and the moves of one run, differ less than draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidArgument, check_number, shown
+from .results import SearchResult, WeightedResult
+
+__all__ = ["LEVEL", "OverOptimised", "Rung", "falls", "over_optimised"]
+
+LEVEL = 0.05
+"""How often a whole comparison may warn where no held-out reward falls."""
+_ROUNDING = 1e-9  # of the values: means of equal numbers differ by this
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Clean samples at one λ, (P, N) each.
+
+    Attributes
+    ----------
+    scale : float
+        λ.
+    also : dict of Tensor
+        Values of the held-out rewards by name.
+    rewards, weights, roots : Tensor
+        The reward that steers, weights with the sum 1, and the particle of the beginning that each
+        comes from.
+    move : int, optional
+        Of refinement, after which move.
+    """
+
+    scale: float
+    also: Mapping[str, Tensor]
+    rewards: Tensor
+    weights: Tensor
+    roots: Tensor
+    move: int | None = None
+
+    @classmethod
+    def of(cls, scale: float, result: SearchResult) -> Rung:
+        """What a run at λ came to; at λ = 0 nothing is weighted."""
+        equal = torch.full_like(result.rewards, 1.0 / result.rewards.shape[1])
+        weighted = scale > 0.0 and isinstance(result, WeightedResult)
+        weights = torch.softmax(result.log_weights, 1) if weighted else equal
+        return cls(scale, result.also, result.rewards, weights, _roots(result))
+
+    @property
+    def place(self) -> str:
+        """For people."""
+        return f"λ = {self.scale:.4g}" + ("" if self.move is None else f", move {self.move}")
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Of each population, (P,)."""
+        return (self.weights * values).sum(1)
+
+    @property
+    def draws(self) -> Tensor:
+        """1/Σ_g W_g² of each population, (P,): how many draws its weighted particles are worth."""
+        families = torch.zeros_like(self.weights).scatter_add(1, self.roots, self.weights)
+        return 1.0 / families.square().sum(1)
+
+
+@dataclass(frozen=True)
+class OverOptimised:
+    """A held-out reward falls while the one that steers rises.
+
+    Attributes
+    ----------
+    name : str
+        Of the held-out reward.
+    beyond : float
+        λ from which on it falls: the best of those below `seen`.
+    seen : float
+        The lowest λ at which the fall is certain.
+    held_out, rewards : (float, float)
+        Means over the populations at the two.
+    text : str
+        For people.
+    """
+
+    name: str
+    beyond: float
+    seen: float
+    held_out: tuple[float, float]
+    rewards: tuple[float, float]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def over_optimised(results: Mapping[float, SearchResult]) -> tuple[OverOptimised, ...]:
+    """Where held-out rewards fall while λ and the reward that steers rise.
+
+    Parameters
+    ----------
+    results : dict of SearchResult
+        By their λ, two at least, all with the same `also`, prompts and number of populations; λ = 0
+        is for plain samples. With the same seed differences are seen earlier.
+
+    Returns
+    -------
+    tuple of OverOptimised
+        For each held-out reward that falls where it begins. It is a test of level 5 %: see
+        :mod:`glass_flows.steering.over_optimised`.
+
+    Raises
+    ------
+    InvalidArgument
+        There is nothing to compare.
+
+    Example
+    -------
+    >>> found = {s: steer(denoiser, reward, scale=s, also=judge, **rest) for s in (0.0, 5.0, 50.0)}
+    >>> for warning in over_optimised(found):
+    ...     print(warning)
+    """
+    if not isinstance(results, Mapping) or len(results) < 2:
+        raise InvalidArgument(
+            f"over_optimised compares two results or more, by their λ, got {shown(results)}"
+        )
+    for scale, result in results.items():
+        check_number("the λ of a result", scale, "be a finite number >= 0", _is_scale)
+        if not isinstance(result, SearchResult):
+            raise InvalidArgument(f"λ = {scale:g}: expected a result, got {shown(result)}")
+    asked = {tuple(result.also) for result in results.values()}
+    if len(asked) > 1 or not all(asked):
+        raise InvalidArgument(
+            "over_optimised compares results with the same held-out rewards, got "
+            f"{', '.join(str(list(names)) for names in asked)}: run them with the same also="
+        )
+    if len({len(result.rewards) for result in results.values()}) > 1:
+        raise InvalidArgument("over_optimised compares results of the same number of populations")
+    return falls([Rung.of(float(scale), results[scale]) for scale in sorted(results)])
+
+
+def falls(rungs: Sequence[Rung]) -> tuple[OverOptimised, ...]:
+    """Of rungs in order of their λ, each with the same held-out rewards and populations."""
+    pairs = sorted(combinations(range(len(rungs)), 2), key=lambda pair: pair[1])
+    if not pairs:
+        return ()
+    names = list(rungs[0].also)
+    z = NormalDist().inv_cdf(1.0 - LEVEL / (len(pairs) * len(names)))
+    found = []
+    for name in names:
+        sure = [pair for pair in pairs if _falls(name, *(rungs[k] for k in pair), z)]
+        if not sure:
+            continue
+        at = sure[0][1]
+        means = {i: float(rungs[i].mean(rungs[i].also[name]).mean()) for i, j in sure if j == at}
+        best = max(means, key=lambda i: means[i])
+        found.append(_told(name, rungs[best], rungs[at]))
+    return tuple(found)
+
+
+def _falls(name: str, below: Rung, above: Rung, z: float) -> bool:
+    """Whether h is certainly lower above, where the reward is higher; no where h is not finite."""
+    if not above.mean(above.rewards).mean() > below.mean(below.rewards).mean():
+        return False
+    pair = (below, above)
+    values = [rung.also[name] for rung in pair]
+    means = [rung.mean(value) for rung, value in zip(pair, values)]
+    draws = [rung.draws for rung in pair]
+    count = draws[0] + draws[1]
+    middle = (draws[0] * means[0] + draws[1] * means[1]) / count
+    squares = [rung.mean((v - middle[:, None]).square()) for rung, v in zip(pair, values)]
+    variance = (draws[0] * squares[0] + draws[1] * squares[1]) / (count - 1.0)
+    error = (variance * (1.0 / draws[0] + 1.0 / draws[1])).sum().sqrt()
+    fall = (means[0] - means[1]).sum()
+    return bool(fall > z * error and fall > _ROUNDING * torch.stack(means).abs().sum())
+
+
+def _told(name: str, below: Rung, above: Rung) -> OverOptimised:
+    pair = (below, above)
+    held = tuple(float(rung.mean(rung.also[name]).mean()) for rung in pair)
+    rewards = tuple(float(rung.mean(rung.rewards).mean()) for rung in pair)
+    text = (
+        f"over-optimised beyond {below.place}: there the held-out {name!r} is {held[0]:.4g}, and "
+        f"{held[1]:.4g} at {above.place}, while the reward rises from {rewards[0]:.4g} to "
+        f"{rewards[1]:.4g}"
+    )
+    return OverOptimised(
+        name, below.scale, above.scale, (held[0], held[1]), (rewards[0], rewards[1]), text
+    )
+
+
+def _is_scale(value: float) -> bool:
+    return 0.0 <= value < float("inf")
+
+
+def _roots(result: SearchResult) -> Tensor:
+    """(P, n); each its own where only one of a group is returned, for groups never mix."""
+    P, n = result.rewards.shape
+    if result.ancestry.shape[-1] != n:
+        return torch.arange(n).expand(P, -1)
+    return result.lineage[0]
