@@ -115,7 +115,7 @@ class Asked:
     def of_latents(self, pictures: Pictures) -> tuple[Reward, dict[str, Reward]]:
         """The reward and the held-out ones, of latents: they see the same pictures."""
         most = self.batching.decode_batch
-        beside = {
+        beside: dict[str, Reward] = {
             name: Decoded(one, pictures.once_more, max_batch=most)
             for name, one in self.also.items()
         }

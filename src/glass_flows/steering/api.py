@@ -145,18 +145,11 @@ def steer(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch = Watch(record, on_boundary, progress)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
     return _weighted(
         conduct(
-            denoiser,
-            reward,
-            method,
-            sampler,
-            population,
-            shards=shards,
-            watch=watch,
-            also=held_out(also),
-        )  # fmt: skip
+            denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+        )
     )
 
 
@@ -208,18 +201,11 @@ def best_of(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch = Watch(record, on_boundary, progress)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
     return _weighted(
         conduct(
-            denoiser,
-            reward,
-            method,
-            sampler,
-            population,
-            shards=shards,
-            watch=watch,
-            also=held_out(also),
-        )  # fmt: skip
+            denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+        )
     )
 
 
@@ -275,11 +261,10 @@ def beam(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch = Watch(record, on_boundary, progress)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
     return conduct(
-        denoiser, reward, method, sampler, population,
-        shards=shards, watch=watch, also=held_out(also),
-    )  # fmt: skip
+        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+    )
 
 
 @front(method=Greedy, sampler=Sampler)
@@ -339,11 +324,10 @@ def greedy(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch = Watch(record, on_boundary, progress)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
     return conduct(
-        denoiser, reward, method, sampler, population,
-        shards=shards, watch=watch, also=held_out(also),
-    )  # fmt: skip
+        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+    )
 
 
 @front(method=Refine, sampler=Sampler)
@@ -411,11 +395,10 @@ def refine(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device
     ).refining(init)
-    watch = Watch(record, on_boundary, progress)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
     found = conduct(
-        denoiser, reward, method, sampler, population,
-        shards=shards, watch=watch, also=held_out(also),
-    )  # fmt: skip
+        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+    )
     return cast(RefinedResult, found)
 
 

@@ -61,9 +61,9 @@ class Rung:
     @classmethod
     def of(cls, scale: float, result: SearchResult) -> Rung:
         """What a run at λ came to; at λ = 0 nothing is weighted."""
-        equal = torch.full_like(result.rewards, 1.0 / result.rewards.shape[1])
-        weighted = scale > 0.0 and isinstance(result, WeightedResult)
-        weights = torch.softmax(result.log_weights, 1) if weighted else equal
+        weights = torch.full_like(result.rewards, 1.0 / result.rewards.shape[1])
+        if scale > 0.0 and isinstance(result, WeightedResult):
+            weights = torch.softmax(result.log_weights, 1)
         return cls(scale, result.also, result.rewards, weights, _roots(result))
 
     @property
@@ -165,7 +165,7 @@ def falls(rungs: Sequence[Rung]) -> tuple[OverOptimised, ...]:
     z = NormalDist().inv_cdf(1.0 - LEVEL / (len(pairs) * len(names)))
     found = []
     for name in names:
-        sure = [pair for pair in pairs if _falls(name, *(rungs[k] for k in pair), z)]
+        sure = [pair for pair in pairs if _falls(name, rungs[pair[0]], rungs[pair[1]], z)]
         if not sure:
             continue
         at = sure[0][1]
