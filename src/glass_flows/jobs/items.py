@@ -160,7 +160,7 @@ def folder_of(model: Model, work: Work, item: Item, out: Path) -> RunFolder:
         out / item.name,
         job.as_json(),
         title=item.prompt,
-        weights=model.weights(job.reward),
+        weights=model.weights(job.reward, job.also),
         patience=_PATIENCE,
     )
 

@@ -20,7 +20,7 @@ from .budget import parse_budget
 from .job import Job, Loading
 from .models import Model, resolve
 
-__all__ = ["Options", "flag", "jobs_of", "read_arguments", "read_seeds"]
+__all__ = ["Options", "flag", "jobs_of", "read_arguments", "read_seeds", "swept"]
 
 _MOST_SEEDS = 100_000
 _FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
@@ -35,6 +35,7 @@ class Options:
     batching: Mapping[str, str] = field(default_factory=dict)
     loading: Mapping[str, str] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
+    held_out: Mapping[str, Any] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
     contest: Mapping[str, str] = field(default_factory=dict)
 
@@ -67,8 +68,9 @@ def jobs_of(
     if budget is not None:
         parse_budget(budget)
     model = resolve(name, loading, announce)
-    if rest.get("reward"):
-        model.check_reward(rest["reward"])
+    also = tuple(options.held_out.get("also", ()))
+    for text in filter(None, (rest.get("reward"), *also)):
+        model.check_reward(text)
     for method in methods:
         check_name("method", method, METHODS)
     _refuse_unused(model, methods, options, {**rest, "budget": budget})
@@ -84,6 +86,7 @@ def jobs_of(
             batching=batching,
             loading=loading,
             call=dict(options.call),
+            also=also,
             **rest,
         )
         idle.append(idle_settings(made, sampler, options.sampler))
@@ -94,6 +97,19 @@ def jobs_of(
             "--rho, which runs the ODE in one go; give --rho ode or another, too"
         )
     return model, found
+
+
+def swept(name: str, methods: Sequence[str], options: Options, **rest: Any) -> dict[str, Job]:
+    """Jobs as of :func:`jobs_of`; of several scales, "0,1,10", one for each and each method."""
+    scales = options.method.get("scale", "").split(",")
+    if len(scales) == 1:
+        return jobs_of(name, methods, options, **rest)[1]
+    found: dict[str, Job] = {}
+    for scale in scales:
+        one = replace(options, method={**options.method, "scale": scale.strip()})
+        jobs = jobs_of(name, methods, one, **rest)[1]
+        found |= {f"{method}-scale-{job.method.scale:g}": job for method, job in jobs.items()}
+    return found
 
 
 def _method(model: Model, name: str, texts: Mapping[str, str]) -> Method:
@@ -165,6 +181,7 @@ def _ours() -> set[str]:
         "budget",
         "out",
         "init",
+        "also",
     }
     for cls in (Sampler, Batching, Loading):
         own |= set(kinds(cls))
