@@ -91,7 +91,7 @@ class OverOptimised:
     name : str
         Of the held-out reward.
     beyond : float
-        λ from which on it falls: the best of those below `seen`.
+        λ from which on it falls: of those below `seen` the one where it is highest.
     seen : float
         The lowest λ at which the fall is certain.
     held_out, rewards : (float, float)
@@ -161,35 +161,41 @@ def falls(rungs: Sequence[Rung]) -> tuple[OverOptimised, ...]:
     pairs = sorted(combinations(range(len(rungs)), 2), key=lambda pair: pair[1])
     if not pairs:
         return ()
-    names = list(rungs[0].also)
+    names, draws = list(rungs[0].also), [rung.draws for rung in rungs]
     z = NormalDist().inv_cdf(1.0 - LEVEL / (len(pairs) * len(names)))
+    steered = [float(rung.mean(rung.rewards).mean()) for rung in rungs]
+    rising = [(i, j) for i, j in pairs if steered[j] > steered[i]]
     found = []
     for name in names:
-        sure = [pair for pair in pairs if _falls(name, rungs[pair[0]], rungs[pair[1]], z)]
-        if not sure:
-            continue
-        at = sure[0][1]
-        means = {i: float(rungs[i].mean(rungs[i].also[name]).mean()) for i, j in sure if j == at}
-        best = max(means, key=lambda i: means[i])
-        found.append(_told(name, rungs[best], rungs[at]))
+        seen = [_Seen.of(rung, name, n) for rung, n in zip(rungs, draws)]
+        for at in [j for i, j in rising if seen[j].below(seen[i], z)][:1]:
+            best = max(range(at), key=lambda k: float(seen[k].means.mean()))
+            found.append(_told(name, rungs[best], rungs[at]))
     return tuple(found)
 
 
-def _falls(name: str, below: Rung, above: Rung, z: float) -> bool:
-    """Whether h is certainly lower above, where the reward is higher; no where h is not finite."""
-    if not above.mean(above.rewards).mean() > below.mean(below.rewards).mean():
-        return False
-    pair = (below, above)
-    values = [rung.also[name] for rung in pair]
-    means = [rung.mean(value) for rung, value in zip(pair, values)]
-    draws = [rung.draws for rung in pair]
-    count = draws[0] + draws[1]
-    middle = (draws[0] * means[0] + draws[1] * means[1]) / count
-    squares = [rung.mean((v - middle[:, None]).square()) for rung, v in zip(pair, values)]
-    variance = (draws[0] * squares[0] + draws[1] * squares[1]) / (count - 1.0)
-    error = (variance * (1.0 / draws[0] + 1.0 / draws[1])).sum().sqrt()
-    fall = (means[0] - means[1]).sum()
-    return bool(fall > z * error and fall > _ROUNDING * torch.stack(means).abs().sum())
+@dataclass(frozen=True)
+class _Seen:
+    """What is seen of a held-out reward on a rung, by population: (P,) each."""
+
+    means: Tensor
+    variances: Tensor
+    draws: Tensor
+
+    @classmethod
+    def of(cls, rung: Rung, name: str, draws: Tensor) -> _Seen:
+        values = rung.also[name]
+        means = rung.mean(values)
+        return cls(means, rung.mean((values - means[:, None]).square()), draws)
+
+    def below(self, other: _Seen, z: float) -> bool:
+        """Whether it is certainly lower here; no where values are not finite."""
+        m, n = other.draws, self.draws
+        fall, count = other.means - self.means, m + n
+        squares = m * other.variances + n * self.variances + m * n / count * fall.square()
+        error = (squares / (count - 1.0) * (1.0 / m + 1.0 / n)).sum().sqrt()
+        least = _ROUNDING * (other.means.abs() + self.means.abs()).sum()
+        return bool(fall.sum() > torch.maximum(z * error, least))
 
 
 def _told(name: str, below: Rung, above: Rung) -> OverOptimised:
