@@ -156,7 +156,7 @@ class Pictures:
         again: bool = False,
     ) -> None:
         self.decode, self.device, self.again = decode, device, again
-        self.keep, self.whole_kept = keep * (2 if again else 1), keep * again
+        self.keep = keep * (2 if again else 1)  # what is asked for may be older than one batch
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.whole: list[tuple[Tensor, Tensor]] = []
 
@@ -172,7 +172,7 @@ class Pictures:
         pictures: Tensor = _Clamped.apply(made.expand(-1, 3, -1, -1))
         self.kept = [*self.kept, *zip(z.detach(), to_bytes(pictures))][-self.keep :]
         if self.again:
-            self.whole = [*self.whole, *zip(z.detach(), pictures.detach())][-self.whole_kept :]
+            self.whole = [*self.whole, *zip(z.detach(), pictures.detach())][-self.keep :]
         return pictures
 
     def once_more(self, z: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def steer_pipeline(
         pictures that are scored and returned; the latents are in `result.samples`.
     also : reward, list of them, or dict by name, optional
         Held-out rewards of the images, as in :func:`glass_flows.steer`: an image that the reward
-        has seen is not decoded again for them. Till then those of one batch are kept, unrounded.
+        has seen is not decoded again for them. For that those of two batches are kept, unrounded.
     shards, record, on_boundary, progress
         As in :func:`glass_flows.steer`. The first two for pipelines with an adapter, see
         :func:`can_record`.
