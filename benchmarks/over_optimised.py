@@ -22,7 +22,7 @@ from glass_flows.diffusers import steer_pipeline
 from glass_flows.jobs.models import Shapes, resolve
 from glass_flows.rewards import RewardLike
 from glass_flows.steering import SearchResult, over_optimised
-from glass_flows.steering.over_optimised import Rung
+from glass_flows.steering.overoptimisation import Rung
 from glass_flows.worlds.shapes import SINGLE, TWO
 
 SCALES = {"colour": (0.0, 30.0, 100.0, 300.0, 1000.0), "clip": (0.0, 0.1, 0.3, 1.0, 3.0)}

@@ -24,7 +24,7 @@ METHODS = {
     "refine": Refine(2, scale=20.0, moves=2),
     "refine, last": Refine(2, scale=20.0, moves=2, returned="last"),
 }
-FAST = (("steering", 1), ("refine", 1), ("posterior", None))
+FAST = (("steering", 1), ("refine", None))
 
 
 @cache

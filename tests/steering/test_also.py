@@ -16,7 +16,7 @@ from glass_flows.paths import Linear
 from glass_flows.rewards import FunctionReward
 from glass_flows.runs import RunFolder, read_run
 from glass_flows.steering import iterate_steering, over_optimised
-from glass_flows.steering.over_optimised import LEVEL, Rung, falls
+from glass_flows.steering.overoptimisation import LEVEL, Rung, falls
 
 P, N = 3, 8
 GIVEN = {

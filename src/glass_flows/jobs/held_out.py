@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..runs import RunRecord, Sample
-from ..steering.over_optimised import Rung, falls
+from ..steering.overoptimisation import Rung, falls
 from .items import Item
 
 __all__ = ["warnings_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .api import beam, best_of, greedy, iterate_steering, refine, steer
 from .method import Method
 from .methods import METHODS, method_of, read_method
-from .over_optimised import OverOptimised, over_optimised
+from .overoptimisation import OverOptimised, over_optimised
 from .potentials import POTENTIALS
 from .refinement import Acceptance, Ramp, Refine, RefineStep
 from .resampling import RESAMPLERS

@@ -17,7 +17,7 @@ from ..rewards import Reward, RewardLike
 from ..settings import Function, Is
 from .held_out import Beside
 from .method import Course, Method
-from .over_optimised import falls
+from .overoptimisation import falls
 from .population import Population, Run, kept
 from .results import SearchResult
 from .shards import Shards

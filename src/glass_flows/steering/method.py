@@ -15,7 +15,7 @@ from ..execute import Boundary
 from ..guidance import Guidance
 from ..plans import Sampler, Table
 from ..settings import NOT_NEGATIVE, Count, Listed, Object, Settings, setting
-from .over_optimised import Rung
+from .overoptimisation import Rung
 from .population import Run
 from .results import Costs, SearchResult
 from .state import History, Selection, Step

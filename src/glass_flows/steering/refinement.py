@@ -34,7 +34,7 @@ from ..plans.solvers import solver_for
 from ..settings import SHARE, Checked, Choice, Count, Listed, Number, Object, setting
 from .held_out import Beside
 from .method import Course, Method
-from .over_optimised import Rung
+from .overoptimisation import Rung
 from .population import Run, kept
 from .resampling import RESAMPLERS
 from .results import Costs, RefinedResult

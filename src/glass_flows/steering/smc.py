@@ -25,7 +25,7 @@ from ..plans import Table
 from ..settings import SHARE, Choice, Listed, Number, Object, setting
 from .held_out import Beside
 from .method import BOUNDARIES, GUIDANCE, VALUE, Course, Method
-from .over_optimised import Rung
+from .overoptimisation import Rung
 from .population import Run, place, steered_boundaries
 from .potentials import POTENTIALS, Potential
 from .resampling import RESAMPLERS

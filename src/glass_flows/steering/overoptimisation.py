@@ -124,7 +124,7 @@ def over_optimised(results: Mapping[float, SearchResult]) -> tuple[OverOptimised
     -------
     tuple of OverOptimised
         For each held-out reward that falls where it begins. It is a test of level 5 %: see
-        :mod:`glass_flows.steering.over_optimised`.
+        :mod:`glass_flows.steering.overoptimisation`.
 
     Raises
     ------
