@@ -21,6 +21,7 @@ from glass_flows.jobs import Job, resolve
 from glass_flows.jobs.align import align
 from glass_flows.jobs.held_out import warnings_of
 from glass_flows.jobs.items import Item
+from glass_flows.jobs.spelling import Options, jobs_of
 from glass_flows.plans import Sampler
 from glass_flows.runs import Sample, read_run
 from glass_flows.steering import Steering
@@ -174,3 +175,11 @@ def test_an_unknown_one_is_refused_before_anything_is_loaded(tmp_path):
     with pytest.raises(UnknownName, match="pickscore"):
         CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_has_no_use_for_them_refuses(monkeypatch):
+    shapes = type(resolve("shapes"))
+    monkeypatch.setattr(shapes, "takes", ("batching", "loading", "call"))
+    options = Options(held_out={"also": ["judge"]})
+    with pytest.raises(InvalidArgument, match="--also: only for a diffusers pipeline"):
+        jobs_of("shapes", ["steering"], options)

@@ -92,8 +92,8 @@ class Model(ABC):
     sigma_data : float
         Standard deviation of its data, for twisted noise and guidance.
     takes : tuple of str
-        Of "batching", "loading", "call", "micro_batch", "budget", "populations" and "init": what
-        can act.
+        Of "batching", "loading", "call", "micro_batch", "budget", "populations", "init" and "also":
+        what can act.
     batching, call : dict
         Defaults of its own.
     needs_folder : bool
@@ -245,7 +245,7 @@ class Digits(Model):
 
     reward_name = "class"
     sigma_data = 0.7  # of pixels in [-1, 1]
-    takes = ("populations", "budget", "init")
+    takes = ("populations", "budget", "init", "also")
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -357,7 +357,7 @@ class Digits(Model):
 class Pipeline(Model):
     """A diffusers pipeline."""
 
-    takes = (*_OF_PIPELINES, "init")
+    takes = (*_OF_PIPELINES, "init", "also")
 
     @cached_property
     def pipe(self) -> Any:
@@ -462,7 +462,7 @@ class SiT(Model):
     """A converted SiT; prompts are classes, the only call argument is `guidance_scale`."""
 
     call: ClassVar[Mapping[str, Any]] = {"guidance_scale": 4.0}  # of the published samples
-    takes = ("loading", "call", "budget")
+    takes = ("loading", "call", "budget", "also")
     needs_folder = True
 
     @cached_property

@@ -141,6 +141,7 @@ def _refuse_unused(
         "budget": ["budget"] if rest.get("budget") is not None else [],
         "populations": ["populations"] if rest.get("populations", 1) != 1 else [],
         "init": ["init"] if rest.get("init") else [],
+        "also": list(options.held_out),
     }
     foreign = [n for group, names in given.items() if group not in model.takes for n in names]
     unused = [n for n in options.method if all(foreign_settings(m, {n: ""}) for m in methods)]
