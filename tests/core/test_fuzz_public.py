@@ -36,10 +36,13 @@ from glass_flows.images import to_bytes
 from glass_flows.steering import (
     Acceptance,
     Adaptive,
+    Costs,
     PosteriorValue,
     Ramp,
+    SearchResult,
     iterate_steering,
     method_of,
+    over_optimised,
     read_method,
 )
 from glass_flows.steering.shards import Shards
@@ -242,6 +245,19 @@ REFINE = {
     "until": any_of(None, 0.0, -math.inf, 10**3),
     "rescore": any_of(0, 2),
 }
+FOUND = SearchResult(
+    torch.zeros(1, 2, 3),
+    torch.zeros(1, 2),
+    torch.zeros(0, 1, 2, dtype=torch.int64),
+    Costs(),
+    also={"a": torch.zeros(1, 2)},
+)
+
+
+def total(z: Tensor) -> Tensor:
+    return z.flatten(1).sum(1)
+
+
 RUN = {
     "shape": any_of((3,), [2, 2], torch.Size([3]), np.array([3]), ()),
     "populations": any_of(None, 1, 2),
@@ -250,6 +266,9 @@ RUN = {
     "dtype": dtypes,
     "device": devices,
     "x": any_of(None, New(lambda: torch.randn(4, 3))),
+    "also": any_of(
+        None, returning(None), total, [total], {"a": total, "b": total}, {"reward": total}
+    ),
     "shards": any_of(None, New(Shards)),
     "record": any_of(None),
     "on_boundary": any_of(None, returning(None)),
@@ -320,6 +339,8 @@ def a_run(result: Any, given: Mapping[str, Any]) -> None:
     assert returned in (particles, particles // int(given.get("children", 2)))
     assert result.rewards.shape == (populations, returned)
     assert not bool(torch.isnan(result.rewards).any())
+    for values in result.also.values():
+        assert values.shape == result.rewards.shape
     if hasattr(result, "log_weights"):
         assert not bool(torch.isnan(result.log_weights).any())
     if hasattr(result, "log_weights") and given.get("init") is None:
@@ -772,7 +793,16 @@ def steered() -> list[Surface]:
             "iterate_steering",
             lambda **given: list(iterate_steering(**given)),
             stepped,
-            {name: RUN[name] for name in ("populations", "seed", "dtype", "x", "shards", "record")},
+            {n: RUN[n] for n in ("populations", "seed", "dtype", "x", "also", "shards", "record")},
+        ),
+        Surface(
+            "over_optimised",
+            over_optimised,
+            {
+                "results": any_of(
+                    {0.0: FOUND, 2: FOUND}, {-1.0: FOUND, 1.0: FOUND}, {0.0: FOUND}, {}
+                )
+            },
         ),
         Surface(
             "method_of",

@@ -77,7 +77,7 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("--reward class:12", "reward 'class:N' needs a digit 0 to 9, got"),
         ("--reward class:-1", "reward 'class:N' needs a digit 0 to 9, got"),
         ("--reward clas:8", "unknown reward 'clas'. Did you mean 'class'?"),
-        ("--reward :f", "unknown reward ''. Allowed: 'class'."),
+        ("--reward :f", "unknown reward ''. Allowed: 'class', 'judge'."),
         ("--prompt 10", "for the digits a prompt is 0 to 9, got '10';"),
         ("--prompt '²'", "for the digits a prompt is 0 to 9, got '²';"),
         ("--prompt 'a cat'", "for the digits a prompt is 0 to 9, got 'a"),
@@ -297,6 +297,7 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("--count 3", "--count: not for --model digits; leave it out"),
         ("--reward 'class:²'", "reward 'class:N' needs a digit 0 to 9, got"),
         ("--reward clip", "unknown reward 'clip'. Allowed: 'class'."),
+        ("--reward judge:8", "unknown reward 'judge'. Allowed: 'class'."),
         ("--tuning-populations 0", "tuning_populations must be an integer >= 2,"),
     ],
     "compare --out OUT --model shapes": [

@@ -25,7 +25,16 @@ from ..research.contest import Contest
 from ..settings import Count, Number, Switch, spelled
 from ..steering.methods import METHODS, AnyMethod
 
-__all__ = ["Device", "Model", "Out", "Reward", "Seed", "announce", "print_table", "with_settings"]
+__all__ = [
+    "Device",
+    "Model",
+    "Out",
+    "Reward",
+    "Seed",
+    "announce",
+    "print_table",
+    "with_settings",
+]
 
 console = Console()
 Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**63 - 1)]
@@ -115,10 +124,23 @@ _CALL_OPTIONS = {
 }
 
 
+_HELD_OUT_OPTIONS = {
+    "also": Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A reward, by name as --reward, that scores the images beside it and steers "
+            "nothing; may be given several times. Of digits and shapes also 'judge', their own."
+        ),
+    ]
+}
+_OWN = {"call": _CALL_OPTIONS, "held_out": _HELD_OUT_OPTIONS}
+
+
 def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, in the place of its parameter `options`, an option for every setting.
 
-    `groups` are of "method", "sampler", "batching", "loading", "call", "contest" and "placement".
+    `groups` are of "held_out", "method", "sampler", "batching", "loading", "call", "contest" and
+    "placement".
     What was given reaches the command as :class:`Options`; defaults stay with the objects.
     """
 
@@ -129,7 +151,7 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
         signature = inspect.signature(command).parameters
         defaults = {name: signature[name].default for name in annotations}
         for group in groups:
-            made = _CALL_OPTIONS if group == "call" else _options_of(*_PANELS[group])
+            made = _OWN[group] if group in _OWN else _options_of(*_PANELS[group])
             owners |= dict.fromkeys(made, group)
             annotations |= made
             defaults |= dict.fromkeys(made)

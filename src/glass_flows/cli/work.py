@@ -25,7 +25,7 @@ Budget = Annotated[
 ]
 
 
-@with_settings("method", "sampler", "batching", "loading", "call")
+@with_settings("held_out", "method", "sampler", "batching", "loading", "call")
 def align(
     out: Out,
     options: Options,
@@ -123,12 +123,13 @@ def _align_digits(
         job, out, model=model, methods=methods, overwrite=overwrite, announce=announce
     )
     print_table(
-        ("method", "reward", "judge", "ESS", "evals", "s"),
+        ("method", "reward", "judge", *(f"also {one}" for one in job.also), "ESS", "evals", "s"),
         [
             (
                 line.method,
                 f"{line.reward:.2f} ± {line.reward_error:.2f}",
                 f"{line.accuracy:.1%} ± {line.accuracy_error:.1%}",
+                *(f"{mean:.2f} ± {error:.2f}" for mean, error in line.also.values()),
                 "-" if line.ess is None else f"{line.ess:.2f}/{job.method.particles}",
                 f"{line.evaluations}" + (f" + {line.gradients} back" if line.gradients else ""),
                 f"{line.seconds:.0f}",
@@ -141,6 +142,8 @@ def _align_digits(
         "judge: share of the images that an independent classifier accepts; "
         "evals: network evaluations per image returned"
     )
+    for warning in report.warnings:
+        typer.echo(warning)
     typer.echo(f"picture: {report.picture}\nfigures: {report.results}")
 
 
@@ -169,6 +172,16 @@ def _align_images(model: Any, jobs: Any, out: Path, budget: str | None, overwrit
                 f"{sum(after)} of {len(after)} here; of the highest reward, "
                 f"{'yes' if after[values.index(max(values))] else 'no'}"
             )
+    if report.means:
+        print_table(
+            ("mean of all images", "reward", *job.also),
+            [
+                (name, *(f"{value:.4g}" for value in means.values()))
+                for name, means in report.means.items()
+            ],
+        )
+    for warning in report.warnings:
+        typer.echo(warning)
     backward = f" + {report.gradients} backward" if report.gradients else ""
     typer.echo(f"network evaluations: {report.evaluations}{backward}")
     for reason in report.biases:
@@ -220,7 +233,7 @@ def sample(
     typer.echo(f"picture: {file}")
 
 
-@with_settings("method", "sampler", "batching", "loading", "call", "placement")
+@with_settings("held_out", "method", "sampler", "batching", "loading", "call", "placement")
 def batch(
     prompts: Annotated[
         Path,
@@ -273,6 +286,9 @@ def batch(
 
     Example: glass-flows batch evaluation_metadata.jsonl --model FOLDER --reward pickscore
     --seeds 0-3 --out out/geneval
+
+    Example: glass-flows batch prompts.txt --model shapes --also judge --scale 0,0.1,1
+    --out out/sweep
     """
     from dataclasses import replace
 
@@ -280,13 +296,13 @@ def batch(
     from ..jobs.items import Work, items_of
     from ..jobs.job import Placement
     from ..jobs.prompts import read_prompts
-    from ..jobs.spelling import jobs_of, read_seeds
+    from ..jobs.spelling import read_seeds, swept
     from ..settings import build
 
     methods = method or ["steering"]
     place = build(Placement, {}, options.placement)
     entries = read_prompts(prompts, categories=category or (), count=count, duplicates=duplicates)
-    _, jobs = jobs_of(
+    jobs = swept(
         model, methods, options, here=place.ray is None, reward=reward or "",
         threads=place.threads, budget=budget, prompts=tuple(entry.text for entry in entries),
         init=tuple(map(str, init or ())),
@@ -295,7 +311,7 @@ def batch(
         {name: replace(job, prompts=()) for name, job in jobs.items()},
         tuple(entry.number for entry in entries),
     )
-    items = items_of(entries, read_seeds(seeds), methods)
+    items = items_of(entries, read_seeds(seeds), list(jobs))
     say = partial(Console(stderr=True).print, style="dim", markup=False)
     report = run_batch(
         work, items, out, workers=place.workers, ray=place.ray, budget=budget,

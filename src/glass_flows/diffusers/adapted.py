@@ -9,7 +9,6 @@ from PIL import Image
 
 from ..errors import InvalidArgument, ShapeError
 from ..noise import START, KeyedNoise
-from ..rewards import Decoded, as_reward
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.population import Population
@@ -36,7 +35,9 @@ def run_adapted(
     sampler, batching = asked.sampler, asked.batching
     if sampler.times is None:
         sampler = sampler.at(adapter.times(schedule, sampler))
-    pictures = Pictures(adapter.decode, len(asked.prompts) * asked.method.particles, adapter.device)
+    rows, device = len(asked.rows), adapter.device
+    pictures = Pictures(adapter.decode, rows, device, again=bool(asked.also))
+    reward, beside = asked.of_latents(pictures)
     denoiser = adapter.denoiser(
         asked.prompts, schedule, max_batch=batching.max_batch, checkpoint=batching.checkpoint
     )
@@ -45,12 +46,13 @@ def run_adapted(
     try:
         result = conduct(
             denoiser,
-            Decoded(as_reward(asked.reward), pictures, max_batch=batching.decode_batch),
+            reward,
             asked.method,
             sampler,
             population,
             shards=shards,
             watch=watch,
+            also=beside,
         )
         images = pictures.images(result.samples, shards)
     finally:

@@ -17,10 +17,12 @@ from ..batching import Batching
 from ..errors import InvalidArgument
 from ..noise import check_seed
 from ..plans import Sampler
-from ..rewards import RewardLike, as_reward
+from ..rewards import Decoded, Reward, RewardLike, as_reward
 from ..rewards.forms import try_reward
 from ..rewards.named import as_image_reward, check_reward
 from ..steering import Method, Refine
+from ..steering.held_out import held_out
+from .decoding import Pictures
 
 __all__ = ["Asked"]
 
@@ -71,6 +73,8 @@ class Asked:
         Clean latents to images in [0, 1], for pipelines without an adapter.
     init : optional
         Clean latents or pictures that refinement begins with (:mod:`.beginnings`).
+    also : dict of Reward
+        Held-out rewards of the images, by name.
     """
 
     pipe: Any
@@ -84,6 +88,7 @@ class Asked:
     latents: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     init: Any = None
+    also: Mapping[str, Reward] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -97,6 +102,7 @@ class Asked:
             _check_init(rest["method"], latents)
         if not callable(rest.get("decode", len)) and rest["decode"] is not None:
             raise InvalidArgument(f"decode must be a function of latents, got {rest['decode']!r}")
+        rest["also"] = held_out(rest.get("also"), as_image_reward)
         asked = cls(pipe, prompts, seed=check_seed(seed), latents=latents, **rest)
         if isinstance(asked.reward, str):
             check_reward(asked.reward)  # it is loaded when all else is right
@@ -113,10 +119,22 @@ class Asked:
         """The prompt of each row of the batch, P N."""
         return tuple(one for one in self.prompts for _ in range(self.method.particles))
 
+    def of_latents(self, pictures: Pictures) -> tuple[Reward, dict[str, Reward]]:
+        """The reward and the held-out ones, of latents: they see the same pictures."""
+        most = self.batching.decode_batch
+        beside: dict[str, Reward] = {
+            name: Decoded(one, pictures.once_more, max_batch=most)
+            for name, one in self.also.items()
+        }
+        return Decoded(as_reward(self.reward), pictures, max_batch=most), beside
+
     def try_reward(self, height: int, width: int, device: torch.device) -> None:
-        """Recognise the reward, asked about as many rows as it will be asked about at a time."""
-        rows, gradient = self.rows[: self.batching.decode_batch], self.method.differentiates
+        """Recognise every reward, asked about as many rows as it will be asked about at a time."""
+        rows = self.rows[: self.batching.decode_batch]
+        gradient = self.method.differentiates
         try_reward(as_reward(self.reward), height, width, rows, device=device, gradient=gradient)
+        for one in self.also.values():
+            try_reward(one, height, width, rows, device=device)
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""

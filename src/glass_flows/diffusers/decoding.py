@@ -144,13 +144,21 @@ class Pictures:
         How many are kept.
     device : torch.device, optional
         Where states are decoded.
+    again : bool
+        Whether others are asked about the same pictures, which are kept for them unrounded.
     """
 
     def __init__(
-        self, decode: Callable[[Tensor], Tensor], keep: int, device: torch.device | None = None
+        self,
+        decode: Callable[[Tensor], Tensor],
+        keep: int,
+        device: torch.device | None = None,
+        again: bool = False,
     ) -> None:
-        self.decode, self.keep, self.device = decode, keep, device
+        self.decode, self.device, self.again = decode, device, again
+        self.keep = keep * (2 if again else 1)  # what is asked for may be older than one batch
         self.kept: list[tuple[Tensor, Tensor]] = []
+        self.whole: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, z: Tensor) -> Tensor:
         """Images in [0, 1], as they are returned but for the rounding to bytes."""
@@ -163,7 +171,21 @@ class Pictures:
             )
         pictures: Tensor = _Clamped.apply(made.expand(-1, 3, -1, -1))
         self.kept = [*self.kept, *zip(z.detach(), to_bytes(pictures))][-self.keep :]
+        if self.again:
+            self.whole = [*self.whole, *zip(z.detach(), pictures.detach())][-self.keep :]
         return pictures
+
+    def once_more(self, z: Tensor) -> Tensor:
+        """The images of states that were decoded last; those that were not are decoded now."""
+        found = {
+            i: picture
+            for i, one in enumerate(z)
+            for state, picture in self.whole
+            if torch.equal(state, one)
+        }
+        if missing := [i for i in range(len(z)) if i not in found]:
+            found |= zip(missing, self(z[missing]))
+        return torch.stack([found[i] for i in range(len(z))])
 
     def _download(self) -> None:
         """What is kept, from the device: the host waits for it only where somebody looks."""

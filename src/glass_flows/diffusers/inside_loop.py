@@ -19,9 +19,8 @@ from ..execute import Boundary
 from ..noise import START, KeyedNoise
 from ..paths import Path
 from ..plans.sampler import RHO, SOLVER
-from ..rewards import Decoded, as_reward
 from ..steering import PosteriorValue, Refine, SearchResult, Step
-from ..steering.loop import Watch, pass_boundaries
+from ..steering.loop import Watch, come_to, pass_boundaries
 from ..steering.population import Population, Run, kept
 from .asked import Asked
 from .chunks import batch_of, in_chunks
@@ -140,10 +139,8 @@ class _InsideLoop:
         self.makes_images = "images" in returned_fields(asked.pipe)
         self.checks_images = asked.decode is None
         decode = asked.decode or own_decoder(asked.pipe, self.makes_images)
-        self.pictures = Pictures(decode, len(asked.rows))
-        self.scored = Decoded(
-            as_reward(asked.reward), self.pictures, max_batch=asked.batching.decode_batch
-        )
+        self.pictures = Pictures(decode, len(asked.rows), again=bool(asked.also))
+        self.scored, self.beside = asked.of_latents(self.pictures)
         self.given = self._call(takes)
         self.steps: Iterator[Step] | None = None
         self.called = 0
@@ -228,7 +225,7 @@ class _InsideLoop:
         P, N = self.last.rewards.shape
         biases = asked.method.biases(_Witness(scheduler.schedule.path))
         returned = (self.course.returned(self.last) + torch.arange(P)[:, None] * N).flatten()
-        result = self.course.result(self.last, biases)
+        result = come_to(self.course, self.last, biases)
         if not self.makes_images:
             return result, self.pictures.images(result.samples)
         images = [output.images[i] for i in returned.tolist()]
@@ -261,7 +258,7 @@ class _InsideLoop:
                 x=boundary.x,
             )
             witness = _Witness(table.path)
-            self.job = Run(table, witness, self.scored, asked.method, population)
+            self.job = Run(table, witness, self.scored, asked.method, population, also=self.beside)
             self.course = asked.method.begin(self.job)
             self.steps = pass_boundaries(self.job, self._pending(), self.course, self.watch)
             if not self.checks_images:  # a user's own decoder fails now, and not at the end

@@ -24,6 +24,7 @@ from ..plans import Rho, Sampler, Solver
 from ..rewards import RewardLike
 from ..rewards.named import as_image_reward
 from ..steering import Method, Ramp, Recorder, Refine, Shards, Twist
+from ..steering.held_out import Also
 from ..steering.loop import Watch
 from ..steering.methods import AnyMethod, SamplerOfMethod
 from ..steering.population import Boundaries
@@ -84,6 +85,7 @@ def steer_pipeline(
     latents: Tensor | None = None,
     init: Any = None,
     decode: Callable[[Tensor], Tensor] | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -133,6 +135,9 @@ def steer_pipeline(
         Clean latents to images (B, 3, H, W) in [0, 1], for pipelines without an adapter whose
         latents are not simply those of their autoencoder. Of a video or a sound it makes the
         pictures that are scored and returned; the latents are in `result.samples`.
+    also : reward, list of them, or dict by name, optional
+        Held-out rewards of the images, as in :func:`glass_flows.steer`: an image that the reward
+        has seen is not decoded again for them. For that those of two batches are kept, unrounded.
     shards, record, on_boundary, progress
         As in :func:`glass_flows.steer`. The first two for pipelines with an adapter, see
         :func:`can_record`.
@@ -159,7 +164,7 @@ def steer_pipeline(
     """
     asked = Asked.of(
         pipe, prompt, reward=reward, method=method, sampler=sampler, batching=batching, seed=seed,
-        call=call, latents=latents, init=init, decode=decode,
+        call=call, latents=latents, init=init, decode=decode, also=also,
     )  # fmt: skip
     return run_pipeline(asked, shards, Watch(record, on_boundary, progress))
 

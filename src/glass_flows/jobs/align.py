@@ -7,9 +7,10 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from ..folders import alone, alone_in_out
 from ..images import ImageResult, contact_sheet
 from ..plans import Sampler
 from ..runs import RESULT, RunFolder, clear_run, find_runs, read_run, started_by_torchrun
+from ..runs.record import mean
+from ..runs.result import loose
 from ..steering import (
     BestOf,
     Costs,
@@ -30,6 +33,7 @@ from ..steering import (
     Shards,
     Steering,
     WeightedResult,
+    over_optimised,
 )
 from ..steering.loop import Watch
 from .budget import choose, prices_for, told, ways
@@ -55,6 +59,8 @@ class Line:
         Mean reward of the images returned.
     accuracy, accuracy_error : float
         Share of them that the independent judge accepts.
+    also : dict of (float, float)
+        Mean of each held-out reward of them, with its standard error.
     ess : float or None
         Mean effective sample size over boundaries; None where nothing is weighted.
     evaluations, gradients : int
@@ -68,6 +74,7 @@ class Line:
     reward_error: float
     accuracy: float
     accuracy_error: float
+    also: dict[str, tuple[float, float]]
     ess: float | None
     evaluations: int
     gradients: int
@@ -79,6 +86,7 @@ class Comparison:
     methods: tuple[Line, ...]
     picture: Path
     results: Path
+    warnings: tuple[str, ...] = ()
 
 
 @alone_in_out
@@ -124,6 +132,7 @@ def compare_digits(
         best.rewards[:, :1],
         best.ancestry[..., :1],
         Costs(best.network_evaluations // N),
+        also={name: values[:, :1] for name, values in best.also.items()},
     )
     lines, rows = [], []
     every = {"plain": (plain, seconds / N), f"best of {N}": (best, seconds), **drawn}
@@ -133,17 +142,38 @@ def compare_digits(
         told = f"{lines[-1].evaluations} network evaluations per image"
         figures = f"reward {lines[-1].reward:.2f}, judge says {label}: {lines[-1].accuracy:.0%}"
         rows.append(Strip(f"{name}: {told}, {figures}", result.best[:32], verdict[:32].tolist()))
+    results = {name: result for name, (result, _) in drawn.items()}
+    warnings = _all_warnings(job, best, results)
     settings = job.as_json()
-    picture, results = folder / "alignment.png", folder / "comparison.json"
+    picture, table = folder / "alignment.png", folder / "comparison.json"
     save_png(image_grid(rows), picture, settings=json.dumps(settings))
     evidence = {
         name: result.log_evidence.tolist()
-        for name, (result, _) in drawn.items()
+        for name, result in results.items()
         if isinstance(result, WeightedResult)
     }
-    payload = {"job": settings, "methods": list(map(asdict, lines)), "log_evidence": evidence}
-    replace_file(results, (json.dumps(payload, indent=1) + "\n").encode())
-    return Comparison(tuple(lines), picture, results)
+    found = {"methods": list(map(asdict, lines)), "log_evidence": evidence}
+    payload = {"job": settings, **found, "warnings": warnings}
+    replace_file(table, (json.dumps(payload, indent=1) + "\n").encode())
+    return Comparison(tuple(lines), picture, table, warnings)
+
+
+def _all_warnings(
+    job: Job, plain: SearchResult, results: Mapping[str, SearchResult]
+) -> tuple[str, ...]:
+    """Of every method, by itself and beside plain samples."""
+    return tuple(
+        f"{name}: {one}"
+        for name, result in results.items()
+        for one in (*result.warnings, *_beside_plain(job, plain, result))
+    )
+
+
+def _beside_plain(job: Job, plain: SearchResult, result: SearchResult) -> list[str]:
+    """Where a result is over-optimised beside plain samples."""
+    if not job.also or not job.method.scale:
+        return []
+    return list(map(str, over_optimised({0.0: plain, job.method.scale: result})))
 
 
 def _timed(
@@ -151,7 +181,8 @@ def _timed(
 ) -> tuple[SearchResult, float]:
     """Run a job in its folder, or take what it has come to; and the seconds it took."""
     home = out / "runs" / re.sub(r"[^a-z0-9]+", "-", name)
-    title, weights = f"{job.title}: {name}", {**model.weights(job.reward), **job.beginnings()}
+    title = f"{job.title}: {name}"
+    weights = {**model.weights(job.reward, job.also), **job.beginnings()}
     record = RunFolder(home, job.as_json(), title=title, weights=weights)
     if record.finished:
         announce(f"{name}: finished already")
@@ -164,10 +195,12 @@ def _timed(
 
 
 def _line(name: str, result: SearchResult, verdict: Tensor, seconds: float) -> Line:
+    best = result.rewards.argmax(1, keepdim=True)
     return Line(
         name,
         *_mean(result.rewards.amax(1)),
         *_mean(verdict),
+        {name: _mean(values.gather(1, best)) for name, values in result.also.items()},
         float(result.ess.mean()) if isinstance(result, WeightedResult) else None,
         result.network_evaluations // len(verdict),
         result.network_gradients // len(verdict),
@@ -214,6 +247,11 @@ class Aligned:
         Reasons for which the weighted particles miss the target; empty for exact weights.
     judged : Judged, optional
         For models with a judge.
+    means : dict of dict of float
+        With held-out rewards: of "plain" samples and of the method, the mean of "reward" and of
+        each of them over all images.
+    warnings : tuple of str
+        Where the run is over-optimised.
     """
 
     images: tuple[Path, ...]
@@ -225,6 +263,8 @@ class Aligned:
     gradients: int
     biases: tuple[str, ...]
     judged: Judged | None = None
+    means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 def align(
@@ -243,7 +283,8 @@ def align(
     `out` is the folder of the run (:mod:`glass_flows.runs`): one that was stopped goes on where it
     was, and of one that is finished only the figures are read. Under torchrun the particles are
     dealt out to all processes, of which the first writes. Where the model has a judge, the sheet
-    also holds as many plain samples, and what it says of both.
+    also holds as many plain samples, and what it says of both; with held-out rewards plain samples
+    are drawn, too, and scored beside.
 
     Parameters
     ----------
@@ -271,9 +312,9 @@ def align(
             every = [job, *others]
             job = within(budget, model, every, folder, announce)(every)
         if not (folder / RESULT).exists():
-            model.reward(job)
+            model.reward(job), model.beside(job)
             model.load()
-        weights = {**model.weights(job.reward), **job.beginnings()}
+        weights = {**model.weights(job.reward, job.also), **job.beginnings()}
         record = RunFolder(folder, job.as_json(), title=job.title, writes=first, weights=weights)
         if record.finished:
             record.check()
@@ -296,11 +337,15 @@ def _drawn(
     best = result.rewards.argsort(1, descending=True).tolist()
     rows = [[row[i] for i in order] for row, order in zip(result.images, best)]
     judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
-    if (verdicts := model.judge(result)) is not None:
+    verdicts, plain = model.judge(result), None
+    if verdicts is not None or job.also:
         plain = model.run(_plain(job, model.guidance(job)), Watch(progress=progress))
+    if plain is not None and verdicts is not None:
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
     save_png(sheet, folder / "best-first.png")
+    beside = plain.result if plain is not None and job.also else None
+    warnings = [] if beside is None else _beside_plain(job, beside, result.result)
     record.finish(
         result.result,
         [files[i : i + N] for i in range(0, len(files), N)],
@@ -308,8 +353,10 @@ def _drawn(
         seed=job.seed,
         accepted=judged and judged.returned,
         plain_accepted=judged and judged.plain,
+        plain=beside,
+        warnings=warnings,
     )
-    return _aligned(job, result.result, folder, files, judged)
+    return _kept(job, record)
 
 
 def _kept(job: Job, record: RunFolder) -> Aligned:
@@ -321,7 +368,8 @@ def _kept(job: Job, record: RunFolder) -> Aligned:
     if plain:
         judged = Judged(plain, [[bool(one.accepted) for one in row] for row in found.samples])
     files = [one.file for row in found.samples for one in row if one.file is not None]
-    return _aligned(job, record.result(), record.folder, files, judged)
+    told = found.result if job.also else None
+    return _aligned(job, record.result(), record.folder, files, judged, told)
 
 
 def _aligned(
@@ -330,6 +378,7 @@ def _aligned(
     folder: Path,
     files: Sequence[str] = (),
     judged: Judged | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> Aligned:
     return Aligned(
         images=tuple(folder / name for name in files),
@@ -341,7 +390,19 @@ def _aligned(
         gradients=result.network_gradients,
         biases=vars(result).get("biases", ()),
         judged=judged,
+        means={} if told is None else _means(job, told),
+        warnings=result.warnings if told is None else tuple(told["warnings"]),
     )
+
+
+def _means(job: Job, told: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Of plain samples and of those of a result.json: the mean of every reward over all images."""
+    plain = [one for population in told["populations"] for one in population["plain"] or ()]
+    found = {}
+    for name, samples in {"plain": plain, job.method.word: told["samples"]}.items():
+        every = [{"reward": one["reward"], **one["also"]} for one in map(loose, samples)]
+        found[name] = {text: mean([one[text] for one in every]) for text in ("reward", *job.also)}
+    return found
 
 
 def within(
@@ -352,12 +413,12 @@ def within(
 
     def trial(*sizes: int) -> int:
         """Draw once, without keeping anything; the evaluations it took."""
-        sized = replace(jobs[0], method=Steering(), init=()).sized(*sizes)
+        sized = replace(jobs[0], method=Steering(), init=(), also=()).sized(*sizes)
         return model.run(sized, Watch(progress=False)).result.network_evaluations
 
     model.load()  # or its time would be taken for that of an evaluation
     guidance = model.guidance(jobs[0])
-    about = replace(jobs[0], prompts=(), seed=0, method=Steering(), init=()).as_json()
+    about = replace(jobs[0], prompts=(), seed=0, method=Steering(), init=(), also=()).as_json()
     among = [way for job in jobs for way in ways(job, guidance)]
     prices, left = prices_for(budget, folder, trial, among, announce, about)
 
@@ -372,7 +433,7 @@ def within(
 def _plain(job: Job, guidance: float) -> Job:
     """As many samples of the ODE at the same evaluations, with the classifier-free guidance of the
     model's own."""
-    method = BestOf(job.method.particles)
+    method = BestOf(job.method.particles, scale=0.0)
     sampler = job.sampler.baseline(job.method.evaluations(job.sampler, guidance))
     return replace(job, method=method, sampler=sampler, micro_batch=None, init=())
 

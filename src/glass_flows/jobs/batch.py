@@ -25,6 +25,7 @@ from ..runs import RunRecord, read_run
 from ..runs.result import best_first, loose
 from ..stops import keep
 from .align import within
+from .held_out import warnings_of
 from .items import Item, Over, Work, clear_others, is_finished, load_model
 from .models import Model
 from .on_ray import run_with_ray
@@ -94,7 +95,7 @@ def run_batch(
     RunFolderError
         The disk is full.
     """
-    home, loaded = make_folder(out), model
+    home, loaded, also = make_folder(out), model, work.any.also
     model = loaded or work.model
     with progress_bar(len(items), progress, "batch") as advance:
         if budget is not None:
@@ -131,30 +132,35 @@ def run_batch(
             raise
         except BaseException:
             with suppress(RunFolderError):  # the disk may be full
-                summarise(items, home, problems)
+                summarise(items, home, problems, also)
             raise
         keep("batch", None)
-        return summarise(items, home, problems)
+        return summarise(items, home, problems, also)
 
 
 # --- the summary ----------------------------------------------------------------------------------
 
 
 def summarise(
-    items: Sequence[Item], out: Path, problems: Mapping[Item, str] = _NONE
+    items: Sequence[Item],
+    out: Path,
+    problems: Mapping[Item, str] = _NONE,
+    also: Sequence[str] = (),
 ) -> BatchReport:
     """Write summary.csv, summary.md and, with pyarrow, summary.parquet.
 
-    `problems` are those of items whose folders cannot be written into.
+    `problems` are those of items whose folders cannot be written into, `also` held-out rewards.
     """
-    rows = [_row(item, out, problems.get(item)) for item in items]
+    rows = [_row(item, out, problems.get(item), also) for item in items]
+    finished = [item for item, row in zip(items, rows) if row["status"] == "finished"]
+    warnings = warnings_of({item: read_run(out / item.name) for item in finished}) if also else []
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     try:
         replace(out / "summary.csv", text.getvalue().encode())
-        replace(out / "summary.md", _table(rows).encode())
+        replace(out / "summary.md", _table(rows, also, warnings).encode())
         _parquet(rows, out / "summary.parquet")
     except OSError as error:
         raise RunFolderError(f"cannot write the summary in {str(out)!r}: {error}") from error
@@ -163,10 +169,10 @@ def summarise(
     return BatchReport(count["finished"], count["failed"], left, out / "summary.md")
 
 
-def _row(item: Item, out: Path, problem: str | None) -> dict[str, Any]:
+def _row(item: Item, out: Path, problem: str | None, also: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {**vars(item), "status": "left"}
     row |= dict.fromkeys(("reward", "mean reward", "log_evidence", *_COSTS))
-    row |= dict.fromkeys(("judge", "image", "error"))
+    row |= dict.fromkeys((*(f"also {name}" for name in also), "judge", "image", "error"))
     folder = out / item.name
     try:
         if problem is None and (folder / "run.json").exists():
@@ -186,20 +192,22 @@ def _came_to(run: RunRecord) -> dict[str, Any]:
     best = run.samples[0][best_first(rewards)[0]]
     row = {"status": "finished", "reward": best.reward, "mean reward": sum(rewards) / len(rewards)}
     row |= {name: found["costs"][name] for name in _COSTS}
+    row |= {f"also {name}": value for name, value in best.also.items()}
     row["log_evidence"] = loose(found["populations"][0])["log_evidence"]
     row["judge"] = best.accepted
     row["image"] = f"{run.folder.name}/{best.file}"
     return row
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    """Means by method, and what failed."""
+def _table(rows: Sequence[dict[str, Any]], also: Sequence[str], warnings: Sequence[str]) -> str:
+    """Means by method, where they are over-optimised, and what failed."""
     by: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by.setdefault(row["method"], []).append(row)
     told = {"json": partial(json.dumps, ensure_ascii=False)}
     file = Path(__file__).with_name("summary.md.jinja")
-    return render(file, told, rows=rows, methods=by)
+    columns = [f"also {name}" for name in also]
+    return render(file, told, rows=rows, methods=by, also=columns, warnings=warnings)
 
 
 def _parquet(rows: Sequence[dict[str, Any]], file: Path) -> None:

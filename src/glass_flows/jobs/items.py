@@ -168,7 +168,7 @@ def folder_of(model: Model, work: Work, item: Item, out: Path) -> RunFolder:
         out / item.name,
         job.as_json(),
         title=item.prompt,
-        weights={**model.weights(job.reward), **job.beginnings()},
+        weights={**model.weights(job.reward, job.also), **job.beginnings()},
         patience=_PATIENCE,
     )
 

@@ -119,6 +119,9 @@ class Job:
     init : tuple of str
         Files of pictures that refinement begins with, one for all prompts or one for each. A run
         of other bytes is another (:meth:`beginnings`).
+    also : tuple of str
+        Held-out rewards by name. The samples do not depend on them; what is recorded of the run
+        does, so that a folder with others is refused.
     """
 
     model: str
@@ -134,6 +137,7 @@ class Job:
     micro_batch: int | None = None
     threads: int | None = None
     init: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     version: ClassVar[int] = 2
     """1 was a dictionary without one, of glass-flows 0.1."""
 
@@ -143,6 +147,8 @@ class Job:
         for name in ("micro_batch", "threads"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name), most=MOST)
+        if len(set(self.also)) < len(self.also):
+            raise InvalidArgument(f"also: a reward is named twice in {', '.join(self.also)}")
         if self.init and not isinstance(self.method, Refine):
             raise InvalidArgument(
                 f"init: only for the method refine, which begins with clean samples; the method is "
@@ -192,7 +198,7 @@ class Job:
             if kind.word in given:
                 given[kind.word] = kind.from_json(given[kind.word])
         given["method"] = read_method(given["method"])
-        for name in ("prompts", "init"):
+        for name in ("prompts", "init", "also"):
             given[name] = tuple(given.get(name, ()))
         return cls(**given)
 

@@ -40,7 +40,7 @@ from ..errors import (
 from ..images import ImageResult, open_image, to_bytes, to_images
 from ..paths import Linear
 from ..registry import Registry
-from ..rewards import ClassReward, Decoded, Reward
+from ..rewards import ClassReward, Decoded, FunctionReward, Reward
 from ..rewards.forms import try_reward
 from ..rewards.named import check_reward, load_reward
 from ..steering import SearchResult, Shards
@@ -93,8 +93,8 @@ class Model(ABC):
     sigma_data : float
         Standard deviation of its data, for twisted noise and guidance.
     takes : tuple of str
-        Of "batching", "loading", "call", "micro_batch", "budget", "populations" and "init": what
-        can act.
+        Of "batching", "loading", "call", "micro_batch", "budget", "populations", "init" and "also":
+        what can act.
     batching, call : dict
         Defaults of its own.
     needs_folder : bool
@@ -137,6 +137,10 @@ class Model(ABC):
             self._rewards[text] = self.load_reward(text)
         return self._rewards[text]
 
+    def beside(self, job: Job) -> dict[str, Reward]:
+        """The held-out rewards of a job by name, loaded once."""
+        return {text: self.reward(replace(job, reward=text)) for text in job.also}
+
     def check_reward(self, text: str) -> None:
         """Raise if a text can be none of its rewards, before anything is loaded."""
         check_reward(text)
@@ -173,13 +177,17 @@ class Model(ABC):
         kind, _, place = reward.partition(":")
         return {"model": self.place, "reward": place if kind in REWARDS else ""}
 
-    def weights(self, reward: str = "") -> dict[str, str]:
-        """Which weights and tokenizers are used with a reward, as far as they are known."""
+    def weights(self, reward: str = "", also: Sequence[str] = ()) -> dict[str, str]:
+        """Which weights and tokenizers are used with rewards, as far as they are known."""
         loading, found = self.loading, dict[str, str]()
         for name, place in self.places(reward or self.reward_name).items():
             revision = loading.revision if name == "model" else None
             if place and (one := identity(place, revision)) is not None:
                 found[name] = one
+        for text in also:
+            beside = self.places(text).get("reward")
+            if beside and (one := identity(beside)) is not None:
+                found[f"also {text}"] = one
         if loading.lora is not None and (one := identity(loading.lora)) is not None:
             found["lora"] = one
         return found
@@ -232,12 +240,13 @@ def digits_denoiser(
 class Digits(Model):
     """Handwritten digits: a prompt is a digit, the reward its log-probability, "class[:N]".
 
-    Its network is unconditional: what is drawn is steered by the reward alone.
+    "judge[:N]" is the same to a classifier trained on other images. Its network is unconditional:
+    what is drawn is steered by the reward alone.
     """
 
     reward_name = "class"
     sigma_data = 0.7  # of pixels in [-1, 1]
-    takes = ("populations", "budget", "init")
+    takes = ("populations", "budget", "init", "also")
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -275,15 +284,17 @@ class Digits(Model):
         value = text.partition(":")[2]
         if not value:
             if not job.prompts:
-                raise InvalidArgument("the reward 'class' takes a prompt 0 to 9, or give 'class:8'")
+                raise InvalidArgument(
+                    f"the reward {text!r} takes a prompt 0 to 9, or give '{text}:8'"
+                )
             return [int(prompt) for prompt in self.read_prompts(job.prompts)]
         return [int(value)]
 
     def check_reward(self, text: str) -> None:
         kind, _, value = text.partition(":")
-        check_name("reward", kind, ("class",))
+        check_name("reward", kind, ("class", "judge"))
         if value and not _is_class(value, 9):
-            raise InvalidArgument(f"reward 'class:N' needs a digit 0 to 9, got {shown(text)}")
+            raise InvalidArgument(f"reward '{kind}:N' needs a digit 0 to 9, got {shown(text)}")
 
     def label(self, job: Job) -> int:
         """What is wanted, of all populations."""
@@ -293,7 +304,16 @@ class Digits(Model):
         return label
 
     def reward(self, job: Job) -> Reward:
-        return ClassReward(self.classifiers["reward"], self.label(job))
+        role = "judge" if job.reward.startswith("judge") else "reward"
+        return ClassReward(self.classifiers[role], self.label(job))
+
+    def beside(self, job: Job) -> dict[str, Reward]:
+        """Those that name no digit are of the digit that is drawn."""
+        drawn = str(self.label(job))
+        return {
+            text: self.reward(replace(job, reward=text, prompts=job.prompts or (drawn,)))
+            for text in job.also
+        }
 
     def size(self, job: Job) -> tuple[int, int]:
         return IMAGE[1:]
@@ -308,8 +328,9 @@ class Digits(Model):
             (file,) = job.init
             population = population.refining(digit_of(open_image(file)))
         return conduct(
-            self.denoiser, reward, job.method, job.sampler, population, shards=shards, watch=watch
-        )
+            self.denoiser, reward, job.method, job.sampler, population,
+            shards=shards, watch=watch, also=self.beside(job),
+        )  # fmt: skip
 
     def run(
         self, job: Job, watch: Watch | None = None, shards: Shards | None = None
@@ -337,7 +358,7 @@ class Digits(Model):
 class Pipeline(Model):
     """A diffusers pipeline."""
 
-    takes = (*_OF_PIPELINES, "init")
+    takes = (*_OF_PIPELINES, "init", "also")
 
     @cached_property
     def pipe(self) -> Any:
@@ -387,12 +408,14 @@ class Pipeline(Model):
             job.batching,
             {**self.call, **job.call},
             init=job.init or None,
+            also=self.beside(job),
         )
         return replace(run_pipeline(asked, shards, watch), settings=job.as_json())
 
 
 class Shapes(Pipeline):
-    """The FluxPipeline of the Shapes world, whose "clip" is the CLIP of that world."""
+    """The FluxPipeline of the Shapes world, whose "clip" is the CLIP of that world, and whose
+    "judge" says 1 where image analysis accepts an image, else 0."""
 
     batching: ClassVar[Mapping[str, Any]] = {"decode_batch": None}
     call: ClassVar[Mapping[str, Any]] = CALL
@@ -406,7 +429,14 @@ class Shapes(Pipeline):
     def places(self, reward: str) -> dict[str, str | Path]:
         return super().places(self.named(reward))
 
+    def check_reward(self, text: str) -> None:
+        if text != "judge":
+            super().check_reward(text)
+
     def load_reward(self, text: str) -> Reward:
+        if text == "judge":
+            given: Any = {"takes_prompts": True, "differentiable": False, "range": (0.0, 1.0)}
+            return FunctionReward(_accepted, text, **given)
         return super().load_reward(self.named(text))
 
     @staticmethod
@@ -423,11 +453,17 @@ class Shapes(Pipeline):
         ]
 
 
+def _accepted(images: Tensor, prompts: Sequence[str]) -> Tensor:
+    """What the judge of the Shapes world says of images in [0, 1]."""
+    pixels = to_bytes(images).cpu().numpy()
+    return torch.tensor(accepts(pixels, list(map(Prompt.parse, prompts)))).double()
+
+
 class SiT(Model):
     """A converted SiT; prompts are classes, the only call argument is `guidance_scale`."""
 
     call: ClassVar[Mapping[str, Any]] = {"guidance_scale": 4.0}  # of the published samples
-    takes = ("loading", "call", "budget")
+    takes = ("loading", "call", "budget", "also")
     needs_folder = True
 
     @cached_property
@@ -502,14 +538,18 @@ class SiT(Model):
             seed=job.seed,
             device=self.loading.home,
         )
-        reward = self.reward(job)
+        reward, also = self.reward(job), self.beside(job)
         side = sizes.input_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
         device, gradient = torch.device(self.loading.home), job.method.differentiates
         try_reward(reward, side, side, classes[:1], device=device, gradient=gradient)
+        for one in also.values():
+            try_reward(one, side, side, classes[:1], device=device)
         scored = Decoded(reward, self._decode, max_batch=1)
+        beside = {name: Decoded(one, self._decode, max_batch=1) for name, one in also.items()}
         result = conduct(
-            denoiser, scored, job.method, job.sampler, population, shards=shards, watch=watch
-        )
+            denoiser, scored, job.method, job.sampler, population,
+            shards=shards, watch=watch, also=beside,
+        )  # fmt: skip
         images = [to_images(self._pixels(row)) for row in result.samples]
         return ImageResult(images, result.rewards, job.prompts, result, job.as_json())
 

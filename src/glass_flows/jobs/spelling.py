@@ -20,7 +20,15 @@ from .budget import parse_budget
 from .job import Job, Loading
 from .models import Model, resolve
 
-__all__ = ["Options", "able", "flag", "jobs_of", "read_arguments", "read_seeds"]
+__all__ = [
+    "Options",
+    "able",
+    "flag",
+    "jobs_of",
+    "read_arguments",
+    "read_seeds",
+    "swept",
+]
 
 _MOST_SEEDS = 100_000
 _FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
@@ -35,6 +43,7 @@ class Options:
     batching: Mapping[str, str] = field(default_factory=dict)
     loading: Mapping[str, str] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
+    held_out: Mapping[str, Any] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
     contest: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,8 +77,9 @@ def jobs_of(
     if budget is not None:
         parse_budget(budget)
     model = resolve(name, loading, announce)
-    if rest.get("reward"):
-        model.check_reward(rest["reward"])
+    also = tuple(options.held_out.get("also", ()))
+    for text in filter(None, (rest.get("reward"), *also)):
+        model.check_reward(text)
     for method in methods:
         check_name("method", method, METHODS)
     _refuse_unused(model, methods, options, {**rest, "budget": budget})
@@ -86,6 +96,7 @@ def jobs_of(
             batching=batching,
             loading=loading,
             call=dict(options.call),
+            also=also,
             init=init if isinstance(made, Refine) else (),
             **rest,
         )
@@ -105,6 +116,19 @@ def able(methods: Sequence[str], options: Options, begun: bool = False) -> list[
     found = [m for m in methods if not foreign_settings(m, options.method)]
     found = [m for m in found or methods[:1] if not begun or METHODS[m].kind is Refine]
     return found or [methods[0]]
+
+
+def swept(name: str, methods: Sequence[str], options: Options, **rest: Any) -> dict[str, Job]:
+    """Jobs as of :func:`jobs_of`; of several scales, "0,1,10", one for each and each method."""
+    scales = options.method.get("scale", "").split(",")
+    if len(scales) == 1:
+        return jobs_of(name, methods, options, **rest)[1]
+    found: dict[str, Job] = {}
+    for scale in scales:
+        one = replace(options, method={**options.method, "scale": scale.strip()})
+        jobs = jobs_of(name, methods, one, **rest)[1]
+        found |= {f"{method}-scale-{job.method.scale:g}": job for method, job in jobs.items()}
+    return found
 
 
 def _method(model: Model, name: str, texts: Mapping[str, str]) -> Method:
@@ -136,6 +160,7 @@ def _refuse_unused(
         "budget": ["budget"] if rest.get("budget") is not None else [],
         "populations": ["populations"] if rest.get("populations", 1) != 1 else [],
         "init": ["init"] if rest.get("init") else [],
+        "also": list(options.held_out),
     }
     foreign = [n for group, names in given.items() if group not in model.takes for n in names]
     unused = [n for n in options.method if all(foreign_settings(m, {n: ""}) for m in methods)]
@@ -176,6 +201,7 @@ def _ours() -> set[str]:
         "budget",
         "out",
         "init",
+        "also",
     }
     for cls in (Sampler, Batching, Loading):
         own |= set(kinds(cls))

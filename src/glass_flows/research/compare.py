@@ -234,6 +234,8 @@ class _Bench:
 
     def __init__(self, model: Digits, rewards: Sequence[str]) -> None:
         self.model = model
+        for text in rewards:  # the judge is for the verdicts
+            check_name("reward", text.partition(":")[0], ("class",))
         any_ = Recipe(BestOf(), Sampler())
         self.labels = [
             label for text in rewards for label in model.labels(any_.job(model, reward=text))

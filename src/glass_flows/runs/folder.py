@@ -71,8 +71,9 @@ _STATE = "state.safetensors"
 _BEST = 32  # populations whose best sample so far has a picture
 _KEPT = ("events.jsonl", _STATE, RESULT)
 _FIXED = (
-    "method", "seed", "table", "populations", "particles", "shape", "prompts", "micro_batch"
+    "method", "seed", "table", "populations", "particles", "shape", "prompts", "micro_batch", "also"
 )  # fmt: skip
+_BY_NAME = ("also", "paths")  # fields of a result that hold tensors by name
 _ANOTHER = "holds a run of another job, which differs in"
 _ELSEWHERE = "holds a run that was begun where its bits come out otherwise:"
 _EMPTY: Mapping[str, Any] = {}
@@ -217,9 +218,10 @@ class RunFolder:
             "prompts": [] if prompts is None else list(prompts[:: run.population.particles]),
             "processes": run.shards.count,
             "micro_batch": run.shards.micro_batch,
+            **({"also": list(run.beside)} if run.beside else {}),
         }
         now = plain(json.loads(json.dumps(told, default=repr)))
-        fixed = {name: now[name] for name in _FIXED}
+        fixed = {name: now[name] for name in _FIXED if name in now}
         if self._whose is not None:  # what the job does not say, and a boundary's state depends on
             self._same(_ANOTHER, self._whose["fixed"], fixed)
         self._whose = {
@@ -312,6 +314,8 @@ class RunFolder:
         """
         values = {field.name: getattr(result, field.name) for field in fields(result)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        for name in _BY_NAME:
+            tensors |= {f"{name}.{one}": value for one, value in values[name].items()}
         self._put_bytes("result.safetensors", _tensors(tensors, {"format": "pt"}))
         known = {"prompts": self.job.get("prompts", ()), "seed": self.job.get("seed"), **self.about}
         told = {"prompts": known["prompts"], "seed": known["seed"], **told}
@@ -332,11 +336,16 @@ class RunFolder:
             found = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
             with safe_open(self.folder / "result.safetensors", framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            costs = Costs(**found["costs"])
-            if "log_weights" not in tensors:
-                return SearchResult(costs=costs, **tensors)
-            kind = RefinedResult if "acceptance" in tensors else SteeringResult
-            return kind(costs=costs, biases=tuple(found["biases"]), **tensors)
+            beside: dict[str, Any] = {name: under(f"{name}.", tensors) for name in _BY_NAME}
+            beside |= {
+                "costs": Costs(**found["costs"]),
+                "warnings": tuple(found.get("warnings", ())),
+            }
+            own = {name: tensor for name, tensor in tensors.items() if "." not in name}
+            if "log_weights" not in own:
+                return SearchResult(**beside, **own)
+            kind = RefinedResult if "acceptance" in own else SteeringResult
+            return kind(biases=tuple(found["biases"]), **beside, **own)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"the run in {str(self.folder)!r} is not finished or damaged: {error}"

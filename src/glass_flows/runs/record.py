@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class Passed:
         (P,), ESS before resampling.
     costs, seconds
         So far.
+    also : dict
+        Held-out rewards by name, as `rewards`.
     moved : Moved or None
         Of refinement what the move to here did; `rewards` are those of the chains, at the end of
         what is returned.
@@ -63,6 +65,7 @@ class Passed:
     log_evidence: list[float]
     costs: dict[str, int]
     seconds: float
+    also: dict[str, Rewards] = field(default_factory=dict)
     moved: Moved | None = None
 
     @classmethod
@@ -82,6 +85,7 @@ class Passed:
             log_evidence=_floats(event.get("log_evidence", none), P),
             costs=_counted(event),
             seconds=_floats(event["seconds"]),
+            also={name: _floats(v, P, N) for name, v in event.get("also", {}).items()},
             moved=Moved.of(event, P, N),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .api import beam, best_of, greedy, iterate_steering, refine, steer
 from .method import Method
 from .methods import METHODS, method_of, read_method
+from .overoptimisation import OverOptimised, over_optimised
 from .potentials import POTENTIALS
 from .refinement import Acceptance, Ramp, Refine, RefineStep
 from .resampling import RESAMPLERS
@@ -31,6 +32,7 @@ __all__ = [
     "LogWeights",
     "Look",
     "Method",
+    "OverOptimised",
     "PosteriorValue",
     "Ramp",
     "Recorder",
@@ -51,6 +53,7 @@ __all__ = [
     "greedy",
     "iterate_steering",
     "method_of",
+    "over_optimised",
     "read_method",
     "refine",
     "steer",

@@ -17,6 +17,7 @@ from ..guidance import Guidance
 from ..plans import Rho, Sampler, Solver, Table
 from ..rewards import RewardLike
 from ..settings import Function, Is
+from .held_out import Also, held_out
 from .loop import Watch, begin, conduct, pass_boundaries
 from .method import Method
 from .population import Boundaries, Population
@@ -68,6 +69,7 @@ def steer(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -104,6 +106,10 @@ def steer(
     x : Tensor, optional
         (P N, *shape), the particles at the first of `times`, instead of noise drawn from the seed;
         that time need not be 0 then. They stay in their own dtype and on their own device.
+    also : reward, list of them, or dict by name, optional
+        Held-out rewards: they score the samples, and the clean estimates wherever values are taken,
+        and steer nothing. In `also`, `paths` and `warnings` of the result, and `also` of a step;
+        their evaluations are counted apart (`also_evaluations`). They need no gradient.
     shards : Shards, optional
         Deal the particles out to the processes of torch.distributed, all of which make this call
         and get the whole result.
@@ -139,9 +145,11 @@ def steer(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch = Watch(record, on_boundary, progress)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
     return _weighted(
-        conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+        conduct(
+            denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+        )
     )
 
 
@@ -169,6 +177,7 @@ def best_of(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -192,9 +201,11 @@ def best_of(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch = Watch(record, on_boundary, progress)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
     return _weighted(
-        conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+        conduct(
+            denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+        )
     )
 
 
@@ -224,6 +235,7 @@ def beam(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -249,8 +261,10 @@ def beam(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch = Watch(record, on_boundary, progress)
-    return conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
+    return conduct(
+        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+    )
 
 
 @front(method=Greedy, sampler=Sampler)
@@ -280,6 +294,7 @@ def greedy(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -309,8 +324,10 @@ def greedy(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch = Watch(record, on_boundary, progress)
-    return conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
+    return conduct(
+        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+    )
 
 
 @front(method=Refine, sampler=Sampler)
@@ -345,6 +362,7 @@ def refine(
     seed: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     on_boundary: Observer | None = None,
@@ -377,8 +395,10 @@ def refine(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device
     ).refining(init)
-    watch = Watch(record, on_boundary, progress)
-    found = conduct(denoiser, reward, method, sampler, population, shards=shards, watch=watch)
+    watch, beside = Watch(record, on_boundary, progress), held_out(also)
+    found = conduct(
+        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
+    )
     return cast(RefinedResult, found)
 
 
@@ -399,6 +419,7 @@ def iterate_steering(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     x: Tensor | None = None,
+    also: Also = None,
     shards: Shards | None = None,
     record: Recorder | None = None,
     advance: Callable[[], None] = lambda: None,
@@ -416,7 +437,8 @@ def iterate_steering(
     )
     watch = Watch(record)
     watch.resume(seed)
-    run = begin(table, denoiser, reward, method, population, shards, watch, advance)
+    beside = held_out(also)
+    run = begin(table, denoiser, reward, method, population, shards, watch, advance, beside)
     course = method.begin(run)
     return pass_boundaries(run, course.boundaries(), course, watch)
 

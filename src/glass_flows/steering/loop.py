@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..denoisers import DenoiserLike, as_denoiser
 from ..errors import InvalidArgument
 from ..execute import Boundary
 from ..plans import Sampler, Table
 from ..progress import PROGRESS, progress_bar
-from ..rewards import RewardLike
+from ..rewards import Reward, RewardLike
 from ..settings import Function, Is
+from .held_out import Beside
 from .method import Course, Method
+from .overoptimisation import falls
 from .population import Population, Run, kept
 from .results import SearchResult
 from .shards import Shards
 from .state import History, Observer, Recorder, Saved, Step
+from .values import Look
 
-__all__ = ["Watch", "begin", "conduct", "pass_boundaries"]
+__all__ = ["Watch", "begin", "come_to", "conduct", "pass_boundaries"]
 
 
 _RECORD = Is(
@@ -27,6 +32,7 @@ _RECORD = Is(
     "glass_flows.runs.RunFolder(...), of a path and not the path itself, or None",
     optional=True,
 )
+_NONE: Mapping[str, Reward] = {}
 _OBSERVER = Function("a function of a step, or None", optional=True)
 
 
@@ -86,6 +92,7 @@ def conduct(
     *,
     shards: Shards | None = None,
     watch: Watch | None = None,
+    also: Mapping[str, Reward] = _NONE,
 ) -> SearchResult:
     """Run a method from its start, or from where it was, to its end."""
     denoiser = as_denoiser(denoiser)
@@ -98,11 +105,11 @@ def conduct(
     if population.init is not None and not first:  # nothing is drawn to begin with
         calls -= table.evaluations
     with progress_bar(calls, watch.progress, method.word) as advance:
-        run = begin(table, denoiser, reward, method, population, shards, watch, advance)
+        run = begin(table, denoiser, reward, method, population, shards, watch, advance, also)
         course = method.begin(run)
         for last in pass_boundaries(run, course.boundaries(), course, watch):
             advance.say(last.news())
-        return course.result(last, method.biases(denoiser))
+        return come_to(course, last, method.biases(denoiser))
 
 
 def begin(
@@ -114,6 +121,7 @@ def begin(
     shards: Shards | None,
     watch: Watch,
     advance: Callable[[], None] = lambda: None,
+    also: Mapping[str, Reward] = _NONE,
 ) -> Run:
     """The run of a method through a table, at its first boundary or at the one that was saved."""
     saved = watch.saved
@@ -126,6 +134,7 @@ def begin(
         first=0 if saved is None else saved.index,
         shards=shards,
         advance=advance,
+        also=also,
     )
     if watch.record is not None:
         watch.record.begin(run)
@@ -146,6 +155,7 @@ def pass_boundaries(
         look = run.look(boundary, gradient=course.wants_gradient(boundary))
         with kept(boundary):
             course.value(look)
+            also, shares = _asked_beside(course, look, history), course.shares
             selection = course.select(boundary)
         run.gather(boundary, selection.ancestors, selection.selected)
         if not boundary.final:
@@ -153,6 +163,34 @@ def pass_boundaries(
             with kept(boundary):
                 course.move(look, selection)
         step = course.step(boundary, selection, run.costs, history)
+        if run.beside:
+            step = replace(step, beside=Beside.of(also, step.rewards, shares))
         history.add(step)
         watch.after(step)
         yield step
+
+
+def _asked_beside(course: Course, look: Look, history: History) -> dict[str, Tensor]:
+    """What held-out rewards say of the particles, (P, N), once values have been taken."""
+    found, before = course.run.held_out(course.clean(look.boundary), look.where), history.tensors
+    for name, new in found.items():
+        past = before.get(f"also.{name}")
+        held = None if not past else past[-1].gather(1, before["ancestors"][-1])
+        found[name] = course.settled(look.boundary, new, held)
+    return found
+
+
+def come_to(course: Course, last: Step, biases: tuple[str, ...]) -> SearchResult:
+    """What a run comes to that has passed its last boundary."""
+    result = course.result(last, biases)
+    if not last.also:
+        return result
+    history, slots = last.history.stacked(), course.returned(last)
+    told = {"reward": history["beside.rewards"]}
+    told |= {name: history[f"also.{name}"] for name in last.also}
+    return replace(
+        result,
+        also={name: values.gather(1, slots) for name, values in last.also.items()},
+        paths={name: (history["beside.weights"] * v).sum(-1) for name, v in told.items()},
+        warnings=tuple(str(one) for one in falls(course.ladder(last, history))),
+    )

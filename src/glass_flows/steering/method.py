@@ -15,6 +15,7 @@ from ..execute import Boundary
 from ..guidance import Guidance
 from ..plans import Sampler, Table
 from ..settings import NOT_NEGATIVE, Count, Listed, Object, Settings, setting
+from .overoptimisation import Rung
 from .population import Run
 from .results import Costs, SearchResult
 from .state import History, Selection, Step
@@ -158,6 +159,26 @@ class Course(ABC):
     @abstractmethod
     def value(self, look: Look) -> None:
         """Take values, or at the end rewards, and weigh by them."""
+
+    @property
+    def shares(self) -> Tensor | None:
+        """Weights (P, N) that sum to 1, before selection; None without any."""
+        return None
+
+    def clean(self, boundary: Boundary) -> Tensor | None:
+        """The clean states of this process that held-out rewards are asked about; None where no
+        values were taken."""
+        return boundary.x if boundary.final else boundary.estimate.untilted
+
+    def settled(self, boundary: Boundary, new: Tensor, before: Tensor | None) -> Tensor:
+        """What a held-out reward says of the particles, (P, N): what it says of those states, or
+        said of the particles before."""
+        return new
+
+    def ladder(self, last: Step, history: Mapping[str, Tensor]) -> list[Rung]:
+        """Clean samples of this one run at rising λ, with what held-out rewards say of them; none
+        where nothing can be compared."""
+        return []
 
     @abstractmethod
     def select(self, boundary: Boundary) -> Selection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from ..plans import Table
 from ..rewards import FunctionReward, Reward, RewardLike, as_reward, evaluate
 from ..sampling import Sizes, Tally, check_whole, starting_noise
 from ..settings import ANY_COUNT, Count, Is
+from .held_out import apart
 from .results import Costs
 from .shards import Pieces, Shards
 from .values import Look, Scorer, Value
@@ -37,6 +39,7 @@ __all__ = ["Boundaries", "Population", "Run", "Tilt", "kept", "place", "steered_
 
 Boundaries = int | Sequence[int] | None
 
+_NONE: Mapping[str, Reward] = {}
 _SHAPE = Sizes(0, "list the sizes of one sample, such as (4, 64, 64)")
 _PROMPTS = Is((list, tuple), "a list with one for each population, or None", optional=True)
 _TENSOR = Is(Tensor, "a tensor, or None", optional=True)
@@ -193,9 +196,12 @@ class Run:
         first: int = 0,
         shards: Shards | None = None,
         advance: Callable[[], None] = lambda: None,
+        also: Mapping[str, Reward] = _NONE,
     ) -> None:
         whole, scored = as_denoiser(denoiser), as_reward(reward)
         _check_asked(table, scored, tilt, population)
+        for name, reward_beside in also.items():
+            _check_prompts(reward_beside, f"held-out reward {name!r}", population)
         self.table, self.scale, self.population = table, tilt.scale, population
         self.tilt, self.length = tilt, tilt.length(table)
         self.returns = tilt.returns
@@ -205,7 +211,9 @@ class Run:
         self.shards.cut(len(population))
         own, prompts = self.shards.own, population.prompts
         self.noise = KeyedNoise(population.seed, first_particle=own.start)
-        self.scorer = Scorer(scored, prompts and prompts[own], self.shards.pieces, own.start)
+        about = (prompts and prompts[own], self.shards.pieces, own.start)
+        self.scorer = Scorer(scored, *about)
+        self.beside = {name: Scorer(one, *about) for name, one in also.items()}
         model = whole.spread(population.count, population.particles)
         guidance = tilt.guidance
         self.guides = guidance is not None and guidance.scale > 0.0
@@ -291,6 +299,17 @@ class Run:
         seen, behind = answer
         return checked(seen, "value"), None if behind is None else checked(behind, "reward")
 
+    def held_out(self, z: Tensor | None, where: str) -> dict[str, Tensor]:
+        """What held-out rewards say of this process's clean states, (P, N) each; NaN of nothing."""
+        if z is None:
+            nothing = torch.full((self.population.count, self.population.particles), math.nan)
+            return dict.fromkeys(self.beside, nothing.double())
+        with apart(z):
+            return {
+                name: self.split(scorer.rewards(z, f"{where} (held out as {name!r})"))
+                for name, scorer in self.beside.items()
+            }
+
     def split(self, values: Tensor) -> Tensor:
         """This process's (n,) of all P N to those of all, (P, N)."""
         whole = self.shards.gather(values)
@@ -321,8 +340,12 @@ def _check_asked(table: Table, reward: Reward, tilt: Tilt, population: Populatio
         raise InvalidArgument(
             f"the reward {reward.name!r} has no gradient: use twist=0 and guidance=None"
         )
+    _check_prompts(reward, f"reward {reward.name!r}", population)
+
+
+def _check_prompts(reward: Reward, name: str, population: Population) -> None:
     if reward.takes_prompts and population.prompts is None:
-        raise InvalidArgument(f"the reward {reward.name!r} takes prompts: pass prompts=[...]")
+        raise InvalidArgument(f"the {name} takes prompts: pass prompts=[...]")
 
 
 def place(boundary: Boundary) -> str:

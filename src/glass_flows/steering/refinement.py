@@ -32,7 +32,9 @@ from ..paths import Path
 from ..plans import Default, EulerMaruyama, Sampler, Solver, Table, plan_transition
 from ..plans.solvers import solver_for
 from ..settings import SHARE, Checked, Choice, Count, Listed, Number, Object, setting
+from .held_out import Beside
 from .method import Course, Method
+from .overoptimisation import Rung
 from .population import Run, kept
 from .resampling import RESAMPLERS
 from .results import Costs, RefinedResult
@@ -433,6 +435,36 @@ class Refining(Course):
             return schedule.choose(lambda s: self.weights.values + self._gained(s), self.share)
         fixed = share_at(schedule, k, (k + 1) / settings.moves, settings.moves)
         return torch.full_like(self.share, fixed)
+
+    # --- held out ---------------------------------------------------------------------------------
+
+    @property
+    def shares(self) -> Tensor:
+        return self.weights.normalized()
+
+    def clean(self, boundary: Boundary) -> Tensor:
+        """The proposals, which are decoded for the reward; at the end what is returned."""
+        ended = boundary.final and self.best is not None
+        return boundary.x if ended else boundary.estimate.untilted
+
+    def settled(self, boundary: Boundary, new: Tensor, before: Tensor | None) -> Tensor:
+        if before is None or (boundary.final and self.best is not None):
+            return new
+        return torch.where(self.accepted, new, before)
+
+    def ladder(self, last: Step, history: Mapping[str, Tensor]) -> list[Rung]:
+        """The chains at every boundary, which tilt towards the share of λ ahead."""
+        names, rungs = list(last.also), list[Rung]()
+        roots = Selection.everyone(*last.ancestors.shape).ancestors
+        for k, ancestors in enumerate(history["ancestors"]):
+            also = {name: history[f"also.{name}"][k] for name in names}
+            rewards, weights = (history[f"beside.{name}"][k] for name in ("rewards", "weights"))
+            scale = self.run.scale * float(history["share"][k].mean())
+            if not k and not self.given:  # draws of the model, before they are weighted
+                rungs.append(Rung(0.0, also, rewards, Beside.of({}, weights, None).weights, roots))
+            rungs.append(Rung(scale, also, rewards, weights, roots, move=k))
+            roots = roots.gather(1, ancestors)
+        return rungs
 
     # --- exchange ---------------------------------------------------------------------------------
 

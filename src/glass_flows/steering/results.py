@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,13 +50,26 @@ class SearchResult:
     ancestry : Tensor
         (K, P, N): ancestors chosen at the start of each transition, within the population.
     costs : Costs
-        Also as `network_evaluations`, `network_gradients`, `reward_evaluations`, `decodes`.
+        Also as `network_evaluations`, `network_gradients`, `reward_evaluations`, `decodes`;
+        without those of held-out rewards.
+    also : dict of Tensor
+        Held-out rewards of the samples by name, (P, N); empty without any.
+    paths : dict of Tensor
+        Means over the particles at every boundary, weighted where they have weights, (K + 1, P): of
+        every held-out reward by its name, and "reward" of the one that steers; NaN where no values
+        were taken. On the way they are those of the estimates D, of refinement of its chains.
+    warnings : tuple of str
+        Where the run is over-optimised by what held-out rewards say, as far as it can be told of
+        one run (:func:`glass_flows.steering.over_optimised` compares several).
     """
 
     samples: Tensor
     rewards: Tensor
     ancestry: Tensor
     costs: Costs
+    also: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    paths: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def best(self) -> Tensor:
@@ -69,6 +83,12 @@ class SearchResult:
         for ancestors in self.ancestry.flip(0):
             slots.append(ancestors.gather(1, slots[-1]))
         return torch.stack(slots[::-1])
+
+    @property
+    def also_evaluations(self) -> int:
+        """Samples scored by held-out rewards, by each of them; not among `reward_evaluations`."""
+        paths = (path for name, path in self.paths.items() if name in self.also)
+        return sum(int((~path.isnan()).sum()) for path in paths) * self.ancestry.shape[-1]
 
     @property
     def network_evaluations(self) -> int:

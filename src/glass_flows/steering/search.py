@@ -152,6 +152,9 @@ class Chosen(Course):
             self.values, behind = run.valued(self.settings.value, look)
             self.rewards = self.rewards if behind is None else behind
 
+    def clean(self, boundary: Boundary) -> Tensor | None:
+        return None if self.values is None and not boundary.final else super().clean(boundary)
+
     def select(self, boundary: Boundary) -> Selection:
         everyone = Selection.everyone(*self.rewards.shape)
         if self.values is None:

@@ -23,7 +23,9 @@ from ..guidance import Guidance, GuidedDenoiser
 from ..noise import RESAMPLING, KeyedNoise
 from ..plans import Table
 from ..settings import SHARE, Choice, Listed, Number, Object, setting
+from .held_out import Beside
 from .method import BOUNDARIES, GUIDANCE, VALUE, Course, Method
+from .overoptimisation import Rung
 from .population import Run, place, steered_boundaries
 from .potentials import POTENTIALS, Potential
 from .resampling import RESAMPLERS
@@ -248,6 +250,22 @@ class Weighted(Course):
             return self.share
         fixed = share_at(schedule, ahead, self.table.times[ahead], len(self.table))
         return torch.full_like(self.share, fixed)
+
+    @property
+    def shares(self) -> Tensor:
+        return self.weights.normalized()
+
+    def clean(self, boundary: Boundary) -> Tensor | None:
+        return None if self.values is None else super().clean(boundary)
+
+    def ladder(self, last: Step, history: Mapping[str, Tensor]) -> list[Rung]:
+        """Of independent draws: themselves, and weighted by the whole λ."""
+        weights = history["beside.weights"][-1]
+        roots = Selection.everyone(*weights.shape).ancestors
+        if self.settings.twisted or not (history["ancestors"] == roots).all():
+            return []
+        plain = Rung(0.0, last.also, last.rewards, Beside.of({}, weights, None).weights, roots)
+        return [plain, replace(plain, scale=self.run.scale, weights=weights)]
 
     def select(self, boundary: Boundary) -> Selection:
         ess, share = self.weights.ess(), self.settings.ess_threshold

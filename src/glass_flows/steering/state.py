@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..execute import Boundary
+from .held_out import Beside
 from .population import Run
 from .results import Costs
 
@@ -77,6 +78,8 @@ class Step:
     costs : Costs
     history : History
         This boundary and those before.
+    beside : Beside or None
+        What held-out rewards say beside the one that steers; None without any.
     """
 
     boundary: Boundary
@@ -85,10 +88,17 @@ class Step:
     resampled: Tensor
     costs: Costs
     history: History
+    beside: Beside | None = field(default=None, kw_only=True)
+
+    @property
+    def also(self) -> Mapping[str, Tensor]:
+        """Values of the held-out rewards by name, (P, N), as `rewards`."""
+        return {} if self.beside is None else self.beside.also
 
     def remembered(self) -> dict[str, Tensor]:
         """What the result is made of."""
-        return {"ancestors": self.ancestors}
+        beside = {} if self.beside is None else self.beside.remembered()
+        return {"ancestors": self.ancestors, **beside}
 
     def told(self) -> dict[str, Any]:
         """What an observer writes down of it."""
@@ -96,6 +106,7 @@ class Step:
             "rewards": self.rewards,
             "ancestors": self.ancestors,
             "resampled": self.resampled,
+            **({"also": self.also} if self.also else {}),
         }
 
     def pictured(self, own: slice) -> Tensor:

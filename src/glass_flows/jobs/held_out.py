@@ -1,0 +1,70 @@
+"""Over-optimisation over the runs of a batch: the same prompts and seeds at rising λ."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..runs import RunRecord, Sample
+from ..steering.overoptimisation import Rung, falls
+from .items import Item
+
+__all__ = ["warnings_of"]
+
+Place = tuple[int, int]
+"""Prompt and seed."""
+
+
+def warnings_of(runs: Mapping[Item, RunRecord]) -> list[str]:
+    """Where finished runs with held-out rewards are over-optimised.
+
+    Those are compared that differ in λ alone. Of best-of-N without guidance the samples without
+    weights stand at λ = 0 for every other method, too.
+    """
+    by_job: dict[str, dict[float, dict[Place, RunRecord]]] = {}
+    plain: dict[Place, RunRecord] = {}
+    for item, run in runs.items():
+        place, method = (item.number, item.seed), dict(run.job["method"])
+        if method["type"] == "best-of-n" and not method.get("guidance"):
+            plain[place] = run
+            continue
+        scale = float(method.pop("scale", 1.0))
+        about = {**run.job, "method": method, "prompts": [], "seed": 0}
+        key = json.dumps(about, sort_keys=True)
+        by_job.setdefault(key, {}).setdefault(scale, {})[place] = run
+    found = []
+    for by_scale in by_job.values():
+        if plain:
+            by_scale.setdefault(0.0, plain)
+        shared = sorted(set.intersection(*map(set, by_scale.values())))
+        if not shared:
+            continue
+        rungs = [_rung(scale, [by_scale[scale][p] for p in shared]) for scale in sorted(by_scale)]
+        word = by_scale[max(by_scale)][shared[0]].method
+        found += [f"{word}: {one}" for one in falls(rungs)]
+    return found
+
+
+def _rung(scale: float, runs: Sequence[RunRecord]) -> Rung:
+    """Of runs of one population each."""
+    rows = [run.samples[0] for run in runs]
+
+    def table(of: Callable[[Sample], Any]) -> Tensor:
+        return torch.tensor([[of(sample) for sample in row] for row in rows], dtype=torch.float64)
+
+    log_weights = table(lambda one: (one.log_weight or 0.0) if scale else 0.0)
+    also = {}
+    for name in rows[0][0].also:
+        also[name] = table(lambda one: one.also.get(name, math.nan))  # noqa: B023
+    return Rung(
+        scale,
+        also,
+        table(lambda one: one.reward),
+        torch.softmax(log_weights, 1),
+        table(lambda one: one.ancestor).long(),
+    )
