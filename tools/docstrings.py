@@ -98,9 +98,7 @@ def linked(obj: griffe.Object, text: str) -> str:
         shown = name.rpartition(".")[2] if found[1].startswith("~") else name
         path = _path(obj, name)
         code = f"<code>{shown}</code>"
-        return (
-            f'<autoref optional identifier="{path}">{code}</autoref>' if path else f"`{shown}`"
-        )
+        return f'<autoref optional identifier="{path}">{code}</autoref>' if path else f"`{shown}`"
 
     return ROLE.sub(link, text)
 
