@@ -107,7 +107,7 @@ def _path(obj: griffe.Object, name: str) -> str | None:
     """Where what a docstring of `obj` calls `name` is defined."""
     first, dot, rest = name.partition(".")
     try:
-        path = name if first == "glass_flows" else obj.resolve(first) + dot + rest
+        path = name if first == obj.package.path else obj.resolve(first) + dot + rest
         return obj.modules_collection[path].canonical_path
     except (griffe.NameResolutionError, griffe.AliasResolutionError, KeyError):
         return None
