@@ -22,7 +22,8 @@ from glass_flows.settings import build
 from glass_flows.steering.methods import method_of
 
 PAGE = (Path(__file__).parent.parent / "docs" / "methods.md").read_text()
-ROWS = re.findall(r"^\| (.*?) \| .* \| `(-.*?)` \| `(.*?)` \|$", PAGE, re.MULTILINE)
+ROWS = re.findall(r"^\| (.*?) \| .* \| (`-.*?`) \| (`.*?`) \|$", PAGE, re.MULTILINE)
+ROWS = [(wish, *(text.replace("`", "") for text in both)) for wish, *both in ROWS]
 ALIGN = typer.main.get_command(app).commands["align"]
 
 
