@@ -87,7 +87,7 @@ def test_any_table_keeps_its_words_and_its_width(monkeypatch, capsys):
         ]
         print_table(texts[0], texts[1:])
         shown = capsys.readouterr().out
-        shapes.add(fitting(texts, width - 2 * columns - 1) is None)
+        shapes.add(fitting(texts, width - 2 * columns + 1) is None)
         assert words(" ".join(chain(*texts))) <= words(shown), (width, texts, shown)
         assert max(map(len, shown.splitlines())) <= width, (width, texts, shown)
     assert shapes == {True, False}

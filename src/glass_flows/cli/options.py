@@ -87,16 +87,19 @@ def print_table(
     """
     texts = [[clean(str(entry)) for entry in line] for line in (head, *lines)]
     texts[0] += [""] * (max(map(len, texts)) - len(head))
-    widths = fitting(texts, console.width - 2 * len(texts[0]) - 1)
+    widths = fitting(texts, console.width - 2 * len(texts[0]) + 1)
     if widths is None:
         _print_list(texts, title)
         return
-    table = Table(title=title and Text(title), box=box.SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title and Text(title), box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False,
+        show_edge=False,
+    )  # fmt: skip
     for i, (name, width) in enumerate(zip(texts[0], widths, strict=True)):
         table.add_column(Text(name), justify="right" if title and i else "left", width=width)
     for line in texts[1:]:
         table.add_row(*map(Text, line))
-    console.print(table)
+    console.print("", table, "", sep="\n")
 
 
 def fitting(lines: Sequence[Sequence[str]], room: int) -> list[int] | None:
