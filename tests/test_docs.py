@@ -42,6 +42,26 @@ def blocks(document):
     return re.findall(r"^```python\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
 
 
+def given(text):
+    """What examples take for granted: parts by their names, and a LoRA in the folder "style"."""
+    found = {}
+    if re.search(r"\bpipe\b", text):
+        tiny = pytest.importorskip("tiny_pipelines")
+        found["pipe"] = tiny.build("sd3")  # small at its default size
+    if re.search(r"\bvideo\b", text):
+        found["video"], _ = importlib.import_module("more_pipelines").build("WanPipeline")
+    if re.search(r"\bcontrolnet\b", text):
+        kind = importlib.import_module("diffusers").SD3ControlNetModel
+        sizes = {"num_layers": 1, "num_extra_conditioning_channels": 0}
+        found["controlnet"] = kind.from_transformer(tiny.build("sd3").transformer, **sizes)
+    if '"style"' in text:
+        peft, other = pytest.importorskip("peft"), tiny.build("sd3")
+        other.transformer.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+        layers = peft.get_peft_model_state_dict(other.transformer)
+        other.save_lora_weights("style", transformer_lora_layers=layers)
+    return found
+
+
 @pytest.fixture
 def registered_for_now(monkeypatch):
     """What an example registers is there until it is over."""
@@ -51,11 +71,8 @@ def registered_for_now(monkeypatch):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_examples_run(document, registered_for_now, capsys, tmp_path, monkeypatch):
-    namespace: dict[str, object] = {}
-    if any(re.search(r"\bpipe\b", block) for block in blocks(document)):
-        tiny = pytest.importorskip("tiny_pipelines")
-        namespace["pipe"] = tiny.build("sd3")  # small at its default size
     monkeypatch.chdir(tmp_path)
+    namespace = given("\n".join(blocks(document)))
     for block in blocks(document):
         exec(compile(block, document.name, "exec", dont_inherit=True), namespace)
 

@@ -77,7 +77,9 @@ def test_the_same_images_decoded_once(name, decode_batch, monkeypatch):
     plain = draw(pipe, METHODS[name], decode_batch=decode_batch)
     once = sum(decoded)
     decoded.clear()
-    found = draw(pipe, METHODS[name], decode_batch=decode_batch, also={**ALSO, "blue": FunctionReward(seen)})
+    found = draw(
+        pipe, METHODS[name], decode_batch=decode_batch, also={**ALSO, "blue": FunctionReward(seen)}
+    )
     for one, two in zip(plain.images, found.images):
         assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(one, two))
     assert plain.result.costs == found.result.costs

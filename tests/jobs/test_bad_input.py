@@ -66,8 +66,8 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("--resampling foo", "unknown resampling scheme 'foo'. Allowed:"),
         ("--ess-threshold 2", "ess_threshold must lie in [0, 1], got 2.0"),
         ("--ess-threshold nan", "ess_threshold must lie in [0, 1], got nan"),
-        ("--seed -1", "Invalid value for '--seed': Input should be"),
-        ("--seed '{HUGE}'", "Invalid value for '--seed': Input should be"),
+        ("--seed -1", "seed must be an integer in [0, 2^63), got"),
+        ("--seed '{HUGE}'", "seed must be an integer in [0, 2^63), got"),
         ("--seed x", "Invalid value for '--seed': Input should be a"),
         ("--seed '²'", "Invalid value for '--seed': Input should be a"),
         ("--populations 1", "Invalid value for '--populations': Input"),
@@ -175,7 +175,7 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("reproduce --out OUT", "Missing argument 'names'."),
         ("check --samples 0", "--samples must be an integer >= 2, got 0"),
         ("check --samples -5", "--samples must be an integer >= 2, got -5"),
-        ("check --seed -1", "Invalid value for '--seed': Input should be"),
+        ("check --seed -1", "seed must be an integer in [0, 2^63), got"),
         ("check --samples '{BIG}'", "--samples must be at most 1,000,000, got"),
     ],
     "align --out OUT --model shapes --prompt 'two red circles'": [
@@ -255,7 +255,7 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("--model shapes", "`sample` draws digits; for 'shapes': align"),
         ("--transitions 0", "transitions must be an integer >= 1, got 0"),
         ("--particles 8", "No such option: --particles (Possible"),
-        ("--seed -1", "Invalid value for '--seed': Input should be"),
+        ("--seed -1", "seed must be an integer in [0, 2^63), got"),
     ],
     "evaluate IMAGES --out OUT": [
         ("", "nothing to measure: give rewards, features,"),
@@ -266,13 +266,13 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("--reward mine:f --reference IMAGES", "a reference is compared in features: give"),
         ("--reward mine:f --device foo", "unknown device 'foo'. Allowed: 'cpu', 'cuda',"),
         ("--reward mine:f --model shape", "unknown model 'shape'. Did you mean 'shapes'?"),
-        ("--reward mine:f --seed -1", "Invalid value for '--seed': Input should be"),
+        ("--reward mine:f --seed -1", "seed must be an integer in [0, 2^63), got"),
     ],
     "train digits --out OUT": [
         ("--steps 0", "steps must be an integer >= 1, got 0"),
         ("--batch 0", "batch must be an integer >= 1, got 0"),
         ("--classifier-steps -1", "classifier_steps must be an integer >= 1, got"),
-        ("--seed '{HUGE}'", "Invalid value for '--seed': Input should be"),
+        ("--seed '{HUGE}'", "seed must be an integer in [0, 2^63), got"),
     ],
     "train digits-turbo --out OUT": [
         ("--times 3", "times must divide 16, got 3"),
@@ -309,7 +309,7 @@ QUICK: dict[str, list[tuple[str, str]]] = {
     "reproduce values --out OUT": [
         ("--reward clip", "--reward: for pipelines only; the digits have"),
         ("--page x.html", "--page is a Markdown file, its name ends in"),
-        ("--seed '{HUGE}'", "Invalid value for '--seed': Input should be"),
+        ("--seed '{HUGE}'", "seed must be an integer in [0, 2^63), got"),
     ],
     "reproduce alignment --out OUT --model shapes": [
         ("--scale nan", "--scale must be finite and not negative, got"),

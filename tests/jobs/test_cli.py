@@ -145,7 +145,10 @@ def test_plan_prints_what_will_run():
         (["align", "--reward", "class:12"], "a digit 0 to 9"),
         (["align", "--model", "digit"], "Did you mean 'digits'"),
         (["align", "--rho", "2"], r"rho must lie in [-1, 1]"),
-        (["align", "--rho", "much"], "rho must be a number in [-1, 1], 'ddpm', 'ode', 'ddim:ETA'"),
+        (
+            ["align", "--rho", "much"],
+            "rho must be a number in [-1, 1], 'ddpm', 'ode', 'renoise', 'ddim:ETA'",
+        ),
         (["align", "--steps", "0"], "steps must be an integer >= 1"),
         (["align", "--method", "beam", "--twist", "1"], "--twist: nothing to --method beam"),
         (["align", "--decode-batch", "3"], "--decode-batch: only for a diffusers pipeline"),

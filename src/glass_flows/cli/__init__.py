@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -70,6 +72,8 @@ def _tidy(command: Callable[..., None]) -> Callable[..., None]:
                 _clear_empty(made)
             raise
 
+    # A paragraph's lines are as wide as the terminal, not as the source.
+    run.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
     return run
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+import textwrap
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -20,8 +23,10 @@ from ..batching import Batching
 from ..fronts import Group, One
 from ..jobs.job import Loading, Placement
 from ..jobs.spelling import Options, flag, read_arguments
+from ..noise import check_seed
 from ..plans import Sampler
 from ..research.contest import Contest
+from ..runs.listing import clean
 from ..settings import Count, Number, Switch, spelled
 from ..steering.methods import METHODS, AnyMethod
 
@@ -32,12 +37,16 @@ __all__ = [
     "Reward",
     "Seed",
     "announce",
+    "print_page",
     "print_table",
+    "say",
     "with_settings",
 ]
 
 console = Console()
-Seed = Annotated[int, typer.Option(help="Same seed, same result.", min=0, max=2**63 - 1)]
+Seed = Annotated[
+    int, typer.Option(help="Same seed, same result.", callback=lambda seed: check_seed(seed))
+]
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")]
 Device = Annotated[str | None, typer.Option(help="'cuda', 'cuda:1' or 'cpu'.")]
 Model = Annotated[
@@ -63,23 +72,88 @@ def announce(text: str) -> None:
     console.print(text, style="dim", markup=False)
 
 
+def say(text: str) -> None:
+    """A text for people, which ends its lines between words."""
+    console.print(Text(clean(text)))
+
+
 def print_table(
     head: Sequence[str], lines: Iterable[Sequence[Any]], title: str | None = None
 ) -> None:
     """A table of texts as they are: rich's marks and a terminal's commands mean nothing in them.
 
-    One with a title is of figures, which stand at the right.
+    One with a title is of figures, which stand at the right. No word is ever broken: what is too
+    wide for the terminal even with a line for each word becomes a list, a block for each line.
     """
-    from ..runs.listing import clean
+    texts = [[clean(str(entry)) for entry in line] for line in (head, *lines)]
+    texts[0] += [""] * (max(map(len, texts)) - len(head))
+    widths = fitting(texts, console.width - 2 * len(texts[0]) + 1)
+    if widths is None:
+        _print_list(texts, title)
+        return
+    table = Table(
+        title=title and Text(title), box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False,
+        show_edge=False,
+    )  # fmt: skip
+    for i, (name, width) in enumerate(zip(texts[0], widths, strict=True)):
+        table.add_column(Text(name), justify="right" if title and i else "left", width=width)
+    for line in texts[1:]:
+        table.add_row(*map(Text, line))
+    console.print("", table, "", sep="\n")
 
-    table = Table(title=title and Text(title), box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for i, name in enumerate(head):
-        table.add_column(
-            Text(clean(name)), overflow="fold", justify="right" if title and i else "left"
-        )
-    for line in lines:
-        table.add_row(*(Text(clean(str(entry))) for entry in line))
-    console.print(table)
+
+def fitting(lines: Sequence[Sequence[str]], room: int) -> list[int] | None:
+    """Widths of columns that hold every word whole, in `room` altogether; None if it is too small.
+
+    The widest that can be narrower is made so, again and again.
+    """
+    columns = list(zip_longest(*lines, fillvalue=""))
+    least = [max(cell_len(w) for text in c for w in ["", *text.split()]) for c in columns]
+    widths = [max(map(cell_len, column)) for column in columns]
+    while sum(widths) > room:
+        left = [i for i, width in enumerate(widths) if width > least[i]]
+        if not left:
+            return None
+        widths[max(left, key=lambda i: widths[i])] -= 1
+    return widths
+
+
+def _print_list(texts: Sequence[Sequence[str]], title: str | None) -> None:
+    (corner, *names), *lines = texts
+    if title:
+        say(title)
+    longest = max(map(cell_len, names), default=0)
+    words = (word for _, *entries in lines for entry in entries for word in entry.split())
+    beside = longest + 4 + max(map(cell_len, words), default=0) <= console.width
+    for first, *entries in lines:
+        typer.echo()
+        _print_whole(f"{corner} {first}".strip())
+        for name, entry in zip(names, entries, strict=False):
+            if entry and not beside:
+                _print_whole(f"{name}:", "  ")
+            if entry:
+                _print_whole(entry, f"  {name:{longest}}  " if beside else "    ")
+    typer.echo()
+
+
+def _print_whole(text: str, before: str = "") -> None:
+    """After `before`, in lines that end between words, however long a word is."""
+    rest = " " * cell_len(before)
+    lines = textwrap.wrap(
+        text, console.width, initial_indent=rest, subsequent_indent=rest,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+    typer.echo(before + "\n".join(lines)[len(rest) :])
+
+
+def print_page(text: str) -> None:
+    """A page of Markdown as people read it in a terminal."""
+    for table, part in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
+        if not table:
+            say("\n".join(part).strip("\n"))
+            continue
+        head, _, *lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in part)
+        print_table(head, lines)
 
 
 METHODS.load()  # those of installed packages have options, too

@@ -13,7 +13,7 @@ from ..errors import InvalidArgument, check_count, check_number
 from ..jobs.spelling import Options, flag
 from ..research.contest import Contest
 from ..settings import MOST, build
-from .options import Model, Out, Seed, announce, print_table, with_settings
+from .options import Model, Out, Seed, announce, print_page, print_table, say, with_settings
 
 __all__ = ["check", "compare", "reproduce", "train_app"]
 
@@ -145,7 +145,7 @@ def _compare_own(
     ]
     head = ("method", "reward", "gain", "wins, %", "apart", "evals", "s", "GiB")
     print_table(head, lines, f"{model}: {len(entries)} prompts (± one standard error)")
-    typer.echo(
+    say(
         "reward: of the best image; gain and wins: over best-of-N, prompt by prompt; apart: "
         "between the images of a prompt"
     )
@@ -186,7 +186,7 @@ def _compare_digits(
         lines,
         f"{', '.join(reward)}: {size.populations} populations each (95 % intervals)",
     )
-    typer.echo(
+    say(
         "judge: share of the returned images that an independent classifier accepts; gain: points "
         "more than best-of-N with the ODE, population by population; passes: of the network per "
         f"particle, forward+backward. Real images have diversity {report.real_diversity:.1f}."
@@ -208,10 +208,8 @@ def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, 
         tuning_count=max(2, count // 4), transitions=transitions,
         steps=evaluations // transitions, **shared,
     )  # fmt: skip
-    typer.echo(
-        f"{report.table.read_text(encoding='utf-8')}\nfigures: {report.results}\n"
-        f"pictures: {report.picture}, {report.hacking}"
-    )
+    print_page(report.table.read_text(encoding="utf-8"))
+    typer.echo(f"figures: {report.results}\npictures: {report.picture}, {report.hacking}")
 
 
 def reproduce(

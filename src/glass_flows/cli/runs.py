@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from ..errors import RunFolderError
-from .options import console, print_table
+from .options import print_table, say
 
 __all__ = ["report", "runs_app"]
 
@@ -75,7 +74,7 @@ def list_runs(
     print_table(head, lines)
     for one in found:
         if one["status"] == "damaged":
-            _say(one["error"])
+            say(one["error"])
 
 
 @runs_app.command("show")
@@ -95,7 +94,7 @@ def show_run(
     print_table(("", run.heading), [("status", run.status), *flat(run.job).items()])
     print_table(("", "figures"), facts(run).items())
     if run.error is not None:
-        _say(f"{run.error['type']}: {run.error['message']}")
+        say(f"{run.error['type']}: {run.error['message']}")
     if table := rows(run):
         print_table(list(table[0]), [list(row.values()) for row in table])
 
@@ -115,9 +114,3 @@ def compare_runs(folders: Folders, json: Json = False) -> None:
     lines = {"status": [run.status for run in runs], **differing}
     lines |= {name: [one.get(name, "-") for one in told] for one in told for name in one}
     print_table(("", *names(runs)), [(name, *texts) for name, texts in lines.items()])
-
-
-def _say(text: str) -> None:
-    from ..runs.listing import clean
-
-    console.print(Text(clean(text)))

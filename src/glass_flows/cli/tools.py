@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..jobs.spelling import Options
-from .options import Device, Out, Seed, with_settings
+from .options import Device, Out, Seed, print_page, with_settings
 
 __all__ = ["convert_app", "evaluate", "plan"]
 
@@ -89,7 +89,7 @@ def evaluate(
         device=device,
         seed=seed,
     )
-    typer.echo((out / "evaluation.md").read_text(encoding="utf-8"))
+    print_page((out / "evaluation.md").read_text(encoding="utf-8"))
     typer.echo(f"table: {out / 'evaluation.md'}\nfigures: {out / 'evaluation.json'}")
 
 

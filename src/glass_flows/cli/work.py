@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..errors import InvalidArgument, check_count
 from ..jobs.spelling import Options
-from .options import Model, Out, Reward, Seed, announce, print_table, with_settings
+from .options import Model, Out, Reward, Seed, announce, print_page, print_table, say, with_settings
 
 __all__ = ["align", "batch", "sample"]
 
@@ -138,7 +138,7 @@ def _align_digits(
         ],
         f"{job.title}, {populations} populations (± one standard error)",
     )
-    typer.echo(
+    say(
         "judge: share of the images that an independent classifier accepts; "
         "evals: network evaluations per image returned"
     )
@@ -317,7 +317,7 @@ def batch(
         work, items, out, workers=place.workers, ray=place.ray, budget=budget,
         overwrite=overwrite, announce=say,
     )  # fmt: skip
-    typer.echo(report.table.read_text(encoding="utf-8"))
+    print_page(report.table.read_text(encoding="utf-8"))
     typer.echo(f"finished {report.finished}, failed {report.failed}, left {report.left}")
     told = f"every item: {report.table.with_suffix('.csv')}"
     typer.echo(f"{told}\nlook at them: glass-flows report {out}")
