@@ -1,90 +1,24 @@
-"""Images of particles with their rewards, and all that is known of the run that drew them."""
+"""Images: to and from files and tensors, and sheets of them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from .errors import InvalidArgument, ShapeError, check_count, shown
-from .files import replace, written
-from .steering import SearchResult
 
 __all__ = [
-    "ImageResult",
     "contact_sheet",
-    "image_name",
     "open_image",
     "to_bytes",
     "to_images",
     "to_pictures",
 ]
-
-
-@dataclass(frozen=True)
-class ImageResult:
-    """Images with their rewards, and all that is known of the run.
-
-    Attributes
-    ----------
-    images : list of list of PIL.Image
-        For every prompt its N particles.
-    rewards : Tensor
-        (P, N), of the images.
-    prompts : tuple
-        P of them.
-    result : SearchResult
-        Samples (latents), weights, ancestry, costs; a SteeringResult for "steering",
-        a RefinedResult for "refine".
-    settings : dict
-        What was asked for, as JSON: the whole job, or of a pipeline from Python "method",
-        "sampler", "batching", the seed and the call arguments.
-    """
-
-    images: list[list[Image.Image]]
-    rewards: Tensor
-    prompts: tuple[Any, ...]
-    result: SearchResult
-    settings: Mapping[str, Any]
-
-    @property
-    def best(self) -> list[Image.Image]:
-        """The image of the highest reward for each prompt."""
-        chosen = self.rewards.argmax(1).tolist()
-        return [row[i] for row, i in zip(self.images, chosen)]
-
-    def save(self, folder: str | Path) -> list[Path]:
-        """Write every image as PNG, with prompt, reward and settings inside it.
-
-        ``003-01.png`` is that of particle 1 of prompt 3.
-        """
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        files = []
-        for p, prompt in enumerate(self.prompts):
-            for n, image in enumerate(self.images[p]):
-                info = PngInfo()
-                info.add_itxt("prompt", str(prompt))
-                info.add_itxt("reward", repr(self.rewards[p, n].item()))
-                info.add_itxt("settings", json.dumps(dict(self.settings)))
-                file = target / image_name(p, n)
-                replace(file, written(partial(image.save, format="PNG", pnginfo=info)))
-                files.append(file)
-        return files
-
-
-def image_name(population: int, particle: int) -> str:
-    """The file of a particle's image."""
-    return f"{population:03d}-{particle:02d}.png"
 
 
 def contact_sheet(

@@ -23,10 +23,11 @@ from glass_flows.errors import GlassError, InvalidArgument, RunFolderError, Unkn
 from glass_flows.jobs import Job, Loading, resolve
 from glass_flows.jobs import rewards as rewards_module
 from glass_flows.jobs.models import Digits, Pipeline, Shapes, SiT
-from glass_flows.jobs.spelling import Options, flag, jobs_of, twisted
+from glass_flows.jobs.spelling import Options, jobs_of, twisted
 from glass_flows.plans import Sampler
 from glass_flows.rewards import FunctionReward
 from glass_flows.runs import RunFolder, read_run
+from glass_flows.runs.command import flag
 from glass_flows.settings import kinds
 from glass_flows.steering import METHODS, Beam, BestOf, Greedy, Refine, Steering, Twist
 from glass_flows.steering.loop import Watch

@@ -19,9 +19,10 @@ from rich.text import Text
 from ..batching import Batching
 from ..fronts import Group, One
 from ..jobs.job import Loading, Placement
-from ..jobs.spelling import Options, flag, read_arguments
+from ..jobs.spelling import Options, read_arguments
 from ..plans import Sampler
 from ..research.contest import Contest
+from ..runs.command import flag
 from ..settings import Count, Number, Switch, spelled
 from ..steering.methods import METHODS, AnyMethod
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,24 +26,39 @@ Budget = Annotated[
 ]
 
 
+def _told_default(option: Any, default: str) -> Any:
+    """An option that is None where it is not given, with the default that is then meant."""
+    held = copy(option.__metadata__[0])
+    held.show_default = default
+    return held
+
+
 @with_settings("method", "sampler", "batching", "loading", "call")
 def align(
     out: Out,
     options: Options,
-    model: Model = "digits",
+    again: Annotated[
+        Path | None,
+        typer.Option(
+            help="A PNG that glass-flows wrote: its job again. Other options override it by name. "
+            "What loads code, weights or files (--model, --reward, ...) is to be given again."
+        ),
+    ] = None,
+    model: Annotated[str | None, _told_default(Model, "digits")] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="May be given several times. DiT and SiT: a class; digits: a digit."),
     ] = None,
     reward: Reward = None,
     method: Annotated[
-        str,
+        str | None,
         typer.Option(
+            show_default="steering",
             help="'steering' (sequential Monte Carlo), 'twist' (the same with twisted noise), the "
             "searches 'beam', 'greedy' and 'svdd', 'refine' (moves on clean samples), or "
-            "'best-of-n' and 'plain' (of the ODE, unless --rho is given)."
+            "'best-of-n' and 'plain' (of the ODE, unless --rho is given).",
         ),
-    ] = "steering",
+    ] = None,
     init: Annotated[
         list[Path] | None,
         typer.Option(
@@ -65,7 +81,7 @@ def align(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away another run in the folder.")
     ] = False,
-    seed: Seed = 0,
+    seed: Annotated[int | None, _told_default(Seed, "0")] = None,
 ) -> None:
     """Steer samples towards a reward.
 
@@ -83,22 +99,35 @@ def align(
     --init out/squares/000-00.png --out out/better
 
     Example: glass-flows align --model FOLDER --prompt "a cat" --reward mine:sharpness --out out/cat
+
+    Example: glass-flows align --again out/squares/000-00.png --particles 16 --out out/more
     """
+    from ..jobs.again import Wish, repeated
     from ..jobs.models import Digits
     from ..jobs.spelling import jobs_of
+    from ..runs.command import command_of
 
-    found, jobs = jobs_of(
-        model, [method], options, announce, prompts=tuple(prompt or ()), reward=reward or "",
-        seed=seed, micro_batch=micro_batch, populations=populations or 1, budget=budget,
-        init=tuple(map(str, init or ())),
+    wish = Wish(
+        model, tuple(prompt or ()), reward, method, seed, tuple(map(str, init or ())), populations,
+        micro_batch, budget, options,
     )  # fmt: skip
+    wish = wish if again is None else repeated(again, wish)
+    method = wish.method or "steering"
+    found, jobs = jobs_of(
+        wish.model or "digits", [method], wish.options, announce, prompts=wish.prompts,
+        reward=wish.reward or "", seed=wish.seed or 0, micro_batch=wish.micro_batch,
+        populations=wish.populations or 1, budget=budget, init=wish.init,
+    )  # fmt: skip
+    job = jobs[method]
+    if again is not None:
+        announce(f"again: {command_of(job.as_json(), str(out))}")
     if not isinstance(found, Digits):
-        _align_images(found, jobs[method], out, budget, overwrite)
+        _align_images(found, job, out, budget, overwrite)
         return
     if budget is not None:
-        raise InvalidArgument(f"--budget: only for a diffusers pipeline; --model is {model!r}")
-    twist, count = "twist" in options.method, populations or 256
-    _align_digits(found, jobs[method], method, count, twist, out, overwrite)
+        raise InvalidArgument(f"--budget: only for a diffusers pipeline; --model is {found.name!r}")
+    twist, count = "twist" in wish.options.method, wish.populations or 256
+    _align_digits(found, job, method, count, twist, out, overwrite)
 
 
 def _align_digits(

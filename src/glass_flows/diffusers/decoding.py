@@ -176,6 +176,11 @@ class Pictures:
         known = [pixels for pixels in found if pixels is not None]
         return to_images(known) if len(known) == len(found) else None
 
+    def shown(self, z: Tensor) -> list[Image.Image]:
+        """Images of (B, *shape) states, decoded one by one unless they have been."""
+        self._download()
+        return to_images([self._pixels(one) for one in z.cpu()])
+
     def images(self, samples: Tensor, shards: Shards | None = None) -> list[Image.Image]:
         """PIL images of (P, n, *shape) samples, each from the process that decoded it."""
         self._download()

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from ..checkpoints import identity
 from ..denoisers import Denoiser
+from ..drawn import ImageResult
 from ..errors import (
     InvalidArgument,
     MissingExtra,
@@ -37,7 +38,7 @@ from ..errors import (
     missing_name,
     shown,
 )
-from ..images import ImageResult, open_image, to_bytes, to_images
+from ..images import open_image, to_bytes, to_images
 from ..paths import Linear
 from ..registry import Registry
 from ..rewards import ClassReward, Decoded, Reward
@@ -418,7 +419,7 @@ class Shapes(Pipeline):
             accepts(
                 [np.asarray(image.convert("RGB")) for image in row], [Prompt.parse(p)] * len(row)
             )
-            for row, p in zip(result.images, result.prompts)
+            for row, p in zip(result.rows, result.prompts)
         ]
 
 

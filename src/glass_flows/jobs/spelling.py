@@ -12,6 +12,7 @@ from ..batching import Batching
 from ..errors import InvalidArgument, check_name, shown
 from ..fronts import refuse_foreign
 from ..plans import Sampler
+from ..runs.command import flag
 from ..settings import build, kinds
 from ..steering import METHODS, Method, Twist, method_of
 from ..steering.methods import every_setting, foreign_settings, idle_settings, sampler_for
@@ -20,10 +21,9 @@ from .budget import parse_budget
 from .job import Job, Loading
 from .models import Model, resolve
 
-__all__ = ["Options", "flag", "jobs_of", "read_arguments", "read_seeds"]
+__all__ = ["Options", "jobs_of", "read_arguments", "read_seeds"]
 
 _MOST_SEEDS = 100_000
-_FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,6 @@ class Options:
     call: Mapping[str, Any] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
     contest: Mapping[str, str] = field(default_factory=dict)
-
-
-def flag(name: str) -> str:
-    """The option that spells a setting."""
-    return _FLAGS.get(name, "--" + name.replace("_", "-"))
 
 
 def jobs_of(

@@ -308,7 +308,7 @@ class RunFolder:
             Names of images in the folder, (P, N) in the order of the samples.
         told
             What is known beside: "prompts" and "seed" where the run was not recorded,
-            "accepted" and "plain_accepted" (:func:`.result.tell`).
+            "accepted", "plain_accepted" and "plain" (:func:`.result.tell`).
         """
         values = {field.name: getattr(result, field.name) for field in fields(result)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -334,9 +334,14 @@ class RunFolder:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             costs = Costs(**found["costs"])
             if "log_weights" not in tensors:
-                return SearchResult(costs=costs, **tensors)
+                return SearchResult(costs=costs, stopped=found.get("stopped"), **tensors)
             kind = RefinedResult if "acceptance" in tensors else SteeringResult
-            return kind(costs=costs, biases=tuple(found["biases"]), **tensors)
+            return kind(
+                costs=costs,
+                biases=tuple(found["biases"]),
+                stopped=found.get("stopped"),
+                **tensors,
+            )
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"the run in {str(self.folder)!r} is not finished or damaged: {error}"
@@ -523,7 +528,7 @@ def _images(home: Path) -> set[str]:
         about = json.loads((home / "run.json").read_text(encoding="utf-8"))
         P, N = about["populations"], about["returned"]
         for file in home.glob("*-*.png"):
-            place = re.fullmatch("([0-9]{3,})-([0-9]{2,})", file.stem)
+            place = re.fullmatch("(?:plain-)?([0-9]{3,})-([0-9]{2,})", file.stem)
             if place and int(place[1]) < P and int(place[2]) < N:
                 found.add(file.name)
     with suppress(OSError, ValueError, LookupError, TypeError):

@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..errors import RunFolderError
 from ..steering import Costs
 from .chains import Chains, Moved
-from .result import RESULT, Sample, samples_of
+from .result import RESULT, Sample, loose, samples_of
 
 __all__ = ["COSTS", "FORMAT", "Passed", "RunRecord", "find_runs", "plain", "read_run"]
 
@@ -84,6 +85,13 @@ class Passed:
             seconds=_floats(event["seconds"]),
             moved=Moved.of(event, P, N),
         )
+
+
+class Plain(NamedTuple):
+    """An image without steering."""
+
+    file: str
+    reward: float
 
 
 @dataclass(frozen=True)
@@ -206,10 +214,33 @@ class RunRecord:
             "seconds": last.seconds if last else math.nan,
         }
 
+    @cached_property
+    def also(self) -> dict[str, Rewards]:
+        """Held-out rewards of what came out, by name, (P, returned)."""
+        told = (self.result or {}).get("also", {})
+        return {str(name): np.array(rewards, float).tolist() for name, rewards in told.items()}
+
+    @cached_property
+    def plain(self) -> list[list[Plain]]:
+        """Images without steering, drawn for comparison, of each population; nothing without."""
+        rows = [one.get("plain") or () for one in (self.result or {}).get("populations", ())]
+        found = [[Plain(str(o["file"]), float(loose(o)["reward"])) for o in row] for row in rows]
+        return found if any(found) else []
+
     def sheet(self, boundary: int) -> Path | None:
         """The picture of the clean estimates at a boundary, if there is one."""
         file = self.folder / "estimates" / f"{boundary:03}.png"
         return file if file.exists() else None
+
+    def estimates(self, boundary: int) -> Image.Image | None:
+        """The same, opened; None where it cannot be."""
+        file = self.sheet(boundary)
+        return None if file is None else _open(file)
+
+    def picture(self, name: str) -> Image.Image | None:
+        """An image of the folder; what lies elsewhere is none of its pictures."""
+        file = (self.folder / name).resolve()
+        return _open(file) if file.is_relative_to(self.folder.resolve()) else None
 
 
 def read_run(folder: str | Path) -> RunRecord:
@@ -258,8 +289,10 @@ def _check_result(
     if not about["populations"]:
         N = max(map(len, samples), default=0)
         about |= {"populations": len(samples), "particles": N, "returned": N}
-    rewards = [[sample.reward for sample in row] for row in samples]
-    _floats(rewards, about["populations"], about["returned"])
+    size = (about["populations"], about["returned"])
+    _floats([[sample.reward for sample in row] for row in samples], *size)
+    for held_out in result.get("also", {}).values():
+        _floats(held_out, *size)
     _counted(result)
 
 
@@ -319,6 +352,15 @@ def _undamaged(file: Path) -> Iterator[None]:
             f"{str(file)!r} is damaged ({error!r}): move it away, to look at the rest of the run "
             "or to go on with the same command"
         ) from error
+
+
+def _open(file: Path) -> Image.Image | None:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.copy()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -65,8 +65,12 @@ def tell(
     files: Sequence[Sequence[str]] = (),
     accepted: Verdicts | None = None,
     plain_accepted: Verdicts | None = None,
+    plain: tuple[Sequence[Sequence[str]], Sequence[Sequence[float]]] | None = None,
 ) -> dict[str, Any]:
-    """What ``result.json`` holds; lists of lists are (P, N), by population and particle."""
+    """What ``result.json`` holds; lists of lists are (P, N), by population and particle.
+
+    `plain` are the files and rewards of images without steering, drawn for comparison.
+    """
     P, N = result.rewards.shape
     found = vars(result)  # searches have no weights
     weights, evidence = found.get("log_weights"), found.get("log_evidence")
@@ -92,6 +96,11 @@ def tell(
             "log_evidence": None if evidence is None else float(evidence[p]),
             "best_first": [p * N + n for n in best_first(result.rewards[p].tolist())],
             "plain_accepted": None if plain_accepted is None else list(plain_accepted[p]),
+            "plain": plain
+            and [
+                _strict({"file": file, "reward": float(reward)})
+                for file, reward in zip(plain[0][p], plain[1][p])
+            ],
         }
         for p in range(P)
     ]
@@ -102,6 +111,7 @@ def tell(
         "populations": list(map(_strict, populations)),
         "costs": asdict(result.costs),
         "biases": list(found.get("biases", ())),
+        "stopped": result.stopped,
     }
 
 

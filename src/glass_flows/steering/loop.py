@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..denoisers import DenoiserLike, as_denoiser
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, plain, shown
 from ..execute import Boundary
 from ..plans import Sampler, Table
 from ..progress import PROGRESS, progress_bar
@@ -17,9 +20,9 @@ from .method import Course, Method
 from .population import Population, Run, kept
 from .results import SearchResult
 from .shards import Shards
-from .state import History, Observer, Recorder, Saved, Step
+from .state import History, Observer, Recorder, Saved, Scene, Step
 
-__all__ = ["Watch", "begin", "conduct", "pass_boundaries"]
+__all__ = ["Watch", "begin", "conduct", "ended", "pass_boundaries"]
 
 
 _RECORD = Is(
@@ -38,10 +41,21 @@ class Watch:
     record : Recorder, optional
         Keeps the run; if it has kept a part of it already, the run goes on from there.
     on_boundary : callable, optional
-        Called with every step.
+        Called with every step; True ends the run there.
     progress : bool or None
-        Show a bar; None shows one on a terminal once the run takes over two seconds.
+        Show a bar; None shows one on a terminal or in a notebook once the run takes over two
+        seconds.
+
+    Attributes
+    ----------
+    decode : callable, optional
+        Clean states (n, *shape) to n PIL images, for ``step.images()``.
+    stopped : Boundary or None
+        Where `on_boundary` ended the run.
     """
+
+    decode: Callable[[Tensor], list[Any]] | None = None
+    stopped: Boundary | None = None
 
     def __init__(
         self,
@@ -70,11 +84,20 @@ class Watch:
             stacked = history.stacked()
             self.record.save(Saved(boundary.index, x, course.carried(), stacked, run.costs))
 
-    def after(self, step: Step) -> None:
+    def after(self, step: Step, run: Run) -> None:
         if self.record is not None:
             self.record.step(step)
-        if self.on_boundary is not None:
-            self.on_boundary(step)
+        answer = None if self.on_boundary is None else plain(self.on_boundary(step))
+        if answer not in (None, False, True):
+            with kept(step.boundary):
+                raise InvalidArgument(
+                    "on_boundary returns True to end the run at this boundary, and None or False "
+                    f"to go on, got {shown(answer)}"
+                )
+        # One process that wants to stop stops all of them.
+        (wishes,) = run.shards.total(int(answer is True))
+        if wishes and not step.boundary.final:
+            self.stopped = step.boundary
 
 
 def conduct(
@@ -102,7 +125,15 @@ def conduct(
         course = method.begin(run)
         for last in pass_boundaries(run, course.boundaries(), course, watch):
             advance.say(last.news())
-        return course.result(last, method.biases(denoiser))
+        return ended(course, last, method.biases(denoiser), watch)
+
+
+def ended(course: Course, last: Step, biases: tuple[str, ...], watch: Watch) -> SearchResult:
+    """What a run comes to, at its end or where it was stopped."""
+    if watch.stopped is None:
+        return course.result(last, biases)
+    biases = (*biases, course.stop_bias(watch.stopped))
+    return replace(course.result(last, biases), stopped=watch.stopped.index)
 
 
 def begin(
@@ -136,23 +167,34 @@ def begin(
 def pass_boundaries(
     run: Run, source: Iterable[Boundary], course: Course, watch: Watch
 ) -> Iterator[Step]:
-    """At every boundary that `source` stops at: look, weigh, select, and shift the noise."""
-    history = History()
+    """At every boundary that `source` stops at: look, weigh, select, and shift the noise.
+
+    Where `watch` is told to stop, the clean estimates there are the end.
+    """
+    history, watch.stopped = History(), None
     if watch.saved is not None:
         course.restore(watch.saved.carried)
         history = History.of(watch.saved.history)
     for boundary in source:
         watch.before(boundary, course, run, history)
-        look = run.look(boundary, gradient=course.wants_gradient(boundary))
+        yield _passed(run, boundary, course, watch, history)
+        if watch.stopped is not None:  # no state is kept of it: resumed, the run stops here again
+            yield _passed(run, course.end(boundary), course, watch, history)
+            return
+
+
+def _passed(run: Run, boundary: Boundary, course: Course, watch: Watch, history: History) -> Step:
+    look = run.look(boundary, gradient=course.wants_gradient(boundary))
+    with kept(boundary):
+        course.value(look)
+        selection = course.select(boundary)
+    run.gather(boundary, selection.ancestors, selection.selected)
+    if not boundary.final:
+        course.gather(selection)
         with kept(boundary):
-            course.value(look)
-            selection = course.select(boundary)
-        run.gather(boundary, selection.ancestors, selection.selected)
-        if not boundary.final:
-            course.gather(selection)
-            with kept(boundary):
-                course.move(look, selection)
-        step = course.step(boundary, selection, run.costs, history)
-        history.add(step)
-        watch.after(step)
-        yield step
+            course.move(look, selection)
+    step = course.step(boundary, selection, run.costs, history)
+    step = replace(step, scene=Scene(run.shards.own, watch.decode))
+    history.add(step)
+    watch.after(step, run)
+    return step

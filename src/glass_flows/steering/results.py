@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+import math
+from dataclasses import astuple, dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 __all__ = ["Costs", "RefinedResult", "SearchResult", "SteeringResult", "WeightedResult"]
+
+_MOST = 6  # numbers in a row of a result's lines
+
+
+def _stop_of(boundary: int) -> str:
+    """What a run that was stopped says of it."""
+    return f"stopped at boundary {boundary} by on_boundary: the samples are its clean estimates"
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,12 @@ class Costs:
     def __sub__(self, other: Costs) -> Costs:
         return Costs(*(a - b for a, b in zip(astuple(self), astuple(other))))
 
+    def __str__(self) -> str:
+        told = ((getattr(self, one.name), one.name.replace("_", " ")) for one in fields(self))
+        return ", ".join(f"{count:,} {name}" for count, name in told if count)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """All particles of a finished run, P populations of N.
 
@@ -50,12 +62,31 @@ class SearchResult:
         (K, P, N): ancestors chosen at the start of each transition, within the population.
     costs : Costs
         Also as `network_evaluations`, `network_gradients`, `reward_evaluations`, `decodes`.
+    stopped : int or None
+        The boundary at which `on_boundary` ended the run, whose clean estimates are the samples;
+        None of a run that came to its end. The transition that was left out stands in `ancestry`
+        and the like as one of which nothing came.
     """
 
     samples: Tensor
     rewards: Tensor
     ancestry: Tensor
     costs: Costs
+    stopped: int | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        P, N = self.rewards.shape
+        shape = tuple(self.samples.shape[2:])
+        head = f"{type(self).__name__}: {P} population{'s' * (P > 1)} of {N} samples {shape}"
+        return "\n".join([head, *self.lines()])
+
+    def lines(self) -> list[str]:
+        """What the run came to, in a few lines for people."""
+        shown = ", ".join(f"{best:.4g}" for best in self.rewards.amax(1)[:_MOST].tolist())
+        more = ", ..." if len(self.rewards) > _MOST else ""
+        rewards = f"best reward {shown}{more}; mean {float(self.rewards.double().mean()):.4g}"
+        cost = f"cost: {self.costs or 'nothing'}"
+        return [rewards, cost, *([] if self.stopped is None else [_stop_of(self.stopped)])]
 
     @property
     def best(self) -> Tensor:
@@ -87,7 +118,7 @@ class SearchResult:
         return self.costs.decodes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightedResult(SearchResult):
     """All particles of a finished run, P populations of N, with their weights.
 
@@ -114,8 +145,17 @@ class WeightedResult(SearchResult):
     shares: Tensor
     biases: tuple[str, ...]
 
+    def lines(self) -> list[str]:
+        rewards, cost, *_ = super().lines()
+        ess, evidence = float(self.ess[-1].mean()), float(self.log_evidence.mean())
+        weights = f"ESS at the end {ess:.3g} of {self.rewards.shape[1]}"
+        if not math.isnan(evidence):
+            weights += f", log-evidence {evidence:.4g}"
+        exact = f"not exactly weighted: {'; '.join(self.biases)}" if self.biases else ""
+        return [rewards, weights, cost, *([exact] if exact else [])]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SteeringResult(WeightedResult):
     """What steering comes to.
 
@@ -130,7 +170,7 @@ class SteeringResult(WeightedResult):
     twist_shares: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RefinedResult(WeightedResult):
     """What refinement comes to, after K moves.
 
@@ -147,3 +187,11 @@ class RefinedResult(WeightedResult):
 
     acceptance: Tensor
     move_times: Tensor
+
+    def lines(self) -> list[str]:
+        rewards, *rest = super().lines()
+        shares = self.acceptance.double().mean(1)
+        shown = ", ".join(f"{share:.0%}" for share in shares[:_MOST].tolist())
+        more = ", ..." if len(shares) > _MOST else ""
+        told = f"{len(shares)} moves, accepted {shown}{more}" if len(shares) else "no moves"
+        return [rewards, told, *rest]

@@ -1,0 +1,132 @@
+"""A PNG drawn again: its job as the options of a command line, checked as those are.
+
+A PNG may come from a stranger. It decides numbers and words, and nothing that loads code, weights
+or files: those the user repeats.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import InvalidArgument
+from ..runs.command import sampler_texts, texts_of
+from ..runs.listing import clean
+from ..settings import spelled
+from ..steering.methods import foreign_settings
+from .job import Job, Loading, settings_in
+from .spelling import Options
+
+__all__ = ["Wish", "repeated"]
+
+_BUNDLED = ("digits", "shapes")
+_SIZES = ("particles", "transitions", "steps")
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a command is asked for; None, or nothing, where it is not said."""
+
+    model: str | None = None
+    prompts: tuple[str, ...] = ()
+    reward: str | None = None
+    method: str | None = None
+    seed: int | None = None
+    init: tuple[str, ...] = ()
+    populations: int | None = None
+    micro_batch: int | None = None
+    budget: str | None = None
+    options: Options = field(default_factory=Options)
+
+
+def repeated(file: str | Path, wish: Wish) -> Wish:
+    """A wish, completed by what a PNG was drawn with.
+
+    Raises
+    ------
+    InvalidArgument
+        The file says nothing, or what it says is not allowed; or it names code, weights or files
+        that the wish does not.
+    """
+    told = settings_in(file)
+    foreign = "pipeline" in told  # of steer_pipeline, which was given objects
+    if "latents" in told:
+        raise InvalidArgument(
+            f"{str(file)!r} began with latents of its own, which it does not hold"
+        )
+    if foreign:
+        told = {name: value for name, value in told.items() if name != "pipeline"}
+        told |= {"version": Job.version, "model": wish.model or "?"}
+        told["init"] = [told["init"]] if "init" in told else []
+    job = Job.from_json(told)
+    _refuse_to_load(file, job, wish, foreign)
+    options = wish.options
+    return replace(
+        wish,
+        model=wish.model or job.model,
+        prompts=wish.prompts or tuple(map(str, job.prompts)),
+        reward=wish.reward if wish.reward is not None else job.reward,
+        method=wish.method or job.method.word,
+        seed=job.seed if wish.seed is None else wish.seed,
+        populations=wish.populations or (job.populations if job.populations > 1 else None),
+        micro_batch=wish.micro_batch or job.micro_batch,
+        options=replace(
+            options,
+            method={**_method_texts(job, wish), **options.method},
+            sampler={**_sized(sampler_texts(job.method, job.sampler), wish), **options.sampler},
+            batching={**texts_of(job.batching), **options.batching},
+            loading={**_harmless(job.loading), **options.loading},
+            call={**job.call, **options.call},
+        ),
+    )
+
+
+def _method_texts(job: Job, wish: Wish) -> Mapping[str, str]:
+    """The settings of its method, as far as the one that is wished for has them."""
+    told = _sized(texts_of(job.method), wish)
+    unknown = [] if wish.method is None else foreign_settings(wish.method, told)
+    return {name: text for name, text in told.items() if name not in unknown}
+
+
+def _sized(told: Mapping[str, str], wish: Wish) -> dict[str, str]:
+    """Without what a budget chooses."""
+    left_out = _SIZES if wish.budget is not None else ()
+    return {name: text for name, text in told.items() if name not in left_out}
+
+
+def _harmless(loading: Loading) -> dict[str, str]:
+    return {n: text for n, text in texts_of(loading).items() if n not in ("lora", "revision")}
+
+
+def _refuse_to_load(file: str | Path, job: Job, wish: Wish, foreign: bool) -> None:
+    """Raise unless the wish itself names all that would be loaded."""
+    if lacking := list(_to_be_named(job, wish, foreign)):
+        shown = clean(shlex.join(lacking))
+        raise InvalidArgument(
+            f"{str(file)!r} was drawn with what a picture must not choose, as it loads code, "
+            f"weights or files: look at it, and give it again, or something else: {shown}"
+        )
+
+
+def _to_be_named(job: Job, wish: Wish, foreign: bool) -> Iterator[str]:
+    if wish.model is None and (foreign or job.model not in _BUNDLED):
+        yield from ("--model", "FOLDER-OR-HUB-ID" if foreign else job.model)
+    kind, _, place = job.reward.partition(":")
+    itself = not place or (kind == "class" and re.fullmatch("[0-9]", place) is not None)
+    if wish.reward is None and (foreign or not itself):
+        yield from ("--reward", job.reward)
+    for name in ("lora", "revision"):
+        held = getattr(job.loading, name)
+        if held is not None and name not in wish.options.loading:
+            yield from (f"--{name}", held)
+    if not wish.init:
+        for picture in job.init:
+            yield from ("--init", picture)
+    for name, value in job.call.items():
+        plain = value is None or isinstance(value, (bool, int, float))
+        words = re.fullmatch(r"(negative_)?prompt(_\d+)?", name) and isinstance(value, str)
+        if not (plain or words or name in wish.options.call):
+            yield from ("--argument", f"{name}={spelled(value)}")

@@ -1,0 +1,116 @@
+"""The command that repeats a job: the inverse of what the command line makes of its options."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..batching import Batching
+from ..errors import GlassError
+from ..plans import Sampler
+from ..settings import Settings, defaults, kinds, spelled
+from ..steering import BestOf, Method, Refine, read_method
+
+__all__ = ["command_of", "flag", "sampler_texts", "texts_of"]
+
+_FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
+_OWN_FLAG = {"negative_prompt": str, "guidance_scale": float, "height": int, "width": int}
+"""Call arguments that have an option of their own, and what they are read as."""
+
+
+def flag(name: str) -> str:
+    """The option that spells a setting."""
+    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+
+
+def texts_of(settings: Settings) -> dict[str, str]:
+    """The settings that are not as by default, as an option spells them."""
+    held = {name: getattr(settings, name) for name in settings.differing()}
+    return {name: _text(settings, name, value) for name, value in held.items()}
+
+
+def _text(settings: Settings, name: str, value: Any) -> str:
+    text = spelled(kinds(type(settings))[name].write(value))
+    data = getattr(value, "sigma_data", None)
+    if data is not None and "sigma_data" not in text:  # else the model's own is meant
+        text += f":sigma_data={spelled(data)}"
+    return text
+
+
+def sampler_texts(method: Method, sampler: Sampler) -> dict[str, str]:
+    """Of a sampler; in full where the method would choose another if ρ were not asked for."""
+    told = texts_of(sampler)
+    if isinstance(method, (BestOf, Refine)):
+        names = ("transitions", "steps", "rho")
+        told = {name: _text(sampler, name, getattr(sampler, name)) for name in names} | told
+    return told
+
+
+def command_of(job: Mapping[str, Any], out: str = "again") -> str | None:
+    """The command line that draws a job again, quoted for a shell, into another folder.
+
+    None where there is none: of a job that was asked for from Python, of settings that have no
+    text, and of what only a batch draws.
+
+    Parameters
+    ----------
+    job : dict
+        As JSON, such as that of ``run.json``. It is looked at, and nothing of it is loaded.
+    """
+    try:
+        words = list(_words(job))
+    except (GlassError, AttributeError, KeyError, TypeError, ValueError):
+        return None
+    if any(word.startswith("<") and word.endswith(">") for word in words):
+        return None  # a function
+    return shlex.join(["glass-flows", "align", *words, "--out", out])
+
+
+def _words(job: Mapping[str, Any]) -> Iterator[str]:
+    method = read_method(job["method"])
+    sampler = Sampler.from_json(job["sampler"])
+    digits = str(job["model"]).partition(":")[0] == "digits"
+    if "threads" in job or (digits and job.get("populations", 1) < 2):
+        raise ValueError("only a batch draws this")
+    yield from ("--model", job["model"])
+    for prompt in job.get("prompts", ()):
+        yield from ("--prompt", prompt)
+    if job.get("reward"):
+        yield from ("--reward", job["reward"])
+    yield from ("--method", method.word)
+    loading = {n: spelled(v) for n, v in job.get("loading", {}).items() if n in _LOADING}
+    batching = Batching.from_json(job.get("batching", Batching().as_json()))
+    for told in (
+        texts_of(method), sampler_texts(method, sampler), _switches(batching), loading,
+    ):  # fmt: skip
+        for name, text in told.items():
+            yield from (flag(name), text) if text else (flag(name),)
+    yield from _call(job.get("call", {}))
+    for name in ("populations", "micro_batch"):
+        if name in job:
+            yield from (flag(name), str(job[name]))
+    for file in job.get("init", ()):
+        yield from ("--init", file)
+    yield from ("--seed", str(job.get("seed", 0)))
+
+
+_LOADING = ("device", "dtype", "offload", "revision", "lora")
+
+
+def _switches(settings: Settings) -> dict[str, str]:
+    """As texts, where a switch that is on is its name alone."""
+    on = {name: "" for name, value in vars(settings).items() if value is True}
+    return texts_of(settings) | {n: "" for n in on if not defaults(type(settings))[n]}
+
+
+def _call(given: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in given.items():
+        if name in _OWN_FLAG and type(value) in (_OWN_FLAG[name], int):
+            yield from (flag(name), str(value))
+        elif re.fullmatch(r"\w+", name):
+            yield from ("--argument", f"{name}={json.dumps(value)}")
+        else:
+            raise ValueError(name)
