@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,7 +37,7 @@ class Rows(list[dict[str, Any]]):
         return as_text(self)
 
     def _repr_html_(self) -> str:
-        return render(_TEMPLATE, {"clean": clean, "told": _told}, rows=list(self), result=None)
+        return _page(rows=list(self), head="")
 
 
 @dataclass(frozen=True, repr=False)
@@ -144,10 +144,7 @@ class ImageResult:
             }
             for p, prompt in enumerate(self.prompts[:_MOST_PROMPTS])
         ]
-        return render(
-            _TEMPLATE,
-            {"clean": clean, "figure": figure},
-            result=self,
+        return _page(
             head=f"{self.method}, seed {self.seed}",
             lines=self._lines(),
             shown=shown,
@@ -253,9 +250,6 @@ class ImageResult:
         return RunInMemory.of(self.result, self.rows, self._names(), self.prompts, self.settings)
 
 
-_TEMPLATE = Path(__file__).with_name("drawn.html.jinja")
-
-
 def image_name(population: int, rank: int) -> str:
     """The file of an image, by its place among those of its prompt, best first."""
     return f"{population:03d}-{rank:02d}.png"
@@ -267,6 +261,11 @@ def _thumbnail(image: Image.Image) -> str:
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     content = written(partial(small.save, format="PNG"))
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _page(**given: Any) -> str:
+    filters: dict[str, Callable[..., Any]] = {"clean": clean, "figure": figure, "told": _told}
+    return render(Path(__file__).with_name("drawn.html.jinja"), filters, **given)
 
 
 def _told(value: Any) -> str:

@@ -116,10 +116,41 @@ _CALL_OPTIONS = {
 }
 
 
+_JOB_OPTIONS = {
+    "init": Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture that --method refine begins with, of the size that is drawn; once for "
+            "all prompts, or once for each. Digits: 8 x 8 grey."
+        ),
+    ],
+    "populations": Annotated[
+        int | None,
+        typer.Option(help="Independent runs, for the standard errors (digits; 256).", min=2),
+    ],
+    "micro_batch": Annotated[
+        int | None,
+        typer.Option(
+            help="Samples through a pipeline's network at a time, cut at the same places for any "
+            "number of processes under torchrun: the bits of the result stay the same."
+        ),
+    ],
+    "again": Annotated[
+        Path | None,
+        typer.Option(
+            help="A PNG that glass-flows wrote: its job again. Other options override it by name. "
+            "What loads code, weights or files (--model, --reward, ...) is to be given again."
+        ),
+    ],
+}
+_TYPED = {"call": _CALL_OPTIONS, "job": _JOB_OPTIONS}
+
+
 def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, in the place of its parameter `options`, an option for every setting.
 
-    `groups` are of "method", "sampler", "batching", "loading", "call", "contest" and "placement".
+    `groups` are of "job", "method", "sampler", "batching", "loading", "call", "contest" and
+    "placement".
     What was given reaches the command as :class:`Options`; defaults stay with the objects.
     """
 
@@ -130,7 +161,7 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
         signature = inspect.signature(command).parameters
         defaults = {name: signature[name].default for name in annotations}
         for group in groups:
-            made = _CALL_OPTIONS if group == "call" else _options_of(*_PANELS[group])
+            made = _TYPED[group] if group in _TYPED else _options_of(*_PANELS[group])
             owners |= dict.fromkeys(made, group)
             annotations |= made
             defaults |= dict.fromkeys(made)

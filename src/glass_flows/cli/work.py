@@ -33,17 +33,10 @@ def _told_default(option: Any, default: str) -> Any:
     return held
 
 
-@with_settings("method", "sampler", "batching", "loading", "call")
+@with_settings("job", "method", "sampler", "batching", "loading", "call")
 def align(
     out: Out,
     options: Options,
-    again: Annotated[
-        Path | None,
-        typer.Option(
-            help="A PNG that glass-flows wrote: its job again. Other options override it by name. "
-            "What loads code, weights or files (--model, --reward, ...) is to be given again."
-        ),
-    ] = None,
     model: Annotated[str | None, _told_default(Model, "digits")] = None,
     prompt: Annotated[
         list[str] | None,
@@ -57,24 +50,6 @@ def align(
             help="'steering' (sequential Monte Carlo), 'twist' (the same with twisted noise), the "
             "searches 'beam', 'greedy' and 'svdd', 'refine' (moves on clean samples), or "
             "'best-of-n' and 'plain' (of the ODE, unless --rho is given).",
-        ),
-    ] = None,
-    init: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A picture that --method refine begins with, of the size that is drawn; once for "
-            "all prompts, or once for each. Digits: 8 x 8 grey."
-        ),
-    ] = None,
-    populations: Annotated[
-        int | None,
-        typer.Option(help="Independent runs, for the standard errors (digits; 256).", min=2),
-    ] = None,
-    micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Samples through a pipeline's network at a time, cut at the same places for any "
-            "number of processes under torchrun: the bits of the result stay the same."
         ),
     ] = None,
     budget: Budget = None,
@@ -107,16 +82,13 @@ def align(
     from ..jobs.spelling import jobs_of
     from ..runs.command import command_of
 
-    wish = Wish(
-        model, tuple(prompt or ()), reward, method, seed, tuple(map(str, init or ())), populations,
-        micro_batch, budget, options,
-    )  # fmt: skip
+    again = options.job.get("again")
+    wish = Wish(model, tuple(prompt or ()), reward, method, seed, budget, options)
     wish = wish if again is None else repeated(again, wish)
     method = wish.method or "steering"
     found, jobs = jobs_of(
         wish.model or "digits", [method], wish.options, announce, prompts=wish.prompts,
-        reward=wish.reward or "", seed=wish.seed or 0, micro_batch=wish.micro_batch,
-        populations=wish.populations or 1, budget=budget, init=wish.init,
+        reward=wish.reward or "", seed=wish.seed or 0, budget=budget, **wish.of_job(),
     )  # fmt: skip
     job = jobs[method]
     if again is not None:
@@ -126,7 +98,7 @@ def align(
         return
     if budget is not None:
         raise InvalidArgument(f"--budget: only for a diffusers pipeline; --model is {found.name!r}")
-    twist, count = "twist" in wish.options.method, wish.populations or 256
+    twist, count = "twist" in wish.options.method, wish.options.job.get("populations", 256)
     _align_digits(found, job, method, count, twist, out, overwrite)
 
 

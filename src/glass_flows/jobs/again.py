@@ -11,13 +11,15 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ..errors import InvalidArgument
-from ..runs.command import sampler_texts, texts_of
+from ..runs.command import sampler_texts, text_of, texts_of
 from ..runs.listing import clean
 from ..settings import spelled
 from ..steering.methods import foreign_settings
 from .job import Job, Loading, settings_in
+from .models import kind_of
 from .spelling import Options
 
 __all__ = ["Wish", "repeated"]
@@ -35,11 +37,15 @@ class Wish:
     reward: str | None = None
     method: str | None = None
     seed: int | None = None
-    init: tuple[str, ...] = ()
-    populations: int | None = None
-    micro_batch: int | None = None
     budget: str | None = None
     options: Options = field(default_factory=Options)
+
+    def of_job(self) -> dict[str, Any]:
+        """Its further fields, as those of a job."""
+        given = self.options.job
+        init = tuple(map(str, given.get("init", ())))
+        numbers = {n: given[n] for n in ("populations", "micro_batch") if n in given}
+        return {"init": init, **numbers}
 
 
 def repeated(file: str | Path, wish: Wish) -> Wish:
@@ -71,17 +77,22 @@ def repeated(file: str | Path, wish: Wish) -> Wish:
         reward=wish.reward if wish.reward is not None else job.reward,
         method=wish.method or job.method.word,
         seed=job.seed if wish.seed is None else wish.seed,
-        populations=wish.populations or (job.populations if job.populations > 1 else None),
-        micro_batch=wish.micro_batch or job.micro_batch,
         options=replace(
             options,
+            job={**_numbers(job), **options.job},
             method={**_method_texts(job, wish), **options.method},
             sampler={**_sized(sampler_texts(job.method, job.sampler), wish), **options.sampler},
-            batching={**texts_of(job.batching), **options.batching},
+            batching={**_batching(job, wish), **options.batching},
             loading={**_harmless(job.loading), **options.loading},
             call={**job.call, **options.call},
         ),
     )
+
+
+def _numbers(job: Job) -> dict[str, int]:
+    """Of its further fields those that load nothing."""
+    found = {} if job.micro_batch is None else {"micro_batch": job.micro_batch}
+    return found if job.populations == 1 else {**found, "populations": job.populations}
 
 
 def _method_texts(job: Job, wish: Wish) -> Mapping[str, str]:
@@ -95,6 +106,12 @@ def _sized(told: Mapping[str, str], wish: Wish) -> dict[str, str]:
     """Without what a budget chooses."""
     left_out = _SIZES if wish.budget is not None else ()
     return {name: text for name, text in told.items() if name not in left_out}
+
+
+def _batching(job: Job, wish: Wish) -> dict[str, str]:
+    """With what is as by default, but not as by the model's own."""
+    own = kind_of(wish.model or job.model).batching
+    return {name: text_of(job.batching, name) for name in own} | texts_of(job.batching)
 
 
 def _harmless(loading: Loading) -> dict[str, str]:
@@ -122,7 +139,7 @@ def _to_be_named(job: Job, wish: Wish, foreign: bool) -> Iterator[str]:
         held = getattr(job.loading, name)
         if held is not None and name not in wish.options.loading:
             yield from (f"--{name}", held)
-    if not wish.init:
+    if not wish.options.job.get("init"):
         for picture in job.init:
             yield from ("--init", picture)
     for name, value in job.call.items():

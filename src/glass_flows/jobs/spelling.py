@@ -28,8 +28,9 @@ _MOST_SEEDS = 100_000
 
 @dataclass(frozen=True)
 class Options:
-    """What was given on a command line, as texts, by settings object."""
+    """What was given on a command line, as texts, by settings object; of the job as it is."""
 
+    job: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, str] = field(default_factory=dict)
     sampler: Mapping[str, str] = field(default_factory=dict)
     batching: Mapping[str, str] = field(default_factory=dict)

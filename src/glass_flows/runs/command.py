@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..batching import Batching
 from ..errors import GlassError
+from ..guidance import Guidance
 from ..plans import Sampler
 from ..settings import Settings, defaults, kinds, spelled
-from ..steering import BestOf, Method, Refine, read_method
+from ..steering import BestOf, Method, Refine, Twist, read_method
 
-__all__ = ["command_of", "flag", "sampler_texts", "texts_of"]
+__all__ = ["command_of", "flag", "sampler_texts", "text_of", "texts_of"]
 
 _FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
 _OWN_FLAG = {"negative_prompt": str, "guidance_scale": float, "height": int, "width": int}
@@ -28,15 +29,15 @@ def flag(name: str) -> str:
 
 def texts_of(settings: Settings) -> dict[str, str]:
     """The settings that are not as by default, as an option spells them."""
-    held = {name: getattr(settings, name) for name in settings.differing()}
-    return {name: _text(settings, name, value) for name, value in held.items()}
+    return {name: text_of(settings, name) for name in settings.differing()}
 
 
-def _text(settings: Settings, name: str, value: Any) -> str:
+def text_of(settings: Settings, name: str) -> str:
+    """A setting, as its option spells it."""
+    value = vars(settings)[name]
     text = spelled(kinds(type(settings))[name].write(value))
-    data = getattr(value, "sigma_data", None)
-    if data is not None and "sigma_data" not in text:  # else the model's own is meant
-        text += f":sigma_data={spelled(data)}"
+    if isinstance(value, (Twist, Guidance)) and "sigma_data" not in text:
+        text += f":sigma_data={spelled(value.sigma_data)}"  # without it the model's own is meant
     return text
 
 
@@ -45,7 +46,7 @@ def sampler_texts(method: Method, sampler: Sampler) -> dict[str, str]:
     told = texts_of(sampler)
     if isinstance(method, (BestOf, Refine)):
         names = ("transitions", "steps", "rho")
-        told = {name: _text(sampler, name, getattr(sampler, name)) for name in names} | told
+        told = {name: text_of(sampler, name) for name in names} | told
     return told
 
 
@@ -83,8 +84,9 @@ def _words(job: Mapping[str, Any]) -> Iterator[str]:
     yield from ("--method", method.word)
     loading = {n: spelled(v) for n, v in job.get("loading", {}).items() if n in _LOADING}
     batching = Batching.from_json(job.get("batching", Batching().as_json()))
+    own = ("decode_batch",) if str(job["model"]).partition(":")[0] == "shapes" else ()
     for told in (
-        texts_of(method), sampler_texts(method, sampler), _switches(batching), loading,
+        texts_of(method), sampler_texts(method, sampler), _switches(batching, own), loading,
     ):  # fmt: skip
         for name, text in told.items():
             yield from (flag(name), text) if text else (flag(name),)
@@ -100,10 +102,11 @@ def _words(job: Mapping[str, Any]) -> Iterator[str]:
 _LOADING = ("device", "dtype", "offload", "revision", "lora")
 
 
-def _switches(settings: Settings) -> dict[str, str]:
-    """As texts, where a switch that is on is its name alone."""
+def _switches(settings: Settings, always: Iterable[str]) -> dict[str, str]:
+    """As texts, where a switch that is on is its name alone; some of them in any case."""
     on = {name: "" for name, value in vars(settings).items() if value is True}
-    return texts_of(settings) | {n: "" for n in on if not defaults(type(settings))[n]}
+    told = {name: text_of(settings, name) for name in always} | texts_of(settings)
+    return told | {n: "" for n in on if not defaults(type(settings))[n]}
 
 
 def _call(given: Mapping[str, Any]) -> Iterator[str]:

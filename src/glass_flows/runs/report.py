@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -84,6 +85,11 @@ class Sheet:
         width, height = self.tile
         return f"{slot * width} {population * height} {width} {height}"
 
+    def picture(self, population: int, slot: int, reward: float, what: str) -> Picture:
+        """A particle's tile as a picture of its own."""
+        view = self.view(population, slot)
+        return Picture(reward, what, size=self.tile, sheet=self, view=view)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -93,6 +99,7 @@ class Picture:
     what: str
     uri: str = ""
     pixelated: bool = False
+    size: tuple[int, int] = (1, 1)
     sheet: Sheet | None = None
     view: str = ""
     also: Mapping[str, float] = field(default_factory=dict)
@@ -107,7 +114,7 @@ class Picture:
             return cls(reward, what, **rest)
         pixelated = max(image.size) < _PIXELATED
         image.thumbnail((most, most))
-        return cls(reward, what, _data_uri(image), pixelated, **rest)
+        return cls(reward, what, _data_uri(image), pixelated, image.size, **rest)
 
 
 def _sheets(run: RunRecord, prefix: str) -> dict[int, Sheet]:
@@ -140,11 +147,15 @@ def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet], most: int) -> It
         for n in best_first(rewards):
             k, slot = states[n]
             if sheet := sheets.get(k):
-                yield Picture(rewards[n], f"chain {n}", sheet=sheet, view=sheet.view(p, slot))
+                yield Picture(
+                    rewards[n], f"chain {n}", size=sheet.tile, sheet=sheet, view=sheet.view(p, slot)
+                )
     elif run.boundary in sheets:
         sheet, rewards = sheets[run.boundary], run.boundaries[-1].rewards[p]
         for n in best_first(rewards):
-            yield Picture(rewards[n], f"particle {n}", sheet=sheet, view=sheet.view(p, n))
+            yield Picture(
+                rewards[n], f"particle {n}", size=sheet.tile, sheet=sheet, view=sheet.view(p, n)
+            )
 
 
 def _plain(run: RunRecord, p: int, most: int) -> Iterator[Picture]:
@@ -354,6 +365,11 @@ class Chart:
         if self.low == self.high:
             room = abs(self.low) / 10 or 0.5
             self.low, self.high = self.low - room, self.high + room
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is more than one value to see of any line."""
+        return any(len(_finite(values)) > 1 for _, values, _ in self.lines)
 
     def x(self, column: int) -> float:
         first, last = self.at[0], self.at[-1]
@@ -567,7 +583,7 @@ def _side(
         "name": name,
         "id": prefix,
         "head": _head(run),
-        "command": command_of(run.job),
+        "command": _options(command_of(run.job)),
         "facts": {fact: told for fact, told in facts(run).items() if told != "-"},
         "sheets": sheets,
         "tile": _tile_size(run.particles, sheets) if drawn else None,
@@ -578,13 +594,24 @@ def _side(
                 "pictures": list(_pictures(run, p, sheets, large)),
                 "plain": list(beside[p] if beside else _plain(run, p, large)),
                 "tree": one if one is not None and len(one.columns) > 1 else None,
-                "charts": list(charts(run, p)) if len(run.boundaries) > 1 else [],
-                "rows": rows(run, p),
+                "charts": [one for one in charts(run, p) if one.moves],
+                "rows": [] if math.isnan(run.figures["seconds"]) else rows(run, p),
             }
             for p, one in enumerate(trees)
         ],
         "most_pictures": _MOST_PICTURES,
     }
+
+
+def _options(command: str | None) -> list[str]:
+    """A command cut before its options, where lines may be broken."""
+    found: list[str] = []
+    for word in shlex.split(command or ""):
+        if word.startswith("--") or not found:
+            found.append(shlex.quote(word))
+        else:
+            found[-1] += f" {shlex.quote(word)}"
+    return found
 
 
 def _head(run: RunRecord) -> dict[str, str]:
@@ -593,9 +620,9 @@ def _head(run: RunRecord) -> dict[str, str]:
     told: dict[str, Any] = {
         "model": job.get("model") or job.get("pipeline"),
         "reward": job.get("reward") or ("the model's own" if "model" in job else None),
-        "method": run.method,
         "λ": None,
         "seed": job.get("seed", 0 if "model" in job else None),
+        "method": run.method,
     }
     try:
         method = read_method(job["method"])

@@ -88,7 +88,7 @@ class Watch:
         if self.record is not None:
             self.record.step(step)
         answer = None if self.on_boundary is None else plain(self.on_boundary(step))
-        if answer not in (None, False, True):
+        if not isinstance(answer, (bool, type(None))):
             with kept(step.boundary):
                 raise InvalidArgument(
                     "on_boundary returns True to end the run at this boundary, and None or False "

@@ -45,7 +45,7 @@ class Costs:
 
     def __str__(self) -> str:
         told = ((getattr(self, one.name), one.name.replace("_", " ")) for one in fields(self))
-        return ", ".join(f"{count:,} {name}" for count, name in told if count)
+        return ", ".join(f"{count:,} {name}" for count, name in told if count) or "nothing"
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,7 +85,7 @@ class SearchResult:
         shown = ", ".join(f"{best:.4g}" for best in self.rewards.amax(1)[:_MOST].tolist())
         more = ", ..." if len(self.rewards) > _MOST else ""
         rewards = f"best reward {shown}{more}; mean {float(self.rewards.double().mean()):.4g}"
-        cost = f"cost: {self.costs or 'nothing'}"
+        cost = f"cost: {self.costs}"
         return [rewards, cost, *([] if self.stopped is None else [_stop_of(self.stopped)])]
 
     @property
