@@ -30,7 +30,6 @@ _MOST_SEEDS = 100_000
 class Options:
     """What was given on a command line, as texts, by settings object; of the job as it is."""
 
-    job: Mapping[str, Any] = field(default_factory=dict)
     method: Mapping[str, str] = field(default_factory=dict)
     sampler: Mapping[str, str] = field(default_factory=dict)
     batching: Mapping[str, str] = field(default_factory=dict)
@@ -38,6 +37,7 @@ class Options:
     call: Mapping[str, Any] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
     contest: Mapping[str, str] = field(default_factory=dict)
+    job: Mapping[str, Any] = field(default_factory=dict)
 
 
 def jobs_of(

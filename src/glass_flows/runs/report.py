@@ -626,7 +626,8 @@ def _head(run: RunRecord) -> dict[str, str]:
     }
     try:
         method = read_method(job["method"])
-        told |= {"method": str(method), "λ": figure(float(method.scale))}
+        scale: Any = method.scale
+        told |= {"method": str(method), "λ": figure(scale) if isinstance(scale, float) else scale}
     except (GlassError, KeyError, TypeError, ValueError):  # of a caller of his own, or an old run
         pass
     spent = [f"{costs[name]:,} {told_as}" for name, told_as in COSTS.items() if costs.get(name)]
