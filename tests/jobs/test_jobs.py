@@ -197,7 +197,7 @@ def test_every_field_is_reached_from_the_command_line_and_from_python(group):
 
 
 def test_batch_takes_every_option_of_a_method_of_a_sampler_and_of_a_pipeline_that_align_takes():
-    of_one_run = {"--prompt", "--seed", "--populations", "--micro-batch", "--init"}
+    of_one_run = {"--prompt", "--seed", "--populations", "--micro-batch", "--init", "--again"}
     assert options("align") - options("batch") == of_one_run
 
 

@@ -85,9 +85,10 @@ def align(
     again = options.job.get("again")
     wish = Wish(model, tuple(prompt or ()), reward, method, seed, budget, options)
     wish = wish if again is None else repeated(again, wish)
-    method = wish.method or "steering"
+    model = "digits" if wish.model is None else wish.model
+    method = "steering" if wish.method is None else wish.method
     found, jobs = jobs_of(
-        wish.model or "digits", [method], wish.options, announce, prompts=wish.prompts,
+        model, [method], wish.options, announce, prompts=wish.prompts,
         reward=wish.reward or "", seed=wish.seed or 0, budget=budget, **wish.of_job(),
     )  # fmt: skip
     job = jobs[method]

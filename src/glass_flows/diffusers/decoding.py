@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..images import to_bytes, to_images
+from ..pixels import to_bytes, to_images
 from ..steering import Shards
 
 __all__ = [

@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from ..batching import Batching
-from ..drawn import ImageResult
 from ..errors import InvalidArgument, UnknownName, did_you_mean
 from ..fronts import FOREIGN, front, refuse_foreign
 from ..grids import Times
 from ..guidance import Guidance
+from ..images import ImageResult
 from ..plans import Rho, Sampler, Solver
 from ..rewards import RewardLike
 from ..steering import Method, Ramp, Recorder, Refine, Shards, Twist

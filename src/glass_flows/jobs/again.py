@@ -65,17 +65,17 @@ def repeated(file: str | Path, wish: Wish) -> Wish:
         )
     if foreign:
         told = {name: value for name, value in told.items() if name != "pipeline"}
-        told |= {"version": Job.version, "model": wish.model or "?"}
+        told |= {"version": Job.version, "model": wish.model}
         told["init"] = [told["init"]] if "init" in told else []
     job = Job.from_json(told)
     _refuse_to_load(file, job, wish, foreign)
     options = wish.options
     return replace(
         wish,
-        model=wish.model or job.model,
+        model=job.model if wish.model is None else wish.model,
         prompts=wish.prompts or tuple(map(str, job.prompts)),
-        reward=wish.reward if wish.reward is not None else job.reward,
-        method=wish.method or job.method.word,
+        reward=job.reward if wish.reward is None else wish.reward,
+        method=job.method.word if wish.method is None else wish.method,
         seed=job.seed if wish.seed is None else wish.seed,
         options=replace(
             options,
@@ -110,7 +110,7 @@ def _sized(told: Mapping[str, str], wish: Wish) -> dict[str, str]:
 
 def _batching(job: Job, wish: Wish) -> dict[str, str]:
     """With what is as by default, but not as by the model's own."""
-    own = kind_of(wish.model or job.model).batching
+    own = kind_of(job.model if wish.model is None else wish.model).batching
     return {name: text_of(job.batching, name) for name in own} | texts_of(job.batching)
 
 

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..drawn import ImageResult
 from ..errors import InvalidArgument, check_count
 from ..files import replace as replace_file
 from ..folders import alone, alone_in_out
-from ..images import contact_sheet
+from ..images import ImageResult
+from ..pixels import contact_sheet
 from ..plans import Sampler
 from ..runs import RESULT, RunFolder, clear_run, find_runs, read_run, started_by_torchrun
 from ..steering import (

@@ -13,8 +13,8 @@ import torch
 from ..batching import Batching
 from ..checkpoints import identity
 from ..errors import InvalidArgument, check_count, check_name
-from ..images import open_image
 from ..noise import check_seed
+from ..pixels import open_image
 from ..plans import Sampler
 from ..settings import MOST, Choice, Count, Settings, Text, defaults, setting
 from ..steering import Beam, BestOf, Greedy, Method, Refine, read_method

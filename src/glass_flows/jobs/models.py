@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ..checkpoints import identity
 from ..denoisers import Denoiser
-from ..drawn import ImageResult
 from ..errors import (
     InvalidArgument,
     MissingExtra,
@@ -38,8 +37,9 @@ from ..errors import (
     missing_name,
     shown,
 )
-from ..images import open_image, to_bytes, to_images
+from ..images import ImageResult
 from ..paths import Linear
+from ..pixels import open_image, to_bytes, to_images
 from ..registry import Registry
 from ..rewards import ClassReward, Decoded, Reward
 from ..steering import SearchResult, Shards

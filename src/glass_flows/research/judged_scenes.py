@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images import to_bytes
 from ..jobs.models import Shapes
+from ..pixels import to_bytes
 from ..plans import Sampler
 from ..steering import Steering
 from ..steering.loop import Watch

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..batching import Batching
-from ..drawn import ImageResult
 from ..guidance import Guidance
+from ..images import ImageResult
 from ..jobs import Job, Model
 from ..plans import Sampler
 from ..settings import Json

@@ -53,7 +53,7 @@ from torch import Tensor
 from ..errors import InvalidArgument, OtherJob, RunFolderError, frames_of
 from ..files import append, replace
 from ..folders import FULL, Hold
-from ..images import contact_sheet
+from ..pixels import contact_sheet
 from ..steering import Costs, RefinedResult, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..images import contact_sheet
+from ..pixels import contact_sheet
 from ..steering import SearchResult
 from .record import RunRecord
 from .result import samples_of, tell

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from test_report import ATTACK, Page
 
-from glass_flows.drawn import ImageResult
 from glass_flows.errors import InvalidArgument, RunFolderError
+from glass_flows.images import ImageResult
 from glass_flows.runs import read_run
 from glass_flows.runs import result as result_file
 from glass_flows.steering import Costs, RefinedResult, SearchResult, SteeringResult
