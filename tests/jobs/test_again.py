@@ -150,6 +150,9 @@ def test_pictures_to_begin_with_are_given_again(tmp_path):
         ({**JOB.as_json(), "version": 9}, "a job of version 9"),
         ({**JOB.as_json(), "code": "import os"}, "unknown field of a job 'code'"),
         ({**JOB.as_json(), "seed": -1}, "seed"),
+        ({**JOB.as_json(), "reward": 5}, "reward of a job must be of the type str"),
+        ({**JOB.as_json(), "call": [1]}, "call of a job must be of the type dict"),
+        ({**JOB.as_json(), "model": "digits"}, "of a batch of digits"),
         ({**JOB.as_json(), "method": {"type": "steering", "scale": "1; rm"}}, "scale must"),
         ({**JOB.as_json(), "method": {"type": "steering", "value": "os:system"}}, "value must be"),
     ],
@@ -170,7 +173,7 @@ def test_of_an_image_of_a_pipeline_from_python_the_model_and_reward_are_asked_fo
     invoke("align", "--again", file, "--model", "shapes", "--reward", "clip", "--out", tmp_path)
     (job,) = asked
     assert (job.seed, job.prompts, job.call) == (4, (SCENE,), {"height": 32})
-    with pytest.raises(InvalidArgument, match="latents of its own"):
+    with pytest.raises(InvalidArgument, match=r"latents of its own, a tensor \(4, 3\)"):
         invoke("align", "--again", png(file, {**settings, "latents": "a tensor (4, 3)"}),
                "--model", "shapes", "--out", tmp_path)  # fmt: skip
 

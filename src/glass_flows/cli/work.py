@@ -81,6 +81,7 @@ def align(
     from ..jobs.models import Digits
     from ..jobs.spelling import jobs_of
     from ..runs.command import command_of
+    from ..runs.listing import clean
 
     again = options.job.get("again")
     wish = Wish(model, tuple(prompt or ()), reward, method, seed, budget, options)
@@ -93,7 +94,7 @@ def align(
     )  # fmt: skip
     job = jobs[method]
     if again is not None:
-        announce(f"again: {command_of(job.as_json(), str(out))}")
+        announce(f"again: {clean(command_of(job.as_json(), str(out)) or job.title)}")
     if not isinstance(found, Digits):
         _align_images(found, job, out, budget, overwrite)
         return
@@ -148,6 +149,7 @@ def _align_images(model: Any, job: Any, out: Path, budget: str | None, overwrite
 
     from ..jobs.align import align as draw
     from ..runs import process_group
+    from ..runs.listing import clean
 
     job = replace(job, prompts=model.read_prompts(job.prompts))
     with process_group() as rank:
@@ -156,13 +158,13 @@ def _align_images(model: Any, job: Any, out: Path, budget: str | None, overwrite
         return
     for prompt, values in zip(report.prompts, report.rewards):
         shown = ", ".join(f"{r:.4g}" for r in sorted(values, reverse=True))
-        typer.echo(f"{prompt}: rewards {shown}")
+        typer.echo(f"{clean(prompt)}: rewards {shown}")
     if report.judged is not None:
         judged = zip(report.prompts, report.rewards, report.judged.plain, report.judged.returned)
         for prompt, values, before, after in judged:
             typer.echo(
-                f"{prompt}: the judge accepts {sum(before)} of {len(before)} plain samples and "
-                f"{sum(after)} of {len(after)} here; of the highest reward, "
+                f"{clean(prompt)}: the judge accepts {sum(before)} of {len(before)} plain samples "
+                f"and {sum(after)} of {len(after)} here; of the highest reward, "
                 f"{'yes' if after[values.index(max(values))] else 'no'}"
             )
     backward = f" + {report.gradients} backward" if report.gradients else ""

@@ -61,14 +61,20 @@ def repeated(file: str | Path, wish: Wish) -> Wish:
     foreign = "pipeline" in told  # of steer_pipeline, which was given objects
     if "latents" in told:
         raise InvalidArgument(
-            f"{str(file)!r} began with latents of its own, which it does not hold"
+            f"{str(file)!r} was begun with latents of its own, {told['latents']}, which it does "
+            "not hold: call steer_pipeline with them again"
         )
     if foreign:
         told = {name: value for name, value in told.items() if name != "pipeline"}
-        told |= {"version": Job.version, "model": wish.model}
+        told |= {"version": Job.version, "model": wish.model or ""}
         told["init"] = [told["init"]] if "init" in told else []
     job = Job.from_json(told)
     _refuse_to_load(file, job, wish, foreign)
+    if job.model == "digits" and job.populations == 1 and "populations" not in wish.options.job:
+        raise InvalidArgument(
+            f"{str(file)!r} is of a batch of digits, and `align` compares methods on several "
+            "populations of them: give --populations, or `batch` the same file and seed again"
+        )
     options = wish.options
     return replace(
         wish,

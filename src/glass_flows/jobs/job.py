@@ -12,7 +12,7 @@ import torch
 
 from ..batching import Batching
 from ..checkpoints import identity
-from ..errors import InvalidArgument, check_count, check_name
+from ..errors import InvalidArgument, check_count, check_name, shown
 from ..noise import check_seed
 from ..pixels import open_image
 from ..plans import Sampler
@@ -77,6 +77,12 @@ class Placement(Settings):
     threads: int | None = setting(None, Count(optional=True))
     ray: str | None = setting(None, Text(optional=True))
     word: ClassVar[str] = "placement"
+
+
+_FORMS: Mapping[str, type] = {
+    "model": str, "reward": str, "prompts": list, "call": dict, "init": list,
+}  # fmt: skip
+"""Of the fields of a job as JSON, where the field itself does not look."""
 
 
 def settings_in(file: str | Path) -> dict[str, Any]:
@@ -210,6 +216,11 @@ class Job:
             )
         for name in given:
             check_name("field of a job", name, (one.name for one in fields(cls)))
+        for name, kind in _FORMS.items():
+            if not isinstance(given.get(name, kind()), kind):
+                raise InvalidArgument(
+                    f"{name} of a job must be of the type {kind.__name__}, got {shown(given[name])}"
+                )
         if lacking := {"model", "method", "sampler"} - set(given):
             raise InvalidArgument(f"a job needs {', '.join(sorted(lacking))}: {data!r}")
         kinds: tuple[type[Settings], ...] = (Sampler, Batching, Loading)

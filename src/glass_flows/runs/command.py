@@ -36,6 +36,8 @@ def text_of(settings: Settings, name: str) -> str:
     """A setting, as its option spells it."""
     value = vars(settings)[name]
     text = spelled(kinds(type(settings))[name].write(value))
+    if text.startswith("<"):
+        raise ValueError(f"{name} is {text}, a function")
     if isinstance(value, (Twist, Guidance)) and "sigma_data" not in text:
         text += f":sigma_data={spelled(value.sigma_data)}"  # without it the model's own is meant
     return text
@@ -65,8 +67,6 @@ def command_of(job: Mapping[str, Any], out: str = "again") -> str | None:
         words = list(_words(job))
     except (GlassError, AttributeError, KeyError, TypeError, ValueError):
         return None
-    if any(word.startswith("<") and word.endswith(">") for word in words):
-        return None  # a function
     return shlex.join(["glass-flows", "align", *words, "--out", out])
 
 
