@@ -120,15 +120,10 @@ class ImageResult:
         more = ", ..." if P > _MOST_PROMPTS else ""
         each = f"{N} image{'s' * (N > 1)}" + (f" for each of {P} prompts," if P > 1 else " of")
         return clean(
-            "\n".join([f"{self.method}: {each} {prompts}{more}, seed {self.seed}", *self._lines()])
+            "\n".join(
+                [f"{self.method}: {each} {prompts}{more}, seed {self.seed}", *self.result.lines()]
+            )
         )
-
-    def _lines(self) -> list[str]:
-        """What the run came to, in a few lines."""
-        found = self.result.lines()
-        if (strength := vars(self.result).get("strength")) is not None:
-            found.append(str(strength))
-        return found
 
     def _repr_html_(self) -> str:
         """For notebooks: the images best first, and who descends from whom."""
@@ -146,7 +141,7 @@ class ImageResult:
         ]
         return _page(
             head=f"{self.method}, seed {self.seed}",
-            lines=self._lines(),
+            lines=self.result.lines(),
             shown=shown,
             left_out=max(0, len(self.prompts) - _MOST_PROMPTS),
         )

@@ -69,7 +69,7 @@ def test_results_of_tensors_print_in_a_few_lines():
     search = SearchResult(found.samples, found.rewards, found.ancestry, Costs(), stopped=2)
     assert repr(search).splitlines()[2:] == [
         "cost: nothing",
-        "stopped at boundary 2 by on_boundary: the samples are its clean estimates",
+        "stopped at boundary 2: the samples are its clean estimates",
     ]
     held = {name: value for name, value in vars(found).items() if name != "twist_shares"}
     moved = RefinedResult(

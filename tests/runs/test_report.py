@@ -216,18 +216,19 @@ def test_the_head_says_what_was_run_and_how_to_repeat_it(tmp_path):
     record = RunFolder(tmp_path / "run", job.as_json(), title=prompt)
     for name in (*files[0], "plain-0.png", "plain-1.png"):
         Image.new("RGB", (64, 64), "red").save(tmp_path / "run" / name)
-    result = SearchResult(
-        torch.zeros(1, 3, 2), torch.tensor([[1.0, 3.0, 2.0]]), torch.zeros(1, 1, 3).long(),
-        Costs(1200),
-    )  # fmt: skip
+    ancestry, rewards = torch.zeros(1, 1, 3).long(), torch.tensor([[1.0, 3.0, 2.0]])
+    result = SearchResult(torch.zeros(1, 3, 2), rewards, ancestry, Costs(1200))
+    plain = SearchResult(torch.zeros(1, 2, 2), torch.tensor([[0.5, 0.75]]), ancestry, Costs())
     record.finish(
         result, files, prompts=[prompt], accepted=[[True, False, True]],
-        plain_accepted=[[True] * 2], plain=([["plain-0.png", "plain-1.png"]], [[0.5, 0.75]]),
+        plain_accepted=[[True] * 2], plain=plain, plain_files=[["plain-0.png", "plain-1.png"]],
     )  # fmt: skip
     told = json.loads((tmp_path / "run" / "result.json").read_text())
     schema = Path(result_module.__file__).with_name("result.schema.json").read_text()
     jsonschema.validate(told, json.loads(schema))
-    told["also"] = {"<i>other</i>": [[0.125, 0.25, 0.375]]}
+    for sample, other in zip(told["samples"], (0.125, 0.25, 0.375)):
+        sample["also"] = {"<i>other</i>": other}
+    jsonschema.validate(told, json.loads(schema))
     (tmp_path / "run" / "result.json").write_text(json.dumps(told))
     page = page_of([tmp_path / "run"], tmp_path / "r.html")
     text = " ".join(page.text.split())

@@ -297,8 +297,7 @@ def _drawn(
     judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
     if (verdicts := model.judge(result)) is not None:
         plain = model.run(_plain(job, model.guidance(job)), Watch(progress=progress))
-        beside = plain.write(folder, "plain-")
-        told = {"plain": (beside, plain.rewards.tolist())}
+        told = {"plain": plain.result, "plain_files": plain.write(folder, "plain-")}
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
     save_png(sheet, folder / "best-first.png", settings=json.dumps(job.as_json()))

@@ -308,7 +308,7 @@ class RunFolder:
             Names of images in the folder, (P, N) in the order of the samples.
         told
             What is known beside: "prompts" and "seed" where the run was not recorded,
-            "accepted", "plain_accepted" and "plain" (:func:`.result.tell`).
+            "accepted", "plain_accepted", "plain" and "plain_files" (:func:`.result.tell`).
         """
         values = {field.name: getattr(result, field.name) for field in fields(result)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}

@@ -90,7 +90,7 @@ class Passed:
 class Plain(NamedTuple):
     """An image without steering."""
 
-    file: str
+    file: str | None
     reward: float
 
 
@@ -217,14 +217,17 @@ class RunRecord:
     @cached_property
     def also(self) -> dict[str, Rewards]:
         """Held-out rewards of what came out, by name, (P, returned)."""
-        told = (self.result or {}).get("also", {})
-        return {str(name): np.array(rewards, float).tolist() for name, rewards in told.items()}
+        every = dict.fromkeys(name for row in self.samples for one in row for name in one.also)
+        rows = self.samples
+        return {
+            name: [[one.also.get(name, math.nan) for one in row] for row in rows] for name in every
+        }
 
     @cached_property
     def plain(self) -> list[list[Plain]]:
         """Images without steering, drawn for comparison, of each population; nothing without."""
         rows = [one.get("plain") or () for one in (self.result or {}).get("populations", ())]
-        found = [[Plain(str(o["file"]), float(loose(o)["reward"])) for o in row] for row in rows]
+        found = [[Plain(o.get("file"), float(loose(o)["reward"])) for o in row] for row in rows]
         return found if any(found) else []
 
     def sheet(self, boundary: int) -> Path | None:
@@ -289,10 +292,8 @@ def _check_result(
     if not about["populations"]:
         N = max(map(len, samples), default=0)
         about |= {"populations": len(samples), "particles": N, "returned": N}
-    size = (about["populations"], about["returned"])
-    _floats([[sample.reward for sample in row] for row in samples], *size)
-    for held_out in result.get("also", {}).values():
-        _floats(held_out, *size)
+    rewards = [[sample.reward for sample in row] for row in samples]
+    _floats(rewards, about["populations"], about["returned"])
     _counted(result)
 
 

@@ -160,14 +160,15 @@ def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet], most: int) -> It
 
 def _plain(run: RunRecord, p: int, most: int) -> Iterator[Picture]:
     """Those without steering, best first; none if none were drawn."""
-    found = run.plain[p] if run.plain else []
+    found = [one for one in run.plain[p] if one.file] if run.plain else []
     judged = (run.result or {}).get("populations", ())
     verdicts = judged[p].get("plain_accepted") if found else None
     order = best_first([one.reward for one in found])
     for n in order[:_MOST_PICTURES]:
         accepted = None if verdicts is None else bool(verdicts[n])
         one = found[n]
-        yield Picture.of(run.picture(one.file), most, one.reward, one.file, accepted=accepted)
+        name = one.file or ""
+        yield Picture.of(run.picture(name), most, one.reward, name, accepted=accepted)
 
 
 def _data_uri(image: Image.Image) -> str:

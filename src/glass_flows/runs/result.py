@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any
 
@@ -44,6 +44,8 @@ class Sample:
         What an independent judge says of it.
     file : str or None
         Its image in the folder of the run.
+    also : dict
+        Values of the held-out rewards by name.
     """
 
     population: int
@@ -55,6 +57,7 @@ class Sample:
     ancestor: int | None
     accepted: bool | None
     file: str | None
+    also: Mapping[str, float] = field(default_factory=dict)
 
 
 def tell(
@@ -65,11 +68,12 @@ def tell(
     files: Sequence[Sequence[str]] = (),
     accepted: Verdicts | None = None,
     plain_accepted: Verdicts | None = None,
-    plain: tuple[Sequence[Sequence[str]], Sequence[Sequence[float]]] | None = None,
+    plain: SearchResult | None = None,
+    plain_files: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """What ``result.json`` holds; lists of lists are (P, N), by population and particle.
 
-    `plain` are the files and rewards of images without steering, drawn for comparison.
+    `plain` are samples drawn for comparison, and `plain_files` their images.
     """
     P, N = result.rewards.shape
     found = vars(result)  # searches have no weights
@@ -96,11 +100,7 @@ def tell(
             "log_evidence": None if evidence is None else float(evidence[p]),
             "best_first": [p * N + n for n in best_first(result.rewards[p].tolist())],
             "plain_accepted": None if plain_accepted is None else list(plain_accepted[p]),
-            "plain": plain
-            and [
-                _strict({"file": file, "reward": float(reward)})
-                for file, reward in zip(plain[0][p], plain[1][p])
-            ],
+            "plain": None if plain is None else _plain(plain, p, plain_files),
         }
         for p in range(P)
     ]
@@ -113,6 +113,14 @@ def tell(
         "biases": list(found.get("biases", ())),
         "stopped": result.stopped,
     }
+
+
+def _plain(plain: SearchResult, p: int, files: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Rewards of the plain samples of a population, as those of samples are told."""
+    return [
+        _strict({"reward": float(reward), "file": files[p][n] if files else None})
+        for n, reward in enumerate(plain.rewards[p])
+    ]
 
 
 def samples_of(
@@ -171,6 +179,8 @@ def _checked(sample: Sample) -> Sample:
     """Raise unless it is of the right kinds, and its image a file of the run's own folder."""
     if isinstance(sample.reward, bool) or not isinstance(sample.reward, (int, float)):
         raise TypeError(f"the reward {sample.reward!r} is no number")
+    if not all(isinstance(value, float) for value in sample.also.values()):
+        raise TypeError(f"{sample.also!r} are no values of held-out rewards")
     if sample.file is not None and PurePath(sample.file).name != sample.file:
         raise ValueError(f"{sample.file!r} is no name of a file in the folder")
     return sample
@@ -179,10 +189,14 @@ def _checked(sample: Sample) -> Sample:
 def loose(entry: Mapping[str, Any]) -> dict[str, Any]:
     """An entry of ``result.json`` with the numbers that JSON has not."""
     told = {name: value for name, value in entry.items() if name != "not_finite"}
+    if isinstance(told.get("also"), Mapping):
+        told["also"] = loose(told["also"])
     return told | {name: float(text) for name, text in entry.get("not_finite", {}).items()}
 
 
 def _strict(told: dict[str, Any]) -> dict[str, Any]:
     """With null for what JSON has no number for; its text goes under "not_finite"."""
+    if isinstance(told.get("also"), Mapping):
+        told = {**told, "also": _strict(dict(told["also"]))}
     wild = {k: str(v) for k, v in told.items() if isinstance(v, float) and not math.isfinite(v)}
     return {**told, **dict.fromkeys(wild), "not_finite": wild} if wild else told

@@ -13,11 +13,6 @@ __all__ = ["Costs", "RefinedResult", "SearchResult", "SteeringResult", "Weighted
 _MOST = 6  # numbers in a row of a result's lines
 
 
-def _stop_of(boundary: int) -> str:
-    """What a run that was stopped says of it."""
-    return f"stopped at boundary {boundary} by on_boundary: the samples are its clean estimates"
-
-
 @dataclass(frozen=True)
 class Costs:
     """What a run has asked for so far, in all, counted per particle.
@@ -84,9 +79,21 @@ class SearchResult:
         """What the run came to, in a few lines for people."""
         shown = ", ".join(f"{best:.4g}" for best in self.rewards.amax(1)[:_MOST].tolist())
         more = ", ..." if len(self.rewards) > _MOST else ""
-        rewards = f"best reward {shown}{more}; mean {float(self.rewards.double().mean()):.4g}"
-        cost = f"cost: {self.costs}"
-        return [rewards, cost, *([] if self.stopped is None else [_stop_of(self.stopped)])]
+        told = [f"best reward {shown}{more}; mean {float(self.rewards.double().mean()):.4g}"]
+        told += [*self._told(), f"cost: {self.costs}"]
+        found = vars(self)  # what only some runs have
+        if (strength := found.get("strength")) is not None:
+            told.append(str(strength))
+        told += found.get("warnings", ())
+        if biases := found.get("biases", ()):
+            told.append(f"not exactly weighted: {'; '.join(biases)}")
+        elif self.stopped is not None:
+            told.append(f"stopped at boundary {self.stopped}: the samples are its clean estimates")
+        return told
+
+    def _told(self) -> list[str]:
+        """What is said between rewards and cost."""
+        return []
 
     @property
     def best(self) -> Tensor:
@@ -145,14 +152,10 @@ class WeightedResult(SearchResult):
     shares: Tensor
     biases: tuple[str, ...]
 
-    def lines(self) -> list[str]:
-        rewards, cost, *_ = super().lines()
+    def _told(self) -> list[str]:
         ess, evidence = float(self.ess[-1].mean()), float(self.log_evidence.mean())
-        weights = f"ESS at the end {ess:.3g} of {self.rewards.shape[1]}"
-        if not math.isnan(evidence):
-            weights += f", log-evidence {evidence:.4g}"
-        exact = f"not exactly weighted: {'; '.join(self.biases)}" if self.biases else ""
-        return [rewards, weights, cost, *([exact] if exact else [])]
+        known = "" if math.isnan(evidence) else f", log-evidence {evidence:.4g}"
+        return [f"ESS at the end {ess:.3g} of {self.rewards.shape[1]}{known}"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,10 +191,9 @@ class RefinedResult(WeightedResult):
     acceptance: Tensor
     move_times: Tensor
 
-    def lines(self) -> list[str]:
-        rewards, *rest = super().lines()
+    def _told(self) -> list[str]:
         shares = self.acceptance.double().mean(1)
         shown = ", ".join(f"{share:.0%}" for share in shares[:_MOST].tolist())
         more = ", ..." if len(shares) > _MOST else ""
-        told = f"{len(shares)} moves, accepted {shown}{more}" if len(shares) else "no moves"
-        return [rewards, told, *rest]
+        moves = f"{len(shares)} moves, accepted {shown}{more}" if len(shares) else "no moves"
+        return [moves, *super()._told()]
