@@ -252,7 +252,7 @@ RUN = {
     "x": any_of(None, New(lambda: torch.randn(4, 3))),
     "shards": any_of(None, New(Shards)),
     "record": any_of(None),
-    "on_boundary": any_of(None, returning(None)),
+    "on_boundary": any_of(None, returning(None), returning(True)),
     "progress": any_of(False),
 }
 

@@ -78,7 +78,7 @@ def test_searches(method):
     )  # fmt: skip
     assert result.rewards.shape[0] == 2
     best = result.rewards.argmax(1)
-    assert result.image is result.images[best[0]]
+    assert all(result.best[p] is result.rows[p][best[p]] for p in range(2))
 
 
 def test_guidance_through_the_network_and_through_the_reward():
