@@ -377,10 +377,14 @@ def test_a_browser_shows_it_without_scrolling_sideways(width, run, tmp_path):
     """
     file = write_report([run[0]], tmp_path / "r.html")
     probe = (
-        "<script>onload = () => parent.postMessage([innerWidth,"
-        "document.documentElement.scrollWidth - innerWidth,"
+        "<script>onload = () => { const small = document.querySelector('.zoom svg'),"
+        "wide = () => small.getBoundingClientRect().width > .5 * innerWidth,"
+        "found = [innerWidth, document.documentElement.scrollWidth - innerWidth,"
         "document.title, document.querySelectorAll('script').length,"
-        "[...document.images].every(i => i.naturalWidth > 0)].join('|'), '*')</script></body>"
+        "[...document.images].every(i => i.naturalWidth > 0), wide(),"
+        "getComputedStyle(document.querySelector('.hint')).display];"
+        "document.querySelector('.zoom input').click();"
+        "parent.postMessage([...found, wide()].join('|'), '*') }</script></body>"
     )
     copy, inside = tmp_path / "probed.html", file.read_text().replace("</body>", probe)
     copy.write_text(
@@ -389,11 +393,13 @@ def test_a_browser_shows_it_without_scrolling_sideways(width, run, tmp_path):
         encoding="utf-8",
     )
     found = re.search(r'data-found="([^"]*)"', browse(copy, 1400, tmp_path, "--dump-dom"))
-    seen, wider, title, scripts, loaded = found[1].split("|")
+    seen, wider, title, scripts, loaded, wide, hint, enlarged = found[1].split("|")
     assert int(seen) == width
     assert int(wider) <= 0
     assert title != "taken"
     assert (scripts, loaded) == ("1", "true")
+    assert (wide, enlarged) == ("false", "true")
+    assert hint == ("block" if width == 390 else "none")  # the tree scrolls on a phone only
 
 
 @needs_browser
