@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..batching import Batching
 from ..errors import GlassError
 from ..guidance import Guidance
 from ..plans import Sampler
-from ..settings import Settings, defaults, kinds, spelled
+from ..settings import Settings, Switch, kinds, spelled
 from ..steering import BestOf, Method, Refine, Twist, read_method
 
 __all__ = ["command_of", "flag", "sampler_texts", "text_of", "texts_of"]
@@ -20,6 +20,7 @@ __all__ = ["command_of", "flag", "sampler_texts", "text_of", "texts_of"]
 _FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
 _OWN_FLAG = {"negative_prompt": str, "guidance_scale": float, "height": int, "width": int}
 """Call arguments that have an option of their own, and what they are read as."""
+_LOADING = ("device", "dtype", "offload", "revision", "lora")
 
 
 def flag(name: str) -> str:
@@ -73,8 +74,8 @@ def command_of(job: Mapping[str, Any], out: str = "again") -> str | None:
 def _words(job: Mapping[str, Any]) -> Iterator[str]:
     method = read_method(job["method"])
     sampler = Sampler.from_json(job["sampler"])
-    digits = str(job["model"]).partition(":")[0] == "digits"
-    if "threads" in job or (digits and job.get("populations", 1) < 2):
+    scheme = str(job["model"]).partition(":")[0]
+    if "threads" in job or (scheme == "digits" and job.get("populations", 1) < 2):
         raise ValueError("only a batch draws this")
     yield from ("--model", job["model"])
     for prompt in job.get("prompts", ()):
@@ -82,14 +83,14 @@ def _words(job: Mapping[str, Any]) -> Iterator[str]:
     if job.get("reward"):
         yield from ("--reward", job["reward"])
     yield from ("--method", method.word)
-    loading = {n: spelled(v) for n, v in job.get("loading", {}).items() if n in _LOADING}
+    yield from _options(method, texts_of(method))
+    yield from _options(sampler, sampler_texts(method, sampler))
     batching = Batching.from_json(job.get("batching", Batching().as_json()))
-    own = ("decode_batch",) if str(job["model"]).partition(":")[0] == "shapes" else ()
-    for told in (
-        texts_of(method), sampler_texts(method, sampler), _switches(batching, own), loading,
-    ):  # fmt: skip
-        for name, text in told.items():
-            yield from (flag(name), text) if text else (flag(name),)
+    own = {} if scheme != "shapes" else {"decode_batch": text_of(batching, "decode_batch")}
+    yield from _options(batching, own | texts_of(batching))
+    for name in _LOADING:
+        if name in job.get("loading", {}):
+            yield from (flag(name), spelled(job["loading"][name]))
     yield from _call(job.get("call", {}))
     for name in ("populations", "micro_batch"):
         if name in job:
@@ -99,14 +100,12 @@ def _words(job: Mapping[str, Any]) -> Iterator[str]:
     yield from ("--seed", str(job.get("seed", 0)))
 
 
-_LOADING = ("device", "dtype", "offload", "revision", "lora")
-
-
-def _switches(settings: Settings, always: Iterable[str]) -> dict[str, str]:
-    """As texts, where a switch that is on is its name alone; some of them in any case."""
-    on = {name: "" for name, value in vars(settings).items() if value is True}
-    told = {name: text_of(settings, name) for name in always} | texts_of(settings)
-    return told | {n: "" for n in on if not defaults(type(settings))[n]}
+def _options(settings: Settings, texts: Mapping[str, str]) -> Iterator[str]:
+    for name, text in texts.items():
+        if isinstance(kinds(type(settings))[name], Switch):
+            yield flag(name) if text == "true" else f"--no-{flag(name)[2:]}"
+        else:
+            yield from (flag(name), text)
 
 
 def _call(given: Mapping[str, Any]) -> Iterator[str]:
