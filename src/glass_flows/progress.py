@@ -6,7 +6,8 @@ import html
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -96,12 +97,11 @@ class _InNotebook:
         return f"{self.description}{self.told}: {self.done}/{self.total}, {left:.0f} s left"
 
     def draw(self, text: str) -> None:
-        from IPython.display import display
-
+        notebook: Any = import_module("IPython.display")
         line = f'<progress max="{self.total}" value="{self.done}"></progress> {html.escape(text)}'
         shown = {"text/plain": text, "text/html": line if text else ""}
         if self.handle is None:
-            self.handle = display(shown, raw=True, display_id=True)
+            self.handle = notebook.display(shown, raw=True, display_id=True)
         else:
             self.handle.update(shown, raw=True)
         self.drawn = time.monotonic()
