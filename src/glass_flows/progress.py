@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import html
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -14,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .settings import Switch
 
-__all__ = ["PROGRESS", "Advance", "progress_bar", "track"]
+__all__ = ["PROGRESS", "Advance", "progress_bar", "track", "without_widgets"]
 
 PROGRESS = Switch(optional=True)
 
@@ -111,6 +113,15 @@ class _InNotebook:
         if self.handle is not None:
             done = f"{self.description}{self.told}: {self.done}/{self.total}"
             self.draw(done if self.show else "")
+
+
+def without_widgets() -> None:
+    """Before diffusers or transformers are imported: their bars do without ipywidgets in a
+    notebook, and say nothing of it."""
+    if find_spec("tqdm") is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            import_module("tqdm.auto")
 
 
 def track(
