@@ -344,7 +344,7 @@ def _worth(model: Shapes, recipe: Recipe, asked: Sequence[str]) -> tuple[str, ..
         rewards += result.rewards.amax(1).tolist()
         costs += result.result.network_evaluations, result.result.decodes
         if recipe.method.particles > 1:
-            spread += [_apart(model, row) for row in result.images]
+            spread += [_apart(model, row) for row in result.rows]
     particles = recipe.method.particles * len(asked)
     one, other = mean(np.array(verdicts, float)), mean(np.array(rewards))
     return (

@@ -127,7 +127,7 @@ def clip_on_samples(
         part = asked[i : i + CHUNK]
         job = recipe.job(model, prompts=tuple(map(str, part)), reward=named, seed=seed + i)
         result = model.run(job, Watch(progress=False))
-        for prompt, row, scores in zip(part, result.images, result.rewards.double().numpy()):
+        for prompt, row, scores in zip(part, result.rows, result.rewards.double().numpy()):
             pictures = [np.asarray(image.convert("RGB")) for image in row]
             findings = [examine(picture) for picture in pictures]
             for picture, finding in zip(pictures, findings):

@@ -124,7 +124,8 @@ def test_the_ci_runs_the_commands_of_the_readme():
 def commands(text):
     """The words after `glass-flows` of every command in blocks and between lines."""
     joined = re.sub(r"\\\n\s*", " ", text)
-    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```", joined, re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", joined, re.DOTALL | re.MULTILINE)
+    blocks = [block for language, block in fenced if language in ("", "bash")]
     prose = re.sub(r"^```.*?^```", "", joined, flags=re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines()]
     lines += [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]

@@ -1,25 +1,30 @@
-"""Progress bars that appear only where somebody waits for them."""
+"""Progress bars that appear only where somebody waits for them: on a terminal, in a notebook."""
 
 from __future__ import annotations
 
+import html
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TypeVar
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from .settings import Switch
 
-__all__ = ["PROGRESS", "Advance", "note", "progress_bar", "track"]
+__all__ = ["PROGRESS", "Advance", "note", "progress_bar", "track", "without_widgets"]
 
 PROGRESS = Switch(optional=True)
 
 T = TypeVar("T")
 _PATIENCE = 2.0  # seconds before a bar appears by itself
+_OFTEN = 0.2  # seconds between two pictures of a notebook's bar
 
 
 class Advance:
@@ -40,11 +45,19 @@ def progress_bar(
 
     Its `say` puts a text beside the description.
 
-    `show` None shows the bar on a terminal once two seconds have passed; False never.
+    `show` None shows the bar on a terminal or in a notebook once two seconds have passed; False
+    never.
     """
     console = Console(stderr=True)
-    if show is False or (show is None and not console.is_terminal):
+    if show is False or (show is None and not (console.is_terminal or console.is_jupyter)):
         yield Advance(lambda: None, lambda text: None)
+        return
+    if console.is_jupyter:
+        shown = _InNotebook(total, show, description)
+        try:
+            yield Advance(shown.advance, shown.say)
+        finally:
+            shown.stop()
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=not show)
@@ -64,6 +77,53 @@ def progress_bar(
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+class _InNotebook:
+    """A bar as a line of HTML, for which nothing beside IPython is needed."""
+
+    def __init__(self, total: int, show: bool | None, description: str) -> None:
+        self.total, self.show, self.description = total, show, description
+        self.done, self.told, self.handle = 0, "", None
+        self.since = self.drawn = time.monotonic()
+
+    def advance(self) -> None:
+        self.done += 1
+        first = 0.0 if self.show else _PATIENCE
+        if time.monotonic() - self.drawn >= (first if self.handle is None else _OFTEN):
+            self.draw(self._text())
+
+    def say(self, text: str) -> None:
+        self.told = f": {text}" if text else ""
+
+    def _text(self) -> str:
+        left = (time.monotonic() - self.since) / max(self.done, 1) * (self.total - self.done)
+        return f"{self.description}{self.told}: {self.done}/{self.total}, {left:.0f} s left"
+
+    def draw(self, text: str) -> None:
+        notebook: Any = import_module("IPython.display")
+        line = f'<progress max="{self.total}" value="{self.done}"></progress> {html.escape(text)}'
+        shown = {"text/plain": text, "text/html": line if text else ""}
+        if self.handle is None:
+            self.handle = notebook.display(shown, raw=True, display_id=True)
+        else:
+            self.handle.update(shown, raw=True)
+        self.drawn = time.monotonic()
+
+    def stop(self) -> None:
+        """It stays if it was asked for; else it was there for those who wait."""
+        if self.handle is not None:
+            done = f"{self.description}{self.told}: {self.done}/{self.total}"
+            self.draw(done if self.show else "")
+
+
+def without_widgets() -> None:
+    """Before diffusers or transformers are imported: their bars do without ipywidgets in a
+    notebook, and say nothing of it."""
+    if find_spec("tqdm") is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="IProgress not found")
+            import_module("tqdm.auto")
 
 
 def track(

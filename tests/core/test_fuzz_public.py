@@ -32,7 +32,7 @@ import glass_flows as g
 from glass_flows import execute, grids, noise, paths, plans, rewards
 from glass_flows.batching import Batching
 from glass_flows.errors import GlassError
-from glass_flows.images import to_bytes
+from glass_flows.pixels import to_bytes
 from glass_flows.steering import (
     Acceptance,
     Adaptive,
@@ -271,7 +271,7 @@ RUN = {
     ),
     "shards": any_of(None, New(Shards)),
     "record": any_of(None),
-    "on_boundary": any_of(None, returning(None)),
+    "on_boundary": any_of(None, returning(None), returning(True)),
     "progress": any_of(False),
 }
 

@@ -80,7 +80,7 @@ def test_the_same_images_decoded_once(name, decode_batch, monkeypatch):
     found = draw(
         pipe, METHODS[name], decode_batch=decode_batch, also={**ALSO, "blue": FunctionReward(seen)}
     )
-    for one, two in zip(plain.images, found.images):
+    for one, two in zip(plain.rows, found.rows):
         assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(one, two))
     assert plain.result.costs == found.result.costs
     assert torch.equal(plain.result.samples, found.result.samples)
@@ -88,7 +88,7 @@ def test_the_same_images_decoded_once(name, decode_batch, monkeypatch):
     extra = {"posterior": 4 * int((~found.result.paths["blue"][:-1].isnan()).all(1).sum())}
     assert sum(decoded) == once + extra.get(name, 0)
     assert sum(asked) - len(asked[:1]) * (decode_batch or 4) == found.result.also_evaluations / 2
-    for p, row in enumerate(found.images):
+    for p, row in enumerate(found.rows):
         for n, image in enumerate(row):
             pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
             assert found.result.also["blue"][p, n] == pytest.approx(
@@ -108,7 +108,7 @@ def test_a_pipeline_in_its_own_loop(monkeypatch):
     assert torch.equal(plain.result.samples, found.result.samples)
     pixels = [
         torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
-        for row in found.images
+        for row in found.rows
         for image in row
     ]
     expected = blueness(torch.stack(pixels)).view(2, 2).double()

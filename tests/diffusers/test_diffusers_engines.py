@@ -172,7 +172,7 @@ def test_rewards_are_those_of_the_images(kind, method):
     pipe, prompt, given = shared(kind)
     twist = {"twist": 1.0, "scale": 30.0} if method == "steering" else {}
     result = steer_pipeline(pipe, prompt, linear, method, **SMALL, **twist, **given)
-    for images, rewards in zip(result.images, result.rewards.tolist(), strict=True):
+    for images, rewards in zip(result.rows, result.rewards.tolist(), strict=True):
         check_rewards(images, rewards)
 
 
@@ -233,7 +233,7 @@ def test_half_precision_is_widened_where_it_overflows_and_put_back():
     result = steer_pipeline(pipe, prompt, reward, twist=1.0, **SMALL, **given)
     assert pipe.vae.dtype == torch.float16
     assert torch.float32 in seen  # where the gradient goes back
-    check_rewards(result.images[0], result.rewards[0].tolist())
+    check_rewards(result.images, result.rewards[0].tolist())
 
 
 def test_another_decoding_than_that_of_the_autoencoder_is_found_out():
@@ -305,7 +305,7 @@ def test_particles_from_one_noise_part_in_both_engines(name, method, monkeypatch
 
     through, within = drawn(), drawn(decode=adapter.decode)
     for result in (through, within):
-        assert len({image.tobytes() for image in result.images[0]}) == 3
+        assert len({image.tobytes() for image in result.images}) == 3
     if name != "sd":  # whose pipeline draws from generators, one for each particle
         torch.testing.assert_close(
             within.result.samples, through.result.samples, rtol=1e-4, atol=1e-4
@@ -559,7 +559,7 @@ def test_videos_are_steered_by_pictures_of_them(asked):
         return z[:, :3, :, None].sigmoid()
 
     result = steer_pipeline(pipe, "a cat", linear, decode=first, **given)
-    check_rewards(result.images[0], result.rewards[0].tolist())
+    check_rewards(result.images, result.rewards[0].tolist())
 
 
 # --- caches ---------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def shared_latents():
 
 
 def pixels(result):
-    return np.stack([[np.asarray(image) for image in row] for row in result.images])
+    return np.stack([[np.asarray(image) for image in row] for row in result.rows])
 
 
 def as_bytes(images):
@@ -137,7 +137,7 @@ def test_inside_its_own_loop_it_selects_and_is_counted(name, inside):
     assert within.rewards.shape == (2, returned)
     assert within.result.samples.shape == (2, returned, 4, 8, 8)
     assert within.result.ancestry.shape == (K, 2, N)
-    assert [len(row) for row in within.images] == [returned] * 2
+    assert [len(row) for row in within.rows] == [returned] * 2
     # Every image is one of those decoded at the end, with the reward of that image.
     ends = torch.stack(decoded[-2 * N :]).view(2, N, 3, 16, 16)
     for p, row in enumerate(pixels(within)):
@@ -145,7 +145,7 @@ def test_inside_its_own_loop_it_selects_and_is_counted(name, inside):
             off = np.abs(as_bytes(ends[p]).astype(int) - image).max((1, 2, 3))
             assert off.min() <= 1
             assert redness(ends[p])[off.argmin()].item() == pytest.approx(value, abs=1e-6)
-    assert [within.images[p].index(image) for p, image in enumerate(within.best)] == (
+    assert [within.rows[p].index(image) for p, image in enumerate(within.best)] == (
         within.rewards.argmax(1).tolist()
     )
     # Both paths are the same.
@@ -191,7 +191,7 @@ def test_a_unet_is_searched_inside_its_loop_too(inside):
     for one, again, other in (results[:3], results[3:]):
         same(one, again)
         assert not torch.equal(one.result.samples, other.result.samples)
-    assert [len(r.images[0]) for r in results] == [4] * 3 + [2] * 3
+    assert [len(r.images) for r in results] == [4] * 3 + [2] * 3
 
 
 def test_what_needs_an_adapter_is_refused_inside_the_loop(inside, tmp_path):
@@ -256,7 +256,7 @@ def test_images_and_rewards_belong_together(name):
                 best = max(values[i].item() for i in within)
                 assert result.rewards[p, g].item() == pytest.approx(best, abs=1e-6)
     best = result.rewards.argmax(1)
-    assert all(result.best[p] is result.images[p][best[p]] for p in range(2))
+    assert all(result.best[p] is result.rows[p][best[p]] for p in range(2))
     assert torch.equal(result.rewards.amax(1), result.rewards[torch.arange(2), best])
 
 

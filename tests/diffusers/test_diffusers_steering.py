@@ -57,8 +57,8 @@ def test_a_saved_pipeline_is_steered_and_its_network_calls_are_counted(name, tmp
         ),
     )  # fmt: skip
     populations = len(prompt) if isinstance(prompt, list) else 1
-    assert len(result.images) == populations
-    assert all(isinstance(image, Image.Image) for row in result.images for image in row)
+    assert len(result.images) == 2 * populations
+    assert all(isinstance(image, Image.Image) for image in result.images)
     assert result.rewards.shape == (populations, 2)
     assert result.result.network_evaluations == rows
     assert torch.isfinite(result.result.log_weights).all()
@@ -78,7 +78,7 @@ def test_searches(method):
     )  # fmt: skip
     assert result.rewards.shape[0] == 2
     best = result.rewards.argmax(1)
-    assert result.best[0] is result.images[0][best[0]]
+    assert all(result.best[p] is result.rows[p][best[p]] for p in range(2))
 
 
 def test_guidance_through_the_network_and_through_the_reward():

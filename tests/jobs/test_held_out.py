@@ -16,12 +16,12 @@ from typer.testing import CliRunner
 import glass_flows.runs
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, OtherJob, UnknownName
-from glass_flows.images import to_bytes
 from glass_flows.jobs import Job, resolve
 from glass_flows.jobs.align import align
 from glass_flows.jobs.held_out import warnings_of
 from glass_flows.jobs.items import Item
 from glass_flows.jobs.spelling import Options, jobs_of
+from glass_flows.pixels import to_bytes
 from glass_flows.plans import Sampler
 from glass_flows.runs import Sample, read_run
 from glass_flows.steering import Steering
@@ -110,7 +110,7 @@ def test_a_batch_over_several_scales(tmp_path):
         best = max(samples, key=lambda sample: sample.reward)
         assert float(row["also class:0"]) == best.also["class:0"]
         assert f"{best.also['judge']:.4g}" in shown
-    assert "| reward | also class:0 | also judge | judge, % |" in shown
+    assert all(name in shown for name in ("also class:0", "also judge", "judge, %"))
 
 
 def runs_of(values, method="steering", **more):

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from glass_flows import Refine, Sampler, Steering
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, OtherJob
-from glass_flows.images import open_image
 from glass_flows.jobs import Job, models, resolve
 from glass_flows.jobs.align import align, compare_digits
 from glass_flows.jobs.pictures import digit_image, digit_of
+from glass_flows.pixels import open_image
 from glass_flows.runs import read_run
 from glass_flows.worlds.digits import digits_images
 

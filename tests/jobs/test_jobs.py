@@ -22,10 +22,11 @@ from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument, RunFolderError, UnknownName
 from glass_flows.jobs import Job, Loading, resolve
 from glass_flows.jobs.models import Digits, Pipeline, Shapes, SiT
-from glass_flows.jobs.spelling import Options, flag, jobs_of, twisted
+from glass_flows.jobs.spelling import Options, jobs_of, twisted
 from glass_flows.plans import Sampler
 from glass_flows.rewards import FunctionReward
 from glass_flows.runs import RunFolder, read_run
+from glass_flows.runs.command import flag
 from glass_flows.settings import kinds
 from glass_flows.steering import METHODS, Beam, BestOf, Greedy, Refine, Steering, Twist
 from glass_flows.steering.loop import Watch
@@ -195,7 +196,7 @@ def test_every_field_is_reached_from_the_command_line_and_from_python(group):
 
 
 def test_batch_takes_every_option_of_a_method_of_a_sampler_and_of_a_pipeline_that_align_takes():
-    of_one_run = {"--prompt", "--seed", "--populations", "--micro-batch"}
+    of_one_run = {"--prompt", "--seed", "--populations", "--micro-batch", "--again"}
     assert options("align") - options("batch") == of_one_run
 
 

@@ -169,7 +169,7 @@ def test_every_form_gives_the_result_of_the_tensor_form(engine, name):
     assert torch.equal(found.result.ancestry, ancestry)
     assert torch.equal(found.rewards, expected.rewards)
     assert torch.equal(found.result.samples, expected.result.samples)
-    for one, other in zip(found.images[0], expected.images[0]):
+    for one, other in zip(found.rows[0], expected.rows[0]):
         assert one.tobytes() == other.tobytes()
 
 
@@ -624,7 +624,7 @@ def test_a_name_in_python(mine):
     prompt = given.pop("prompt")
     by_name = steer_pipeline(shared(), prompt, f"{mine}:dark", **given)
     by_object = steer_pipeline(shared(), prompt, load_reward(f"{mine}:dark"), **given)
-    expected = [(np.asarray(i.convert("L")) < 64).mean() for i in by_name.images[0]]
+    expected = [(np.asarray(i.convert("L")) < 64).mean() for i in by_name.rows[0]]
     assert by_name.rewards[0].tolist() == by_object.rewards[0].tolist() == expected
     with pytest.raises(UnknownName, match="unknown reward 'clap'"):
         steer_pipeline(shared(), prompt, "clap", **given)

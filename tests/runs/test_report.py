@@ -10,20 +10,24 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from glass_flows import steer
+from glass_flows import Steering, steer
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, RunFolderError
-from glass_flows.jobs import digits_denoiser
+from glass_flows.jobs import Job, digits_denoiser
 from glass_flows.jobs.pictures import digit_image
 from glass_flows.plans import Sampler
 from glass_flows.rewards import ClassReward, FunctionReward
 from glass_flows.runs import RunFolder
+from glass_flows.runs import result as result_module
+from glass_flows.runs.command import command_of
 from glass_flows.runs.listing import differences
 from glass_flows.runs.report import write_report
 from glass_flows.steering import Costs, SearchResult
@@ -183,11 +187,91 @@ def test_what_cannot_be_reported_says_why(tmp_path):
         write_report([tmp_path], tmp_path / "r.html")
     with pytest.raises(RunFolderError, match="is no folder"):
         write_report([tmp_path / "none"], tmp_path / "r.html")
+    with pytest.raises(InvalidArgument, match="at least one run"):
+        write_report([], tmp_path / "r.html")
+    RunFolder(tmp_path / "new", {"seed": 3})
+    write_report([tmp_path / "new"], tmp_path / "r.html")  # one that has not begun
+
+
+def test_more_than_24_runs_are_on_pages_that_lead_to_each_other(tmp_path):
     for i in range(25):
-        RunFolder(tmp_path / "many" / f"{i}", {"seed": i})
-    with pytest.raises(InvalidArgument, match="25 runs were found, at most 24"):
-        write_report([tmp_path / "many"], tmp_path / "r.html")
-    write_report([tmp_path / "many" / "3"], tmp_path / "r.html")  # one that has not begun
+        RunFolder(tmp_path / "many" / f"{i:02}", {"seed": i}, title=f"run {i}")
+    first = page_of([tmp_path / "many"], tmp_path / "all of them.html")
+    other = Page((tmp_path / "all of them-2.html").read_text(encoding="utf-8"))
+    assert [len(page.all("section", "run")) for page in (first, other)] == [24, 1]
+    links = [a["href"] for a in first.all("a")]
+    assert links.count("all%20of%20them-2.html") == 2  # above and below
+    assert [a for a in links if "#" in a] == [
+        *(f"all%20of%20them.html#s{i}" for i in range(24)), "all%20of%20them-2.html#s24",
+    ]  # fmt: skip
+    assert {a["href"] for a in other.all("a")} == {"all%20of%20them.html"}
+    assert [section["id"] for section in other.all("section", "run")] == ["s24"]
+
+
+def test_the_head_says_what_was_run_and_how_to_repeat_it(tmp_path):
+    prompt = "a cat's <b>hat</b>"
+    method = Steering(3, scale=2.5)
+    job = Job("shapes", method, Sampler(4, 1), (prompt,), reward="clip", seed=9)
+    files = [["0.png", "1.png", "2.png"]]
+    record = RunFolder(tmp_path / "run", job.as_json(), title=prompt)
+    for name in (*files[0], "plain-0.png", "plain-1.png"):
+        Image.new("RGB", (64, 64), "red").save(tmp_path / "run" / name)
+    ancestry, rewards = torch.zeros(1, 1, 3).long(), torch.tensor([[1.0, 3.0, 2.0]])
+    result = SearchResult(torch.zeros(1, 3, 2), rewards, ancestry, Costs(1200))
+    plain = SearchResult(torch.zeros(1, 2, 2), torch.tensor([[0.5, 0.75]]), ancestry, Costs())
+    record.finish(
+        result, files, prompts=[prompt], accepted=[[True, False, True]],
+        plain_accepted=[[True] * 2], plain=plain, plain_files=[["plain-0.png", "plain-1.png"]],
+    )  # fmt: skip
+    told = json.loads((tmp_path / "run" / "result.json").read_text())
+    schema = Path(result_module.__file__).with_name("result.schema.json").read_text()
+    jsonschema.validate(told, json.loads(schema))
+    for sample, other in zip(told["samples"], (0.125, 0.25, 0.375)):
+        sample["also"] = {"<i>other</i>": other}
+    jsonschema.validate(told, json.loads(schema))
+    (tmp_path / "run" / "result.json").write_text(json.dumps(told))
+    page = page_of([tmp_path / "run"], tmp_path / "r.html")
+    text = " ".join(page.text.split())
+    for said in (
+        "modelshapes", "rewardclip", "λ2.5", "seed9", "methodsteering particles=3 scale=2.5",
+        "cost1,200 network evaluations", "<i>other</i> 0.25",
+    ):  # fmt: skip
+        assert said in text
+    command = text[text.index("glass-flows align") :]
+    assert command.startswith(command_of(job.as_json()))
+    assert """--prompt 'a cat'"'"'s <b>hat</b>'""" in command
+    assert [image["alt"] for image in page.all("img")] == [
+        "best plain image: plain-1.png, reward 0.75",
+        "image 2, best first: plain-0.png, reward 0.5",
+        "best image: 1.png, reward 3",
+        "image 2, best first: 2.png, reward 2",
+        "image 3, best first: 0.png, reward 1",
+    ]
+    boxes = page.all("input")
+    assert len(boxes) == 5  # one for each picture, by which it is enlarged
+    assert all(box["type"] == "checkbox" for box in boxes)
+    assert not page.all("b")
+    assert not page.all("i")
+
+
+def test_a_boundary_at_which_nothing_is_seen_has_no_column(tmp_path):
+    """Of a pipeline nothing is decoded at t = 0, where no value is taken."""
+    record = RunFolder(tmp_path / "run", {"seed": 0})
+    result = steer(
+        digits_denoiser(), ClassReward(load_digits_classifier("reward"), 8), shape=IMAGE,
+        particles=N, transitions=K, steps=1, ess_threshold=1.0, scale=4.0, seed=0, record=record,
+        boundaries=[1, 3], progress=False,
+    )  # fmt: skip
+    record.finish(result)
+    page = page_of([tmp_path / "run"], tmp_path / "r.html")
+    columns = {int(a["data-node"].split("-")[0]) for a in page.all("g", "node")}
+    assert columns == {1, 3, K}
+    edges = sorted(a["data-edge"] for a in page.all("path", "edge"))
+    assert edges == sorted(
+        f"{k}-{int(result.ancestry[k, 0, n])} {later}-{n}"
+        for k, later in ((1, 3), (3, K))
+        for n in range(N)
+    )
 
 
 def test_the_commands(run, tmp_path):
@@ -293,10 +377,14 @@ def test_a_browser_shows_it_without_scrolling_sideways(width, run, tmp_path):
     """
     file = write_report([run[0]], tmp_path / "r.html")
     probe = (
-        "<script>onload = () => parent.postMessage([innerWidth,"
-        "document.documentElement.scrollWidth - innerWidth,"
+        "<script>onload = () => { const small = document.querySelector('.zoom svg'),"
+        "wide = () => small.getBoundingClientRect().width > .5 * innerWidth,"
+        "found = [innerWidth, document.documentElement.scrollWidth - innerWidth,"
         "document.title, document.querySelectorAll('script').length,"
-        "[...document.images].every(i => i.naturalWidth > 0)].join('|'), '*')</script></body>"
+        "[...document.images].every(i => i.naturalWidth > 0), wide(),"
+        "getComputedStyle(document.querySelector('.hint')).display];"
+        "document.querySelector('.zoom input').click();"
+        "parent.postMessage([...found, wide()].join('|'), '*') }</script></body>"
     )
     copy, inside = tmp_path / "probed.html", file.read_text().replace("</body>", probe)
     copy.write_text(
@@ -305,11 +393,13 @@ def test_a_browser_shows_it_without_scrolling_sideways(width, run, tmp_path):
         encoding="utf-8",
     )
     found = re.search(r'data-found="([^"]*)"', browse(copy, 1400, tmp_path, "--dump-dom"))
-    seen, wider, title, scripts, loaded = found[1].split("|")
+    seen, wider, title, scripts, loaded, wide, hint, enlarged = found[1].split("|")
     assert int(seen) == width
     assert int(wider) <= 0
     assert title != "taken"
     assert (scripts, loaded) == ("1", "true")
+    assert (wide, enlarged) == ("false", "true")
+    assert hint == ("block" if width == 390 else "none")  # the tree scrolls on a phone only
 
 
 @needs_browser

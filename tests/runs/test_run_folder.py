@@ -255,7 +255,7 @@ def test_a_pipeline_keeps_what_it_decoded_and_goes_on(tmp_path):
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
     with Image.open(sheets[0]) as sheet:
         assert sheet.size == (3 * 16, 16)
-        for i, image in enumerate(whole.images[0]):  # the last sheet holds the samples
+        for i, image in enumerate(whole.images):  # the last sheet holds the samples
             assert sheet.crop((16 * i, 0, 16 * i + 16, 16)).tobytes() == image.tobytes()
 
 

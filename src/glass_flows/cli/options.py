@@ -22,10 +22,11 @@ from rich.text import Text
 from ..batching import Batching
 from ..fronts import Group, One
 from ..jobs.job import Loading, Placement
-from ..jobs.spelling import Options, flag, read_arguments
+from ..jobs.spelling import Options, read_arguments
 from ..noise import check_seed
 from ..plans import Sampler
 from ..research.contest import Contest
+from ..runs.command import flag
 from ..runs.listing import clean
 from ..settings import Count, Number, Switch, spelled
 from ..steering.methods import METHODS, AnyMethod
@@ -45,7 +46,7 @@ __all__ = [
 
 console = Console()
 Seed = Annotated[
-    int, typer.Option(help="Same seed, same result.", callback=lambda seed: check_seed(seed))
+    int, typer.Option(help="Same seed, same result.", callback=lambda seed: None if seed is None else check_seed(seed))
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")]
 Device = Annotated[str | None, typer.Option(help="'cuda', 'cuda:1' or 'cpu'.")]
@@ -207,14 +208,41 @@ _HELD_OUT_OPTIONS = {
         ),
     ]
 }
-_OWN = {"call": _CALL_OPTIONS, "held_out": _HELD_OUT_OPTIONS}
+_JOB_OPTIONS = {
+    "init": Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A picture that --method refine begins with, of the size that is drawn; once for "
+            "all prompts, or once for each. Digits: 8 x 8 grey."
+        ),
+    ],
+    "populations": Annotated[
+        int | None,
+        typer.Option(help="Independent runs, for the standard errors (digits; 256).", min=2),
+    ],
+    "micro_batch": Annotated[
+        int | None,
+        typer.Option(
+            help="Samples through a pipeline's network at a time, cut at the same places for any "
+            "number of processes under torchrun: the bits of the result stay the same."
+        ),
+    ],
+    "again": Annotated[
+        Path | None,
+        typer.Option(
+            help="A PNG that glass-flows wrote: its job again. Other options override it by name. "
+            "What loads code, weights or files (--model, --reward, ...) is to be given again."
+        ),
+    ],
+}
+_TYPED = {"call": _CALL_OPTIONS, "held_out": _HELD_OUT_OPTIONS, "job": _JOB_OPTIONS}
 
 
 def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, in the place of its parameter `options`, an option for every setting.
 
-    `groups` are of "held_out", "method", "sampler", "batching", "loading", "call", "contest" and
-    "placement".
+    `groups` are of "job", "held_out", "method", "sampler", "batching", "loading", "call",
+    "contest" and "placement".
     What was given reaches the command as :class:`Options`; defaults stay with the objects.
     """
 
@@ -225,7 +253,7 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
         signature = inspect.signature(command).parameters
         defaults = {name: signature[name].default for name in annotations}
         for group in groups:
-            made = _OWN[group] if group in _OWN else _options_of(*_PANELS[group])
+            made = _TYPED[group] if group in _TYPED else _options_of(*_PANELS[group])
             owners |= dict.fromkeys(made, group)
             annotations |= made
             defaults |= dict.fromkeys(made)

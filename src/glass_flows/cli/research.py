@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import InvalidArgument, check_count, check_number
-from ..jobs.spelling import Options, flag
+from ..jobs.spelling import Options
 from ..research.contest import Contest
+from ..runs.command import flag
 from ..settings import MOST, build
 from .options import Model, Out, Seed, announce, print_page, print_table, say, with_settings
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,11 +26,18 @@ Budget = Annotated[
 ]
 
 
-@with_settings("held_out", "method", "sampler", "batching", "loading", "call")
+def _told_default(option: Any, default: str) -> Any:
+    """An option that is None where it is not given, with the default that is then meant."""
+    held = copy(option.__metadata__[0])
+    held.show_default = default
+    return held
+
+
+@with_settings("job", "held_out", "method", "sampler", "batching", "loading", "call")
 def align(
     out: Out,
     options: Options,
-    model: Model = "digits",
+    model: Annotated[str | None, _told_default(Model, "digits")] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="May be given several times. DiT and SiT: a class; digits: a digit."),
@@ -38,35 +46,17 @@ def align(
     method: Annotated[
         str | None,
         typer.Option(
+            show_default="steering; with --budget also refine, if it is worth more",
             help="'steering' (sequential Monte Carlo), 'twist' (the same with twisted noise), the "
             "searches 'beam', 'greedy' and 'svdd', 'refine' (moves on clean samples), or "
             "'best-of-n' and 'plain' (of the ODE, unless --rho is given).",
-            show_default="steering; with --budget also refine, if it is worth more",
-        ),
-    ] = None,
-    init: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="A picture that --method refine begins with, of the size that is drawn; once for "
-            "all prompts, or once for each. Digits: 8 x 8 grey."
-        ),
-    ] = None,
-    populations: Annotated[
-        int | None,
-        typer.Option(help="Independent runs, for the standard errors (digits; 256).", min=2),
-    ] = None,
-    micro_batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Samples through a pipeline's network at a time, cut at the same places for any "
-            "number of processes under torchrun: the bits of the result stay the same."
         ),
     ] = None,
     budget: Budget = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Throw away another run in the folder.")
     ] = False,
-    seed: Seed = 0,
+    seed: Annotated[int | None, _told_default(Seed, "0")] = None,
 ) -> None:
     """Steer samples towards a reward.
 
@@ -84,25 +74,36 @@ def align(
     --init out/squares/000-00.png --out out/better
 
     Example: glass-flows align --model FOLDER --prompt "a cat" --reward mine:sharpness --out out/cat
+
+    Example: glass-flows align --again out/squares/000-00.png --particles 16 --out out/more
     """
+    from ..jobs.again import Wish, repeated
     from ..jobs.models import Digits
     from ..jobs.spelling import able, jobs_of
+    from ..runs.command import command_of
+    from ..runs.listing import clean
 
-    methods = [method or "steering"]
-    if budget is not None and method is None:
-        methods = able(("steering", "refine"), options, begun=bool(init))
+    again = options.job.get("again")
+    wish = Wish(model, tuple(prompt or ()), reward, method, seed, budget, options)
+    wish = wish if again is None else repeated(again, wish)
+    model = "digits" if wish.model is None else wish.model
+    methods = ["steering" if wish.method is None else wish.method]
+    if budget is not None and wish.method is None:
+        methods = able(("steering", "refine"), wish.options)
     found, jobs = jobs_of(
-        model, methods, options, announce, prompts=tuple(prompt or ()), reward=reward or "",
-        seed=seed, micro_batch=micro_batch, populations=populations or 1, budget=budget,
-        init=tuple(map(str, init or ())),
+        model, methods, wish.options, announce, prompts=wish.prompts,
+        reward=wish.reward or "", seed=wish.seed or 0, budget=budget, **wish.of_job(),
     )  # fmt: skip
+    job = jobs[methods[0]]
+    if again is not None:
+        announce(f"again: {clean(command_of(job.as_json(), str(out)) or job.title)}")
     if not isinstance(found, Digits):
         _align_images(found, list(jobs.values()), out, budget, overwrite)
         return
     if budget is not None:
-        raise InvalidArgument(f"--budget: only for a diffusers pipeline; --model is {model!r}")
-    twist, count = "twist" in options.method, populations or 256
-    _align_digits(found, jobs[methods[0]], methods[0], count, twist, out, overwrite)
+        raise InvalidArgument(f"--budget: only for a diffusers pipeline; --model is {found.name!r}")
+    twist, count = "twist" in wish.options.method, wish.options.job.get("populations", 256)
+    _align_digits(found, job, methods[0], count, twist, out, overwrite)
 
 
 def _align_digits(
@@ -153,6 +154,7 @@ def _align_images(model: Any, jobs: Any, out: Path, budget: str | None, overwrit
 
     from ..jobs.align import align as draw
     from ..runs import process_group
+    from ..runs.listing import clean
 
     job, *others = [replace(job, prompts=model.read_prompts(job.prompts)) for job in jobs]
     with process_group() as rank:
@@ -163,13 +165,13 @@ def _align_images(model: Any, jobs: Any, out: Path, budget: str | None, overwrit
         return
     for prompt, values in zip(report.prompts, report.rewards):
         shown = ", ".join(f"{r:.4g}" for r in sorted(values, reverse=True))
-        typer.echo(f"{prompt}: rewards {shown}")
+        typer.echo(f"{clean(prompt)}: rewards {shown}")
     if report.judged is not None:
         judged = zip(report.prompts, report.rewards, report.judged.plain, report.judged.returned)
         for prompt, values, before, after in judged:
             typer.echo(
-                f"{prompt}: the judge accepts {sum(before)} of {len(before)} plain samples and "
-                f"{sum(after)} of {len(after)} here; of the highest reward, "
+                f"{clean(prompt)}: the judge accepts {sum(before)} of {len(before)} plain samples "
+                f"and {sum(after)} of {len(after)} here; of the highest reward, "
                 f"{'yes' if after[values.index(max(values))] else 'no'}"
             )
     if report.means:

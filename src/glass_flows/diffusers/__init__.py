@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 
 from ..errors import MissingExtra
+from ..progress import without_widgets
 
 if importlib.util.find_spec("diffusers") is None:
     raise MissingExtra("diffusers", "diffusers", "GLASS on diffusers pipelines")
+else:
+    without_widgets()
 
 from .asked import Asked
 from .pipeline import can_record, run_pipeline, steer_pipeline

@@ -41,6 +41,7 @@ def run_adapted(
     denoiser = adapter.denoiser(
         asked.prompts, schedule, max_batch=batching.max_batch, checkpoint=batching.checkpoint
     )
+    watch.decode = pictures.shown
     if watch.record is not None:
         watch.record.pictures = pictures.known
     try:

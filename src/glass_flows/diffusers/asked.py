@@ -55,6 +55,10 @@ def _check_init(method: Method, latents: Any) -> None:
         raise InvalidArgument("latents are noise to begin with, init is clean: give one of them")
 
 
+def _form(given: Tensor) -> str:
+    return f"a tensor {tuple(given.shape)}"
+
+
 @dataclass(frozen=True)
 class Asked:
     """Images of a pipeline for some prompts, by a method.
@@ -138,20 +142,24 @@ class Asked:
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""
+        call = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in self.call.items()}
         return {
             "pipeline": self.name,
+            "prompts": list(self.prompts),
+            "reward": as_reward(self.reward).name,
             "method": self.method.as_json(),
             "sampler": self.sampler.as_json(),
             "batching": self.batching.as_json(),
             "seed": self.seed,
+            **({"call": call} if call else {}),
             **({} if self.init is None else {"init": self._beginning()}),
-            **{k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in self.call.items()},
+            **({} if self.latents is None else {"latents": _form(self.latents)}),
         }
 
     def _beginning(self) -> str:
         """What it began with, for people."""
         if isinstance(self.init, Tensor):
-            return f"a tensor {tuple(self.init.shape)}"
+            return _form(self.init)
         one = isinstance(self.init, (str, os.PathLike, Image.Image))
         listed = [self.init] if one else self.init
         return ", ".join(

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InvalidArgument, ShapeError, shown
-from ..images import open_image, to_pictures
+from ..pixels import open_image, to_pictures
 from .families import Family
 
 __all__ = ["beginning"]

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..images import to_bytes, to_images
+from ..pixels import to_bytes, to_images
 from ..steering import Shards
 
 __all__ = [
@@ -197,6 +197,11 @@ class Pictures:
         found = [self._find(one) for one in z.cpu()]
         known = [pixels for pixels in found if pixels is not None]
         return to_images(known) if len(known) == len(found) else None
+
+    def shown(self, z: Tensor) -> list[Image.Image]:
+        """Images of (B, *shape) states, decoded one by one unless they have been."""
+        self._download()
+        return to_images([self._pixels(one) for one in z.cpu()])
 
     def images(self, samples: Tensor, shards: Shards | None = None) -> list[Image.Image]:
         """PIL images of (P, n, *shape) samples, each from the process that decoded it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -131,6 +131,10 @@ class _Witness(BaseDenoiser):
         )
 
 
+class _Enough(BaseException):
+    """Leaves the pipeline's loop where the run was stopped; no pipeline catches it."""
+
+
 class _InsideLoop:
     """A method inside `step`: between D and the draw of ε, the scheduler's state permuted."""
 
@@ -144,6 +148,7 @@ class _InsideLoop:
         self.given = self._call(takes)
         self.steps: Iterator[Step] | None = None
         self.called = 0
+        watch.decode = self.pictures.shown
 
     def _call(self, takes: Mapping[str, Any]) -> dict[str, Any]:
         """What the pipeline is called with, beside what is made anew for each run."""
@@ -210,14 +215,15 @@ class _InsideLoop:
         seeds = [int(noise.bits(START, 0, i).random_raw()) >> 1 for i in range(len(asked.rows))]
         generators = [torch.Generator().manual_seed(s) for s in seeds]
         own, scheduler.at_boundary, scheduler.noise = pipe.scheduler, self._at_boundary, noise
+        output: Any = None
         try:
             pipe.scheduler = scheduler
             named = named_before_network(pipe, lambda: self.called > 0)
-            with self._counted(), self._bar(), _as_it_was(pipe), named:
+            with self._counted(), self._bar(), _as_it_was(pipe), named, suppress(_Enough):
                 output = pipe(generator=generators, **self.given)
         finally:
             pipe.scheduler = own
-        if self.steps is None or not self.boundary.final:
+        if self.steps is None or not self.last.boundary.final:
             raise InvalidArgument(
                 f"the loop of {asked.name} ended before the last of {asked.sampler.transitions} "
                 "transitions: leave out what stops it early (strength, denoising_end, ...)"
@@ -225,7 +231,13 @@ class _InsideLoop:
         P, N = self.last.rewards.shape
         biases = asked.method.biases(_Witness(scheduler.schedule.path))
         returned = (self.course.returned(self.last) + torch.arange(P)[:, None] * N).flatten()
-        result = come_to(self.course, self.last, biases)
+        result = come_to(self.course, self.last, biases, self.watch)
+        if output is None:  # stopped: the pipeline itself did not come to its pictures
+            with _as_it_was(pipe):
+                images = self.pictures.images(result.samples)
+            if hasattr(pipe, "maybe_free_model_hooks"):
+                pipe.maybe_free_model_hooks()
+            return result, images
         if not self.makes_images:
             return result, self.pictures.images(result.samples)
         images = [output.images[i] for i in returned.tolist()]
@@ -267,6 +279,9 @@ class _InsideLoop:
         self.job.model.network_evaluations = self.called
         with _as_it_was(asked.pipe):
             self.last = next(self.steps)
+            if self.watch.stopped is not None:
+                self.last = next(self.steps)
+                raise _Enough
 
     def _pending(self) -> Iterator[Boundary]:
         while True:

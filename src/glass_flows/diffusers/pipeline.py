@@ -159,7 +159,7 @@ def steer_pipeline(
     Example
     -------
     >>> result = steer_pipeline(pipe, "a cat on a red chair", reward, particles=8, scale=5, seed=0)
-    >>> result.best[0].save("cat.png")
+    >>> result.image.save("cat.png")
     >>> better = steer_pipeline(pipe, "a cat on a red chair", reward, "refine", init="cat.png")
     """
     asked = Asked.of(

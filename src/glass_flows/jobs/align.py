@@ -20,7 +20,8 @@ from torch import Tensor
 from ..errors import InvalidArgument, check_count
 from ..files import replace as replace_file
 from ..folders import alone, alone_in_out
-from ..images import ImageResult, contact_sheet
+from ..images import ImageResult
+from ..pixels import contact_sheet
 from ..plans import Sampler
 from ..runs import RESULT, RunFolder, clear_run, find_runs, read_run, started_by_torchrun
 from ..runs.record import mean
@@ -332,29 +333,31 @@ def _drawn(
         result = model.run(job, watch, shards)
     if not record.writes:
         return _aligned(job, result.result, record.folder)
-    folder, N = record.folder, result.rewards.shape[1]
-    files = [file.name for file in result.save(folder)]
+    folder = record.folder
+    files = result.write(folder)
     best = result.rewards.argsort(1, descending=True).tolist()
-    rows = [[row[i] for i in order] for row, order in zip(result.images, best)]
+    rows = [[row[i] for i in order] for row, order in zip(result.rows, best)]
+    told: dict[str, Any] = {}
     judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
     verdicts, plain = model.judge(result), None
     if verdicts is not None or job.also:
         plain = model.run(_plain(job, model.guidance(job)), Watch(progress=progress))
+    if plain is not None:
+        told = {"plain": plain.result, "plain_files": plain.write(folder, "plain-")}
+        if job.also:
+            told["warnings"] = _beside_plain(job, plain.result, result.result)
     if plain is not None and verdicts is not None:
         judged = Judged(model.judge(plain) or [], verdicts)
         sheet = _judged_sheet(job, plain, result, judged)
-    save_png(sheet, folder / "best-first.png")
-    beside = plain.result if plain is not None and job.also else None
-    warnings = [] if beside is None else _beside_plain(job, beside, result.result)
+    save_png(sheet, folder / "best-first.png", settings=json.dumps(job.as_json()))
     record.finish(
         result.result,
-        [files[i : i + N] for i in range(0, len(files), N)],
+        files,
         prompts=result.prompts,
         seed=job.seed,
         accepted=judged and judged.returned,
         plain_accepted=judged and judged.plain,
-        plain=beside,
-        warnings=warnings,
+        **told,
     )
     return _kept(job, record)
 
@@ -447,7 +450,7 @@ def _judged_sheet(job: Job, plain: ImageResult, result: ImageResult, judged: Jud
             (job.method.word, result, judged.returned[i]),
         ):
             order = shown.rewards[i].argsort(descending=True).tolist()
-            arrays = np.stack([np.asarray(shown.images[i][k].convert("RGB")) for k in order])
+            arrays = np.stack([np.asarray(shown.rows[i][k].convert("RGB")) for k in order])
             pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
             rows.append(Strip(f"{prompt}: {name}", pixels, [accepted[k] for k in order]))
     return image_grid(rows)

@@ -147,9 +147,9 @@ def _draw(model: Model, job: Job, folder: RunFolder) -> None:
     job = replace(job, prompts=model.read_prompts(job.prompts))
     watch = Watch(folder if model.records else None, progress=False)
     result = model.run(job, watch)
-    names = [file.name for file in result.save(folder.folder)]
+    names = result.write(folder.folder)
     folder.finish(
-        result.result, [names], prompts=result.prompts, seed=job.seed, accepted=model.judge(result)
+        result.result, names, prompts=result.prompts, seed=job.seed, accepted=model.judge(result)
     )
 
 

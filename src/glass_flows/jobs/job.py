@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from ..batching import Batching
 from ..checkpoints import identity
-from ..errors import InvalidArgument, check_count, check_name
+from ..errors import InvalidArgument, check_count, check_name, shown
 from ..noise import check_seed
+from ..pixels import open_image
 from ..plans import Sampler
 from ..settings import MOST, Choice, Count, Settings, Text, defaults, setting
 from ..steering import Beam, BestOf, Greedy, Method, Refine, read_method
 
-__all__ = ["DTYPES", "OFFLOADS", "Job", "Loading", "Placement", "device_named"]
+__all__ = ["DTYPES", "OFFLOADS", "Job", "Loading", "Placement", "device_named", "settings_in"]
 
 DTYPES = ("float32", "bfloat16", "float16")
 OFFLOADS = ("none", "model", "sequential")
@@ -74,6 +77,34 @@ class Placement(Settings):
     threads: int | None = setting(None, Count(optional=True))
     ray: str | None = setting(None, Text(optional=True))
     word: ClassVar[str] = "placement"
+
+
+_FORMS: Mapping[str, type] = {
+    "model": str, "reward": str, "prompts": list, "call": dict, "init": list,
+}  # fmt: skip
+"""Of the fields of a job as JSON, where the field itself does not look."""
+
+
+def settings_in(file: str | Path) -> dict[str, Any]:
+    """What a PNG says it was drawn with, as JSON.
+
+    Raises
+    ------
+    InvalidArgument
+        It cannot be read, or says nothing.
+    """
+    try:
+        found = json.loads(open_image(file).info["settings"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, InvalidArgument):
+            raise
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidArgument(
+            f"{str(file)!r} does not say what it was drawn with: the PNGs that `align` and `batch` "
+            "write do, and those of result.save(), as long as no other program has saved them again"
+        )
+    return found
 
 
 def device_named(name: str | None) -> torch.device:
@@ -191,6 +222,11 @@ class Job:
             )
         for name in given:
             check_name("field of a job", name, (one.name for one in fields(cls)))
+        for name, kind in _FORMS.items():
+            if not isinstance(given.get(name, kind()), kind):
+                raise InvalidArgument(
+                    f"{name} of a job must be of the type {kind.__name__}, got {shown(given[name])}"
+                )
         if lacking := {"model", "method", "sampler"} - set(given):
             raise InvalidArgument(f"a job needs {', '.join(sorted(lacking))}: {data!r}")
         kinds: tuple[type[Settings], ...] = (Sampler, Batching, Loading)
@@ -201,6 +237,20 @@ class Job:
         for name in ("prompts", "init", "also"):
             given[name] = tuple(given.get(name, ()))
         return cls(**given)
+
+    @classmethod
+    def from_image(cls, file: str | Path) -> Job:
+        """The job that drew a PNG, from the text inside it.
+
+        Whoever made the file chose it: look at `model`, `reward`, `loading` and `init` before you
+        run it, which may load code or weights.
+
+        Raises
+        ------
+        InvalidArgument
+            It is no image of a job of glass-flows.
+        """
+        return cls.from_json(settings_in(file))
 
     def sized(self, particles: int, transitions: int, steps: int, guidance: float = 1.0) -> Job:
         """With N, K and M, as far as they act: plain samples stay one, the ODE one transition.

@@ -37,8 +37,9 @@ from ..errors import (
     missing_name,
     shown,
 )
-from ..images import ImageResult, open_image, to_bytes, to_images
+from ..images import ImageResult
 from ..paths import Linear
+from ..pixels import open_image, to_bytes, to_images
 from ..registry import Registry
 from ..rewards import ClassReward, Decoded, FunctionReward, Reward
 from ..rewards.forms import try_reward
@@ -449,7 +450,7 @@ class Shapes(Pipeline):
             accepts(
                 [np.asarray(image.convert("RGB")) for image in row], [Prompt.parse(p)] * len(row)
             )
-            for row, p in zip(result.images, result.prompts)
+            for row, p in zip(result.rows, result.prompts)
         ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InvalidArgument, MissingExtra
+from ..progress import without_widgets
 from ..whole import load_parts, quiet
 from .job import Loading
 
@@ -38,6 +39,7 @@ def load_pipeline(
         diffusers is not installed.
     """
     place = place or name
+    without_widgets()
     try:
         import diffusers
     except ImportError as error:

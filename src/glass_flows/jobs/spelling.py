@@ -12,6 +12,7 @@ from ..batching import Batching
 from ..errors import InvalidArgument, check_name, shown
 from ..fronts import refuse_foreign
 from ..plans import Sampler
+from ..runs.command import flag
 from ..settings import build, kinds
 from ..steering import METHODS, Method, Refine, Twist, method_of
 from ..steering.methods import every_setting, foreign_settings, idle_settings, sampler_for
@@ -20,23 +21,14 @@ from .budget import parse_budget
 from .job import Job, Loading
 from .models import Model, resolve
 
-__all__ = [
-    "Options",
-    "able",
-    "flag",
-    "jobs_of",
-    "read_arguments",
-    "read_seeds",
-    "swept",
-]
+__all__ = ["Options", "able", "jobs_of", "read_arguments", "read_seeds", "swept"]
 
 _MOST_SEEDS = 100_000
-_FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What was given on a command line, as texts, by settings object."""
+    """What was given on a command line, as texts, by settings object; of the job as it is."""
 
     method: Mapping[str, str] = field(default_factory=dict)
     sampler: Mapping[str, str] = field(default_factory=dict)
@@ -46,11 +38,7 @@ class Options:
     held_out: Mapping[str, Any] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
     contest: Mapping[str, str] = field(default_factory=dict)
-
-
-def flag(name: str) -> str:
-    """The option that spells a setting."""
-    return _FLAGS.get(name, "--" + name.replace("_", "-"))
+    job: Mapping[str, Any] = field(default_factory=dict)
 
 
 def jobs_of(
@@ -110,10 +98,11 @@ def jobs_of(
     return model, found
 
 
-def able(methods: Sequence[str], options: Options, begun: bool = False) -> list[str]:
+def able(methods: Sequence[str], options: Options) -> list[str]:
     """Those methods that have every method option that was given, and begin with what was; the
     first, which says what it lacks, if none has."""
     found = [m for m in methods if not foreign_settings(m, options.method)]
+    begun = bool(options.job.get("init"))
     found = [m for m in found or methods[:1] if not begun or METHODS[m].kind is Refine]
     return found or [methods[0]]
 

@@ -21,13 +21,13 @@ from PIL import Image
 from ..errors import InvalidArgument, check_count
 from ..files import replace as replace_file
 from ..files import written
-from ..images import contact_sheet
 from ..jobs.batch import run_batch
 from ..jobs.items import Work, items_of
 from ..jobs.job import Job
 from ..jobs.models import Model
 from ..jobs.prompts import PromptEntry
 from ..measures import Measure, mean
+from ..pixels import contact_sheet
 from ..plans import Sampler
 from ..runs import RunRecord, read_run
 from ..steering import BestOf, Steering

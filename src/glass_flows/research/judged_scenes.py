@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..images import to_bytes
 from ..jobs.models import Shapes
+from ..pixels import to_bytes
 from ..plans import Sampler
 from ..steering import Steering
 from ..steering.loop import Watch
@@ -169,7 +169,7 @@ def steered(model: Shapes, reward: str, count: int, rng: np.random.Generator) ->
         job = recipe.job(
             model, prompts=tuple(map(str, some)), reward=reward, seed=int(rng.integers(2**31))
         )
-        for prompt, row in zip(some, model.run(job, Watch(progress=False)).images):
+        for prompt, row in zip(some, model.run(job, Watch(progress=False)).rows):
             images += [np.asarray(image.convert("RGB")) for image in row]
             asked += [prompt] * len(row)
     return Judged.by_the_judge(np.stack(images), asked)

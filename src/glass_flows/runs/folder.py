@@ -53,7 +53,7 @@ from torch import Tensor
 from ..errors import InvalidArgument, OtherJob, RunFolderError, frames_of
 from ..files import append, replace
 from ..folders import FULL, Hold
-from ..images import contact_sheet
+from ..pixels import contact_sheet
 from ..steering import Costs, RefinedResult, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
@@ -310,7 +310,7 @@ class RunFolder:
             Names of images in the folder, (P, N) in the order of the samples.
         told
             What is known beside: "prompts" and "seed" where the run was not recorded,
-            "accepted" and "plain_accepted" (:func:`.result.tell`).
+            "accepted", "plain_accepted", "plain" and "plain_files" (:func:`.result.tell`).
         """
         values = {field.name: getattr(result, field.name) for field in fields(result)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -340,6 +340,7 @@ class RunFolder:
             beside |= {
                 "costs": Costs(**found["costs"]),
                 "warnings": tuple(found.get("warnings", ())),
+                "stopped": found.get("stopped"),
             }
             own = {name: tensor for name, tensor in tensors.items() if "." not in name}
             if "log_weights" not in own:
@@ -532,7 +533,7 @@ def _images(home: Path) -> set[str]:
         about = json.loads((home / "run.json").read_text(encoding="utf-8"))
         P, N = about["populations"], about["returned"]
         for file in home.glob("*-*.png"):
-            place = re.fullmatch("([0-9]{3,})-([0-9]{2,})", file.stem)
+            place = re.fullmatch("(?:plain-)?([0-9]{3,})-([0-9]{2,})", file.stem)
             if place and int(place[1]) < P and int(place[2]) < N:
                 found.add(file.name)
     with suppress(OSError, ValueError, LookupError, TypeError):

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidArgument, RunFolderError
+from ..errors import RunFolderError
 from .record import COSTS, Passed, RunRecord, find_runs, mean, plain, read_run, taken
 
 __all__ = [
     "as_json",
+    "as_text",
     "clean",
     "differences",
     "expand",
@@ -27,15 +28,16 @@ __all__ = [
 ]
 
 
-def expand(folders: Sequence[str | Path], most: int | None = None) -> list[RunRecord]:
+_LONGEST = 40  # of a text in a table
+
+
+def expand(folders: Sequence[str | Path]) -> list[RunRecord]:
     """The runs at or under folders, each once; those under a folder by name.
 
     Raises
     ------
     RunFolderError
         A folder holds no run, or a damaged one.
-    InvalidArgument
-        There are more than `most`.
     """
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
@@ -47,11 +49,6 @@ def expand(folders: Sequence[str | Path], most: int | None = None) -> list[RunRe
             )
         for run in inside:
             found.setdefault(run.resolve(), run)
-    if most is not None and len(found) > most:
-        raise InvalidArgument(
-            f"{len(found)} runs were found, at most {most} are shown together: name some of them, "
-            "or a folder that holds fewer"
-        )
     return list(map(read_run, found.values()))
 
 
@@ -169,6 +166,23 @@ def clean(text: str) -> str:
 def as_json(value: Any) -> str:
     """JSON with null for NaN and text for infinity, as in the folder of a run."""
     return json.dumps(plain(value), indent=1, allow_nan=False)
+
+
+def as_text(lines: Sequence[Mapping[str, Any]]) -> str:
+    """A table of lines by column, in plain text."""
+    if not lines:
+        return "(nothing)"
+    told = [[figure(v) if isinstance(v, float) else str(v) for v in one.values()] for one in lines]
+    cells = [[clean(short(text, _LONGEST)) for text in row] for row in [list(lines[0]), *told]]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    right = [isinstance(value, (int, float)) for value in lines[0].values()]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if number else text.ljust(width)
+            for text, width, number in zip(row, widths, right)
+        ).rstrip()
+        for row in cells
+    )
 
 
 def _move(run: RunRecord, k: int, population: int | None) -> dict[str, str]:

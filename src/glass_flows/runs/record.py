@@ -9,15 +9,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from ..errors import RunFolderError
 from ..steering import Costs
 from .chains import Chains, Moved
-from .result import RESULT, Sample, samples_of
+from .result import RESULT, Sample, loose, samples_of
 
 __all__ = ["COSTS", "FORMAT", "Passed", "RunRecord", "find_runs", "plain", "read_run"]
 
@@ -88,6 +89,13 @@ class Passed:
             also={name: _floats(v, P, N) for name, v in event.get("also", {}).items()},
             moved=Moved.of(event, P, N),
         )
+
+
+class Plain(NamedTuple):
+    """An image without steering."""
+
+    file: str | None
+    reward: float
 
 
 @dataclass(frozen=True)
@@ -210,10 +218,36 @@ class RunRecord:
             "seconds": last.seconds if last else math.nan,
         }
 
+    @cached_property
+    def also(self) -> dict[str, Rewards]:
+        """Held-out rewards of what came out, by name, (P, returned)."""
+        every = dict.fromkeys(name for row in self.samples for one in row for name in one.also)
+        rows = self.samples
+        return {
+            name: [[one.also.get(name, math.nan) for one in row] for row in rows] for name in every
+        }
+
+    @cached_property
+    def plain(self) -> list[list[Plain]]:
+        """Images without steering, drawn for comparison, of each population; nothing without."""
+        rows = [one.get("plain") or () for one in (self.result or {}).get("populations", ())]
+        found = [[Plain(o.get("file"), float(loose(o)["reward"])) for o in row] for row in rows]
+        return found if any(found) else []
+
     def sheet(self, boundary: int) -> Path | None:
         """The picture of the clean estimates at a boundary, if there is one."""
         file = self.folder / "estimates" / f"{boundary:03}.png"
         return file if file.exists() else None
+
+    def estimates(self, boundary: int) -> Image.Image | None:
+        """The same, opened; None where it cannot be."""
+        file = self.sheet(boundary)
+        return None if file is None else _open(file)
+
+    def picture(self, name: str) -> Image.Image | None:
+        """An image of the folder; what lies elsewhere is none of its pictures."""
+        file = (self.folder / name).resolve()
+        return _open(file) if file.is_relative_to(self.folder.resolve()) else None
 
 
 def read_run(folder: str | Path) -> RunRecord:
@@ -323,6 +357,15 @@ def _undamaged(file: Path) -> Iterator[None]:
             f"{str(file)!r} is damaged ({error!r}): move it away, to look at the rest of the run "
             "or to go on with the same command"
         ) from error
+
+
+def _open(file: Path) -> Image.Image | None:
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.copy()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def _json(file: Path) -> dict[str, Any] | None:

@@ -9,26 +9,31 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from ..errors import InvalidArgument, RunFolderError
+from ..errors import GlassError, InvalidArgument, RunFolderError
 from ..files import render, replace
+from ..steering import read_method
+from .command import command_of
 from .listing import clean, differences, expand, facts, figure, flat, names, rows
-from .record import Passed, RunRecord
+from .record import COSTS, Passed, RunRecord
 from .result import best_first
 
-__all__ = ["write_report"]
+__all__ = ["lines_of_descent", "report_of", "write_report"]
 
-MOST_RUNS = 24
+MOST_RUNS = 24  # on a page
 _MOST_POPULATIONS = 4
 _MOST_PICTURES = 16
 _MOST_IN_TREE = 128
 _PICTURE = 384  # longest side of a final image on the page, in pixels
+_LARGE = 768  # the same where there is one run
 _PIXELATED = 40  # images with sides below this many pixels are shown as squares, not blurred
 _SMALL = 20_000  # bytes; smaller pictures stay exact
 
@@ -80,6 +85,11 @@ class Sheet:
         width, height = self.tile
         return f"{slot * width} {population * height} {width} {height}"
 
+    def picture(self, population: int, slot: int, reward: float, what: str) -> Picture:
+        """A particle's tile as a picture of its own."""
+        view = self.view(population, slot)
+        return Picture(reward, what, size=self.tile, sheet=self, view=view)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -89,8 +99,22 @@ class Picture:
     what: str
     uri: str = ""
     pixelated: bool = False
+    size: tuple[int, int] = (1, 1)
     sheet: Sheet | None = None
     view: str = ""
+    also: Mapping[str, float] = field(default_factory=dict)
+    accepted: bool | None = None
+
+    @classmethod
+    def of(
+        cls, image: Image.Image | None, most: int, reward: float, what: str, **rest: Any
+    ) -> Picture:
+        """Of an image at most so large; of none only what is said of it."""
+        if image is None:
+            return cls(reward, what, **rest)
+        pixelated = max(image.size) < _PIXELATED
+        image.thumbnail((most, most))
+        return cls(reward, what, _data_uri(image), pixelated, image.size, **rest)
 
 
 def _sheets(run: RunRecord, prefix: str) -> dict[int, Sheet]:
@@ -98,8 +122,7 @@ def _sheets(run: RunRecord, prefix: str) -> dict[int, Sheet]:
     P, N = run.populations, run.particles
     found = {}
     for passed in run.boundaries:
-        file = run.sheet(passed.boundary)
-        image = None if file is None else _open(file)
+        image = run.estimates(passed.boundary)
         if image is None or image.width % N or image.height % P:
             continue
         tile = (image.width // N, image.height // P)
@@ -109,46 +132,43 @@ def _sheets(run: RunRecord, prefix: str) -> dict[int, Sheet]:
     return found
 
 
-def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet]) -> Iterator[Picture]:
+def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet], most: int) -> Iterator[Picture]:
     """The images that came out, or the last clean estimates, best first."""
     kept = [sample for sample in run.samples[p] if sample.file] if run.samples else []
     if kept:
         order = best_first([sample.reward for sample in kept])
         for rank, sample in enumerate(kept[n] for n in order):
             name = sample.file or ""
-            image = _open(_inside(run.folder, name)) if rank < _MOST_PICTURES else None
-            if image is None:
-                yield Picture(sample.reward, name)
-                continue
-            pixelated = max(image.size) < _PIXELATED
-            image.thumbnail((_PICTURE, _PICTURE))
-            yield Picture(sample.reward, name, _data_uri(image), pixelated)
+            image = run.picture(name) if rank < _MOST_PICTURES else None
+            also = {title: told[p][sample.particle] for title, told in run.also.items()}
+            yield Picture.of(image, most, sample.reward, name, also=also, accepted=sample.accepted)
     elif run.chains:
         states, rewards = run.chains[p].states[-1], run.chains[p].rewards[-1]
         for n in best_first(rewards):
             k, slot = states[n]
             if sheet := sheets.get(k):
-                yield Picture(rewards[n], f"chain {n}", sheet=sheet, view=sheet.view(p, slot))
+                yield Picture(
+                    rewards[n], f"chain {n}", size=sheet.tile, sheet=sheet, view=sheet.view(p, slot)
+                )
     elif run.boundary in sheets:
         sheet, rewards = sheets[run.boundary], run.boundaries[-1].rewards[p]
         for n in best_first(rewards):
-            yield Picture(rewards[n], f"particle {n}", sheet=sheet, view=sheet.view(p, n))
+            yield Picture(
+                rewards[n], f"particle {n}", size=sheet.tile, sheet=sheet, view=sheet.view(p, n)
+            )
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """A file of the run; what lies elsewhere is none of its pictures."""
-    file = (folder / name).resolve()
-    return file if file.is_relative_to(folder.resolve()) else folder / "outside"
-
-
-def _open(file: Path) -> Image.Image | None:
-    """An image, or None where there is none that can be read."""
-    try:
-        with Image.open(file) as image:
-            found: Image.Image = image.convert("RGB")
-            return found
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
+def _plain(run: RunRecord, p: int, most: int) -> Iterator[Picture]:
+    """Those without steering, best first; none if none were drawn."""
+    found = [one for one in run.plain[p] if one.file] if run.plain else []
+    judged = (run.result or {}).get("populations", ())
+    verdicts = judged[p].get("plain_accepted") if found else None
+    order = best_first([one.reward for one in found])
+    for n in order[:_MOST_PICTURES]:
+        accepted = None if verdicts is None else bool(verdicts[n])
+        one = found[n]
+        name = one.file or ""
+        yield Picture.of(run.picture(name), most, one.reward, name, accepted=accepted)
 
 
 def _data_uri(image: Image.Image) -> str:
@@ -185,46 +205,107 @@ class Node:
 
 @dataclass(frozen=True)
 class Tree:
-    """A family tree: two lines above each column, and what stands in its slots."""
+    """A family tree: two lines above each column, and what stands in its slots.
+
+    `columns` are the boundaries that are shown, and `parents` of every slot the one in the column
+    before.
+    """
 
     told: str
     heads: list[tuple[str, str]]
     nodes: list[list[Node]]
+    columns: list[int]
+    parents: list[list[int]]
 
 
-def _tree(run: RunRecord, p: int) -> Tree:
+def _columns(run: RunRecord, p: int, sheets: Mapping[int, Sheet]) -> list[int]:
+    """The boundaries at which there is something to see, and the last."""
+    last = len(run.boundaries) - 1
+    return [
+        k
+        for k, b in enumerate(run.boundaries)
+        if k == last
+        or b.boundary in sheets
+        or b.resampled[p]
+        or not all(map(math.isnan, b.rewards[p]))
+    ]
+
+
+def _parents(run: RunRecord, p: int, columns: Sequence[int]) -> list[list[int]]:
+    found: list[list[int]] = [[]]
+    for before, k in pairwise(columns):
+        slots = list(range(run.particles))
+        for passed in reversed(run.boundaries[before:k]):
+            slots = [passed.ancestors[p][n] for n in slots]
+        found.append(slots)
+    return found
+
+
+def _tree(run: RunRecord, p: int, sheets: Mapping[int, Sheet]) -> Tree:
     fates = _fates(run.boundaries, p)
+    columns = _columns(run, p, sheets)
     again = ", ".join(str(b.boundary) for b in run.boundaries if b.resampled[p])
     told = [
-        f"Family tree of {run.particles} particles at {len(fates)} boundaries.",
+        f"Family tree of {run.particles} particles at {len(columns)} boundaries.",
         f"Resampled at boundary {again}." if again else "Never resampled.",
         f"{run.particles - fates[0].count('lost')} of the {run.particles} first particles have "
         "descendants at the last boundary.",
     ]
-    line = [str(column.index("best")) for column in fates if "best" in column]
+    line = [str(fates[k].index("best")) for k in columns if "best" in fates[k]]
     told += [f"The best particle's slots: {', '.join(line)}."] if line else []
     heads, nodes = [], []
-    for k, b in enumerate(run.boundaries):
+    for k in columns:
+        b = run.boundaries[k]
         below = "samples" if b.final else "resampled" if b.resampled[p] else ""
-        heads.append((f"t = {b.t:.2f}", below))
-        ends = {"lost": ", no descendants", "best": ", an ancestor of the best"}
-        ends |= {"best": ", the best"} if b.final else {}
-        nodes.append(
-            [
-                Node(
-                    fate,
-                    f"slot {n} at t = {b.t:.3g}"
-                    + ("" if math.isnan(reward) else f", reward {figure(reward)}")
-                    + ends.get(fate, ""),
-                    reward,
-                )
-                for n, (reward, fate) in enumerate(zip(b.rewards[p], fates[k]))
-            ]
-        )
-    return Tree(" ".join(told), heads, nodes)
+        head = f"boundary {b.boundary}" if math.isnan(b.t) else f"t = {b.t:.2f}"
+        heads.append((head, below))
+        nodes.append(_slots(b, b.rewards[p], fates[k]))
+    return Tree(" ".join(told), heads, nodes, columns, _parents(run, p, columns))
 
 
-def _tree_of_chains(run: RunRecord, p: int) -> Tree:
+def _slots(b: Passed, rewards: Sequence[float], fates: Sequence[str]) -> list[Node]:
+    ends = {"lost": ", no descendants", "best": ", an ancestor of the best"}
+    ends |= {"best": ", the best"} if b.final else {}
+    where = f"boundary {b.boundary}" if math.isnan(b.t) else f"t = {b.t:.3g}"
+    found = []
+    for n, (reward, fate) in enumerate(zip(rewards, fates)):
+        told = "" if math.isnan(reward) else f", reward {figure(reward)}"
+        found.append(Node(fate, f"slot {n} at {where}{told}{ends.get(fate, '')}", reward))
+    return found
+
+
+def lines_of_descent(run: RunRecord, p: int) -> dict[str, Any] | None:
+    """Who descends from whom, small: `lines` and `dots` in pixels, each with a kind; None where
+    nothing was ever resampled, or there are too many."""
+    if not 0 < run.particles <= _MOST_IN_TREE or not run.boundaries:
+        return None
+    tree = _tree(run, p, {})
+    if len(tree.columns) < 2:
+        return None
+    down = 12 if run.particles <= 32 else 6
+
+    def at(j: int, n: int) -> tuple[int, int]:
+        return 8 + 48 * j, 8 + down * n
+
+    columns = range(1, len(tree.columns))
+    lines = [
+        (tree.nodes[j][n].kind, *at(j - 1, parent), *at(j, n))
+        for j in columns
+        for n, parent in enumerate(tree.parents[j])
+    ]
+    dots = [
+        (node.kind, *at(j, n)) for j, row in enumerate(tree.nodes) for n, node in enumerate(row)
+    ]
+    width, height = at(len(tree.columns) - 1, run.particles - 1)
+    return {
+        "told": tree.told,
+        "lines": sorted(lines, key=lambda line: ("lost", "alive", "best").index(line[0])),
+        "dots": dots,
+        "size": (width + 8, height + 8),
+    }
+
+
+def _tree_of_chains(run: RunRecord, p: int, sheets: Mapping[int, Sheet]) -> Tree:
     """What each move proposed; what was rejected is dim, and the way to the best is marked."""
     chains = run.chains[p]
     fates, moves = chains.fates(), chains.moves
@@ -248,7 +329,8 @@ def _tree_of_chains(run: RunRecord, p: int) -> Tree:
             title += ", on the way to the best" if fate == "best" else ""
             row.append(Node(fate if accepted else f"{fate} rejected", title, reward))
         nodes.append(row)
-    return Tree(" ".join(filter(None, told)), heads, nodes)
+    columns = list(range(len(nodes)))
+    return Tree(" ".join(filter(None, told)), heads, nodes, columns, _parents(run, p, columns))
 
 
 # --- charts -------------------------------------------------------------------------------------
@@ -258,7 +340,7 @@ class Chart:
     """A small chart over the boundaries; positions in its own units, 380 by 210.
 
     `lines` are kind, values and label, and `dots` kind, boundary, value and title. `at` are other
-    places of the columns, and `names` what stands below them.
+    places of the columns, and `names` what stands below them. `legend` says what the dots are.
     """
 
     width, left, right, bottom, top = 380, 50, 334, 176, 14
@@ -273,8 +355,10 @@ class Chart:
         dots: Sequence[tuple[str, int, float, str]] = (),
         at: Sequence[float] = (),
         names: Sequence[str] = (),
+        legend: str = "",
     ) -> None:
         self.title, self.summary, self.lines, self.dots = title, summary, lines, dots
+        self.legend = legend if any(math.isfinite(dot[2]) for dot in dots) else ""
         self.columns = len(lines[0][1])
         self.at = at or range(self.columns)
         self.names = names or [str(k) for k in range(self.columns)]
@@ -282,6 +366,11 @@ class Chart:
         if self.low == self.high:
             room = abs(self.low) / 10 or 0.5
             self.low, self.high = self.low - room, self.high + room
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is more than one value to see of any line."""
+        return any(len(_finite(values)) > 1 for _, values, _ in self.lines)
 
     def x(self, column: int) -> float:
         first, last = self.at[0], self.at[-1]
@@ -304,7 +393,8 @@ class Chart:
 def _charts(run: RunRecord, p: int) -> Iterator[Chart]:
     """Rewards, ESS and log-evidence over the boundaries that were passed."""
     passed = list(enumerate(run.boundaries))
-    rewards = [b.rewards[p] for _, b in passed]
+    first = next((k for k, b in passed if _finite(b.rewards[p])), 0)
+    rewards = [b.rewards[p] for b in run.boundaries[first:]]
     known = [_finite(row) for row in rewards]
     if span := [reward for row in known for reward in row]:
         best = [max(row, default=math.nan) for row in known]
@@ -316,7 +406,10 @@ def _charts(run: RunRecord, p: int) -> Iterator[Chart]:
         ]
         told = f"Best reward {_from_to(best)}, mean {_from_to(mean)}."
         lines = [("best", best, "best"), ("mean", mean, "mean")]
-        yield Chart("reward", told, span, lines, particles)
+        labels = [str(b.boundary) for b in run.boundaries[first:]]
+        yield Chart(
+            "reward", told, span, lines, particles, names=labels, legend="a dot for each particle"
+        )
     ess, N = [b.ess[p] for _, b in passed], run.particles
     if _finite(ess):  # searches have no weights
         again = [
@@ -325,7 +418,10 @@ def _charts(run: RunRecord, p: int) -> Iterator[Chart]:
             if b.resampled[p]
         ]
         told = f"ESS {_from_to(ess)}, of {N}; dots where resampled."
-        yield Chart("effective sample size", told, (0.0, N), [("best", ess, "ESS")], again)
+        yield Chart(
+            f"effective sample size, of {N}", told, (0.0, N), [("best", ess, "ESS")], again,
+            legend="a dot where resampled",
+        )  # fmt: skip
     evidence = [b.log_evidence[p] for _, b in passed]
     if span := _finite(evidence):
         told = f"Log-evidence {_from_to(evidence)}."
@@ -349,7 +445,8 @@ def _charts_of_chains(run: RunRecord, p: int) -> Iterator[Chart]:
         told = f"Best reward {_from_to(chains.best)}, mean of the chains {_from_to(mean)}."
         lines = [("best", chains.best, "best"), ("mean", mean, "mean")]
         names, title = [f"{x:,.0f}" for x in spent], "reward over network evaluations of each chain"
-        yield Chart(title, told, span, lines, proposals, spent, names)
+        legend = "a dot for each accepted proposal"
+        yield Chart(title, told, span, lines, proposals, spent, names, legend)
     if len(passed) > 1:
         accepted = [chains.acceptance(k) for k in range(1, len(passed))]
         times = [move.time for move in chains.moves[:-1]]
@@ -365,7 +462,10 @@ def _charts_of_chains(run: RunRecord, p: int) -> Iterator[Chart]:
     ]
     ess = [b.ess[p] for b in passed]
     told = f"ESS {_from_to(ess)}, of {run.particles}; dots where exchanged."
-    yield Chart("effective sample size", told, (0.0, run.particles), [("best", ess, "ESS")], again)
+    yield Chart(
+        f"effective sample size, of {run.particles}", told, (0.0, run.particles),
+        [("best", ess, "ESS")], again, legend="a dot where exchanged",
+    )  # fmt: skip
     evidence = [b.log_evidence[p] for b in passed]
     if span := _finite(evidence):
         told = f"Log-evidence {_from_to(evidence)}."
@@ -387,63 +487,152 @@ def _from_to(values: Sequence[float]) -> str:
 def write_report(folders: Sequence[str | Path], out: str | Path) -> Path:
     """Write one HTML file about runs, which asks for nothing from anywhere.
 
+    Of more than 24 runs there are pages, ``report.html``, ``report-2.html``, ..., of which the
+    first lists all.
+
     Parameters
     ----------
     folders : sequence of path
-        Runs, or folders that hold some, up to 24 in all. They may be going on or have failed.
+        Runs, or folders that hold some. They may be going on or have failed.
     out : path
         The file.
+
+    Returns
+    -------
+    Path
+        The file, that of the first page.
 
     Raises
     ------
     RunFolderError
         There is no run, one is damaged, or the file cannot be written.
     InvalidArgument
-        There are too many.
+        No folder is given.
     """
-    runs = expand(folders, MOST_RUNS)
+    runs = expand(folders)
     if not runs:
         raise InvalidArgument("give the folder of at least one run")
-    sides = [_side(run, name, f"s{i}") for i, (run, name) in enumerate(zip(runs, names(runs)))]
-    text = render(
-        Path(__file__).with_name("report.html.jinja"),
-        {"clean": clean, "figure": figure, "finite": math.isfinite, "flat": flat},
-        sides=sides,
-        facts=list(dict.fromkeys(fact for side in sides for fact in side["facts"])),
-        title=runs[0].heading if len(runs) == 1 else f"{len(runs)} runs",
-        differences=differences([run.job for run in runs]),
-    )
-    target = Path(out)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace(target, text.encode())
-    except OSError as error:
-        raise RunFolderError(f"cannot write the report to {str(target)!r}: {error}") from error
-    return target
+    return _write(runs, Path(out), names(runs))
 
 
-def _side(run: RunRecord, name: str, prefix: str) -> dict[str, Any]:
+def report_of(
+    run: RunRecord,
+    out: Path,
+    plain: Sequence[Sequence[tuple[Image.Image, float]]] | None = None,
+) -> Path:
+    """:func:`write_report` of one run; `plain` are images without steering, by population."""
+    most = range(_MOST_PICTURES)
+    beside = [
+        [Picture.of(image.copy(), _LARGE, reward, "") for (image, reward), _ in zip(row, most)]
+        for row in plain or ()
+    ]
+    return _write([run], out, [""], beside)
+
+
+def _write(
+    runs: Sequence[RunRecord],
+    out: Path,
+    named: Sequence[str],
+    beside: Sequence[Sequence[Picture]] = (),
+) -> Path:
+    count = -(-len(runs) // MOST_RUNS)
+    files = [out, *(out.with_name(f"{out.stem}-{n}{out.suffix}") for n in range(2, count + 1))]
+    pages = [file.name for file in files] if count > 1 else []
+    found = []
+    if pages:
+        places = [f"{pages[i // MOST_RUNS]}#s{i}" for i in range(len(runs))]
+        found = [(name, run, facts(run), at) for name, run, at in zip(named, runs, places)]
+    for number, file in enumerate(files):
+        chosen = range(number * MOST_RUNS, min(len(runs), (number + 1) * MOST_RUNS))
+        large = _LARGE if len(runs) == 1 else _PICTURE
+        sides = [_side(runs[i], named[i], f"s{i}", large, beside) for i in chosen]
+        text = render(
+            Path(__file__).with_name("report.html.jinja"),
+            {"clean": clean, "figure": figure, "finite": math.isfinite, "flat": flat},
+            sides=sides,
+            facts=list(dict.fromkeys(fact for side in sides for fact in side["facts"])),
+            title=runs[0].heading if len(runs) == 1 else f"{len(runs)} runs",
+            differences=differences([runs[i].job for i in chosen]),
+            pages=pages,
+            page=number,
+            index=found if number == 0 else [],
+        )
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace(file, text.encode())
+        except OSError as error:
+            raise RunFolderError(f"cannot write the report to {str(file)!r}: {error}") from error
+    return out
+
+
+def _side(
+    run: RunRecord,
+    name: str,
+    prefix: str,
+    large: int,
+    beside: Sequence[Sequence[Picture]],
+) -> dict[str, Any]:
     """All that is shown of one run."""
     sheets = _sheets(run, prefix)
     shown = range(min(run.populations, _MOST_POPULATIONS))
     prompts = [*run.prompts, *[""] * len(shown)] if run.populations > 1 else [""]
     drawn = 0 < run.particles <= _MOST_IN_TREE and run.boundaries
     tree, charts = (_tree_of_chains, _charts_of_chains) if run.chains else (_tree, _charts)
+    trees = [tree(run, p, sheets) if drawn else None for p in shown]
     return {
         "run": run,
         "name": name,
-        "facts": facts(run),
+        "id": prefix,
+        "head": _head(run),
+        "command": _options(command_of(run.job)),
+        "facts": {fact: told for fact, told in facts(run).items() if told != "-"},
         "sheets": sheets,
         "tile": _tile_size(run.particles, sheets) if drawn else None,
         "populations": [
             {
+                "place": p,
                 "name": prompts[p],
-                "pictures": list(_pictures(run, p, sheets)),
-                "tree": tree(run, p) if drawn else None,
-                "charts": list(charts(run, p)) if run.boundaries else [],
-                "rows": rows(run, p),
+                "pictures": list(_pictures(run, p, sheets, large)),
+                "plain": list(beside[p] if beside else _plain(run, p, large)),
+                "tree": one if one is not None and len(one.columns) > 1 else None,
+                "charts": [one for one in charts(run, p) if one.moves],
+                "rows": [] if math.isnan(run.figures["seconds"]) else rows(run, p),
             }
-            for p in shown
+            for p, one in enumerate(trees)
         ],
         "most_pictures": _MOST_PICTURES,
     }
+
+
+def _options(command: str | None) -> list[str]:
+    """A command cut before its options, where lines may be broken."""
+    found: list[str] = []
+    for word in shlex.split(command or ""):
+        if word.startswith("--") or not found:
+            found.append(shlex.quote(word))
+        else:
+            found[-1] += f" {shlex.quote(word)}"
+    return found
+
+
+def _head(run: RunRecord) -> dict[str, str]:
+    """What a reader asks first, as far as the run says it."""
+    job, costs = run.job, run.figures["costs"]
+    told: dict[str, Any] = {
+        "model": job.get("model") or job.get("pipeline"),
+        "reward": job.get("reward") or ("the model's own" if "model" in job else None),
+        "λ": None,
+        "seed": job.get("seed", 0 if "model" in job else None),
+        "method": run.method,
+    }
+    try:
+        method = read_method(job["method"])
+        scale: Any = method.scale
+        told |= {"method": str(method), "λ": figure(scale) if isinstance(scale, float) else scale}
+    except (GlassError, KeyError, TypeError, ValueError):  # of a caller of his own, or an old run
+        pass
+    spent = [f"{costs[name]:,} {told_as}" for name, told_as in COSTS.items() if costs.get(name)]
+    if not math.isnan(run.figures["seconds"]):
+        spent.append(f"{figure(run.figures['seconds'], 3)} s")
+    told["cost"] = ", ".join(spent) or None
+    return {name: str(value) for name, value in told.items() if value is not None}

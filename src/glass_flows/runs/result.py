@@ -69,11 +69,13 @@ def tell(
     accepted: Verdicts | None = None,
     plain_accepted: Verdicts | None = None,
     plain: SearchResult | None = None,
+    plain_files: Sequence[Sequence[str]] = (),
     warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What ``result.json`` holds; lists of lists are (P, N), by population and particle.
 
-    `plain` are samples drawn for comparison, and `warnings` what they say of the result.
+    `plain` are samples drawn for comparison, `plain_files` their images, and `warnings` what they
+    say of the result.
     """
     P, N = result.rewards.shape
     found = vars(result)  # searches have no weights
@@ -101,7 +103,7 @@ def tell(
             "log_evidence": None if evidence is None else float(evidence[p]),
             "best_first": [p * N + n for n in best_first(result.rewards[p].tolist())],
             "plain_accepted": None if plain_accepted is None else list(plain_accepted[p]),
-            "plain": None if plain is None else _plain(plain, p),
+            "plain": None if plain is None else _plain(plain, p, plain_files),
         }
         for p in range(P)
     ]
@@ -114,14 +116,21 @@ def tell(
         "biases": list(found.get("biases", ())),
         "warnings": [*result.warnings, *warnings],
         "paths": {name: path.tolist() for name, path in result.paths.items()},
+        "stopped": result.stopped,
     }
 
 
-def _plain(plain: SearchResult, p: int) -> list[dict[str, Any]]:
+def _plain(plain: SearchResult, p: int, files: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     """Rewards of the plain samples of a population, as those of samples are told."""
     also = plain.also.items()
     return [
-        _strict({"reward": float(reward), "also": {name: float(v[p, n]) for name, v in also}})
+        _strict(
+            {
+                "reward": float(reward),
+                "also": {name: float(v[p, n]) for name, v in also},
+                "file": files[p][n] if files else None,
+            }
+        )
         for n, reward in enumerate(plain.rewards[p])
     ]
 

@@ -117,9 +117,13 @@ def steer(
         Keeps the run, and if it has kept a part of it already, this call goes on from there; see
         :class:`glass_flows.runs.RunFolder`. Needs a seed.
     on_boundary : callable, optional
-        Called with a :class:`SteeringStep` when all is done at a boundary, and at the end.
+        Called with a :class:`SteeringStep` when all is done at a boundary, and at the end. It
+        returns True to end the run there, None or False to go on: the clean estimates of the
+        boundary are then scored and weighted as the samples, `stopped` of the result is its number,
+        and `biases` says so. Refinement ends its chains where they are.
     progress : bool or None
-        Show a progress bar; None shows one on a terminal once the run takes over two seconds.
+        Show a progress bar; None shows one on a terminal or in a notebook once the run takes over
+        two seconds.
 
     Returns
     -------

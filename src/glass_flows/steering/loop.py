@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..denoisers import DenoiserLike, as_denoiser
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, plain, shown
 from ..execute import Boundary
 from ..plans import Sampler, Table
 from ..progress import PROGRESS, progress_bar
@@ -21,7 +22,7 @@ from .overoptimisation import falls
 from .population import Population, Run, kept
 from .results import SearchResult
 from .shards import Shards
-from .state import History, Observer, Recorder, Saved, Step
+from .state import History, Observer, Recorder, Saved, Scene, Step
 from .values import Look
 
 __all__ = ["Watch", "begin", "come_to", "conduct", "pass_boundaries"]
@@ -44,10 +45,21 @@ class Watch:
     record : Recorder, optional
         Keeps the run; if it has kept a part of it already, the run goes on from there.
     on_boundary : callable, optional
-        Called with every step.
+        Called with every step; True ends the run there.
     progress : bool or None
-        Show a bar; None shows one on a terminal once the run takes over two seconds.
+        Show a bar; None shows one on a terminal or in a notebook once the run takes over two
+        seconds.
+
+    Attributes
+    ----------
+    decode : callable, optional
+        Clean states (n, *shape) to n PIL images, for ``step.images()``.
+    stopped : Boundary or None
+        Where `on_boundary` ended the run.
     """
+
+    decode: Callable[[Tensor], list[Any]] | None = None
+    stopped: Boundary | None = None
 
     def __init__(
         self,
@@ -76,11 +88,20 @@ class Watch:
             stacked = history.stacked()
             self.record.save(Saved(boundary.index, x, course.carried(), stacked, run.costs))
 
-    def after(self, step: Step) -> None:
+    def after(self, step: Step, run: Run) -> None:
         if self.record is not None:
             self.record.step(step)
-        if self.on_boundary is not None:
-            self.on_boundary(step)
+        answer = None if self.on_boundary is None else plain(self.on_boundary(step))
+        if not isinstance(answer, (bool, type(None))):
+            with kept(step.boundary):
+                raise InvalidArgument(
+                    "on_boundary returns True to end the run at this boundary, and None or False "
+                    f"to go on, got {shown(answer)}"
+                )
+        # One process that wants to stop stops all of them.
+        (wishes,) = run.shards.total(int(answer is True))
+        if wishes and not step.boundary.final:
+            self.stopped = step.boundary
 
 
 def conduct(
@@ -109,7 +130,7 @@ def conduct(
         course = method.begin(run)
         for last in pass_boundaries(run, course.boundaries(), course, watch):
             advance.say(last.news())
-        return come_to(course, last, method.biases(denoiser))
+        return come_to(course, last, method.biases(denoiser), watch)
 
 
 def begin(
@@ -145,29 +166,39 @@ def begin(
 def pass_boundaries(
     run: Run, source: Iterable[Boundary], course: Course, watch: Watch
 ) -> Iterator[Step]:
-    """At every boundary that `source` stops at: look, weigh, select, and shift the noise."""
-    history = History()
+    """At every boundary that `source` stops at: look, weigh, select, and shift the noise.
+
+    Where `watch` is told to stop, the clean estimates there are the end.
+    """
+    history, watch.stopped = History(), None
     if watch.saved is not None:
         course.restore(watch.saved.carried)
         history = History.of(watch.saved.history)
     for boundary in source:
         watch.before(boundary, course, run, history)
-        look = run.look(boundary, gradient=course.wants_gradient(boundary))
+        yield _passed(run, boundary, course, watch, history)
+        if watch.stopped is not None:  # no state is kept of it: resumed, the run stops here again
+            yield _passed(run, course.end(boundary), course, watch, history)
+            return
+
+
+def _passed(run: Run, boundary: Boundary, course: Course, watch: Watch, history: History) -> Step:
+    look = run.look(boundary, gradient=course.wants_gradient(boundary))
+    with kept(boundary):
+        course.value(look)
+        also, shares = _asked_beside(course, look, history), course.shares
+        selection = course.select(boundary)
+    run.gather(boundary, selection.ancestors, selection.selected)
+    if not boundary.final:
+        course.gather(selection)
         with kept(boundary):
-            course.value(look)
-            also, shares = _asked_beside(course, look, history), course.shares
-            selection = course.select(boundary)
-        run.gather(boundary, selection.ancestors, selection.selected)
-        if not boundary.final:
-            course.gather(selection)
-            with kept(boundary):
-                course.move(look, selection)
-        step = course.step(boundary, selection, run.costs, history)
-        if run.beside:
-            step = replace(step, beside=Beside.of(also, step.rewards, shares))
-        history.add(step)
-        watch.after(step)
-        yield step
+            course.move(look, selection)
+    step = course.step(boundary, selection, run.costs, history)
+    beside = Beside.of(also, step.rewards, shares) if run.beside else None
+    step = replace(step, beside=beside, scene=Scene(run.shards.own, watch.decode))
+    history.add(step)
+    watch.after(step, run)
+    return step
 
 
 def _asked_beside(course: Course, look: Look, history: History) -> dict[str, Tensor]:
@@ -180,9 +211,13 @@ def _asked_beside(course: Course, look: Look, history: History) -> dict[str, Ten
     return found
 
 
-def come_to(course: Course, last: Step, biases: tuple[str, ...]) -> SearchResult:
-    """What a run comes to that has passed its last boundary."""
-    result = course.result(last, biases)
+def come_to(course: Course, last: Step, biases: tuple[str, ...], watch: Watch) -> SearchResult:
+    """What a run comes to, at its end or where it was stopped."""
+    if watch.stopped is None:
+        result = course.result(last, biases)
+    else:
+        biases = (*biases, course.stop_bias(watch.stopped))
+        result = replace(course.result(last, biases), stopped=watch.stopped.index)
     if not last.also:
         return result
     history, slots = last.history.stacked(), course.returned(last)

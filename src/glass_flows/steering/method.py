@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..denoisers import DenoiserLike
+from ..denoisers import DenoiserLike, Estimate
 from ..errors import MOST_PARTICLES, InvalidArgument, shown
 from ..execute import Boundary
 from ..guidance import Guidance
@@ -205,6 +205,18 @@ class Course(ABC):
     @abstractmethod
     def restore(self, carried: Mapping[str, Tensor]) -> None:
         """Inverse of :meth:`carried`."""
+
+    def end(self, boundary: Boundary) -> Boundary:
+        """The end of a run that is stopped at a boundary, once everything is done there: its clean
+        estimates, in the place of samples."""
+        return Boundary(boundary.index + 1, 1.0, boundary.D, Estimate(boundary.D, boundary.D), None)
+
+    def stop_bias(self, boundary: Boundary) -> str:
+        """Why the weights of a run that was stopped there are not exact; "" if they are."""
+        return (
+            f"stopped at boundary {boundary.index} of {self.run.length} (t = {boundary.t:.4g}) by "
+            "on_boundary: the samples are clean estimates"
+        )
 
     def returned(self, last: Step) -> Tensor:
         """The particles that are returned of each population, (P, n)."""

@@ -314,7 +314,7 @@ class Refining(Course):
         self.told = self.rewards  # before any exchange
         self.time = settings.time(0)
         self.given = run.population.init is not None
-        self.begun = False
+        self.begun = self.left_out = False
 
     def wants_gradient(self, boundary: Boundary) -> bool:
         return False
@@ -360,7 +360,10 @@ class Refining(Course):
 
     def value(self, look: Look) -> None:
         run, boundary = self.run, look.boundary
-        self._accept(boundary, run.split(run.scorer.rewards(boundary.x, look.where)))
+        if self.left_out:
+            self.proposed, self.accepted = self.rewards, torch.zeros_like(self.accepted)
+        else:
+            self._accept(boundary, run.split(run.scorer.rewards(boundary.x, look.where)))
         wanted = self.settings.until
         if wanted is not None and (self.best_rewards.amax(1) >= wanted).all():
             boundary.transition = None  # the end
@@ -465,6 +468,15 @@ class Refining(Course):
             rungs.append(Rung(scale, also, rewards, weights, roots, move=k))
             roots = roots.gather(1, ancestors)
         return rungs
+
+    def end(self, boundary: Boundary) -> Boundary:
+        """A move that was left out, so that it accepted nothing: the chains end where they are."""
+        self.left_out = True
+        return super().end(boundary)
+
+    def stop_bias(self, boundary: Boundary) -> str:
+        after = f"{boundary.index} of {self.run.length}"
+        return f"the chains were stopped after move {after} by on_boundary"
 
     # --- exchange ---------------------------------------------------------------------------------
 

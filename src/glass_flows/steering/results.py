@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 __all__ = ["Costs", "RefinedResult", "SearchResult", "SteeringResult", "WeightedResult"]
+
+_MOST = 6  # numbers in a row of a result's lines
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,12 @@ class Costs:
     def __sub__(self, other: Costs) -> Costs:
         return Costs(*(a - b for a, b in zip(astuple(self), astuple(other))))
 
+    def __str__(self) -> str:
+        told = ((getattr(self, one.name), one.name.replace("_", " ")) for one in fields(self))
+        return ", ".join(f"{count:,} {name}" for count, name in told if count) or "nothing"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """All particles of a finished run, P populations of N.
 
@@ -61,6 +68,10 @@ class SearchResult:
     warnings : tuple of str
         Where the run is over-optimised by what held-out rewards say, as far as it can be told of
         one run (:func:`glass_flows.steering.over_optimised` compares several).
+    stopped : int or None
+        The boundary at which `on_boundary` ended the run, whose clean estimates are the samples;
+        None of a run that came to its end. The transition that was left out stands in `ancestry`
+        and the like as one of which nothing came.
     """
 
     samples: Tensor
@@ -70,6 +81,33 @@ class SearchResult:
     also: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     paths: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     warnings: tuple[str, ...] = field(default=(), kw_only=True)
+    stopped: int | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        P, N = self.rewards.shape
+        shape = tuple(self.samples.shape[2:])
+        head = f"{type(self).__name__}: {P} population{'s' * (P > 1)} of {N} samples {shape}"
+        return "\n".join([head, *self.lines()])
+
+    def lines(self) -> list[str]:
+        """What the run came to, in a few lines for people."""
+        shown = ", ".join(f"{best:.4g}" for best in self.rewards.amax(1)[:_MOST].tolist())
+        more = ", ..." if len(self.rewards) > _MOST else ""
+        told = [f"best reward {shown}{more}; mean {float(self.rewards.double().mean()):.4g}"]
+        told += [*self._told(), f"cost: {self.costs}"]
+        found = vars(self)  # what only some runs have
+        if (strength := found.get("strength")) is not None:
+            told.append(str(strength))
+        told += self.warnings
+        if biases := found.get("biases", ()):
+            told.append(f"not exactly weighted: {'; '.join(biases)}")
+        elif self.stopped is not None:
+            told.append(f"stopped at boundary {self.stopped}: the samples are its clean estimates")
+        return told
+
+    def _told(self) -> list[str]:
+        """What is said between rewards and cost."""
+        return []
 
     @property
     def best(self) -> Tensor:
@@ -107,7 +145,7 @@ class SearchResult:
         return self.costs.decodes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightedResult(SearchResult):
     """All particles of a finished run, P populations of N, with their weights.
 
@@ -134,8 +172,13 @@ class WeightedResult(SearchResult):
     shares: Tensor
     biases: tuple[str, ...]
 
+    def _told(self) -> list[str]:
+        ess, evidence = float(self.ess[-1].mean()), float(self.log_evidence.mean())
+        known = "" if math.isnan(evidence) else f", log-evidence {evidence:.4g}"
+        return [f"ESS at the end {ess:.3g} of {self.rewards.shape[1]}{known}"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SteeringResult(WeightedResult):
     """What steering comes to.
 
@@ -150,7 +193,7 @@ class SteeringResult(WeightedResult):
     twist_shares: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RefinedResult(WeightedResult):
     """What refinement comes to, after K moves.
 
@@ -167,3 +210,10 @@ class RefinedResult(WeightedResult):
 
     acceptance: Tensor
     move_times: Tensor
+
+    def _told(self) -> list[str]:
+        shares = self.acceptance.double().mean(1)
+        shown = ", ".join(f"{share:.0%}" for share in shares[:_MOST].tolist())
+        more = ", ..." if len(shares) > _MOST else ""
+        moves = f"{len(shares)} moves, accepted {shown}{more}" if len(shares) else "no moves"
+        return [moves, *super()._told()]

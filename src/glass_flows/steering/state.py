@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ..errors import InvalidArgument
 from ..execute import Boundary
 from .held_out import Beside
 from .population import Run
 from .results import Costs
 
-__all__ = ["History", "Observer", "Recorder", "Saved", "Selection", "Step", "under"]
+__all__ = ["History", "Observer", "Recorder", "Saved", "Scene", "Selection", "Step", "under"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,21 @@ class History:
         return cls({name: list(found) for name, found in stacked.items()})
 
 
+class Scene(NamedTuple):
+    """What a step needs of the run to be looked at.
+
+    Attributes
+    ----------
+    own : slice
+        This process's rows of all.
+    decode : callable, optional
+        Clean states (n, *shape) to n PIL images.
+    """
+
+    own: slice = slice(None)
+    decode: Callable[[Tensor], list[Any]] | None = None
+
+
 @dataclass(frozen=True)
 class Step:
     """What happened at one boundary; P populations of N particles.
@@ -80,6 +96,8 @@ class Step:
         This boundary and those before.
     beside : Beside or None
         What held-out rewards say beside the one that steers; None without any.
+    scene : Scene
+        Which rows are here, and how they become pictures.
     """
 
     boundary: Boundary
@@ -94,6 +112,34 @@ class Step:
     def also(self) -> Mapping[str, Tensor]:
         """Values of the held-out rewards by name, (P, N), as `rewards`."""
         return {} if self.beside is None else self.beside.also
+
+    scene: Scene = field(default=Scene(), kw_only=True, repr=False)
+
+    @property
+    def estimates(self) -> Tensor:
+        """(P N, *shape), the clean estimates D_t(x_t) whose rewards are `rewards`: particle by
+        particle, before selection, without the tilt of reward guidance; at the end the samples.
+
+        Of refinement what the move proposed, with the rewards `proposed`. With shards those of
+        this process.
+        """
+        return self.pictured(self.scene.own)
+
+    def images(self) -> list[Any]:
+        """PIL images of the estimates, decoded now if the reward has not asked for it already.
+
+        Raises
+        ------
+        InvalidArgument
+            The model's samples are no latents of pictures, as far as is known: use `estimates`.
+        """
+        if self.scene.decode is None:
+            raise InvalidArgument(
+                "step.images() decodes what a pipeline draws, and this model is none: make "
+                "pictures of step.estimates, a tensor (P N, *shape)"
+            )
+        found: list[Any] = self.scene.decode(self.estimates)
+        return found
 
     def remembered(self) -> dict[str, Tensor]:
         """What the result is made of."""
@@ -147,8 +193,8 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-Observer = Callable[[Step], None]
-"""Called at every boundary, when everything is done there."""
+Observer = Callable[[Step], bool | None]
+"""Called at every boundary, when everything is done there; it ends the run by returning True."""
 
 
 @runtime_checkable

@@ -115,7 +115,7 @@ class ImagesBench(Bench):
         sentence, seed = self.model.read_prompts([entry.text]), self.seed + 1009 * entry.number
         job = recipe.job(self.model, prompts=sentence, reward=self.named, seed=seed)
         drawn = self.model.run(job, Watch(progress=False))
-        (best,), (every,) = drawn.best, drawn.images
+        best, every = drawn.image, drawn.images
         write_geneval(images, entry, [best])
         costs = drawn.result.costs
         found: Found = {

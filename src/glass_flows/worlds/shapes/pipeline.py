@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...errors import MissingExtra, WeightsFileError
+from ...progress import without_widgets
 from ...whole import load_parts
 from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIDE, SIZES
 
@@ -180,6 +181,7 @@ def named_folder(folder: str | Path, what: str, command: str) -> Iterator[None]:
 
 def import_transformers() -> Any:
     """The package, once it is clear that diffusers is there too."""
+    without_widgets()
     try:
         import diffusers  # noqa: F401
         import transformers

@@ -1,0 +1,68 @@
+"""Pixels: images to and from files and tensors, and sheets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .errors import InvalidArgument, check_count, shown
+from .rewards.forms import to_bytes
+
+__all__ = [
+    "contact_sheet",
+    "open_image",
+    "to_bytes",
+    "to_images",
+    "to_pictures",
+]
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]], longest: int, resample: Image.Resampling
+) -> Image.Image:
+    """Images of one size in rows without gaps, each of at most `longest` pixels a side."""
+    if not all(isinstance(row, (list, tuple)) for row in rows) or not any(rows) or not rows[0]:
+        raise InvalidArgument(f"a contact sheet needs rows of images, got {shown(rows)}")
+    check_count("longest", longest)
+    first = rows[0][0]
+    scale = min(1.0, longest / max(first.size))
+    width, height = (max(1, round(side * scale)) for side in first.size)
+    sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)), "white")
+    for i, row in enumerate(rows):
+        for k, image in enumerate(row):
+            tile = image.convert("RGB").resize((width, height), resample)
+            sheet.paste(tile, (k * width, i * height))
+    return sheet
+
+
+def to_images(pixels: list[Tensor]) -> list[Image.Image]:
+    """PIL images of (H, W, 3) uint8."""
+    return [Image.fromarray(one.cpu().numpy()) for one in pixels]
+
+
+def to_pictures(images: Sequence[Image.Image]) -> Tensor:
+    """Images of one size as (B, 3, H, W) in [0, 1], float32: inverse of :func:`to_bytes`."""
+    pixels = np.stack([np.asarray(image.convert("RGB"), dtype=np.float32) for image in images])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+
+
+def open_image(file: str | Path) -> Image.Image:
+    """An image from a file, the right way up.
+
+    Raises
+    ------
+    InvalidArgument
+        There is none, or it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            found: Image.Image = ImageOps.exif_transpose(image)
+            found.load()
+            return found
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InvalidArgument(f"{str(file)!r} cannot be read as an image: {error}") from error
