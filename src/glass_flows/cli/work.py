@@ -137,6 +137,9 @@ def _align_digits(
         "judge: share of the images that an independent classifier accepts; "
         "evals: network evaluations per image returned"
     )
+    for line in report.methods:
+        if line.strength:
+            typer.echo(f"strength of {line.method}: {line.strength}")
     typer.echo(f"picture: {report.picture}\nfigures: {report.results}")
 
 
@@ -165,6 +168,8 @@ def _align_images(model: Any, job: Any, out: Path, budget: str | None, overwrite
             )
     backward = f" + {report.gradients} backward" if report.gradients else ""
     typer.echo(f"network evaluations: {report.evaluations}{backward}")
+    if report.strength:
+        typer.echo(f"strength: {report.strength}")
     for reason in report.biases:
         typer.echo(f"biased: {reason}")
     typer.echo(f"best first: {report.picture}\nimages: {report.images[0].parent}")

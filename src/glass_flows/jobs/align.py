@@ -62,6 +62,8 @@ class Line:
         Forward and backward passes of the network per image returned.
     seconds : float
         Wall time of all populations; for plain samples the share of the independent samples' time.
+    strength : str
+        How strongly it has steered; "" of what does not steer.
     """
 
     method: str
@@ -73,6 +75,7 @@ class Line:
     evaluations: int
     gradients: int
     seconds: float
+    strength: str = ""
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,7 @@ def _line(name: str, result: SearchResult, verdict: Tensor, seconds: float) -> L
         result.network_evaluations // len(verdict),
         result.network_gradients // len(verdict),
         seconds,
+        "" if result.strength is None or name.startswith("best of") else str(result.strength),
     )
 
 
@@ -215,6 +219,8 @@ class Aligned:
         Reasons for which the weighted particles miss the target; empty for exact weights.
     judged : Judged, optional
         For models with a judge.
+    strength : str
+        How strongly the run has steered, in one line; "" of a run of before there was such a line.
     """
 
     images: tuple[Path, ...]
@@ -226,6 +232,7 @@ class Aligned:
     gradients: int
     biases: tuple[str, ...]
     judged: Judged | None = None
+    strength: str = ""
 
 
 def align(
@@ -337,6 +344,7 @@ def _aligned(
         gradients=result.network_gradients,
         biases=vars(result).get("biases", ()),
         judged=judged,
+        strength="" if result.strength is None else str(result.strength),
     )
 
 
@@ -347,7 +355,7 @@ def within(
 
     def trial(*sizes: int) -> int:
         """Draw once, without keeping anything; the evaluations it took."""
-        sized = replace(job, method=Steering(), init=()).sized(*sizes)
+        sized = replace(job, method=Steering(scale=1.0), init=()).sized(*sizes)
         return model.run(sized, Watch(progress=False)).result.network_evaluations
 
     about = replace(job, prompts=(), seed=0).as_json()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ..folders import alone_in_out
 from ..progress import progress_bar
 from ..runs import RunRecord, read_run
 from ..runs.result import best_first, loose
+from ..steering.strength import Strength
 from ..stops import keep
 from .align import within
 from .items import Item, Over, Work, clear_others, is_finished, load_model
@@ -165,7 +167,7 @@ def summarise(
 def _row(item: Item, out: Path, problem: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {**vars(item), "status": "left"}
     row |= dict.fromkeys(("reward", "mean reward", "log_evidence", *_COSTS))
-    row |= dict.fromkeys(("judge", "image", "error"))
+    row |= dict.fromkeys(("scale", "nats", "ancestors", "judge", "image", "error"))
     folder = out / item.name
     try:
         if problem is None and (folder / "run.json").exists():
@@ -186,6 +188,10 @@ def _came_to(run: RunRecord) -> dict[str, Any]:
     row = {"status": "finished", "reward": best.reward, "mean reward": sum(rewards) / len(rewards)}
     row |= {name: found["costs"][name] for name in _COSTS}
     row["log_evidence"] = loose(found["populations"][0])["log_evidence"]
+    if (strength := found.get("strength")) is not None:  # of one population
+        told = Strength.from_json(strength)
+        row["scale"], row["ancestors"] = told.scale, told.ancestors[0]
+        row["nats"] = None if math.isnan(told.nats[0]) else told.nats[0]
     row["judge"] = best.accepted
     row["image"] = f"{run.folder.name}/{best.file}"
     return row

@@ -77,6 +77,7 @@ class Decoded(Wrapper):
 
     def check(self) -> None:
         self._wrap(decodes=1)
+        vars(self).update(steering_scale=self._parts[0].steering_scale)
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         return self._parts[0](self.decode(z), prompts)
@@ -109,6 +110,7 @@ class Cached(Wrapper):
 
     def check(self) -> None:
         self._wrap()
+        self.steering_scale = self._parts[0].steering_scale
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         if not len(z) or (z.requires_grad and torch.is_grad_enabled()):

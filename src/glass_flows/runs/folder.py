@@ -57,6 +57,7 @@ from ..images import contact_sheet
 from ..steering import Costs, RefinedResult, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
+from ..steering.strength import Strength
 from ..stops import keep
 from .listing import differences, short
 from .record import FORMAT, plain, read_events, read_run
@@ -205,7 +206,9 @@ class RunFolder:
         self._run, self._goes_on, table = run, True, run.table
         prompts = run.population.prompts
         told = {
-            "method": run.tilt.as_json(),
+            "method": run.asked.as_json(),
+            "scale": run.scale,
+            "pilot": None if run.found is None else asdict(run.found),
             "seed": run.population.seed,
             "table": json.loads(table.to_json()),
             "table_text": str(table),
@@ -331,12 +334,14 @@ class RunFolder:
         try:
             found = json.loads((self.folder / RESULT).read_text(encoding="utf-8"))
             with safe_open(self.folder / "result.safetensors", framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            costs = Costs(**found["costs"])
+                tensors: dict[str, Any] = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+            tensors["costs"] = Costs(**found["costs"])
+            if (strength := found.get("strength")) is not None:
+                tensors["strength"] = Strength.from_json(strength)
             if "log_weights" not in tensors:
-                return SearchResult(costs=costs, **tensors)
+                return SearchResult(**tensors)
             kind = RefinedResult if "acceptance" in tensors else SteeringResult
-            return kind(costs=costs, biases=tuple(found["biases"]), **tensors)
+            return kind(biases=tuple(found["biases"]), **tensors)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise RunFolderError(
                 f"the run in {str(self.folder)!r} is not finished or damaged: {error}"

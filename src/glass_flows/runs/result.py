@@ -102,6 +102,7 @@ def tell(
         "populations": list(map(_strict, populations)),
         "costs": asdict(result.costs),
         "biases": list(found.get("biases", ())),
+        "strength": None if result.strength is None else result.strength.as_json(),
     }
 
 

@@ -19,6 +19,7 @@ from ..rewards import RewardLike
 from ..settings import Function, Is
 from .loop import Watch, begin, conduct, pass_boundaries
 from .method import Method
+from .pilot import pilot_of
 from .population import Boundaries, Population
 from .refinement import BEGINNING, MoveTimes, Ramp, Refine
 from .results import RefinedResult, SearchResult, SteeringResult
@@ -27,6 +28,7 @@ from .search import Beam, Greedy
 from .shards import Shards
 from .smc import BestOf, Steering
 from .state import Observer, Recorder, Step
+from .strength import Auto
 from .twist import Twist
 from .values import AnyValue
 
@@ -46,7 +48,7 @@ def steer(
     *,
     shape: Sequence[int],
     particles: int = 8,
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     potential: str = "difference",
     schedule: ScaleSchedule = "constant",
     boundaries: Boundaries = None,
@@ -154,7 +156,7 @@ def best_of(
     *,
     shape: Sequence[int],
     particles: int = 8,
-    scale: float = 1.0,
+    scale: float | str | Auto = 1.0,
     guidance: Guidance | str | None = None,
     degenerate: str = "error",
     transitions: int = 1,
@@ -208,7 +210,7 @@ def beam(
     shape: Sequence[int],
     particles: int = 8,
     children: int = 2,
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     value: AnyValue = "free",
     boundaries: Boundaries = None,
     guidance: Guidance | str | None = None,
@@ -264,7 +266,7 @@ def greedy(
     particles: int = 8,
     children: int = 2,
     pick: str = "best",
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     value: AnyValue = "free",
     boundaries: Boundaries = None,
     guidance: Guidance | str | None = None,
@@ -322,7 +324,7 @@ def refine(
     *,
     shape: Sequence[int],
     particles: int = 8,
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     moves: int = 6,
     move_times: MoveTimes | str = _RAMP,
     move_steps: int | Sequence[int] | None = None,
@@ -416,9 +418,11 @@ def iterate_steering(
     )
     watch = Watch(record)
     watch.resume(seed)
-    run = begin(table, denoiser, reward, method, population, shards, watch, advance)
-    course = method.begin(run)
-    return pass_boundaries(run, course.boundaries(), course, watch)
+    pilot = None
+    if watch.saved is None:
+        pilot = pilot_of(method, reward, table, denoiser, population, shards)
+    course = begin(table, denoiser, reward, method, population, shards, watch, advance, pilot=pilot)
+    return pass_boundaries(course.run, course.boundaries(), course, watch)
 
 
 def _weighted(result: SearchResult) -> SteeringResult:

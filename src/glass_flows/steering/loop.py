@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import cast
 
 import torch
 
@@ -14,12 +16,14 @@ from ..progress import PROGRESS, progress_bar
 from ..rewards import RewardLike
 from ..settings import Function, Is
 from .method import Course, Method
+from .pilot import Pilot, own_scale, pilot_of, settled
 from .population import Population, Run, kept
-from .results import SearchResult
+from .results import Costs, SearchResult
 from .shards import Shards
 from .state import History, Observer, Recorder, Saved, Step
+from .strength import Found, Strength
 
-__all__ = ["Watch", "begin", "conduct", "pass_boundaries"]
+__all__ = ["Watch", "begin", "conduct", "finished", "pass_boundaries"]
 
 
 _RECORD = Is(
@@ -67,8 +71,10 @@ class Watch:
             run.resume(self.saved.costs)
         if self.record is not None:
             x = run.shards.gather(boundary.x)
-            stacked = history.stacked()
-            self.record.save(Saved(boundary.index, x, course.carried(), stacked, run.costs))
+            carried = course.carried()
+            if run.found is not None:
+                carried["found"] = run.found.tensor()
+            self.record.save(Saved(boundary.index, x, carried, history.stacked(), run.costs))
 
     def after(self, step: Step) -> None:
         if self.record is not None:
@@ -97,12 +103,17 @@ def conduct(
     calls = method.calls(table, first)
     if population.init is not None and not first:  # nothing is drawn to begin with
         calls -= table.evaluations
+    pilot = None
+    if watch.saved is None:
+        pilot = pilot_of(method, reward, table, denoiser, population, shards)
+        calls += 0 if pilot is None else pilot.calls
     with progress_bar(calls, watch.progress, method.word) as advance:
-        run = begin(table, denoiser, reward, method, population, shards, watch, advance)
-        course = method.begin(run)
-        for last in pass_boundaries(run, course.boundaries(), course, watch):
+        course = begin(
+            table, denoiser, reward, method, population, shards, watch, advance, pilot=pilot
+        )
+        for last in pass_boundaries(course.run, course.boundaries(), course, watch):
             advance.say(last.news())
-        return course.result(last, method.biases(denoiser))
+        return finished(course, last, method.biases(denoiser))
 
 
 def begin(
@@ -114,22 +125,50 @@ def begin(
     shards: Shards | None,
     watch: Watch,
     advance: Callable[[], None] = lambda: None,
-) -> Run:
-    """The run of a method through a table, at its first boundary or at the one that was saved."""
-    saved = watch.saved
+    *,
+    pilot: Pilot | None = None,
+) -> Course:
+    """The course of a method through a table, at its first boundary or at the one that was saved.
+
+    Here λ becomes a number: all below sees no other.
+    """
+    saved, found, spent = watch.saved, own_scale(method, reward), Costs()
+    if saved is not None and "found" in saved.carried:
+        found = Found.of(saved.carried["found"])
+    elif pilot is not None:
+        found, spent = pilot.draw(denoiser, reward, advance)
     run = Run(
         table,
         denoiser,
         reward,
-        method,
+        one := settled(method, found),
         population if saved is None else population.at(saved.x.to(population.home(denoiser))),
         first=0 if saved is None else saved.index,
         shards=shards,
         advance=advance,
+        asked=method,
+        found=found,
     )
+    run.resume(spent)
     if watch.record is not None:
         watch.record.begin(run)
-    return run
+    return one.begin(run)
+
+
+def finished(course: Course, last: Step, biases: tuple[str, ...]) -> SearchResult:
+    """What a run comes to, and how strongly it has steered."""
+    run, result = course.run, course.result(last, biases)
+    method = cast(Method, run.tilt)
+    strength = Strength.of(
+        run.scale,
+        result.ancestry,
+        course.returned(last),
+        course.weighed(last),
+        found=run.found,
+        tilts=method.tilts,
+        remedy=method.remedy,
+    )
+    return replace(result, strength=strength)
 
 
 @torch.no_grad()

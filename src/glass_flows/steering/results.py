@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 
 import torch
 from torch import Tensor
+
+from .strength import Strength
 
 __all__ = ["Costs", "RefinedResult", "SearchResult", "SteeringResult", "WeightedResult"]
 
@@ -49,13 +51,17 @@ class SearchResult:
     ancestry : Tensor
         (K, P, N): ancestors chosen at the start of each transition, within the population.
     costs : Costs
-        Also as `network_evaluations`, `network_gradients`, `reward_evaluations`, `decodes`.
+        Also as `network_evaluations`, `network_gradients`, `reward_evaluations`, `decodes`. Those
+        of a pilot that found λ are counted.
+    strength : Strength or None
+        How strongly the run has steered, ``print(result.strength)``; None of what is no run.
     """
 
     samples: Tensor
     rewards: Tensor
     ancestry: Tensor
     costs: Costs
+    strength: Strength | None = field(default=None, kw_only=True)
 
     @property
     def best(self) -> Tensor:
