@@ -20,7 +20,7 @@ from ..noise import PILOT, START, KeyedNoise, check_sizes
 from ..plans import Sampler, Table
 from ..rewards import RewardLike, as_reward
 from .method import Method
-from .population import Population, Run, check_asked
+from .population import Population, Run, check_asked, kept
 from .results import Costs
 from .shards import Shards
 from .smc import BestOf
@@ -80,9 +80,9 @@ def found_by(scale: Auto, rewards: Tensor, reward: RewardLike, evaluations: int)
         width = float(spread(rewards).square().mean().sqrt())
     except InvalidArgument as reason:
         raise RewardError(
-            f"scale='auto': of the rewards {as_reward(reward).name!r} of {rewards.numel()} plain "
-            f"samples {reason}, such as {float(rewards.flatten()[0]):g}, which says nothing of "
-            "lambda: give scale= a number, or the reward a finite floor and finer steps"
+            f"scale='auto': of {rewards.numel()} plain samples' rewards {as_reward(reward).name!r} "
+            f"{reason}, such as {float(rewards.flatten()[0]):g}, and say nothing of lambda: give "
+            "scale= a number, or a reward with a finite floor that tells more samples apart"
         ) from None
     excluded = int((~torch.isfinite(rewards)).sum())
     return Found(value, nats, width, rewards.numel(), excluded, evaluations)
@@ -127,7 +127,9 @@ class Pilot:
         with torch.no_grad():
             for end in run.boundaries():  # noqa: B007
                 pass
-            rewards = run.split(run.scorer.rewards(end.x, "the end of the pilot for scale='auto'"))
+            with kept(end):
+                where = "the end of the pilot for scale='auto'"
+                rewards = run.split(run.scorer.rewards(end.x, where))
         costs = run.costs
         return found_by(self.scale, rewards, reward, costs.network_evaluations), costs
 

@@ -19,7 +19,7 @@ from typing import Any, Union
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, shown
 from ..settings import NOT_NEGATIVE, POSITIVE, Checked, Object, setting
 from .weights import effective_size
 
@@ -38,14 +38,15 @@ __all__ = [
 
 NATS = 1.2
 """The strength of "auto", in nats: about that of the best of 8 samples, log 8 - 7/8 = 1.20."""
-_SMOOTH = 0.01  # of the variance: so every strength is reached, also where a reward has few values
+_WIDTH = 0.7  # of the top quarter's mean excess over the next reward: the tail goes on as it ends
+_SMOOTH = 0.01, 0.9  # the least and most of the variance: with some, every strength is reached
 _SHOWN = 0.4  # of log n: the strength that n samples tell of, whose upper tail is cut
 _ROUNDING = 1e-6  # of its size, within which a reward is the same
 _NOTHING = 0.1  # nats, under which a run has as good as not steered
 _FAR = 3.0  # times λ must be, at least, for another strength to be advised
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Auto(Checked):
     """λ for a stated strength, from the spread of the reward in a small pilot of plain samples.
 
@@ -58,10 +59,26 @@ class Auto(Checked):
 
     nats: float | None = setting(None, replace(POSITIVE, optional=True))
 
+    def __repr__(self) -> str:
+        """As its text, which says the same."""
+        return repr(SCALE.write(self))
+
 
 Scale = Union[float, Auto]
 
-SCALE = Object(
+
+
+class _ScaleKind(Object):
+    """A number as text is one of a command line only."""
+
+    def read(self, name: str, given: object) -> Scale:
+        if isinstance(given, str) and not given.startswith("auto"):
+            raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(given)}")
+        found: Scale = super().read(name, given)
+        return found
+
+
+SCALE = _ScaleKind(
     "scale",
     "a finite number >= 0, 'auto' or 'auto:NATS'",
     heads={"auto": (Auto, {})},
@@ -104,20 +121,25 @@ def spread(rewards: Tensor) -> Tensor:
 def scale_for(rewards: Tensor, nats: float) -> float:
     """λ at which the tilted law is so many nats from the one that rewards (P, n) were drawn by.
 
-    (1) of the rewards themselves, with a hundredth of their variance taken to be Gaussian, whose
-    log Z is known. What n samples cannot tell of, beyond 0.4 log n nats, is taken to grow as it
-    does for a Gaussian, with λ². Populations count by their deviations from their own means. Three
-    digits are kept: rewards of another batch size or device, which round differently, give the
-    same λ.
+    (1) of the rewards themselves, each blurred by a Gaussian, whose log Z is known, of the width
+    that the upper tail has at its end: where the best rewards lie together nothing better is
+    hidden, and else n samples do not show the tail that the tilted law is made of. What they cannot
+    tell of, beyond 0.4 log n nats, is taken to grow as it does for a Gaussian, with λ². Populations
+    count by their deviations from their own means. Three digits are kept: rewards of another batch
+    size or device, which round differently, give the same λ.
     """
     e = spread(rewards)
-    width = float(e.square().mean().sqrt())
-    standard = math.sqrt(1.0 - _SMOOTH) * e / width
+    width, top = float(e.square().mean().sqrt()), e.sort(descending=True).values
+    best = max(1, len(e) // 4)
+    blur = _WIDTH * float(top[:best].mean() - top[best]) / width
+    least, most = _SMOOTH
+    smooth = min(max(blur**2, least), most)
+    standard = math.sqrt(1.0 - smooth) * e / width
     told_of = min(nats, _SHOWN * math.log(len(e)))
-    low, high = 0.0, math.sqrt(2.0 * told_of / _SMOOTH)  # there the Gaussian part alone suffices
+    low, high = 0.0, math.sqrt(2.0 * told_of / smooth)  # there the Gaussian part alone suffices
     for _ in range(60):
         middle = (low + high) / 2
-        gained = _SMOOTH * middle**2 / 2 + float(_divergence(middle * standard))
+        gained = smooth * middle**2 / 2 + float(_divergence(middle * standard))
         low, high = (middle, high) if gained < told_of else (low, middle)
     return float(f"{low / width * math.sqrt(nats / told_of):.3g}")
 
