@@ -23,9 +23,7 @@ from glass_flows.steering.pilot import EVALUATIONS, SAMPLES
 from glass_flows.steering.strength import NATS, Auto, Found, Strength, number, scale_for, spent
 from glass_flows.worlds.mixtures import GaussianMixture
 
-GAUSS = GaussianMixture(
-    torch.zeros(1, 2).double(), torch.tensor([2.0]).double(), torch.zeros(1).double()
-)
+GAUSS = GaussianMixture(means=torch.zeros(1, 2).double(), std=2.0)
 DENOISER = GAUSS.denoiser(Linear())
 SLOPE = 0.05
 SMALL = {"shape": (2,), "particles": 6, "seed": 3, "dtype": torch.float64, "progress": False}
@@ -77,28 +75,28 @@ def test_the_scale_of_the_reward_and_its_origin_do_not_matter():
 def test_populations_count_within_themselves():
     """Means that are far apart, and populations of two samples, say what one of many says."""
     draws = gaussian(60_000, 2)
-    pairs = draws.view(-1, 2) + 1000.0 * torch.arange(30_000).double()[:, None]
-    assert scale_for(pairs, 0.5) == pytest.approx(1.0, rel=0.05)
+    pairs = draws[:, :6000].view(-1, 2) + 10.0 * torch.arange(3000).double()[:, None]
+    assert scale_for(pairs, 0.5) == pytest.approx(1.0, rel=0.1)
     assert scale_for(draws.view(3, -1) + torch.tensor([[0.0], [50.0], [-9.0]]), 0.5) == (
         pytest.approx(1.0, rel=0.03)
     )
 
 
 def test_a_few_draws_of_a_gaussian_come_within_a_factor_of_two():
-    """Of 500 pilots nine in ten; by the exact KL. Standard error of the share about 1.3 %."""
-    scales = torch.tensor([scale_for(gaussian(SAMPLES, i), NATS) for i in range(500)])
+    """Of 200 pilots about four in five; by the exact KL. Standard error of the share 2.9 %."""
+    scales = torch.tensor([scale_for(gaussian(SAMPLES, i), NATS) for i in range(200)])
     exact = scales.square() / 2
-    assert ((exact > NATS / 2) & (exact < 2 * NATS)).double().mean() > 0.84
+    assert ((exact > NATS / 2) & (exact < 2 * NATS)).double().mean() > 0.66
     assert NATS / 1.4 < exact.median() < 1.4 * NATS
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.7, 4.0])
+@pytest.mark.parametrize("scale", [0.0, 0.7, 2.0])
 def test_what_is_spent_is_the_divergence(scale):
     """Of 200,000 weighted draws of a Gaussian: λ²/2, to 3 %."""
     draws = gaussian(200_000, 4)
     evidence = torch.logsumexp(scale * draws, 1) - math.log(draws.shape[1])
     (got,) = spent(scale, draws, scale * draws, evidence).tolist()
-    assert got == pytest.approx(scale**2 / 2, rel=0.1 if scale == 4.0 else 0.03, abs=1e-9)
+    assert got == pytest.approx(scale**2 / 2, rel=0.03, abs=1e-9)
 
 
 def test_excluded_samples_spend_no_nan():
@@ -136,7 +134,7 @@ def test_a_run_on_auto_is_that_on_the_number_and_its_pilot(name):
     assert found.reward_evaluations - plain.reward_evaluations == SAMPLES
     assert plain.strength.found is None
     assert "for 1.2 nats by 24 plain samples" in str(found.strength)
-    assert scale * 0.1 == pytest.approx(math.sqrt(2 * NATS), rel=0.4)  # σ by 24 draws: 15 %
+    assert scale * 0.1 == pytest.approx(math.sqrt(2 * NATS), rel=0.6)  # by 24 draws
 
 
 def test_where_lambda_has_no_say_nothing_is_spent_on_it():
@@ -176,19 +174,20 @@ def test_the_pilot_has_noise_of_its_own():
 
 
 def test_the_evidence_is_unbiased():
-    """At the λ of each run: Ẑ/Z(λ) has the mean 1 over 400 runs with a λ each, 4.5 standard
-    errors."""
+    """At the λ of each run: Ẑ/Z(λ) has the mean 1 over 60 runs of 8 populations, each with a λ of
+    its own, within 4.5 standard errors."""
     ratios = []
-    for seed in range(400):
+    for seed in range(60):
         result = steer(
             DENOISER, linear, shape=(2,), particles=8, transitions=2, steps=2, rho=0.3,
-            ess_threshold=1.0, dtype=torch.float64, seed=seed, progress=False,
+            ess_threshold=1.0, populations=8, dtype=torch.float64, seed=seed, progress=False,
         )  # fmt: skip
         exact = (result.strength.scale * 2 * SLOPE) ** 2 / 2
-        ratios.append(math.exp(float(result.log_evidence) - exact))
-    mean, error = sum(ratios) / 400, torch.tensor(ratios).std().item() / 20
+        ratios.append((result.log_evidence - exact).exp().mean())
+    found = torch.stack(ratios)
+    error = found.std() / len(found) ** 0.5
     assert error < 0.12
-    assert abs(mean - 1.0) < 4.5 * error
+    assert abs(found.mean() - 1.0) < 4.5 * error
 
 
 def test_the_model_behind_a_guided_denoiser_is_the_plain_one():
@@ -199,7 +198,7 @@ def test_the_model_behind_a_guided_denoiser_is_the_plain_one():
 
 def test_particles_given_on_the_way_are_of_no_known_law():
     given = {**SHORT, "x": torch.zeros(6, 2).double(), "times": [0.3, 0.5, 0.8, 1.0]}
-    with pytest.raises(InvalidArgument, match="particles are given at t = 0.3: give scale="):
+    with pytest.raises(InvalidArgument, match=r"particles are given at t = 0\.3: give scale="):
         steer(DENOISER, linear, **given)
     assert steer(DENOISER, linear, scale=2.0, **given).strength.scale == 2.0
     noise = torch.ones(6, 2).double()
@@ -227,7 +226,7 @@ def test_it_is_found_by_the_iterator_too():
     [
         (
             lambda z: torch.full((len(z),), 3.0),
-            "24 plain samples' rewards .* all are the same, such",
+            "of 24 plain samples' .* all are the same",
         ),
         (lambda z: 1e6 + 1e-3 * z[:, 0], "all are the same"),
         (lambda z: torch.full((len(z),), -math.inf), r"all but one at most are excluded \(-inf\)"),

@@ -38,7 +38,7 @@ __all__ = [
 
 NATS = 1.2
 """The strength of "auto", in nats: about that of the best of 8 samples, log 8 - 7/8 = 1.20."""
-_WIDTH = 0.7  # of the top quarter's mean excess over the next reward: the tail goes on as it ends
+_TOP, _WIDTH = 6, 0.7  # best rewards, and of their mean excess over the next: so the tail goes on
 _SMOOTH = 0.01, 0.9  # the least and most of the variance: with some, every strength is reached
 _SHOWN = 0.4  # of log n: the strength that n samples tell of, whose upper tail is cut
 _ROUNDING = 1e-6  # of its size, within which a reward is the same
@@ -65,7 +65,6 @@ class Auto(Checked):
 
 
 Scale = Union[float, Auto]
-
 
 
 class _ScaleKind(Object):
@@ -130,7 +129,7 @@ def scale_for(rewards: Tensor, nats: float) -> float:
     """
     e = spread(rewards)
     width, top = float(e.square().mean().sqrt()), e.sort(descending=True).values
-    best = max(1, len(e) // 4)
+    best = min(_TOP, max(1, len(e) // 4))
     blur = _WIDTH * float(top[:best].mean() - top[best]) / width
     least, most = _SMOOTH
     smooth = min(max(blur**2, least), most)
