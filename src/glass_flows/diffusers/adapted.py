@@ -12,6 +12,7 @@ from ..noise import START, KeyedNoise
 from ..rewards import Decoded
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
+from ..steering.pilot import needs_pilot
 from ..steering.population import Population
 from .asked import Asked
 from .beginnings import beginning
@@ -65,6 +66,11 @@ def _check_cache(adapter: Family, asked: Asked, shards: Shards | None) -> None:
         raise InvalidArgument(
             "a cache on the network holds features of the whole batch, and of the step before: "
             "leave out shards and guidance, or call disable_cache()"
+        )
+    if adapter.caches and needs_pilot(asked.method, asked.reward):
+        raise InvalidArgument(
+            "a cache on the network holds features of the whole batch, and the pilot of "
+            "scale='auto' is another: give scale= a number, or call disable_cache()"
         )
 
 

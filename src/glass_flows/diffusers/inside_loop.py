@@ -23,7 +23,7 @@ from ..plans.sampler import RHO, SOLVER
 from ..rewards import Decoded
 from ..steering import BestOf, Costs, PosteriorValue, Refine, SearchResult, Step
 from ..steering.loop import Watch, finished, pass_boundaries
-from ..steering.pilot import SAMPLES, found_by, own_scale, pilot_sampler, settled
+from ..steering.pilot import SAMPLES, found_by, needs_pilot, own_scale, pilot_sampler, settled
 from ..steering.population import Population, Run, kept
 from ..steering.strength import Auto, Found
 from .asked import Asked
@@ -68,9 +68,14 @@ def _scheduler(asked: Asked) -> GlassScheduler:
 
 def _found(asked: Asked, watch: Watch, takes: Mapping[str, Any]) -> tuple[Found | None, Costs]:
     """λ of "auto", and what it cost: the loop runs once more, beside, for plain samples."""
-    scale, own = asked.method.scale, own_scale(asked.method, asked.reward)
-    if not isinstance(scale, Auto) or own is not None:
-        return own, Costs()
+    scale = asked.method.scale
+    if not (isinstance(scale, Auto) and needs_pilot(asked.method, asked.reward)):
+        return own_scale(asked.method, asked.reward), Costs()
+    if any(caches_of(network) for network in _networks(asked.pipe)):
+        raise InvalidArgument(
+            "a cache needs the whole batch, and the pilot of scale='auto' is another: give scale= "
+            "a number, or call disable_cache()"
+        )
     sampler = pilot_sampler(asked.sampler)
     beside = replace(
         asked,

@@ -31,6 +31,7 @@ __all__ = [
     "SAMPLES",
     "Pilot",
     "found_by",
+    "needs_pilot",
     "own_scale",
     "pilot_of",
     "pilot_sampler",
@@ -59,6 +60,10 @@ def own_scale(method: Method, reward: RewardLike) -> Found | None:
         if not method.tilts:
             return Found(1.0, nats=0.0)
     return None
+
+
+def needs_pilot(method: Method, reward: RewardLike) -> bool:
+    return isinstance(method.scale, Auto) and own_scale(method, reward) is None
 
 
 def settled(method: M, found: Found | None) -> M:
@@ -150,7 +155,7 @@ def pilot_of(
         The run begins with particles that were given at a time after noise, of no known law.
     """
     scale = method.scale
-    if not isinstance(scale, Auto) or own_scale(method, reward) is not None:
+    if not (isinstance(scale, Auto) and needs_pilot(method, reward)):
         return None
     check_asked(table, as_reward(reward), method, population, shards)
     if population.given and table.times[0] != 0.0:
