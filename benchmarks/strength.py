@@ -131,7 +131,8 @@ def choose(populations: int) -> None:
             alone = [one == 1 for one in strength.ancestors]
             columns = (
                 strength.scale, result.rewards.amax(1).mean(), 100 * right.double().mean(),
-                result.rewards.mean(), result.ess.mean(), mean(strength.ancestors), 100 * mean(alone),
+                result.rewards.mean(), result.ess.mean(), mean(strength.ancestors),
+                100 * mean(alone),
             )  # fmt: skip
             found.append([float(one) for one in columns])
         means = torch.tensor(found).mean(0).tolist()
