@@ -33,6 +33,7 @@ from ..steering import (
     WeightedResult,
 )
 from ..steering.loop import Watch
+from ..steering.pilot import EVALUATIONS, SAMPLES, needs_pilot
 from .budget import chosen_for
 from .job import Job
 from .models import Digits, Model
@@ -359,7 +360,10 @@ def within(
         return model.run(sized, Watch(progress=False)).result.network_evaluations
 
     about = replace(job, prompts=(), seed=0).as_json()
-    particles, transitions, steps, _ = chosen_for(budget, folder, trial, announce, about)
+    pilot = needs_pilot(job.method, model.reward(job))
+    particles, transitions, steps, _ = chosen_for(
+        budget, folder, trial, announce, about, SAMPLES * EVALUATIONS * pilot
+    )
 
     def sized(one: Job) -> Job:
         guidance = model.guidance(one) if isinstance(one.method, Refine) else 1.0

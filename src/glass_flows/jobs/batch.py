@@ -24,7 +24,7 @@ from ..folders import alone_in_out
 from ..progress import progress_bar
 from ..runs import RunRecord, read_run
 from ..runs.result import best_first, loose
-from ..steering.strength import Strength
+from ..steering.strength import Auto, Strength
 from ..stops import keep
 from .align import within
 from .items import Item, Over, Work, clear_others, is_finished, load_model
@@ -101,7 +101,9 @@ def run_batch(
     with progress_bar(len(items), progress, "batch") as advance:
         if budget is not None:
             model = loaded = load_model(work)
-            sized = within(budget, model, work.of(items[0]), home, announce)
+            found = (i for i in items if isinstance(work.jobs[i.method].method.scale, Auto))
+            costly = next(found, items[0])  # a pilot is counted, if any has one
+            sized = within(budget, model, work.of(costly), home, announce)
             work = Work({name: sized(job) for name, job in work.jobs.items()})
         if overwrite:
             clear_others(model, work, items, home)

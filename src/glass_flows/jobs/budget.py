@@ -129,18 +129,21 @@ def _worth(split: tuple[float, int, int, int]) -> float:
     return images + math.log(particles) + 0.2 * math.log(transitions)
 
 
-def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.monotonic) -> Split:
+def measure(
+    trial: Trial, budget: Budget, clock: Callable[[], float] = time.monotonic, beside: int = 0
+) -> Split:
     """Measure, and choose what is left of the budget for.
 
     The first trial warms up; four more, of one and of four particles, tell evaluations, looks,
     calls and what a run takes by itself apart. Then a quarter of the particles that this would
-    choose, on a part of the way, tell what a larger batch saves, and it is chosen again.
+    choose, on a part of the way, tell what a larger batch saves, and it is chosen again. What a
+    pilot asks, of so many evaluations `beside`, is kept for it.
     """
     began = clock()
     if budget.seconds is None:
         short_run, long_run = trial(1, 1, 1), trial(1, 1, 2)
         prices = Prices(long_run - short_run, max(0, 2 * short_run - long_run))
-        return choose(prices, budget.amount)
+        return choose(prices, budget.amount - beside * prices.evaluation)
 
     def timed(*sizes: int) -> float:
         start = clock()
@@ -161,13 +164,15 @@ def measure(trial: Trial, budget: Budget, clock: Callable[[], float] = time.mono
     look = max(0.0, (broad - short - 6 * evaluation) / 3)
     run = max(0.0, short - 2 * one - look)
     prices = Prices(evaluation, look, one - evaluation, run)
-    choice = choose(prices, left())
+    choice = choose(prices, left() - beside * evaluation)
     n = max(5, choice.particles // 4)
     if prices.of(n, 1, 2) + prices.of(n, 1, 4) < 2 * _TRIAL * budget.amount:
         broad, many = batch(n)
         evaluation = min(max((many - one) / (n - 1), 1e-9), many / n)
         look = max(0.0, (broad - run - 2 * many) / n)
-        choice = choose(Prices(evaluation, look, many - n * evaluation, run), left())
+        choice = choose(
+            Prices(evaluation, look, many - n * evaluation, run), left() - beside * evaluation
+        )
     return choice
 
 
@@ -177,6 +182,7 @@ def chosen_for(
     trial: Trial,
     announce: Callable[[str], None] = lambda text: None,
     job: Mapping[str, Any] = _NO_JOB,
+    beside: int = 0,
 ) -> Split:
     """The choice for a budget, kept in the folder: gone on with, a run has the same sizes.
 
@@ -192,7 +198,7 @@ def chosen_for(
             sizes = {name: check_count(name, n) for name, n in known["choice"].items()}
             return Split(**sizes, price=price)
     announce(f"measuring, to spend {budget}")
-    choice = measure(trial, budget)
+    choice = measure(trial, budget, beside=beside)
     replace(file, json.dumps({**what, "choice": choice._asdict()}).encode())
     cost = f"{choice.price:.3g}{' s' if budget.seconds is not None else ' evaluations'}"
     announce(
