@@ -140,7 +140,7 @@ def digits_jobs() -> Iterator[tuple[str, Job]]:
             )
     old = "beams" in inspect.signature(glass_flows.beam).parameters
     by_beams = {"beams": 3, "children": 2} if old else {"particles": 6, "children": 2}
-    by_parents = {"particles": 3 if old else 6, "children": 2, "scale": 1.0}
+    by_parents = {"particles": 3 if old else 6, "children": 2}
     for name, more in {
         "free": {},
         "posterior": {"value": PosteriorValue(2, 2), "scale": 3.0},
@@ -155,7 +155,7 @@ def digits_jobs() -> Iterator[tuple[str, Job]]:
             yield (
                 f"digits: greedy, {pick}, {name}",
                 lambda more=more, pick=pick: glass_flows.greedy(
-                    denoiser, reward, pick=pick, **by_parents, **small, **more
+                    denoiser, reward, pick=pick, **{"scale": 1.0, **by_parents, **small, **more}
                 ),
             )
 
