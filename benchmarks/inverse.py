@@ -120,8 +120,8 @@ def table(count: int) -> Iterator[str]:
     solver = Default(sigma_data=SIGMA)
     ode = Sampler(1, 12, "ode", solver=solver)
     methods: dict[str, tuple[Method, Sampler]] = {
-        "steering, 24 looks": (Steering(PARTICLES), Sampler(24, 4, 0.4, solver=solver)),
-        "steering, 63 looks": (Steering(PARTICLES), Sampler(63, 4, 0.4, solver=solver)),
+        "steering, 24 looks": (Steering(PARTICLES, 1.0), Sampler(24, 4, 0.4, solver=solver)),
+        "steering, 63 looks": (Steering(PARTICLES, 1.0), Sampler(63, 4, 0.4, solver=solver)),
         "refinement, 28 moves": (_refinement(28), ode),
         "refinement, 80 moves": (_refinement(80), ode),
     }
@@ -144,7 +144,7 @@ def table(count: int) -> Iterator[str]:
 def _refinement(moves: int) -> Refine:
     """λ rises late, as a sharp likelihood wants it, and the last moves are short."""
     return Refine(
-        PARTICLES, moves=moves, move_steps=3, move_times=Ramp(0.1, 0.95), returned="last",
+        PARTICLES, 1.0, moves=moves, move_steps=3, move_times=Ramp(0.1, 0.95), returned="last",
         schedule=lambda share: share**4,
     )  # fmt: skip
 

@@ -95,7 +95,7 @@ def measure(
             steer(
                 denoiser,
                 reward,
-                Steering(8, twist=twist),
+                Steering(8, 1.0, twist=twist),
                 SAMPLER,
                 shape=IMAGE,
                 populations=min(BATCH, populations - first),

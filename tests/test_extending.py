@@ -152,7 +152,7 @@ def test_a_method(rooms):
     method = method_of("my-beam", {"particles": 4}, {"boldness": "0"})
     assert method == rooms.HalfBeam(4, boldness=0.0)
     assert read_method(method.as_json()) == method
-    assert str(method) == "my-beam particles=4 boldness=0"
+    assert str(method) == "my-beam particles=4 scale=auto boldness=0"
     pipe, reward = tiny.build("sd3"), glass_flows.load_reward("my-redness")
     given = {k: v for k, v in tiny.CALL["sd3"].items() if k != "prompt"}
     given |= {"transitions": 3, "steps": 1, "seed": 0}

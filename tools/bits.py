@@ -155,7 +155,7 @@ def digits_jobs() -> Iterator[tuple[str, Job]]:
             yield (
                 f"digits: greedy, {pick}, {name}",
                 lambda more=more, pick=pick: glass_flows.greedy(
-                    denoiser, reward, pick=pick, **by_parents, **small, **more
+                    denoiser, reward, pick=pick, **{"scale": 1.0, **by_parents, **small, **more}
                 ),
             )
 

@@ -36,6 +36,7 @@ __all__ = [
     "ACCEPTANCE",
     "GENERATOR",
     "MOVE",
+    "PILOT",
     "POSTERIOR",
     "RANDOMNESS",
     "RESAMPLING",
@@ -63,7 +64,7 @@ _ALONE, _SHARED, _WORTH = 2**17, 2**15, 4
 _STREAM = 2**63  # the particle number of a stream that belongs to no particle
 
 # Purposes keep the streams of one seed apart.
-START, TRANSITION, RESAMPLING, POSTERIOR, SINGLE, MOVE, ACCEPTANCE = range(7)
+START, TRANSITION, RESAMPLING, POSTERIOR, SINGLE, MOVE, ACCEPTANCE, PILOT = range(8)
 
 
 class Noise(Protocol):
@@ -177,6 +178,10 @@ class KeyedNoise:
         return np.random.Philox(
             key=np.array([self.seed, purpose], dtype=np.uint64), counter=counter
         )
+
+    def seed_of(self, purpose: int) -> int:
+        """A seed of its own for what stands beside a run, such as its pilot."""
+        return int(self.bits(purpose, 0, 0).random_raw()) >> 1
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
         numbers = range(self.first_particle, self.first_particle + len(check_like(like)))

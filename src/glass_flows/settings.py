@@ -2,7 +2,8 @@
 
 A settings object is a frozen dataclass. Every field has a :class:`Kind`, which reads what may be
 given for it from Python, a command line or a file, and writes it again. So an object has one text
-and one JSON form, both of which leave out what is as by default:
+and one JSON form, both of which leave out what is as by default (or, where a default has changed,
+as it was when files began to leave it out):
 
     sampler transitions=12 rho=ddim:0.5
     {"type": "sampler", "version": 1, "transitions": 12, "rho": "ddim:0.5"}
@@ -456,9 +457,14 @@ def spelled(value: object) -> str:
 # --- the objects ----------------------------------------------------------------------------------
 
 
-def setting(default: Any, kind: Kind) -> Any:
-    """A field of a checked object; without a default if that is ``dataclasses.MISSING``."""
-    return field(default=default, metadata={"kind": kind})
+def setting(default: Any, kind: Kind, unwritten: Any = MISSING) -> Any:
+    """A field of a checked object; without a default if that is ``dataclasses.MISSING``.
+
+    `unwritten` is what texts and JSON mean that do not name the field, where that is not what a
+    call means: so a default may change, and what was written before it still says the same.
+    """
+    known = {} if unwritten is MISSING else {"unwritten": unwritten}
+    return field(default=default, metadata={"kind": kind, **known})
 
 
 class Checked:
@@ -527,12 +533,18 @@ class Settings(Checked):
         other = (one.name for one in fields(self) if getattr(self, one.name) != _default(one))
         return {name: kinds(type(self))[name].write(getattr(self, name)) for name in other}
 
+    def written(self) -> dict[str, Json]:
+        """The fields that a text or a file must name, as JSON."""
+        left_out = {one.name: _default(one) for one in fields(self)} | _unwritten(type(self))
+        other = (name for name, value in left_out.items() if getattr(self, name) != value)
+        return {name: kinds(type(self))[name].write(getattr(self, name)) for name in other}
+
     def every(self) -> dict[str, Json]:
         """All fields, as JSON."""
         return {name: kind.write(getattr(self, name)) for name, kind in kinds(type(self)).items()}
 
     def as_json(self) -> dict[str, Json]:
-        return {"type": self.word, "version": self.version, **self.differing()}
+        return {"type": self.word, "version": self.version, **self.written()}
 
     @classmethod
     def from_json(cls: type[S], data: Mapping[str, Any]) -> S:
@@ -549,7 +561,7 @@ class Settings(Checked):
         word, version = given.pop("type", cls.word), given.pop("version", 1)
         cls._check_head(word, version)
         check_known(cls, given)
-        return cls(**given)
+        return cls(**{**_unwritten(cls), **given})
 
     @classmethod
     def parse(cls: type[S], text: str) -> S:
@@ -569,7 +581,7 @@ class Settings(Checked):
             if name in given:
                 raise InvalidArgument(f"{name} is given twice in {shown(text)}")
             given[name] = value
-        return build(cls, {}, given)
+        return build(cls, {}, given, **_unwritten(cls))
 
     @classmethod
     def _check_head(cls, word: object, version: object) -> None:
@@ -581,7 +593,7 @@ class Settings(Checked):
 
     def __str__(self) -> str:
         head = self.word if self.version == 1 else f"{self.word}@{self.version}"
-        told = (f"{name}={spelled(value)}" for name, value in self.differing().items())
+        told = (f"{name}={spelled(value)}" for name, value in self.written().items())
         return " ".join([head, *map(_quoted, told)])
 
     def __repr__(self) -> str:
@@ -645,3 +657,9 @@ def _default(one: Field[Any]) -> Any:
     if one.default_factory is not MISSING:
         return one.default_factory()
     return one.default
+
+
+def _unwritten(cls: type[Any]) -> dict[str, Any]:
+    """What files mean by leaving a field out, where that is not its default."""
+    told = fields(cls)
+    return {f.name: f.metadata["unwritten"] for f in told if "unwritten" in f.metadata}

@@ -78,6 +78,7 @@ from glass_flows.steering import (
 )
 from glass_flows.steering.methods import AnyMethod, every_setting
 from glass_flows.steering.refinement import BEGINNING
+from glass_flows.steering.strength import Auto
 from glass_flows.steering.values import FreeValue, ValueFunction
 from glass_flows.worlds import GaussianMixture
 
@@ -186,14 +187,15 @@ schedules = st.one_of(
     st.lists(not_negative, max_size=6),
 )
 boundaries = st.none() | counts | st.lists(st.integers(0, 10**6), max_size=6)
-sizes = {"particles": counts, "scale": not_negative}
+scales = not_negative | st.just("auto") | st.builds(Auto, sometimes(positive))
+sizes = {"particles": counts, "scale": scales}
 carried = st.sampled_from(["error", "carry"])
 
 
 @st.composite
 def searches(draw, cls, **more):
     children, parents = draw(st.integers(1, 9)), draw(st.integers(1, 9))
-    chosen = {"scale": not_negative, "value": values, "boundaries": boundaries}
+    chosen = {"scale": scales, "value": values, "boundaries": boundaries}
     rest = {name: draw(one) for name, one in {**chosen, "guidance": guidances, **more}.items()}
     return cls(children * parents, children=children, **rest)
 
@@ -323,7 +325,7 @@ OTHER = {
     },
     Steering: {
         "particles": ["1", "100"],
-        "scale": ["0", "2.5", "1e-05", "1e+22"],
+        "scale": ["0", "2.5", "1e-05", "1e+22", "auto:2", "auto:0.25"],
         "potential": ["max", "fkd-sum"],
         "schedule": ["linear", "adaptive", "adaptive:0.6", "0.5,", "0,1,2.5", ","],
         "boundaries": ["1", "2", "3,", "0,2", ","],
@@ -372,15 +374,26 @@ def test_every_setting_has_another_value_here(cls):
     assert set(OTHER[cls]) == set(names_of(cls)) == set(kinds(cls))
 
 
+# What files left out before a default was another one they go on to mean; so it is always named.
+NAMED = {cls: {"scale": "auto"} for cls in (Steering, Beam, Greedy, Refine)}
+MEANT = {cls: {"scale": 1.0} for cls in NAMED}
+
+
 @each_class
 def test_an_object_as_by_default_is_its_word(cls):
-    assert str(cls()) == cls.word
-    assert cls().as_json() == {"type": cls.word, "version": 1}
+    named = NAMED.get(cls, {})
+    word = " ".join([cls.word, *(f"{name}={value}" for name, value in named.items())])
+    assert str(cls()) == word
+    assert cls().as_json() == {"type": cls.word, "version": 1, **named}
     assert repr(cls()) == f"{cls.__name__}()"
     assert cls().differing() == {}
-    assert cls.parse(cls.word) == cls.from_json({}) == cls.from_json(cls().as_json()) == cls()
+    assert cls.parse(word) == cls.from_json(cls().as_json()) == cls()
     given = {name: getattr(cls(), name) for name in names_of(cls)}
-    assert str(cls(**given)) == cls.word  # the same values given are no difference
+    assert str(cls(**given)) == word  # the same values given are no difference
+    meant = cls(**MEANT.get(cls, {}))
+    assert cls.parse(cls.word) == cls.from_json({}) == meant
+    assert str(meant) == cls.word
+    assert meant.as_json() == {"type": cls.word, "version": 1}
     assert cls(**cls().every()) == cls()
 
 
@@ -389,9 +402,11 @@ def test_what_differs_is_told_and_nothing_else(cls, name, text):
     one = build(cls, {}, {name: text})
     assert one != cls()
     assert list(one.differing()) == [name]
-    assert str(one) == f"{cls.word} {name}={text}"
+    told = {n: {**NAMED.get(cls, {}), name: text}.get(n) for n in names_of(cls)}
+    told = {n: value for n, value in told.items() if value is not None}
+    assert str(one) == " ".join([cls.word, *(f"{n}={value}" for n, value in told.items())])
     assert cls.parse(str(one)) == one
-    assert list(strict(one)) == ["type", "version", name]
+    assert list(strict(one)) == ["type", "version", *told]
     assert cls.from_json(strict(one)) == one
     assert spelled(one.differing()[name]) == text
     assert replace(cls(), **{name: getattr(one, name)}) == one
@@ -412,7 +427,7 @@ def test_the_forms_are_those_of_the_documentation():
 
 def test_lists_of_one_are_no_single_values():
     assert Steering(boundaries=[2]).boundaries == (2,)
-    assert str(Steering(boundaries=[2])) == "steering boundaries=2,"
+    assert str(Steering(scale=1, boundaries=[2])) == "steering boundaries=2,"
     assert Steering(boundaries=2) != Steering(boundaries=[2])
     assert Steering(boundaries=2).as_json()["boundaries"] == 2
     one = Sampler(1, steps=[3], rho=["ddpm"])
@@ -450,7 +465,7 @@ def test_arrays_and_tensors_are_lists():
     assert Sampler(rho=torch.tensor(0.5)).rho == 0.5
     assert Steering(boundaries=range(1, 4)).boundaries == (1, 2, 3)
     assert Steering(schedule=np.ones(2)).schedule == (1.0, 1.0)
-    one = Steering(twist=np.float32(0.5))
+    one = Steering(scale=1, twist=np.float32(0.5))
     assert str(one) == "steering twist=0.5"
     assert Steering.from_json(strict(one)) == one
     with pytest.raises(InvalidArgument, match=r"rho\[0\] must be a number .* got \[0\.0\]"):
@@ -589,7 +604,7 @@ def test_another_word_or_version_is_refused(cls):
     for text in ("", " ", "other", *(cls.word + more for more in ("@2", "@", "@x", "s"))):
         with pytest.raises(InvalidArgument, match="expected the settings"):
             cls.parse(text)
-    assert cls.parse(f"{cls.word}@1") == cls.parse(f"  {cls.word} ") == cls()
+    assert cls.parse(f"{cls.word}@1") == cls.parse(f"  {cls.word} ") == cls(**MEANT.get(cls, {}))
 
 
 def test_a_raised_version_is_told_and_asked_for():
@@ -723,7 +738,8 @@ WRONG = {
     },
     Steering: {
         "particles": NO_COUNT,
-        "scale": [-1, -0.1, NAN, INF, True, None, "x", "1", [1.0], {}, 1j],
+        "scale": [-1, -0.1, NAN, INF, True, None, "x", "1", [1.0], {}, 1j, "auto:0", "auto:-1",
+                  "auto:x", "auto:1:2", "autos", "auto:inf", Auto],
         "potential": [0, True, None, "x", "", ["max"]],
         "schedule": [0, 0.5, NAN, True, None, "x", "", {}, [-0.1], [NAN], [INF], ["x"], [True],
                      [None], [halved], "0.5", "1,x", "adaptive:0", "adaptive:1.5", "adaptive:x",
@@ -1011,8 +1027,9 @@ def test_a_front_names_every_setting_with_its_default(name):
         if cls is not Sampler or name not in ("best_of", "refine"):  # whose sampler is the ODE
             for setting_name, kind in kinds(cls).items():
                 repeated = kind.read(setting_name, parameters[setting_name].default)
-                if (name, cls, setting_name) != ("steer_pipeline", Refine, "schedule"):
-                    assert repeated == getattr(cls(), setting_name)  # there it is steering's
+                steerings = (cls, setting_name) in ((Refine, "schedule"), (BestOf, "scale"))
+                if name != "steer_pipeline" or not steerings:
+                    assert repeated == getattr(cls(), setting_name)
 
 
 @each_front

@@ -52,7 +52,7 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("--scale nan", "scale must be a finite number >= 0, got nan"),
         ("--scale inf", "scale must be a finite number >= 0, got inf"),
         ("--scale 1e999", "scale must be a finite number >= 0, got inf"),
-        ("--scale x", "scale must be a finite number"),
+        ("--scale x", "unknown scale 'x'. scale must be a finite number >= 0, 'auto'"),
         ("--times 0,x,1", "times[1] must be finite, got"),
         ("--times 1,0", "6 transitions need 7 times (starts and the"),
         ("--solver papr", "unknown solver 'papr'. Did you mean 'paper'?"),

@@ -49,7 +49,7 @@ def test_help_teaches():
 
 
 def test_the_job_steers_and_reports(tmp_path):
-    job = Job("digits", Steering(), Sampler(), reward="class:8", populations=40, seed=3)
+    job = Job("digits", Steering(8, 1.0), Sampler(), reward="class:8", populations=40, seed=3)
     methods = twisted(job.method, sigma_data=0.7, asked=False)
     report = compare_digits(job, tmp_path / "new" / "folder", methods=methods, progress=False)
     plain, best, steered, shifted = report.methods

@@ -94,7 +94,7 @@ def test_the_guidance_of_the_pipeline_and_that_of_the_reward(tmp_path):
     tiny.save("sd3", tmp_path / "sd3")
     few = ["--prompt", "a cat", "--height", "16", "--width", "16", "--particles", "2",
            "--transitions", "2", "--steps", "1", "--argument", "max_sequence_length=32",
-           "--reward", "rewards_of_mine:red"]  # fmt: skip
+           "--scale", "1", "--reward", "rewards_of_mine:red"]  # fmt: skip
     found = {}
     for out, more in {
         "own": [],

@@ -78,7 +78,7 @@ def test_a_job_is_its_json(job):
 
 
 def test_json_leaves_out_what_is_as_by_default():
-    job = Job("digits", Steering(), Sampler())
+    job = Job("digits", Steering(scale=1.0), Sampler())
     assert job.as_json() == {
         "version": 2,
         "model": "digits",

@@ -245,7 +245,7 @@ def test_nothing_is_kept_of_a_chain_that_is_excluded(tmp_path):
     record.pictures = lambda z: [digit_image(image) for image in z]
     refine(
         digits_denoiser(), excluded, shape=IMAGE, particles=2, moves=1, seed=0, record=record,
-        degenerate="carry", progress=False,
+        degenerate="carry", scale=1.0, progress=False,
     )  # fmt: skip
     assert not (tmp_path / "run" / "best-000.png").exists()
     page_of([tmp_path / "run"], tmp_path / "r.html")

@@ -16,7 +16,7 @@ from glass_flows.worlds import GaussianMixture
 MEANS = torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64)
 DENOISER = GaussianMixture(MEANS, 0.5).denoiser(Linear())
 GIVEN = {"shape": (2,), "particles": 32, "transitions": 4, "steps": 3, "rho": 0.2, "seed": 3}
-GIVEN |= {"dtype": torch.float64, "populations": 2}
+GIVEN |= {"scale": 1.0, "dtype": torch.float64, "populations": 2}
 
 
 def hard(z):

@@ -530,6 +530,7 @@ def counted(guidance, **options):
         denoiser,
         Decoded(counters.score, counters.decode),
         shape=(2,),
+        scale=1.0,
         particles=3,
         populations=2,
         transitions=3,

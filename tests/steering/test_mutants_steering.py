@@ -20,6 +20,7 @@ from glass_flows.steering.population import Population, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
 from glass_flows.steering.schedules import share_at
 from glass_flows.steering.search import Beam
+from glass_flows.steering.strength import Auto
 from glass_flows.steering.twist import Twister, informative, noise_gain
 from glass_flows.steering.values import scaled
 from glass_flows.steering.weights import effective_size
@@ -335,16 +336,16 @@ def test_the_settings_of_methods_have_ends():
 
 
 def test_the_settings_that_are_documented():
-    assert (Steering().particles, Steering().scale, Steering().ess_threshold) == (8, 1.0, 0.5)
+    assert (Steering().particles, Steering().scale, Steering().ess_threshold) == (8, Auto(), 0.5)
     assert Steering.weighted
     assert BestOf.weighted
     assert not Beam.weighted
     assert Beam().children == 2
     for call, names in (
-        (steer, {"particles": 8, "scale": 1.0, "transitions": 6, "steps": 4, "rho": 0.4}),
+        (steer, {"particles": 8, "scale": "auto", "transitions": 6, "steps": 4, "rho": 0.4}),
         (best_of, {"particles": 8, "scale": 1.0, "transitions": 1, "steps": 24}),
-        (beam, {"particles": 8, "children": 2, "scale": 1.0, "transitions": 6, "steps": 4}),
-        (greedy, {"particles": 8, "children": 2, "scale": 1.0, "transitions": 6, "steps": 4}),
+        (beam, {"particles": 8, "children": 2, "scale": "auto", "transitions": 6, "steps": 4}),
+        (greedy, {"particles": 8, "children": 2, "scale": "auto", "transitions": 6, "steps": 4}),
     ):
         told = inspect.signature(call).parameters
         assert {name: told[name].default for name in names} == names

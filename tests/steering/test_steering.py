@@ -41,6 +41,7 @@ def steered(**options):
     settings = {
         "shape": (2,),
         "particles": 8,
+        "scale": 1.0,
         "transitions": 3,
         "steps": 6,
         "rho": 0.4,
@@ -187,7 +188,15 @@ def test_the_counts_are_the_true_ones():
         guidance_scale=2.0,
     )
     result = steer(
-        denoiser, counting, shape=(2,), particles=3, populations=2, transitions=3, steps=4, rho=0.0
+        denoiser,
+        counting,
+        shape=(2,),
+        particles=3,
+        populations=2,
+        transitions=3,
+        steps=4,
+        rho=0.0,
+        scale=1.0,
     )
     assert result.network_evaluations == sum(calls) == 2 * (2 * 3) * (3 * 4)  # no more than K M
     assert result.reward_evaluations == sum(asked) == 6 * 3  # two boundaries with noise, the end
@@ -225,7 +234,9 @@ def test_a_reward_of_minus_infinity_excludes():
     }
     share = (MIXTURE.sample(100_000, seed=1)[:, 0] > 0.2).double().mean()
     for threshold in (0.0, 0.5):
-        result = steer(DENOISER, inside, ess_threshold=threshold, populations=5, **settings)
+        result = steer(
+            DENOISER, inside, ess_threshold=threshold, populations=5, scale=1.0, **settings
+        )
         alive = result.log_weights > -math.inf
         assert (result.samples[..., 0][alive] > 0.2).all()
         if threshold == 0.0:  # 2,000 particles: 5 standard errors
@@ -240,7 +251,9 @@ def test_a_boundary_that_resamples_nobody_may_lose_everybody():
         return torch.where(z.norm(dim=1) > 0.5, 0.0, -math.inf)
 
     settings = {"shape": (2,), "particles": 20, "transitions": 1, "steps": 6, "rho": "ode"}
-    result = steer(DENOISER, outside, boundaries=1, ess_threshold=0.0, seed=0, **settings)
+    result = steer(
+        DENOISER, outside, boundaries=1, ess_threshold=0.0, scale=1.0, seed=0, **settings
+    )
     assert (result.ess[0] == 0).all()
     assert (result.rewards == 0).any()
 
@@ -286,7 +299,7 @@ def test_bad_settings_are_named_before_anything_is_drawn(options, error, match):
 )
 def test_bad_rewards_are_named(bad, error, match):
     with pytest.raises(error, match=match):
-        steer(DENOISER, bad, shape=(2,), particles=8, transitions=2, steps=2, rho=0.0)
+        steer(DENOISER, bad, shape=(2,), particles=8, scale=1.0, transitions=2, steps=2, rho=0.0)
 
 
 def test_class_rewards():

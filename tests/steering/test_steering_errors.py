@@ -36,7 +36,14 @@ from glass_flows.steering import Adaptive, PosteriorValue, Shards, Steering, ite
 from statistics_rules import covering
 
 SAMPLER = {"transitions": 3, "steps": 2, "rho": 0.4}
-SETTINGS = {"shape": (2,), "particles": 6, "seed": 1, "dtype": torch.float64, **SAMPLER}
+SETTINGS = {
+    "shape": (2,),
+    "particles": 6,
+    "scale": 1.0,
+    "seed": 1,
+    "dtype": torch.float64,
+    **SAMPLER,
+}
 TIMES = ("boundary 1 (t = 0.333333)", "boundary 2 (t = 0.666667)", "the end")
 
 
@@ -130,7 +137,7 @@ def test_bad_rewards_are_named_and_the_particles_kept(call, kind, twist):
     assert boundary.final == (call == 2)
 
     # the same run with a good reward
-    names = ("particles", "twist", "ess_threshold")
+    names = ("particles", "scale", "twist", "ess_threshold")
     steering = Steering(**{name: settings[name] for name in names})
     rest = {name: settings[name] for name in ("shape", "seed", "dtype")}
     steps = iterate_steering(plan(Linear(), **SAMPLER), DENOISER, good, steering, **rest)
@@ -403,7 +410,7 @@ BAD = [
     *(
         pytest.param(*case, marks=())
         for case in [
-            ({"scale": "1"}, "scale must be a finite number >= 0, got '1'"),
+            ({"scale": "1"}, "scale must be a finite number >= 0, 'auto' or 'auto:NATS', got '1'"),
             ({"ess_threshold": "0.5"}, "ess_threshold must lie in [0, 1], got '0.5'"),
             ({"twist": "abc"}, "got 'abc'"),
             ({"twist": None}, "got None"),
@@ -608,7 +615,7 @@ def test_the_reward_of_a_guided_denoiser_is_not_that_of_the_steering():
     own = GuidedDenoiser(DENOISER, lambda z: 50.0 + z[:, 0])
     steps = iterate_steering(
         plan(Linear(), **SAMPLER), own, lambda z: z[:, 1],
-        Steering(6, boundaries=1, ess_threshold=0.0), shape=(2,), seed=1, dtype=torch.float64,
+        Steering(6, 1.0, boundaries=1, ess_threshold=0.0), shape=(2,), seed=1, dtype=torch.float64,
     )  # fmt: skip
     for step in steps:
         boundary = step.boundary

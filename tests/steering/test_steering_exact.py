@@ -583,7 +583,7 @@ def test_network_evaluations_of_the_posterior_value(samples, steps, boundaries):
     result = steer(
         denoiser, REWARDS["linear"], shape=(2,), particles=4, populations=2, transitions=3,
         steps=[2, 3, 2], rho=0.4, times=TIMES, value=PosteriorValue(samples, steps), seed=2,
-        boundaries=boundaries, ess_threshold=1.0, dtype=torch.float64,
+        boundaries=boundaries, ess_threshold=1.0, scale=1.0, dtype=torch.float64,
     )  # fmt: skip
     late, pure = {None: (2, 0), 1: (2, 1)}.get(boundaries if boundaries != [2] else 0, (1, 0))
     each = 7 + late * samples * (steps - 1) + pure * samples * steps
@@ -608,7 +608,7 @@ def test_the_first_evaluation_is_not_repeated(steps):
     denoiser = Asked(MIXTURE)
     steer(denoiser, REWARDS["linear"], shape=(2,), particles=4, populations=2, transitions=3,
           steps=2, rho=0.4, times=TIMES, value=PosteriorValue(3, steps), seed=2,
-          ess_threshold=1.0, dtype=torch.float64)  # fmt: skip
+          ess_threshold=1.0, scale=1.0, dtype=torch.float64)  # fmt: skip
     assert len(set(denoiser.inputs)) == len(denoiser.inputs)
 
 
@@ -623,7 +623,7 @@ def test_a_threshold_of_one_resamples_equal_weights_too(particles):
         result = steer(
             MIXTURE.denoiser(PATH), lambda z: torch.full((len(z),), 1.7), shape=(2,),
             particles=particles, transitions=4, steps=2, rho=0.2, potential=potential,
-            resampling=resampling, ess_threshold=1.0, populations=4, seed=5,
+            resampling=resampling, ess_threshold=1.0, scale=1.0, populations=4, seed=5,
         )  # fmt: skip
         assert (result.ess <= particles).all()
         torch.testing.assert_close(result.log_evidence, torch.full((4,), 1.7).double())
@@ -934,7 +934,8 @@ class Vetoed:
 def vetoed(*calls, **options):
     return steer(MIXTURE.denoiser(PATH), Vetoed(*calls), **{
         "shape": (2,), "particles": 4, "populations": 3, "transitions": 4, "steps": 2, "rho": 0.2,
-        "ess_threshold": 1.0, "seed": 5, "dtype": torch.float64, **options})  # fmt: skip
+        "ess_threshold": 1.0, "scale": 1.0, "seed": 5, "dtype": torch.float64,
+        **options})  # fmt: skip
 
 
 @pytest.mark.parametrize("potential", EXACT)
@@ -998,7 +999,7 @@ def test_the_error_names_place_and_population_and_holds_the_particles(call):
     boundary = caught.value.boundary
     assert boundary.index == call + 1
     assert boundary.final == (call == 3)
-    chosen = Steering(4, ess_threshold=1.0)
+    chosen = Steering(4, 1.0, ess_threshold=1.0)
     steps = iterate_steering(table_of(times=FOUR, rho=0.2), MIXTURE.denoiser(PATH), Vetoed(),
                              chosen, shape=(2,), populations=3, seed=5,
                              dtype=torch.float64)  # fmt: skip

@@ -45,9 +45,13 @@ __all__ = [
 ]
 
 console = Console()
-Seed = Annotated[
-    int, typer.Option(help="Same seed, same result.", callback=lambda seed: None if seed is None else check_seed(seed))
-]
+
+
+def _seed(given: int | None) -> int | None:
+    return None if given is None else check_seed(given)
+
+
+Seed = Annotated[int, typer.Option(help="Same seed, same result.", callback=_seed)]
 Out = Annotated[Path, typer.Option(help="Folder for the results; made if it is missing.")]
 Device = Annotated[str | None, typer.Option(help="'cuda', 'cuda:1' or 'cpu'.")]
 Model = Annotated[

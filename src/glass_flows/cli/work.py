@@ -145,6 +145,9 @@ def _align_digits(
     )
     for warning in report.warnings:
         typer.echo(warning)
+    for line in report.methods:
+        if line.strength:
+            typer.echo(f"strength of {line.method}: {line.strength}")
     typer.echo(f"picture: {report.picture}\nfigures: {report.results}")
 
 
@@ -186,6 +189,8 @@ def _align_images(model: Any, jobs: Any, out: Path, budget: str | None, overwrit
         typer.echo(warning)
     backward = f" + {report.gradients} backward" if report.gradients else ""
     typer.echo(f"network evaluations: {report.evaluations}{backward}")
+    if report.strength:
+        typer.echo(f"strength: {report.strength}")
     for reason in report.biases:
         typer.echo(f"biased: {reason}")
     typer.echo(f"best first: {report.picture}\nimages: {report.images[0].parent}")

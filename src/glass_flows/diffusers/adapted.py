@@ -11,6 +11,7 @@ from ..errors import InvalidArgument, ShapeError
 from ..noise import START, KeyedNoise
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
+from ..steering.pilot import needs_pilot
 from ..steering.population import Population
 from .asked import Asked
 from .beginnings import beginning
@@ -68,6 +69,11 @@ def _check_cache(adapter: Family, asked: Asked, shards: Shards | None) -> None:
         raise InvalidArgument(
             "a cache on the network holds features of the whole batch, and of the step before: "
             "leave out shards and guidance, or call disable_cache()"
+        )
+    if adapter.caches and needs_pilot(asked.method, asked.scored):
+        raise InvalidArgument(
+            "a cache on the network holds features of the whole batch, and the pilot of "
+            "scale='auto' is another: give scale= a number, or call disable_cache()"
         )
 
 

@@ -123,6 +123,11 @@ class Asked:
         """The prompt of each row of the batch, P N."""
         return tuple(one for one in self.prompts for _ in range(self.method.particles))
 
+    @property
+    def scored(self) -> Reward:
+        """The reward, once it is one."""
+        return as_reward(self.reward)
+
     def of_latents(self, pictures: Pictures) -> tuple[Reward, dict[str, Reward]]:
         """The reward and the held-out ones, of latents: they see the same pictures."""
         most = self.batching.decode_batch
@@ -130,13 +135,13 @@ class Asked:
             name: Decoded(one, pictures.once_more, max_batch=most)
             for name, one in self.also.items()
         }
-        return Decoded(as_reward(self.reward), pictures, max_batch=most), beside
+        return Decoded(self.scored, pictures, max_batch=most), beside
 
     def try_reward(self, height: int, width: int, device: torch.device) -> None:
         """Recognise every reward, asked about as many rows as it will be asked about at a time."""
         rows = self.rows[: self.batching.decode_batch]
         gradient = self.method.differentiates
-        try_reward(as_reward(self.reward), height, width, rows, device=device, gradient=gradient)
+        try_reward(self.scored, height, width, rows, device=device, gradient=gradient)
         for one in self.also.values():
             try_reward(one, height, width, rows, device=device)
 

@@ -6,6 +6,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from torch import Tensor
 from ..denoisers import BaseDenoiser
 from ..errors import InvalidArgument, ShapeError, check_name
 from ..execute import Boundary
-from ..noise import START, KeyedNoise
+from ..noise import PILOT, START, KeyedNoise
 from ..paths import Path
 from ..plans.sampler import RHO, SOLVER
-from ..steering import PosteriorValue, Refine, SearchResult, Step
+from ..steering import BestOf, Costs, PosteriorValue, Refine, SearchResult, Step
 from ..steering.loop import Watch, come_to, pass_boundaries
+from ..steering.pilot import SAMPLES, found_by, needs_pilot, own_scale, pilot_sampler, settled
 from ..steering.population import Population, Run, kept
+from ..steering.strength import Auto, Found
 from .asked import Asked
 from .chunks import batch_of, in_chunks
 from .decoding import Pictures
@@ -45,8 +48,13 @@ def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Image.Ima
     _check_sampler(asked)
     loop = _InsideLoop(asked, watch, takes)
     asked.try_reward(*_size(asked), torch.device(asked.pipe._execution_device))
+    loop.found, loop.before = _found(asked, watch, takes)
+    return loop.run(_scheduler(asked))
+
+
+def _scheduler(asked: Asked) -> GlassScheduler:
     sampler = asked.sampler
-    scheduler = GlassScheduler.from_pipeline(
+    return GlassScheduler.from_pipeline(
         asked.pipe,
         rho=RHO.write(sampler.rho),
         steps=sampler.steps,
@@ -55,7 +63,30 @@ def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Image.Ima
         end="data",
         seed=asked.seed,
     )
-    return loop.run(scheduler)
+
+
+def _found(asked: Asked, watch: Watch, takes: Mapping[str, Any]) -> tuple[Found | None, Costs]:
+    """λ of "auto", and what it cost: the loop runs once more, beside, for plain samples."""
+    scale = asked.method.scale
+    if not (isinstance(scale, Auto) and needs_pilot(asked.method, asked.scored)):
+        return own_scale(asked.method, asked.scored), Costs()
+    if any(caches_of(network) for network in _networks(asked.pipe)):
+        raise InvalidArgument(
+            "a cache needs the whole batch, and the pilot of scale='auto' is another: give scale= "
+            "a number, or call disable_cache()"
+        )
+    sampler = pilot_sampler(asked.sampler)
+    beside = replace(
+        asked,
+        method=BestOf(-(-SAMPLES // len(asked.prompts)), scale=0.0),
+        sampler=sampler,
+        seed=KeyedNoise(asked.seed).seed_of(PILOT),
+        latents=None,
+    )
+    loop = _InsideLoop(beside, Watch(progress=watch.progress), takes)
+    result, _ = loop.run(_scheduler(beside))
+    costs = result.costs
+    return found_by(scale, result.rewards, asked.scored, costs.network_evaluations), costs
 
 
 def _check(asked: Asked, takes: Mapping[str, Any]) -> None:
@@ -149,6 +180,8 @@ class _InsideLoop:
         self.steps: Iterator[Step] | None = None
         self.called = 0
         watch.decode = self.pictures.shown
+        self.found: Found | None = None
+        self.before = Costs()
 
     def _call(self, takes: Mapping[str, Any]) -> dict[str, Any]:
         """What the pipeline is called with, beside what is made anew for each run."""
@@ -270,12 +303,17 @@ class _InsideLoop:
                 x=boundary.x,
             )
             witness = _Witness(table.path)
-            self.job = Run(table, witness, self.scored, asked.method, population, also=self.beside)
-            self.course = asked.method.begin(self.job)
+            method = settled(asked.method, self.found)
+            self.job = Run(
+                table, witness, self.scored, method, population,
+                also=self.beside, asked=asked.method, found=self.found,
+            )  # fmt: skip
+            self.course = method.begin(self.job)
             self.steps = pass_boundaries(self.job, self._pending(), self.course, self.watch)
             if not self.checks_images:  # a user's own decoder fails now, and not at the end
                 self.pictures(boundary.x[:1])
         self.boundary = boundary
+        self.job.before = self.before
         self.job.model.network_evaluations = self.called
         with _as_it_was(asked.pipe):
             self.last = next(self.steps)

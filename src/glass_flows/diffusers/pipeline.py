@@ -31,6 +31,7 @@ from ..steering.population import Boundaries
 from ..steering.refinement import MoveTimes
 from ..steering.schedules import ScaleSchedule
 from ..steering.state import Observer
+from ..steering.strength import Auto
 from ..steering.values import AnyValue
 from .adapted import run_adapted
 from .asked import Asked
@@ -54,7 +55,7 @@ def steer_pipeline(
     batching: Batching = _BATCHING,
     *,
     particles: int = 8,
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     potential: str = "difference",
     schedule: ScaleSchedule = "constant",
     boundaries: Boundaries = None,

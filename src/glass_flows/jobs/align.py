@@ -37,6 +37,7 @@ from ..steering import (
     over_optimised,
 )
 from ..steering.loop import Watch
+from ..steering.pilot import EVALUATIONS, SAMPLES, needs_pilot
 from .budget import choose, prices_for, told, ways
 from .job import Job
 from .models import Digits, Model
@@ -68,6 +69,8 @@ class Line:
         Forward and backward passes of the network per image returned.
     seconds : float
         Wall time of all populations; for plain samples the share of the independent samples' time.
+    strength : str
+        How strongly it has steered; "" of what does not steer.
     """
 
     method: str
@@ -80,6 +83,7 @@ class Line:
     evaluations: int
     gradients: int
     seconds: float
+    strength: str = ""
 
 
 @dataclass(frozen=True)
@@ -172,9 +176,10 @@ def _all_warnings(
 
 def _beside_plain(job: Job, plain: SearchResult, result: SearchResult) -> list[str]:
     """Where a result is over-optimised beside plain samples."""
-    if not job.also or not job.method.scale:
+    scale = 0.0 if result.strength is None else result.strength.scale
+    if not job.also or not scale:
         return []
-    return list(map(str, over_optimised({0.0: plain, job.method.scale: result})))
+    return list(map(str, over_optimised({0.0: plain, scale: result})))
 
 
 def _timed(
@@ -206,6 +211,7 @@ def _line(name: str, result: SearchResult, verdict: Tensor, seconds: float) -> L
         result.network_evaluations // len(verdict),
         result.network_gradients // len(verdict),
         seconds,
+        "" if result.strength is None or name.startswith("best of") else str(result.strength),
     )
 
 
@@ -253,6 +259,8 @@ class Aligned:
         each of them over all images.
     warnings : tuple of str
         Where the run is over-optimised.
+    strength : str
+        How strongly the run has steered, in one line; "" of a run of before there was such a line.
     """
 
     images: tuple[Path, ...]
@@ -266,6 +274,7 @@ class Aligned:
     judged: Judged | None = None
     means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    strength: str = ""
 
 
 def align(
@@ -395,6 +404,7 @@ def _aligned(
         judged=judged,
         means={} if told is None else _means(job, told),
         warnings=result.warnings if told is None else tuple(told["warnings"]),
+        strength="" if result.strength is None else str(result.strength),
     )
 
 
@@ -416,7 +426,7 @@ def within(
 
     def trial(*sizes: int) -> int:
         """Draw once, without keeping anything; the evaluations it took."""
-        sized = replace(jobs[0], method=Steering(), init=(), also=()).sized(*sizes)
+        sized = replace(jobs[0], method=Steering(scale=1.0), init=(), also=()).sized(*sizes)
         return model.run(sized, Watch(progress=False)).result.network_evaluations
 
     model.load()  # or its time would be taken for that of an evaluation
@@ -426,7 +436,9 @@ def within(
     prices, left = prices_for(budget, folder, trial, among, announce, about)
 
     def sized(jobs: Sequence[Job]) -> Job:
-        split = choose(prices, left, (way for job in jobs for way in ways(job, guidance)))
+        pilot = any(needs_pilot(job.method, model.reward(job)) for job in jobs)
+        kept = left - pilot * SAMPLES * EVALUATIONS * prices.evaluation
+        split = choose(prices, kept, (way for job in jobs for way in ways(job, guidance)))
         announce(told(split, prices, budget))
         return split.sized(guidance)
 

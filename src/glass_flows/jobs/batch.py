@@ -10,9 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from dataclasses import replace as replace_job
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from ..folders import alone_in_out
 from ..progress import progress_bar
 from ..runs import RunRecord, read_run
 from ..runs.result import best_first, loose
+from ..steering.strength import Strength
 from ..stops import keep
 from .align import within
 from .held_out import warnings_of
@@ -100,8 +103,10 @@ def run_batch(
     with progress_bar(len(items), progress, "batch") as advance:
         if budget is not None:
             model = loaded = load_model(work)
-            sized = within(budget, model, [work.of(items[0])], home, announce)
-            jobs = {name: sized([job]) for name, job in work.jobs.items()}
+            first = work.of(items[0])
+            sized = within(budget, model, [first], home, announce)
+            asked = {n: replace_job(job, prompts=first.prompts) for n, job in work.jobs.items()}
+            jobs = {n: replace_job(sized([job]), prompts=()) for n, job in asked.items()}
             work = Work(jobs, work.numbers)
         if overwrite:
             clear_others(model, work, items, home)
@@ -172,7 +177,8 @@ def summarise(
 def _row(item: Item, out: Path, problem: str | None, also: Sequence[str]) -> dict[str, Any]:
     row: dict[str, Any] = {**vars(item), "status": "left"}
     row |= dict.fromkeys(("reward", "mean reward", "log_evidence", *_COSTS))
-    row |= dict.fromkeys((*(f"also {name}" for name in also), "judge", "image", "error"))
+    row |= dict.fromkeys((*(f"also {name}" for name in also), "scale", "nats", "ancestors"))
+    row |= dict.fromkeys(("judge", "image", "error"))
     folder = out / item.name
     try:
         if problem is None and (folder / "run.json").exists():
@@ -194,6 +200,10 @@ def _came_to(run: RunRecord) -> dict[str, Any]:
     row |= {name: found["costs"][name] for name in _COSTS}
     row |= {f"also {name}": value for name, value in best.also.items()}
     row["log_evidence"] = loose(found["populations"][0])["log_evidence"]
+    if (strength := found.get("strength")) is not None:  # of one population
+        told = Strength.from_json(strength)
+        row["scale"], row["ancestors"] = told.scale, told.ancestors[0]
+        row["nats"] = None if math.isnan(told.nats[0]) else told.nats[0]
     row["judge"] = best.accepted
     row["image"] = f"{run.folder.name}/{best.file}"
     return row

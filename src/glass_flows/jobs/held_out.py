@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..runs import RunRecord, Sample
+from ..runs.record import mean
 from ..steering.overoptimisation import Rung, falls
 from .items import Item
 
@@ -26,28 +27,37 @@ def warnings_of(runs: Mapping[Item, RunRecord]) -> list[str]:
     Those are compared that differ in λ alone. Of best-of-N without guidance the samples without
     weights stand at λ = 0 for every other method, too.
     """
-    by_job: dict[str, dict[float, dict[Place, RunRecord]]] = {}
+    by_job: dict[str, dict[str, dict[Place, RunRecord]]] = {}
     plain: dict[Place, RunRecord] = {}
     for item, run in runs.items():
         place, method = (item.number, item.seed), dict(run.job["method"])
         if method["type"] == "best-of-n" and not method.get("guidance"):
             plain[place] = run
             continue
-        scale = float(method.pop("scale", 1.0))
+        scale = str(method.pop("scale", 1.0))
         about = {**run.job, "method": method, "prompts": [], "seed": 0}
         key = json.dumps(about, sort_keys=True)
         by_job.setdefault(key, {}).setdefault(scale, {})[place] = run
     found = []
     for by_scale in by_job.values():
         if plain:
-            by_scale.setdefault(0.0, plain)
+            by_scale.setdefault("0.0", plain)
         shared = sorted(set.intersection(*map(set, by_scale.values())))
         if not shared:
             continue
-        rungs = [_rung(scale, [by_scale[scale][p] for p in shared]) for scale in sorted(by_scale)]
-        word = by_scale[max(by_scale)][shared[0]].method
-        found += [f"{word}: {one}" for one in falls(rungs)]
+        groups = [[runs[place] for place in shared] for runs in by_scale.values()]
+        scales = map(_scale, by_scale, groups)
+        ordered = sorted(zip(scales, groups), key=lambda pair: pair[0])
+        word = ordered[-1][1][0].method
+        found += [f"{word}: {one}" for one in falls([_rung(*pair) for pair in ordered])]
     return found
+
+
+def _scale(text: str, runs: Sequence[RunRecord]) -> float:
+    """λ; of "auto", which every run finds for its own prompt, the mean."""
+    if not text.startswith("auto"):
+        return float(text)
+    return mean([one.result["strength"]["scale"] for one in runs if one.result is not None])
 
 
 def _rung(scale: float, runs: Sequence[RunRecord]) -> Rung:

@@ -13,10 +13,11 @@ from ..errors import InvalidArgument, check_name, shown
 from ..fronts import refuse_foreign
 from ..plans import Sampler
 from ..runs.command import flag
-from ..settings import build, kinds
+from ..settings import build, kinds, spelled
 from ..steering import METHODS, Method, Refine, Twist, method_of
 from ..steering.methods import every_setting, foreign_settings, idle_settings, sampler_for
 from ..steering.smc import Steering
+from ..steering.strength import SCALE, Scale
 from .budget import parse_budget
 from .job import Job, Loading
 from .models import Model, resolve
@@ -107,6 +108,12 @@ def able(methods: Sequence[str], options: Options) -> list[str]:
     return found or [methods[0]]
 
 
+def _short(scale: Scale) -> str:
+    return (
+        f"{scale:g}" if isinstance(scale, float) else spelled(SCALE.write(scale)).replace(":", "-")
+    )
+
+
 def swept(name: str, methods: Sequence[str], options: Options, **rest: Any) -> dict[str, Job]:
     """Jobs as of :func:`jobs_of`; of several scales, "0,1,10", one for each and each method."""
     scales = options.method.get("scale", "").split(",")
@@ -116,7 +123,7 @@ def swept(name: str, methods: Sequence[str], options: Options, **rest: Any) -> d
     for scale in scales:
         one = replace(options, method={**options.method, "scale": scale.strip()})
         jobs = jobs_of(name, methods, one, **rest)[1]
-        found |= {f"{method}-scale-{job.method.scale:g}": job for method, job in jobs.items()}
+        found |= {f"{method}-scale-{_short(job.method.scale)}": job for method, job in jobs.items()}
     return found
 
 

@@ -71,6 +71,8 @@ class Reward(ABC):
         Where samples are moved before they are scored; None leaves them where they are.
     decodes : int
         Decoder calls per sample, for counting costs.
+    steering_scale : float, optional
+        λ >= 0 that suits it, which ``scale="auto"`` then takes; None finds one in a pilot.
     """
 
     name: str = "reward"
@@ -80,6 +82,7 @@ class Reward(ABC):
     max_batch: int | None = None
     device: torch.device | None = None
     decodes: int = 0
+    steering_scale: float | None = None
 
     @abstractmethod
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:

@@ -77,7 +77,9 @@ class Decoded(Wrapper):
 
     def check(self) -> None:
         self._wrap(decodes=1)
-        vars(self).update(name=self._parts[0].name)  # the same reward, to those who read of it
+        # The same reward, to those who read of it or ask for its λ.
+        part = self._parts[0]
+        vars(self).update(name=part.name, steering_scale=part.steering_scale)
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         return self._parts[0](self.decode(z), prompts)
@@ -110,6 +112,7 @@ class Cached(Wrapper):
 
     def check(self) -> None:
         self._wrap()
+        self.steering_scale = self._parts[0].steering_scale
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         if not len(z) or (z.requires_grad and torch.is_grad_enabled()):

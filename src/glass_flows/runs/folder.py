@@ -57,6 +57,7 @@ from ..pixels import contact_sheet
 from ..steering import Costs, RefinedResult, Saved, SearchResult, SteeringResult, Step
 from ..steering.population import Run
 from ..steering.state import under
+from ..steering.strength import Strength
 from ..stops import keep
 from .listing import differences, short
 from .record import FORMAT, plain, read_events, read_run
@@ -206,7 +207,9 @@ class RunFolder:
         self._run, self._goes_on, table = run, True, run.table
         prompts = run.population.prompts
         told = {
-            "method": run.tilt.as_json(),
+            "method": run.asked.as_json(),
+            "scale": run.scale,
+            "pilot": None if run.found is None else asdict(run.found),
             "seed": run.population.seed,
             "table": json.loads(table.to_json()),
             "table_text": str(table),
@@ -342,6 +345,8 @@ class RunFolder:
                 "warnings": tuple(found.get("warnings", ())),
                 "stopped": found.get("stopped"),
             }
+            if (strength := found.get("strength")) is not None:
+                beside["strength"] = Strength.from_json(strength)
             own = {name: tensor for name, tensor in tensors.items() if "." not in name}
             if "log_weights" not in own:
                 return SearchResult(**beside, **own)

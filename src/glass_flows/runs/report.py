@@ -635,4 +635,6 @@ def _head(run: RunRecord) -> dict[str, str]:
     if not math.isnan(run.figures["seconds"]):
         spent.append(f"{figure(run.figures['seconds'], 3)} s")
     told["cost"] = ", ".join(spent) or None
+    if (strength := (run.result or {}).get("strength")) is not None:
+        told |= {"λ": figure(strength["scale"]), "strength": strength["told"]}
     return {name: str(value) for name, value in told.items() if value is not None}

@@ -117,6 +117,7 @@ def tell(
         "warnings": [*result.warnings, *warnings],
         "paths": {name: path.tolist() for name, path in result.paths.items()},
         "stopped": result.stopped,
+        "strength": None if result.strength is None else result.strength.as_json(),
     }
 
 

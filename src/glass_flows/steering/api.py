@@ -20,6 +20,7 @@ from ..settings import Function, Is
 from .held_out import Also, held_out
 from .loop import Watch, begin, conduct, pass_boundaries
 from .method import Method
+from .pilot import pilot_of
 from .population import Boundaries, Population
 from .refinement import BEGINNING, MoveTimes, Ramp, Refine
 from .results import RefinedResult, SearchResult, SteeringResult
@@ -28,6 +29,7 @@ from .search import Beam, Greedy
 from .shards import Shards
 from .smc import BestOf, Steering
 from .state import Observer, Recorder, Step
+from .strength import Auto
 from .twist import Twist
 from .values import AnyValue
 
@@ -47,7 +49,7 @@ def steer(
     *,
     shape: Sequence[int],
     particles: int = 8,
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     potential: str = "difference",
     schedule: ScaleSchedule = "constant",
     boundaries: Boundaries = None,
@@ -166,7 +168,7 @@ def best_of(
     *,
     shape: Sequence[int],
     particles: int = 8,
-    scale: float = 1.0,
+    scale: float | str | Auto = 1.0,
     guidance: Guidance | str | None = None,
     degenerate: str = "error",
     transitions: int = 1,
@@ -223,7 +225,7 @@ def beam(
     shape: Sequence[int],
     particles: int = 8,
     children: int = 2,
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     value: AnyValue = "free",
     boundaries: Boundaries = None,
     guidance: Guidance | str | None = None,
@@ -282,7 +284,7 @@ def greedy(
     particles: int = 8,
     children: int = 2,
     pick: str = "best",
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     value: AnyValue = "free",
     boundaries: Boundaries = None,
     guidance: Guidance | str | None = None,
@@ -343,7 +345,7 @@ def refine(
     *,
     shape: Sequence[int],
     particles: int = 8,
-    scale: float = 1.0,
+    scale: float | str | Auto = "auto",
     moves: int = 6,
     move_times: MoveTimes | str = _RAMP,
     move_steps: int | Sequence[int] | None = None,
@@ -441,10 +443,13 @@ def iterate_steering(
     )
     watch = Watch(record)
     watch.resume(seed)
-    beside = held_out(also)
-    run = begin(table, denoiser, reward, method, population, shards, watch, advance, beside)
-    course = method.begin(run)
-    return pass_boundaries(run, course.boundaries(), course, watch)
+    beside, pilot = held_out(also), None
+    if watch.saved is None:
+        pilot = pilot_of(method, reward, table, denoiser, population, shards)
+    course = begin(
+        table, denoiser, reward, method, population, shards, watch, advance, beside, pilot
+    )
+    return pass_boundaries(course.run, course.boundaries(), course, watch)
 
 
 def _weighted(result: SearchResult) -> SteeringResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,10 +19,12 @@ from ..settings import Function, Is
 from .held_out import Beside
 from .method import Course, Method
 from .overoptimisation import falls
+from .pilot import Pilot, own_scale, pilot_of, settled
 from .population import Population, Run, kept
-from .results import SearchResult
+from .results import Costs, SearchResult
 from .shards import Shards
 from .state import History, Observer, Recorder, Saved, Scene, Step
+from .strength import Found, Strength
 from .values import Look
 
 __all__ = ["Watch", "begin", "come_to", "conduct", "pass_boundaries"]
@@ -85,8 +87,10 @@ class Watch:
             run.resume(self.saved.costs)
         if self.record is not None:
             x = run.shards.gather(boundary.x)
-            stacked = history.stacked()
-            self.record.save(Saved(boundary.index, x, course.carried(), stacked, run.costs))
+            carried = course.carried()
+            if run.found is not None:
+                carried["found"] = run.found.tensor()
+            self.record.save(Saved(boundary.index, x, carried, history.stacked(), run.costs))
 
     def after(self, step: Step, run: Run) -> None:
         if self.record is not None:
@@ -125,10 +129,15 @@ def conduct(
     calls = method.calls(table, first)
     if population.init is not None and not first:  # nothing is drawn to begin with
         calls -= table.evaluations
+    pilot = None
+    if watch.saved is None:
+        pilot = pilot_of(method, reward, table, denoiser, population, shards)
+        calls += 0 if pilot is None else pilot.calls
     with progress_bar(calls, watch.progress, method.word) as advance:
-        run = begin(table, denoiser, reward, method, population, shards, watch, advance, also)
-        course = method.begin(run)
-        for last in pass_boundaries(run, course.boundaries(), course, watch):
+        course = begin(
+            table, denoiser, reward, method, population, shards, watch, advance, also, pilot
+        )
+        for last in pass_boundaries(course.run, course.boundaries(), course, watch):
             advance.say(last.news())
         return come_to(course, last, method.biases(denoiser), watch)
 
@@ -143,23 +152,34 @@ def begin(
     watch: Watch,
     advance: Callable[[], None] = lambda: None,
     also: Mapping[str, Reward] = _NONE,
-) -> Run:
-    """The run of a method through a table, at its first boundary or at the one that was saved."""
-    saved = watch.saved
+    pilot: Pilot | None = None,
+) -> Course:
+    """The course of a method through a table, at its first boundary or at the one that was saved.
+
+    Here λ becomes a number: all below sees no other.
+    """
+    saved, found, spent = watch.saved, own_scale(method, reward), Costs()
+    if saved is not None and "found" in saved.carried:
+        found = Found.of(saved.carried["found"])
+    elif pilot is not None:
+        found, spent = pilot.draw(denoiser, reward, advance)
     run = Run(
         table,
         denoiser,
         reward,
-        method,
+        one := settled(method, found),
         population if saved is None else population.at(saved.x.to(population.home(denoiser))),
         first=0 if saved is None else saved.index,
         shards=shards,
         advance=advance,
         also=also,
+        asked=method,
+        found=found,
     )
+    run.resume(spent)
     if watch.record is not None:
         watch.record.begin(run)
-    return run
+    return one.begin(run)
 
 
 @torch.no_grad()
@@ -212,20 +232,34 @@ def _asked_beside(course: Course, look: Look, history: History) -> dict[str, Ten
 
 
 def come_to(course: Course, last: Step, biases: tuple[str, ...], watch: Watch) -> SearchResult:
-    """What a run comes to, at its end or where it was stopped."""
-    if watch.stopped is None:
-        result = course.result(last, biases)
-    else:
-        biases = (*biases, course.stop_bias(watch.stopped))
-        result = replace(course.result(last, biases), stopped=watch.stopped.index)
+    """What a run comes to, at its end or where it was stopped, and how strongly it has steered."""
+    stop = watch.stopped
+    if stop is not None:
+        biases = (*biases, course.stop_bias(stop))
+    result = course.result(last, biases)
+    method = cast(Method, course.run.tilt)
+    strength = Strength.of(
+        course.run.scale,
+        result.ancestry,
+        course.returned(last),
+        course.weighed(last),
+        found=course.run.found,
+        tilts=method.tilts,
+        remedy=method.remedy,
+    )
+    stopped = None if stop is None else stop.index
+    return replace(result, strength=strength, stopped=stopped, **_held_out(course, last))
+
+
+def _held_out(course: Course, last: Step) -> dict[str, Any]:
+    """What held-out rewards have seen of a whole run, as fields of its result."""
     if not last.also:
-        return result
+        return {}
     history, slots = last.history.stacked(), course.returned(last)
     told = {"reward": history["beside.rewards"]}
     told |= {name: history[f"also.{name}"] for name in last.also}
-    return replace(
-        result,
-        also={name: values.gather(1, slots) for name, values in last.also.items()},
-        paths={name: (history["beside.weights"] * v).sum(-1) for name, v in told.items()},
-        warnings=tuple(str(one) for one in falls(course.ladder(last, history))),
-    )
+    return {
+        "also": {name: values.gather(1, slots) for name, values in last.also.items()},
+        "paths": {name: (history["beside.weights"] * v).sum(-1) for name, v in told.items()},
+        "warnings": tuple(str(one) for one in falls(course.ladder(last, history))),
+    }

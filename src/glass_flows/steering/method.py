@@ -14,11 +14,12 @@ from ..errors import MOST_PARTICLES, InvalidArgument, shown
 from ..execute import Boundary
 from ..guidance import Guidance
 from ..plans import Sampler, Table
-from ..settings import NOT_NEGATIVE, Count, Listed, Object, Settings, setting
+from ..settings import Count, Listed, Object, Settings, setting
 from .overoptimisation import Rung
 from .population import Run
 from .results import Costs, SearchResult
 from .state import History, Selection, Step
+from .strength import SCALE, Auto, Scale
 from .values import FreeValue, Look, PosteriorValue, Value, resolve_value
 
 __all__ = ["BOUNDARIES", "GUIDANCE", "PARTICLES", "SCALE", "VALUE", "Course", "Method"]
@@ -32,7 +33,6 @@ def _no_guidance(given: object) -> object:
 
 
 PARTICLES = Count(most=MOST_PARTICLES)
-SCALE = NOT_NEGATIVE
 BOUNDARIES = Listed(Count(optional=True), item=Count(least=0))
 VALUE = Object(
     "value",
@@ -61,8 +61,10 @@ class Method(Settings, ABC):
     ----------
     particles : int
         N >= 1, of a population: all that are moved at once.
-    scale : float
-        λ >= 0 of the target p(z) exp(λ r(z)); values are in log units, λ r.
+    scale : float, "auto", or "auto:NATS"
+        λ >= 0 of the target p(z) exp(λ r(z)); values are in log units, λ r. "auto" is the λ at
+        which that law is 1.2 nats, or so many, from the model's, found from the reward's spread in
+        a pilot of plain samples with noise of its own; or the λ that the reward brings.
     boundaries : None, int, or list of int
         Where values are taken: at every n-th transition start, or at those listed. None is
         wherever a transition draws noise, if what is seen there can act.
@@ -84,9 +86,11 @@ class Method(Settings, ABC):
     """
 
     particles: int = setting(8, PARTICLES)
-    scale: float = setting(1.0, SCALE)
+    scale: Scale = setting(Auto(), SCALE, unwritten=1.0)
     weighted: ClassVar[bool] = False
     """Whether the particles come with weights."""
+    remedy: ClassVar[str] = "lower the scale, or refine"
+    """What helps where all that is returned descends from one particle."""
 
     @property
     @abstractmethod
@@ -95,6 +99,11 @@ class Method(Settings, ABC):
     @property
     def guided(self) -> bool:
         return self.guidance is not None and self.guidance.scale > 0.0
+
+    @property
+    def tilts(self) -> bool:
+        """Whether λ has a say in what is returned; where not, "auto" needs no pilot and is 1."""
+        return True
 
     @property
     def differentiates(self) -> bool:
@@ -217,6 +226,10 @@ class Course(ABC):
             f"stopped at boundary {boundary.index} of {self.run.length} (t = {boundary.t:.4g}) by "
             "on_boundary: the samples are clean estimates"
         )
+
+    def weighed(self, last: Step) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Rewards, log-weights (P, N) and log-evidence (P,) at the end; None without weights."""
+        return None
 
     def returned(self, last: Step) -> Tensor:
         """The particles that are returned of each population, (P, n)."""

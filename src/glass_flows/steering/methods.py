@@ -200,4 +200,6 @@ class AnyMethod:
         return method_of(default if given is None else given, named)
 
     def default_of(self, name: str, default: Any) -> Any:
-        return defaults(every_setting()[name][0])[name]
+        """Of the method that is meant if none is given, or of the first that has it."""
+        owners, own = every_setting()[name], METHODS[default].kind if default else Steering
+        return defaults(own if own in owners else owners[0])[name]

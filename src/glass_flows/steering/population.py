@@ -33,9 +33,19 @@ from ..settings import ANY_COUNT, Count, Is
 from .held_out import apart
 from .results import Costs
 from .shards import Pieces, Shards
+from .strength import Found, Scale, number
 from .values import Look, Scorer, Value
 
-__all__ = ["Boundaries", "Population", "Run", "Tilt", "kept", "place", "steered_boundaries"]
+__all__ = [
+    "Boundaries",
+    "Population",
+    "Run",
+    "Tilt",
+    "check_asked",
+    "kept",
+    "place",
+    "steered_boundaries",
+]
 
 Boundaries = int | Sequence[int] | None
 
@@ -65,6 +75,8 @@ class Population:
         (P N, *shape), the particles at the table's first time, instead of noise from the seed.
     init : Tensor or None
         (P N, *shape), clean samples for methods that begin with some, instead of drawing them.
+    given : bool
+        Whether x is somebody's own, of whatever law.
     """
 
     particles: int
@@ -76,6 +88,7 @@ class Population:
     device: torch.device | str | None = None
     x: Tensor | None = None
     init: Tensor | None = None
+    given: bool = False
 
     @classmethod
     @front(
@@ -108,9 +121,11 @@ class Population:
         if prompts is not None and len(prompts) != populations:
             raise InvalidArgument(f"{len(prompts)} prompts given for {populations} populations")
         rows = None if prompts is None else tuple(p for p in prompts for _ in range(particles))
+        own = x is not None
         return cls(
-            particles, populations, tuple(shape), rows, seed, dtype or torch.float32, device, x
-        )
+            particles, populations, tuple(shape), rows, seed, dtype or torch.float32, device, x,
+            given=own,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         """Rows of the batch, P N."""
@@ -152,7 +167,7 @@ class Tilt(Protocol):
     """What a run has to know of the method that looks at it."""
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> Scale:
         """λ."""
         ...
 
@@ -183,6 +198,11 @@ class Run:
 
     Raises, before anything is drawn, for tables that do not go from noise to data, for conditioning
     that does not fit the populations, and for gradients asked of a reward that has none.
+
+    Attributes
+    ----------
+    tilt, asked : Tilt
+        The method, and as it was asked for, where its λ was to be `found`.
     """
 
     def __init__(
@@ -197,16 +217,17 @@ class Run:
         shards: Shards | None = None,
         advance: Callable[[], None] = lambda: None,
         also: Mapping[str, Reward] = _NONE,
+        asked: Tilt | None = None,
+        found: Found | None = None,
     ) -> None:
         whole, scored = as_denoiser(denoiser), as_reward(reward)
-        _check_asked(table, scored, tilt, population)
+        check_asked(table, scored, tilt, population, shards)
         for name, reward_beside in also.items():
             _check_prompts(reward_beside, f"held-out reward {name!r}", population)
-        self.table, self.scale, self.population = table, tilt.scale, population
+        self.table, self.scale, self.population = table, number(tilt.scale), population
         self.tilt, self.length = tilt, tilt.length(table)
+        self.asked, self.found = asked or tilt, found
         self.returns = tilt.returns
-        if not isinstance(shards, (Shards, type(None))):
-            raise InvalidArgument(f"shards must be Shards(...) or None, got {shown(shards)}")
         self.shards, self.first, self.before = shards or Shards.alone(), first, Costs()
         self.shards.cut(len(population))
         own, prompts = self.shards.own, population.prompts
@@ -225,7 +246,7 @@ class Run:
             self.moving = self._tally(model, advance)
             self.model = self._tally(model.denoiser, advance)
         elif self.guides:
-            guided = GuidedDenoiser(model, scored, guidance, scale=tilt.scale, prompts=prompts)
+            guided = GuidedDenoiser(model, scored, guidance, scale=self.scale, prompts=prompts)
             self.moving = self._tally(guided, advance)
             self.model = self._tally(model, advance)
         else:
@@ -240,11 +261,6 @@ class Run:
         if begin.x is None:
             mine, home = (own.stop - own.start, *begin.shape), begin.home(denoiser)
             return starting_noise(self.table, mine, self.noise, begin.dtype, home)
-        sizes = (len(begin), *begin.shape)
-        if check_state(begin.x).shape != sizes:
-            raise ShapeError(
-                f"x must be {sizes}, one for each particle, got {tuple(begin.x.shape)}"
-            )
         return begin.x[own]
 
     def _tally(self, model: BaseDenoiser, advance: Callable[[], None]) -> Tally:
@@ -331,9 +347,18 @@ class Run:
         return self.before + Costs(*self.shards.total(*own))
 
 
-def _check_asked(table: Table, reward: Reward, tilt: Tilt, population: Population) -> None:
+def check_asked(
+    table: Table, reward: Reward, tilt: Tilt, population: Population, shards: Shards | None
+) -> None:
+    """Raise, before anything is drawn, where a run cannot be what is asked for."""
+    if not isinstance(shards, (Shards, type(None))):
+        raise InvalidArgument(f"shards must be Shards(...) or None, got {shown(shards)}")
+    sizes = (len(population), *population.shape)
     if population.x is None:
         check_whole(table)
+    elif check_state(population.x).shape != sizes:
+        given = tuple(population.x.shape)
+        raise ShapeError(f"x must be {sizes}, one for each particle, got {given}")
     elif table.times[-1] != 1.0:
         raise TimeError(f"steering ends at data, t = 1; these times end at {table.times[-1]!r}")
     if tilt.differentiates and not reward.differentiable:

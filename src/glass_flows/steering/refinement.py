@@ -131,6 +131,7 @@ class Refine(Method):
     degenerate: str = setting("error", DEGENERATE)
     word: ClassVar[str] = "refine"
     weighted: ClassVar[bool] = True
+    remedy: ClassVar[str] = "lower the scale, or let the chains be (ess_threshold=0)"
 
     def check(self) -> None:
         for name in ("move_times", "move_steps"):
@@ -311,7 +312,7 @@ class Refining(Course):
         self.ess = self.weights.ess()
         self.log_evidence = torch.zeros(P, dtype=torch.float64)
         self.proposed, self.accepted = self.rewards, torch.ones(P, N, dtype=torch.bool)
-        self.told = self.rewards  # before any exchange
+        self.told = self.stood = self.rewards  # before any exchange; and of where chains stand
         self.time = settings.time(0)
         self.given = run.population.init is not None
         self.begun = self.left_out = False
@@ -373,6 +374,7 @@ class Refining(Course):
         self.weights = self.weights.times(gained, look.where, all_may_vanish=may_vanish)
         self.ess = self.weights.ess()
         self.share = ahead
+        self.stood = self.rewards
         if boundary.final:
             self._end(boundary, look.where)
         self.told = self.rewards
@@ -391,7 +393,7 @@ class Refining(Course):
         run, k = self.run, boundary.index
         self.proposed = proposed.double()
         if self.z is not None:
-            gain = scaled(self.settings.scale * self.share, _difference(proposed, self.rewards))
+            gain = scaled(run.scale * self.share, _difference(proposed, self.rewards))
             P, N = proposed.shape
             streams = (np.random.Generator(run.noise.bits(ACCEPTANCE, k, p)) for p in range(P))
             drawn = torch.from_numpy(np.stack([stream.random(N) for stream in streams]))
@@ -423,7 +425,7 @@ class Refining(Course):
 
     def _gained(self, share: Tensor) -> Tensor:
         """(λ_{k+1} - λ_k) r; nothing more where λ_k excludes a sample already."""
-        before, after = (scaled(self.settings.scale * s, self.rewards) for s in (self.share, share))
+        before, after = (scaled(self.run.scale * s, self.rewards) for s in (self.share, share))
         return torch.where(before == -math.inf, 0.0, after - before)
 
     def _share(self, boundary: Boundary) -> Tensor:
@@ -552,6 +554,9 @@ class Refining(Course):
                 setattr(self, name, carried[name][own].to(self.run.x))
         self.weights = LogWeights(carried["log_weights"])
         self.given, self.time = bool(carried["given"]), float(carried["time"])
+
+    def weighed(self, last: Step) -> tuple[Tensor, Tensor, Tensor]:
+        return self.stood, self.weights.values, self._evidence()
 
     def result(self, last: Step, biases: tuple[str, ...]) -> RefinedResult:
         end, history = cast(RefineStep, last), last.history.stacked()

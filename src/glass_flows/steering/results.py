@@ -9,6 +9,8 @@ from dataclasses import astuple, dataclass, field, fields
 import torch
 from torch import Tensor
 
+from .strength import Strength
+
 __all__ = ["Costs", "RefinedResult", "SearchResult", "SteeringResult", "WeightedResult"]
 
 _MOST = 6  # numbers in a row of a result's lines
@@ -57,8 +59,10 @@ class SearchResult:
     ancestry : Tensor
         (K, P, N): ancestors chosen at the start of each transition, within the population.
     costs : Costs
-        Also as `network_evaluations`, `network_gradients`, `reward_evaluations`, `decodes`;
-        without those of held-out rewards.
+        Also as `network_evaluations`, `network_gradients`, `reward_evaluations`, `decodes`. Those
+        of a pilot that found λ are counted, those of held-out rewards are not.
+    strength : Strength or None
+        How strongly the run has steered, ``print(result.strength)``; None of what is no run.
     also : dict of Tensor
         Held-out rewards of the samples by name, (P, N); empty without any.
     paths : dict of Tensor
@@ -78,6 +82,7 @@ class SearchResult:
     rewards: Tensor
     ancestry: Tensor
     costs: Costs
+    strength: Strength | None = field(default=None, kw_only=True)
     also: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     paths: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     warnings: tuple[str, ...] = field(default=(), kw_only=True)
@@ -95,11 +100,10 @@ class SearchResult:
         more = ", ..." if len(self.rewards) > _MOST else ""
         told = [f"best reward {shown}{more}; mean {float(self.rewards.double().mean()):.4g}"]
         told += [*self._told(), f"cost: {self.costs}"]
-        found = vars(self)  # what only some runs have
-        if (strength := found.get("strength")) is not None:
-            told.append(str(strength))
+        if self.strength is not None:
+            told.append(str(self.strength))
         told += self.warnings
-        if biases := found.get("biases", ()):
+        if biases := vars(self).get("biases", ()):
             told.append(f"not exactly weighted: {'; '.join(biases)}")
         elif self.stopped is not None:
             told.append(f"stopped at boundary {self.stopped}: the samples are its clean estimates")

@@ -43,6 +43,7 @@ class _Search(Method):
         counts them all.
     """
 
+    remedy: ClassVar[str] = "take more particles or fewer children, or refine"
     children: int = setting(2, Count())
     value: Value = setting(FreeValue(), VALUE)
     boundaries: int | tuple[int, ...] | None = setting(None, BOUNDARIES)
@@ -64,6 +65,11 @@ class _Search(Method):
     @abstractmethod
     def groups(self) -> int:
         """Groups of a population within which particles compete."""
+
+    @property
+    def tilts(self) -> bool:
+        """The order of λ r(D) is that of r(D)."""
+        return self.guided or not isinstance(self.value, FreeValue)
 
     @property
     def looks_with(self) -> Value:
@@ -111,6 +117,10 @@ class Greedy(_Search):
     @property
     def groups(self) -> int:
         return self.parents
+
+    @property
+    def tilts(self) -> bool:
+        return self.pick == "sample" or super().tilts
 
     @property
     def returns(self) -> int:
@@ -198,6 +208,6 @@ class Chosen(Course):
     def returned(self, last: Step) -> Tensor:
         if self.settings.returns == self.settings.particles:
             return super().returned(last)
-        at_end = scaled(self.settings.scale, last.rewards)
+        at_end = scaled(self.run.scale, last.rewards)
         with kept(last.boundary):
             return self._ancestors(at_end, last.boundary)[:, :: self.settings.children]

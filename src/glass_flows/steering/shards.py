@@ -62,9 +62,9 @@ class Shards:
         self._bounds = [0]
 
     @classmethod
-    def alone(cls) -> Shards:
-        """All particles in this process, in one batch, whatever groups it belongs to."""
-        found = cls()
+    def alone(cls, micro_batch: int | None = None) -> Shards:
+        """All particles in this process, whatever groups it belongs to."""
+        found = cls(micro_batch)
         found.rank, found.count, found.wire = 0, 1, None
         return found
 
@@ -103,6 +103,14 @@ class Shards:
         dist.all_gather(parts, sent)
         self.gathered += sent.nbytes
         return torch.cat([part[:size] for part, size in zip(parts, sizes)]).to(own.device)
+
+    def agreed(self, numbers: Tensor) -> Tensor:
+        """Those of the first process, in all."""
+        if self.count == 1:
+            return numbers
+        sent = numbers.to(self.wire or numbers.device, copy=True)
+        dist.broadcast(sent, 0)
+        return sent.to(numbers.device)
 
     def total(self, *numbers: int) -> list[int]:
         """Sums over the processes."""

@@ -32,6 +32,7 @@ from .resampling import RESAMPLERS
 from .results import Costs, SteeringResult
 from .schedules import Adaptive, ScaleSchedule, share_at
 from .state import History, Selection, Step, under
+from .strength import SCALE, Scale
 from .twist import Twist, Twister, informative
 from .values import FreeValue, Look, Value, scaled
 from .weights import LogWeights
@@ -88,7 +89,7 @@ class Steering(Method):
 
     @property
     def twisted(self) -> bool:
-        return self.twist.scale > 0.0 and self.scale > 0.0
+        return self.twist.scale > 0.0 and self.scale != 0.0
 
     @property
     def differentiates(self) -> bool:
@@ -119,12 +120,24 @@ class Steering(Method):
 
 @dataclass(frozen=True, repr=False)
 class BestOf(Method):
-    """Best-of-N: independent samples, weighted by their rewards at the end, never resampled."""
+    """Best-of-N: independent samples, weighted by their rewards at the end, never resampled.
 
+    Parameters
+    ----------
+    scale : float, "auto", or "auto:NATS"
+        λ >= 0 of the weights exp(λ r(z)), and of guidance. It does not choose, so that 1 stands
+        here and plain samples pay no pilot.
+    """
+
+    scale: Scale = setting(1.0, SCALE)
     guidance: Guidance | None = setting(None, GUIDANCE)
     degenerate: str = setting("error", DEGENERATE)
     word: ClassVar[str] = "best-of-n"
     weighted: ClassVar[bool] = True
+
+    @property
+    def tilts(self) -> bool:
+        return self.guided
 
     @property
     def _steering(self) -> Steering:
@@ -218,7 +231,7 @@ class Weighted(Course):
         if boundary.final:
             self.rewards = run.split(run.scorer.rewards(boundary.x, look.where))
             self.values, self.share = (
-                scaled(settings.scale, self.rewards),
+                scaled(run.scale, self.rewards),
                 torch.ones_like(self.share),
             )
             self.paths = self.paths.ended(self.values)
@@ -288,8 +301,8 @@ class Weighted(Course):
         boundary, run = look.boundary, self.run
         if not self.wants_gradient(boundary) or self.values is None:
             return
-        gradient = self.settings.scale * look.gradient()
-        at_D = scaled(self.settings.scale, run.split(look.rewards()))
+        gradient = run.scale * look.gradient()
+        at_D = scaled(run.scale, run.split(look.rewards()))
         whole, D = map(run.shards.gather, (gradient, look.estimate.untilted))
         prior = informative(whole, D, at_D)
         (gradient,) = run.shards.select(run.population.rows(selection.ancestors), gradient)
@@ -327,6 +340,10 @@ class Weighted(Course):
         self.share, self.log_evidence = carried["share"], carried["log_evidence"]
         self.excluded = carried["excluded"]
         self.twister.restore(under("twist.", carried))
+
+    def weighed(self, last: Step) -> tuple[Tensor, Tensor, Tensor]:
+        end = cast(SteeringStep, last)
+        return end.rewards, end.log_weights.values, end.log_evidence
 
     def result(self, last: Step, biases: tuple[str, ...]) -> SteeringResult:
         end = cast(SteeringStep, last)
