@@ -1,9 +1,11 @@
 """README's picture and its figures: plain samples, best-of-8 and refinement on the Shapes pipeline.
 
     python -m benchmarks.showcase [--seeds 20] [--picture docs/images/showcase.png]
+    python -m benchmarks.showcase --choose      # how often plain samples meet held-out prompts
 
-Held-out prompts, 24 evaluations a particle; the best of eight by the CLIP, whose judge is image
-analysis. The picture shows the first four seeds of each prompt.
+The four of 96 held-out prompts that plain samples met least often with other seeds (--choose), 24
+evaluations a particle; the best of eight by the CLIP, whose judge is image analysis. The picture
+shows the first four seeds of each prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from glass_flows.plans import Sampler
 from glass_flows.research.recipe import Recipe, judged, refinement
 from glass_flows.steering import BestOf
 from glass_flows.steering.loop import Watch
-from glass_flows.worlds.shapes import Prompt, holds
+from glass_flows.worlds.shapes import Prompt, holds, prompts
 
 PROMPTS = (
     "a red circle and a blue triangle",
@@ -76,6 +78,18 @@ def columns(model: Shapes, seeds: int) -> Iterator[Column]:
         yield column(title, recipe, model, seeds)
 
 
+def choose(model: Shapes, count: int = 96, samples: int = 12) -> list[tuple[int, str]]:
+    """How often plain samples meet held-out prompts, the least met first; with seeds of its own."""
+    asked, met = [str(prompt) for prompt in prompts("test", count)], []
+    recipe = Recipe(BestOf(samples), Sampler.ode(EVALUATIONS))
+    for i in range(0, count, 8):
+        part = tuple(asked[i : i + 8])
+        job = recipe.job(model, prompts=part, reward=model.reward_name, seed=10_000 + i)
+        verdicts = model.judge(model.run(job, Watch(progress=False)))
+        met += [(sum(row), prompt) for row, prompt in zip(verdicts, part)]
+    return sorted(met)
+
+
 def table(found: Sequence[Column], seeds: int) -> str:
     head = " | ".join(one.title for one in found)
     lines = [f"| judge accepts, of {seeds} seeds | {head} |", "|-|" + "-|" * len(found)]
@@ -119,6 +133,7 @@ def main() -> None:
     parser.add_argument("--model", default="shapes", help="shapes, or shapes:FOLDER")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--picture", type=Path)
+    parser.add_argument("--choose", action="store_true")
     given = parser.parse_args()
     model = resolve(given.model)
     if not isinstance(model, Shapes):
@@ -126,6 +141,10 @@ def main() -> None:
     if seen := [text for text in PROMPTS if holds("train", Prompt.parse(text))]:
         parser.error(f"trained on: {', '.join(seen)}")
     model.load()
+    if given.choose:
+        for count, prompt in choose(model)[:12]:
+            print(f"{count:2} of 12  {prompt}")
+        return
     found = list(columns(model, max(given.seeds, SHOWN)))
     print(table(found, max(given.seeds, SHOWN)))
     if given.picture is not None:

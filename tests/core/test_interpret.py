@@ -148,7 +148,15 @@ def test_wrong_known_times(given, times):
 # --- given starts --------------------------------------------------------------------------------
 
 
-SETTINGS = {"shape": (3,), "particles": 4, "transitions": 2, "steps": 2, "rho": 0.4, "seed": 1}
+SETTINGS = {
+    "shape": (3,),
+    "particles": 4,
+    "scale": 1.0,
+    "transitions": 2,
+    "steps": 2,
+    "rho": 0.4,
+    "seed": 1,
+}
 
 
 def test_steering_from_given_particles():

@@ -20,7 +20,9 @@ from glass_flows.diffusers.parts import network_of
 from glass_flows.errors import GlassError, InvalidArgument, RewardError, ShapeError
 from glass_flows.rewards import FunctionReward, OfImages
 
-SMALL = {"particles": 2, "transitions": 2, "steps": 2, "seed": 0, "progress": False}
+SMALL = {
+    "particles": 2, "scale": 1.0, "transitions": 2, "steps": 2, "seed": 0, "progress": False,
+}  # fmt: skip
 PICTURE = Image.fromarray((np.random.default_rng(0).random((16, 16, 3)) * 255).astype(np.uint8))
 STATISTICS = {"latents_mean": [0.5, -0.3, 0.2, 0.1], "latents_std": [1.5, 1.2, 0.8, 0.6]}
 

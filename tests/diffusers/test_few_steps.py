@@ -151,7 +151,14 @@ def test_a_distilled_klein_is_asked_once_for_an_evaluation():
     """As its own pipeline, which ignores the guidance scale."""
     call = {**tiny.CALL["flux2_klein"]}
     result = steer_pipeline(
-        klein(), call.pop("prompt"), brightness, particles=2, transitions=2, steps=1, **call
+        klein(),
+        call.pop("prompt"),
+        brightness,
+        particles=2,
+        scale=1.0,
+        transitions=2,
+        steps=1,
+        **call,
     )
     assert result.result.network_evaluations == 2 * 2
 

@@ -100,7 +100,7 @@ def test_it_samples_and_is_steered_for_several_classes(folder):
     denoiser = load(folder, [1, 2], guidance_scale=2.0)
     result = glass_flows.steer(
         denoiser, lambda z: z.mean((1, 2, 3)), shape=(4, 8, 8), particles=2, populations=2,
-        transitions=2, steps=2, rho=0.4, seed=0,
+        scale=1.0, transitions=2, steps=2, rho=0.4, seed=0,
     )  # fmt: skip
     assert result.samples.shape == (2, 2, 4, 8, 8)
     assert result.network_evaluations == 2 * 4 * 4

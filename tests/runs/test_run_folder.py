@@ -343,7 +343,7 @@ def test_a_record_that_was_stopped_goes_on_when_it_is_used_again(tmp_path):
 
     def go():
         return steer(digits_denoiser(), reward, shape=IMAGE, record=record, particles=N,
-                     transitions=K, steps=3, seed=3, progress=False)  # fmt: skip
+                     scale=1.0, transitions=K, steps=3, seed=3, progress=False)  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):
         go()
@@ -362,7 +362,7 @@ def test_a_run_of_other_weights_is_another_job(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         steer(
             digits_denoiser(), Patient(3), shape=IMAGE, record=begun("ab"), particles=N,
-            transitions=K, steps=3, seed=3, progress=False,
+            scale=1.0, transitions=K, steps=3, seed=3, progress=False,
         )  # fmt: skip
     for name in ("run.json", "nothing"):  # the state knows it, too
         (tmp_path / name).unlink(missing_ok=True)

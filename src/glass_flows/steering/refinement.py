@@ -208,6 +208,11 @@ class Refine(Method):
     def begin(self, run: Run) -> Refining:
         return Refining(self, run)
 
+    @property
+    def tilts(self) -> bool:
+        """Without a move λ only makes weights."""
+        return self.moves > 0
+
     def biases(self, denoiser: DenoiserLike) -> tuple[str, ...]:
         found = []
         if isinstance(denoiser, GuidedDenoiser):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...errors import MissingExtra, WeightsFileError
 from ...progress import without_widgets
-from ...whole import load_parts
+from ...whole import load_parts, quiet
 from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIDE, SIZES
 
 __all__ = [
@@ -160,11 +160,12 @@ def load_pipeline(folder: str | Path = BUNDLED) -> Any:
     import diffusers
 
     given = {"dtype": torch.float32, "local_files_only": True}
+    with quiet():  # of an image processor that it does not have
+        kind = diffusers.FluxPipeline
     with named_folder(folder, "Shapes pipeline", "shapes"):
-        parts = load_parts(diffusers.FluxPipeline, str(folder), **given)
-        return diffusers.FluxPipeline.from_pretrained(
-            str(folder), use_safetensors=True, **given, **parts
-        )
+        parts = load_parts(kind, str(folder), **given)
+        with quiet():
+            return kind.from_pretrained(str(folder), use_safetensors=True, **given, **parts)
 
 
 @contextmanager

@@ -215,7 +215,7 @@ def sample_prompt(rng: np.random.Generator, category: str | None = None) -> Prom
         `category` is none of :data:`CATEGORIES`.
     """
     if category is None:
-        category = str(rng.choice(CATEGORIES, p=(0.04, 0.08, 0.2, 0.08, 0.3, 0.3)))
+        category = str(rng.choice(CATEGORIES, p=(0.04, 0.06, 0.3, 0.1, 0.25, 0.25)))
     check_name("category", category, CATEGORIES)
     while len(str(prompt := _draw(rng, category)).split()) > MAX_WORDS:
         pass
