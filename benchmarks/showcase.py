@@ -32,10 +32,10 @@ from glass_flows.steering.loop import Watch
 from glass_flows.worlds.shapes import Prompt, holds, prompts
 
 PROMPTS = (
-    "a red circle and a blue triangle",
-    "three red circles on white",
-    "a blue square below a large green triangle",
-    "a small red square and a green triangle",
+    "three blue circles on black",
+    "four triangles on white",
+    "three yellow triangles on white",
+    "a small square and a large circle",
 )
 PARTICLES, EVALUATIONS, SCALE = 8, 24, 0.5
 SHOWN, SIZE = 4, 88  # seeds in the picture, pixels of an image

@@ -203,8 +203,8 @@ CALLS = {
     ),
     "steer": (
         lambda d, **kw: steer(
-            d, lambda z: z.sum(1), particles=2, scale=1.0, shape=(3,), transitions=2, steps=4, seed=0,
-            progress=False, **kw,
+            d, lambda z: z.sum(1), particles=2, scale=1.0, shape=(3,), transitions=2, steps=4,
+            seed=0, progress=False, **kw,
         ),
         lambda solver: plan(LINEAR, transitions=2, steps=4, rho=0.4, solver=solver),
     ),
@@ -234,7 +234,8 @@ def test_a_solver_that_was_told_is_kept(call, solver):
 def test_posterior_values_are_drawn_with_it():
     network = Asked()
     steer(
-        network.denoiser(5.0), lambda z: z.sum(1), scale=1.0, particles=2, shape=(3,), transitions=3, steps=1,
+        network.denoiser(5.0), lambda z: z.sum(1), particles=2, scale=1.0, shape=(3,),
+        transitions=3, steps=1,
         value=PosteriorValue(1, 4), seed=0, progress=False, dtype=torch.float64,
     )  # fmt: skip
     drawn = plan_transition(LINEAR, 1 / 3, 1.0, rho=0.0, steps=4, solver=Default(guidance=5.0))

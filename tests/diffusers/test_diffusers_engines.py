@@ -173,7 +173,7 @@ def check_rewards(images, rewards):
 def test_rewards_are_those_of_the_images(kind, method):
     pipe, prompt, given = shared(kind)
     twist = {"twist": 1.0, "scale": 30.0} if method == "steering" else {}
-    result = steer_pipeline(pipe, prompt, linear, method, **SMALL, **twist, **given)
+    result = steer_pipeline(pipe, prompt, linear, method, **{**SMALL, **twist}, **given)
     for images, rewards in zip(result.rows, result.rewards.tolist(), strict=True):
         check_rewards(images, rewards)
 

@@ -319,7 +319,8 @@ def test_nothing_steered_and_one_ancestor_are_told():
     strong = steer(DENOISER, linear, scale=3000.0, **options)
     assert len(set(strong.lineage[0, 0].tolist())) == 1
     assert str(strong.strength).endswith(
-        "; all images share one ancestor: lower the scale, or refine"
+        "; all images share one ancestor: lower the scale, or let it rise slowly "
+        "(schedule='adaptive'), or refine"
     )
     for scale in (0.0, 14.0, "auto"):
         told = steer(DENOISER, linear, scale=scale, **options).strength

@@ -39,7 +39,7 @@ __all__ = [
 
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _K, _M = range(2, 25), (2, 3, 4, 6, 8)
-_N = sorted({round(2 * 1.03**i) for i in range(240)})  # 2 to 2,300, in steps of 3 % or of one
+_N = sorted({round(2 * 1.03**i) for i in range(280)})  # 2 to 7,600, in steps of 3 % or of one
 _E = sorted({round(6 * 1.05**i) for i in range(80)})  # 6 to 280, of refinement and of the ODE
 _ENOUGH = 24  # evaluations of a particle, beyond which plain images hardly gain
 _FEW = 8  # particles, below which more of them come first

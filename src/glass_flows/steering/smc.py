@@ -86,6 +86,9 @@ class Steering(Method):
     degenerate: str = setting("error", DEGENERATE)
     word: ClassVar[str] = "steering"
     weighted: ClassVar[bool] = True
+    remedy: ClassVar[str] = (
+        "lower the scale, or let it rise slowly (schedule='adaptive'), or refine"
+    )
 
     @property
     def twisted(self) -> bool:
