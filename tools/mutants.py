@@ -106,7 +106,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
         LOOPS,
         "test_steering_errors",
     ),
-    "steering/refinement.py": ("test_refine",),
+    "steering/refinement.py": (
+        "test_also::test_of_refinement_the_chains_are_scored",
+        "test_refine",
+    ),
     "steering/values.py": (
         FORMULAS,
         *STEERING,

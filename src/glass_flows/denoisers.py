@@ -348,7 +348,7 @@ _NAMED = Is(Mapping, "a mapping of names to values")
 class _Dtype(Kind):
     """A real floating-point dtype of torch."""
 
-    optional: bool = False
+    optional: bool = True
 
     def check(self, name: str, given: object) -> torch.dtype:
         if isinstance(given, torch.dtype) and given.is_floating_point:
@@ -411,7 +411,7 @@ class Denoiser(Checked, BaseDenoiser):
     conditioning: Mapping[str, Any] = field(default_factory=dict, metadata={"kind": _NAMED})
     unconditional: Mapping[str, Any] | None = setting(None, replace(_NAMED, optional=True))
     guidance_scale: float = setting(1.0, Number())
-    dtype: torch.dtype | None = setting(None, _Dtype(optional=True))
+    dtype: torch.dtype | None = setting(None, _Dtype())
     max_batch: int | None = setting(None, ANY_COUNT)
     checkpoint: bool = setting(False, Switch())
     passes: int = setting(1, Count())

@@ -17,6 +17,7 @@ from glass_flows.denoisers import (
     WrappedDenoiser,
     as_denoiser,
     check_device,
+    clean_estimate,
 )
 from glass_flows.errors import (
     DegeneratePrediction,
@@ -540,3 +541,13 @@ def test_a_device_is_taken_by_name_and_must_hold_values():
     assert DEVICE.read("device", None) is None
     with pytest.raises(InvalidArgument, match="device must be one that holds values, got 'meta'"):
         DEVICE.read("device", "meta")
+
+
+@pytest.mark.parametrize("coefficients", [(0.0, 0.25), (1.0, -0.5), (2.0, 0.5), (0.0, 1.0)])
+def test_the_clean_estimate_is_linear_and_a_tensor_of_its_own(coefficients):
+    x, output = torch.tensor([1.0, -2.0]), torch.tensor([4.0, 8.0])
+    before = output.clone()
+    found = clean_estimate(coefficients, x, output)
+    assert torch.equal(found, coefficients[0] * x + coefficients[1] * output)
+    found.zero_()
+    assert torch.equal(output, before)

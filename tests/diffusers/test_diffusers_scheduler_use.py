@@ -511,3 +511,13 @@ def test_what_is_no_configuration(wrong):
         GlassScheduler.from_config(wrong)
     with pytest.raises(UnknownName, match="'count'"):
         glass(counts="evaluations")
+
+
+@pytest.mark.parametrize("given", [lambda t: t, lambda t: float(t), lambda t: t.reshape(1)])
+def test_steps_out_of_order_are_refused_where_the_time_is_known(given):
+    ours = glass()
+    ours.set_timesteps(3)
+    x = torch.zeros(1, 4)
+    with pytest.raises(InvalidArgument, match="take the steps in the order of `timesteps`"):
+        ours.step(x, given(ours.timesteps[2]), x)
+    ours.step(x, given(ours.timesteps[0]), x)

@@ -274,6 +274,8 @@ def test_it_begins_with_what_is_given(init):
     each = {1: [0.0] * 6, 3: [0.0, 0.0, 1.0, 1.0, 2.0, 2.0], 6: [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]}
     assert result.samples.flatten().tolist() == each[z.numel()]
     assert result.network_evaluations == 0 and result.log_evidence.isnan().all()
+    # Without a move λ has no say, and asks no pilot.
+    assert run(init=z, particles=2, populations=3, moves=0, scale="auto").network_evaluations == 0
 
 
 def test_an_init_of_another_shape_is_refused():
