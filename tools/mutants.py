@@ -146,7 +146,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_run_folder",
         "test_steering_errors",
     ),
-    "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering"),
+    "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering", "test_also"),
     "steering/state.py": STEERING,
     "steering/shards.py": ("test_shards",),
     "steering/api.py": (FORMULAS, "test_steering_errors"),

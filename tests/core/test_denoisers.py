@@ -551,3 +551,14 @@ def test_the_clean_estimate_is_linear_and_a_tensor_of_its_own(coefficients):
     assert torch.equal(found, coefficients[0] * x + coefficients[1] * output)
     found.zero_()
     assert torch.equal(output, before)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4])
+def test_what_does_not_fit_is_asked_in_parts(most):
+    def network(x, t):
+        if len(x) > most:
+            raise torch.cuda.OutOfMemoryError
+        return x + t[:, None]
+
+    x, t = torch.arange(8.0).view(4, 2), torch.arange(4.0)
+    assert torch.equal(Fitting(network)(x, t), x + t[:, None])

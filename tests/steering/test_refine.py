@@ -275,7 +275,9 @@ def test_it_begins_with_what_is_given(init):
     assert result.samples.flatten().tolist() == each[z.numel()]
     assert result.network_evaluations == 0 and result.log_evidence.isnan().all()
     # Without a move λ has no say, and asks no pilot.
-    assert run(init=z, particles=2, populations=3, moves=0, scale="auto").network_evaluations == 0
+    more = {"init": z, "particles": 2, "populations": 3, "scale": "auto"}
+    assert run(moves=0, **more).network_evaluations == 0
+    assert run(moves=1, **more).strength.found.evaluations > 0
 
 
 def test_an_init_of_another_shape_is_refused():

@@ -23,6 +23,7 @@ from glass_flows import (
     steer,
 )
 from glass_flows.errors import (
+    MOST_PARTICLES,
     DegenerateWeights,
     InvalidArgument,
     NonFinite,
@@ -33,6 +34,7 @@ from glass_flows.errors import (
 from glass_flows.paths import Linear
 from glass_flows.rewards import FunctionReward
 from glass_flows.steering import Adaptive, PosteriorValue, Shards, Steering, iterate_steering
+from glass_flows.steering.population import Population
 from statistics_rules import covering
 
 SAMPLER = {"transitions": 3, "steps": 2, "rho": 0.4}
@@ -699,3 +701,10 @@ def test_a_value_function_sees_micro_batches_like_the_network_and_the_reward():
 def test_careless_arguments_are_named(wrong, message):
     with pytest.raises(InvalidArgument, match=message):
         steer(DENOISER, good, **{**SETTINGS, **wrong})
+
+
+def test_too_many_particles_in_all_are_refused():
+    """Of populations that would each fit."""
+    with pytest.raises(InvalidArgument, match="populations x particles, got"):
+        Population.of(MOST_PARTICLES // 2, (1,), 3)
+    assert len(Population.of(MOST_PARTICLES // 4, (1,), 3)) == 3 * (MOST_PARTICLES // 4)
