@@ -686,3 +686,8 @@ def test_class_rewards_are_rewards():
 def test_a_reward_is_clipped_from_above_alone():
     expected = sines(Z).double().clamp(max=0.2)
     assert torch.equal(evaluate(Clipped(sines, high=0.2), Z, ""), expected)
+
+
+def test_nothing_to_normalise_by_is_named():
+    with pytest.raises(InvalidArgument, match="no samples to normalise by"):
+        Normalised.from_samples(FunctionReward(lambda z: z.sum(1)), torch.zeros(0, 3))

@@ -38,11 +38,13 @@ class Normalised(Wrapper):
         Raises
         ------
         InvalidArgument
-            All of the samples have the same reward, or some have -inf.
+            All of the samples have the same reward, some have -inf, or there are none.
         RewardError, NonFinite, ShapeError
             As :func:`evaluate`.
         """
         rewards = evaluate(part, z, "the samples to normalise by", prompts)
+        if not len(rewards):
+            raise InvalidArgument("no samples to normalise by: give at least two, (B, *shape)")
         mean, std = rewards.mean().item(), rewards.std(correction=0).item()
         # Equal rewards whose mean rounds leave a std of the size of rounding.
         if not std > 1e-12 * abs(mean):
