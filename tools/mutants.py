@@ -107,7 +107,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_errors",
     ),
     "steering/refinement.py": (
-        "test_also::test_of_refinement_the_chains_are_scored",
+        "test_also::test_the_run_has_the_same_bits_and_costs,"
+        "test_of_refinement_the_chains_are_scored",
         "test_refine",
     ),
     "steering/values.py": (
