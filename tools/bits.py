@@ -335,7 +335,7 @@ def digest(result: Any) -> str:
 
     tensors = result
     if hasattr(result, "result"):  # of a pipeline
-        add("images", result.images)
+        add("images", vars(result).get("rows", None) or result.images)  # by prompt, as ever
         add("rewards", result.rewards)
         tensors = result.result
     if isinstance(tensors, list):
