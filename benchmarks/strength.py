@@ -19,8 +19,8 @@ from torch import Tensor
 
 import glass_flows
 from glass_flows import Sampler, Steering
-from glass_flows.images import to_pictures
 from glass_flows.jobs import resolve
+from glass_flows.pixels import to_pictures
 from glass_flows.rewards import ClassReward, FunctionReward, Reward, as_reward
 from glass_flows.steering import SteeringResult
 from glass_flows.steering.strength import NATS, Auto, spent
@@ -82,7 +82,7 @@ def shapes(plain: int) -> Runs:
         drawn = glass_flows.steer_pipeline(
             model.pipe, prompt, own, "best-of-n", Sampler(), particles=plain, seed=10**6, **call
         )
-        pictures = to_pictures(drawn.images[0])
+        pictures = to_pictures(drawn.images)
         for name, reward in four(own).items():
             rewards = reward(pictures, [prompt] * plain)
             result = glass_flows.steer_pipeline(

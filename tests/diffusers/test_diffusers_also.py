@@ -11,7 +11,7 @@ import torch
 import tiny_pipelines as tiny
 from glass_flows import Refine, Sampler, Steering, steer_pipeline
 from glass_flows.diffusers.decoding import Pictures
-from glass_flows.errors import RewardError, ShapeError
+from glass_flows.errors import RewardError, ShapeError, UnknownName
 from glass_flows.rewards import FunctionReward
 from glass_flows.steering import Greedy
 
@@ -134,3 +134,11 @@ def test_one_that_fails_is_named():
 
     with pytest.raises(RewardError, match="held out as 'mine'"):
         draw(shared("sd"), METHODS["steering"], also={"mine": FunctionReward(failing)})
+
+
+@pytest.mark.parametrize("also", ["aesthetic:nowhere", ["aesthetic:nowhere"], {"a": "aesthetic:x"}])
+def test_what_is_named_is_loaded_when_all_else_is_right(also):
+    with pytest.raises(UnknownName, match="takes no 'wrong_argument'"):
+        draw(shared("sd"), METHODS["steering"], also=also, wrong_argument=1)
+    with pytest.raises(UnknownName, match="aestetic"):
+        draw(shared("sd"), METHODS["steering"], also="aestetic", wrong_argument=1)

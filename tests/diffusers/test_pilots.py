@@ -5,9 +5,11 @@ import torch
 
 pytest.importorskip("diffusers")
 
+import more_pipelines
 from glass_flows import steer_pipeline
 from glass_flows.diffusers.families import base
 from glass_flows.errors import InvalidArgument
+from glass_flows.rewards import FunctionReward
 from glass_flows.steering.pilot import SAMPLES
 from tiny_pipelines import CALL, build
 
@@ -48,3 +50,42 @@ def test_a_cache_and_a_pilot_do_not_go_together(monkeypatch):
     monkeypatch.setattr(base, "caches_of", lambda network: ["a cache"])
     with pytest.raises(InvalidArgument, match="pilot of scale='auto' is another: give scale="):
         steered(build("sd"))
+
+
+def test_a_loop_of_its_own_draws_its_pilot_as_it_draws_the_run(monkeypatch):
+    """No more rows at a time than the run, nothing held out, no picture that nobody looks at."""
+    (pipe, call), rows, also = more_pipelines.build("PixArtSigmaPipeline"), [], []
+    pipe.set_progress_bar_config(disable=True)
+    forward = type(pipe.transformer).forward
+
+    def counted(self, x, *given, **named):
+        rows.append(len(x))
+        return forward(self, x, *given, **named)
+
+    def beside(images):
+        also.append(len(images))
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr(type(pipe.transformer), "forward", counted)
+    given = {**call, "particles": 2, "transitions": 2, "steps": 1, "seed": 0, "progress": False}
+    given.pop("prompt", None)
+    held = FunctionReward(beside)
+    found = steer_pipeline(pipe, "a cat", redness, also=held, **given)
+    asked, most = len(also), max(rows)
+    also.clear(), rows.clear()
+    plain = steer_pipeline(
+        pipe, "a cat", redness, also=held, scale=found.result.strength.scale, **given
+    )
+    assert torch.equal(found.rewards, plain.rewards)
+    assert (asked, most) == (len(also), max(rows))
+
+
+def test_as_many_prompts_as_a_pilot_has_samples():
+    pipe, call = more_pipelines.build("PixArtSigmaPipeline")
+    call.pop("prompt", None)
+    pipe.set_progress_bar_config(disable=True)
+    prompts = ["a cat", "a dog"] * (SAMPLES // 2)
+    found = steer_pipeline(
+        pipe, prompts, redness, particles=2, transitions=1, steps=1, seed=0, progress=False, **call
+    )  # fmt: skip
+    assert found.result.strength.found.samples == 2 * SAMPLES

@@ -192,3 +192,15 @@ def test_the_same_seed_gives_the_same_image(tmp_path):
     assert all(run.picture(plain.file).size == (32, 32) for plain in run.plain[0])
     clear_run(two)
     assert not list(two.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"also": 5}, {"also": "clip"}, {"also": [5]}, {"init": [5]}, {"init": 5}, {"prompts": "a"}],
+)
+def test_fields_of_other_forms_are_named(tmp_path, changes):
+    (name,) = changes
+    file = png(tmp_path / "a.png", {**JOB.as_json(), **changes})
+    with pytest.raises(InvalidArgument, match=f"{name} of a job must"):
+        CliRunner().invoke(app, ["align", "--again", str(file), "--out", str(tmp_path / "o")],
+                           catch_exceptions=False)  # fmt: skip

@@ -250,3 +250,18 @@ def test_without_a_method_the_budget_chooses_it(tmp_path, given, word, monkeypat
     assert isinstance(found.exception, Stopped), found.exception
     assert [job.method.word for job in drawn] == [word]
     assert f"{word}: {drawn[0].method.particles} particles, " in found.output
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_pilot_is_within_the_budget_whatever_the_prompts(tmp_path, prompts):
+    """Its 24 samples are of all prompts together, and a price is of one particle of each."""
+    command = ["align", "--model", "shapes", "--method", "steering", "--out", str(tmp_path)]
+    for sentence in ("a red circle", "two blue squares", "a small circle")[:prompts]:
+        command += ["--prompt", sentence]
+    small = CliRunner().invoke(app, [*command, "--budget", "200"])
+    assert "it is 200, of which the pilot of scale='auto' takes 288: give" in str(small.exception)
+    budget = 288 + 80 * prompts
+    result = CliRunner().invoke(app, [*command, "--budget", str(budget)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    spent = json.loads((tmp_path / "result.json").read_text())["costs"]["network_evaluations"]
+    assert 0.85 * budget <= spent <= budget

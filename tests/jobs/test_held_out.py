@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -183,3 +184,19 @@ def test_a_model_that_has_no_use_for_them_refuses(monkeypatch):
     options = Options(held_out={"also": ["judge"]})
     with pytest.raises(InvalidArgument, match="--also: only for a diffusers pipeline"):
         jobs_of("shapes", ["steering"], options)
+
+
+def test_plain_samples_beside_best_of_n_do_not_mix():
+    """The larger N stands at λ = 0, whichever was named last, and also where one failed."""
+    best, steered = runs_of({20.0: 0.0}, "best-of-n"), runs_of({40.0: -3.0})
+    plain = {
+        replace(item, method="plain"): SimpleNamespace(
+            **{**vars(run), "samples": [run.samples[0][:1]]}
+        )
+        for item, run in best.items()
+    }
+    told = warnings_of({**best, **steered})
+    assert told
+    assert warnings_of({**best, **plain, **steered}) == told
+    assert warnings_of({**plain, **best, **steered}) == told
+    assert warnings_of({**dict(list(best.items())[1:]), **plain, **steered})

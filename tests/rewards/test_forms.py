@@ -286,7 +286,14 @@ def arrays_of_anything(images):
     return [np.asarray(image).mean() for image in images]
 
 
+def seldom(image):
+    if np.asarray(image).mean() < 60:
+        raise ValueError("no face found")
+    return float(np.asarray(image).mean())
+
+
 WRONG = [
+    (seldom, RewardError, r"raised ValueError: no face found \(test_forms.py:\d+: raise"),
     (
         of_the_batch,
         ShapeError,

@@ -142,3 +142,12 @@ def test_a_report_of_a_result_asks_for_no_folder(tmp_path):
     assert sorted(edges[:N]) == ["1-1 3-0", "1-1 3-1", "1-3 3-2", "1-3 3-3"]
     with pytest.raises(InvalidArgument, match="plain must be of the same prompts"):
         result.report(file, plain=drawn(1))
+
+
+def test_a_report_leaves_images_as_they_are(tmp_path):
+    """It shows them smaller."""
+    result = drawn(1)
+    large = [[image.resize((1000, 900)) for image in row] for row in result.rows]
+    result = replace(result, rows=large)
+    result.report(tmp_path / "r.html", plain=result)
+    assert {image.size for image in result.images} == {(1000, 900)}

@@ -366,3 +366,37 @@ def test_the_sampler_may_be_any_object():
     found = steer(DENOISER, reward, Steering(4, scale=2.0), Sampler(2, 2), shape=(2,), also=first,
                   dtype=torch.float64)  # fmt: skip
     assert found.also["first"].shape == (1, 4)
+
+
+def test_an_excluded_particle_hides_nothing():
+    """A weight of 0 and a reward of -inf: means stay numbers, and warnings are told."""
+
+    def sharp(z):
+        value = 4.0 * z[:, 0]
+        return torch.where(z[:, 1] > 1.0, -math.inf, value)
+
+    found = best_of(
+        DENOISER, sharp, shape=(2,), particles=64, populations=4, scale=3.0, seed=1, steps=4,
+        also={"against": lambda z: -z[:, 0]}, dtype=torch.float64,
+    )  # fmt: skip
+    assert (found.rewards == -math.inf).any()
+    assert all(found.paths[name][-1].isfinite().all() for name in ("reward", "against"))
+    assert found.also_evaluations == 4 * 64 and any("against" in one for one in found.warnings)
+
+
+def test_guided_draws_are_no_plain_ones():
+    given = {"also": {"against": lambda z: -z[:, 0]}, "particles": 64, "scale": 3.0}
+    assert run("best_of", lambda z: 4.0 * z[:, 0], **given).warnings
+    guided = run("best_of", lambda z: 4.0 * z[:, 0], guidance="reward:0.5", **given)
+    assert guided.warnings == ()
+
+
+def test_of_a_greedy_search_lines_are_those_of_what_is_returned():
+    steps = []
+    found = run("greedy", on_boundary=lambda step: steps.append(step.ancestors) and None)
+    slots = found.slots
+    assert slots.shape == found.rewards.shape and (slots // 2 == torch.arange(N // 2)).all()
+    assert torch.equal(found.lineage[-1], slots)
+    for k in range(len(found.ancestry), 0, -1):
+        slots = found.ancestry[k - 1].gather(1, slots)
+        assert torch.equal(found.lineage[k - 1], slots)

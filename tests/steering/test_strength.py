@@ -13,7 +13,7 @@ import torch
 
 from glass_flows import Greedy, Refine, Sampler, Steering, beam, best_of, greedy, refine, steer
 from glass_flows.errors import InvalidArgument, RewardError
-from glass_flows.guidance import GuidedDenoiser
+from glass_flows.guidance import Guidance, GuidedDenoiser
 from glass_flows.noise import PILOT, KeyedNoise
 from glass_flows.paths import Linear
 from glass_flows.rewards import Cached, Decoded, FunctionReward
@@ -103,6 +103,8 @@ def test_excluded_samples_spend_no_nan():
     rewards = torch.tensor([[0.0, -math.inf]])
     told = spent(2.0, rewards, 2.0 * rewards, torch.tensor([-math.log(2.0)]))
     assert told.tolist() == pytest.approx([math.log(2.0)])
+    nothing = torch.zeros_like(rewards)
+    assert spent(0.0, rewards, nothing, torch.zeros(1)).tolist() == [0.0]
 
 
 # --- auto -----------------------------------------------------------------------------------------
@@ -144,6 +146,33 @@ def test_where_lambda_has_no_say_nothing_is_spent_on_it():
         assert result.strength.scale == 1.0
         assert result.network_evaluations == 6 * 9
     assert best_of(DENOISER, linear, **SMALL).strength.scale == 1.0
+    own = greedy(DENOISER, lambda z: 0 * z.sum(1), value=lambda x, t, D: D[:, 0], **SHORT)
+    assert own.strength.scale == 1.0
+    alone = steer(DENOISER, linear, **{**SHORT, "particles": 1})
+    assert alone.strength.found.samples == 0 and alone.network_evaluations == 9
+    assert steer(DENOISER, linear, twist=1.0, **{**SHORT, "particles": 1}).strength.found.samples
+
+
+def test_every_process_takes_what_the_first_has_seen(monkeypatch):
+    """A pilot too small to be dealt out is drawn by all of them, which may round differently."""
+    told = steer(DENOISER, linear, **SHORT).strength.scale
+    monkeypatch.setattr(Shards, "agreed", lambda self, rewards: 2.0 * rewards)
+    assert steer(DENOISER, linear, **SHORT).strength.scale == pytest.approx(told / 2, rel=5e-3)
+
+
+def test_what_cannot_run_is_refused_before_the_pilot():
+    asked = []
+
+    def counted(z):
+        asked.append(len(z))
+        return linear(z)
+
+    needy = FunctionReward(lambda z, prompts: linear(z), "needy", takes_prompts=True)
+    guided = GuidedDenoiser(DENOISER, linear, Guidance(0.5), scale=1.0)
+    for options in ({"also": needy}, {"denoiser": guided, "guidance": "reward:0.5"}):
+        with pytest.raises(InvalidArgument, match=r"takes prompts|guided already"):
+            steer(options.pop("denoiser", DENOISER), counted, **{**SHORT, **options})
+    assert asked == []
 
 
 def test_a_reward_may_bring_its_own():

@@ -66,7 +66,7 @@ class Asked:
     Attributes
     ----------
     reward : Reward, callable or str
-        Of images; whoever runs it makes it a Reward (:func:`~.named.as_image_reward`).
+        Of images; whoever runs it makes it a Reward (:meth:`loaded`).
     prompts : tuple
         One population of particles for each; None for a pipeline that takes no prompt.
     latents : Tensor, optional
@@ -77,8 +77,8 @@ class Asked:
         Clean latents to images in [0, 1], for pipelines without an adapter.
     init : optional
         Clean latents or pictures that refinement begins with (:mod:`.beginnings`).
-    also : dict of Reward
-        Held-out rewards of the images, by name.
+    also
+        Held-out rewards of the images, as they were given; once loaded a dict by name.
     """
 
     pipe: Any
@@ -92,7 +92,7 @@ class Asked:
     latents: Tensor | None = None
     decode: Callable[[Tensor], Tensor] | None = None
     init: Any = None
-    also: Mapping[str, Reward] = field(default_factory=dict)
+    also: Any = None
 
     @classmethod
     def of(
@@ -106,12 +106,18 @@ class Asked:
             _check_init(rest["method"], latents)
         if not callable(rest.get("decode", len)) and rest["decode"] is not None:
             raise InvalidArgument(f"decode must be a function of latents, got {rest['decode']!r}")
-        rest["also"] = held_out(rest.get("also"), as_image_reward)
         asked = cls(pipe, prompts, seed=check_seed(seed), latents=latents, **rest)
-        if isinstance(asked.reward, str):
-            check_reward(asked.reward)  # it is loaded when all else is right
-            return asked
-        return replace(asked, reward=as_image_reward(asked.reward))
+        for given in (asked.reward, *_given(asked.also)):
+            if isinstance(given, str):
+                check_reward(given)  # it is loaded when all else is right
+            else:
+                as_image_reward(given)
+        return asked
+
+    def loaded(self) -> Asked:
+        """With rewards in the place of names and functions."""
+        also = held_out(self.also, as_image_reward)
+        return replace(self, reward=as_image_reward(self.reward), also=also)
 
     @property
     def name(self) -> str:
@@ -170,3 +176,10 @@ class Asked:
         return ", ".join(
             os.fspath(x) if isinstance(x, (str, os.PathLike)) else "an image" for x in listed
         )
+
+
+def _given(also: Any) -> list[Any]:
+    """Held-out rewards, however they were given."""
+    if isinstance(also, Mapping):
+        return list(also.values())
+    return list(also) if isinstance(also, (list, tuple)) else [] if also is None else [also]

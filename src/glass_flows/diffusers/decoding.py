@@ -177,12 +177,11 @@ class Pictures:
 
     def once_more(self, z: Tensor) -> Tensor:
         """The images of states that were decoded last; those that were not are decoded now."""
-        found = {
-            i: picture
-            for i, one in enumerate(z)
-            for state, picture in self.whole
-            if torch.equal(state, one)
-        }
+        found = {}
+        for i, one in enumerate(z):
+            known = (p for state, p in reversed(self.whole) if torch.equal(state, one))
+            if (picture := next(known, None)) is not None:
+                found[i] = picture
         if missing := [i for i in range(len(z)) if i not in found]:
             found |= zip(missing, self(z[missing]))
         return torch.stack([found[i] for i in range(len(z))])

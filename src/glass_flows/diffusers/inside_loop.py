@@ -75,15 +75,21 @@ def _found(asked: Asked, watch: Watch, takes: Mapping[str, Any]) -> tuple[Found 
             "a cache needs the whole batch, and the pilot of scale='auto' is another: give scale= "
             "a number, or call disable_cache()"
         )
-    sampler = pilot_sampler(asked.sampler)
+    most = asked.batching.max_batch  # no more at a time than the run itself
     beside = replace(
         asked,
-        method=BestOf(-(-SAMPLES // len(asked.prompts)), scale=0.0),
-        sampler=sampler,
+        method=BestOf(max(2, -(-SAMPLES // len(asked.prompts))), scale=0.0),
+        sampler=pilot_sampler(asked.sampler),
+        batching=replace(
+            asked.batching, max_batch=most if isinstance(most, int) else len(asked.rows)
+        ),
         seed=KeyedNoise(asked.seed).seed_of(PILOT),
         latents=None,
+        also={},
     )
     loop = _InsideLoop(beside, Watch(progress=watch.progress), takes)
+    if "output_type" in takes:  # its rewards are known, and nobody wants the pictures
+        loop.makes_images, loop.given["output_type"] = False, "latent"
     result, _ = loop.run(_scheduler(beside))
     costs = result.costs
     return found_by(scale, result.rewards, asked.scored, costs.network_evaluations), costs

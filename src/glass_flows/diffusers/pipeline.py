@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +21,6 @@ from ..guidance import Guidance
 from ..images import ImageResult
 from ..plans import Rho, Sampler, Solver
 from ..rewards import RewardLike
-from ..rewards.named import as_image_reward
 from ..steering import Method, Ramp, Recorder, Refine, Shards, Twist
 from ..steering.held_out import Also
 from ..steering.loop import Watch
@@ -191,7 +189,7 @@ def run_pipeline(
         )
     loop = inspect.signature(pipe.__call__).parameters
     _check_call(asked, loop if family is None else family.takes())
-    asked = replace(asked, reward=as_image_reward(asked.reward))
+    asked = asked.loaded()
     if family is None:
         result, images = run_inside(asked, watch)
     else:

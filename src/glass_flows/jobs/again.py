@@ -161,4 +161,4 @@ def _to_be_named(job: Job, wish: Wish, foreign: bool) -> Iterator[str]:
 def _by_itself(reward: str) -> bool:
     """Whether a reward's name loads nothing of somebody's own."""
     kind, _, place = reward.partition(":")
-    return not place or (kind == "class" and re.fullmatch("[0-9]", place) is not None)
+    return not place or (kind in ("class", "judge") and re.fullmatch("[0-9]", place) is not None)

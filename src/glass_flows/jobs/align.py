@@ -436,9 +436,11 @@ def within(
     prices, left = prices_for(budget, folder, trial, among, announce, about)
 
     def sized(jobs: Sequence[Job]) -> Job:
-        pilot = any(needs_pilot(job.method, model.reward(job)) for job in jobs)
-        kept = left - pilot * SAMPLES * EVALUATIONS * prices.evaluation
-        split = choose(prices, kept, (way for job in jobs for way in ways(job, guidance)))
+        pilot = 0.0
+        if any(needs_pilot(job.method, model.reward(job)) for job in jobs):
+            of_each = max(2, -(-SAMPLES // max(1, len(jobs[0].prompts))))
+            pilot = of_each * (EVALUATIONS * prices.evaluation + prices.look)
+        split = choose(prices, left, (way for job in jobs for way in ways(job, guidance)), pilot)
         announce(told(split, prices, budget))
         return split.sized(guidance)
 

@@ -181,21 +181,24 @@ def _images(evaluations: int) -> float:
     return 1.5 * math.log(min(evaluations, _ENOUGH)) + 0.1 * math.log(evaluations)
 
 
-def choose(prices: Prices, amount: float, among: Iterable[Way]) -> Split:
-    """The best split that costs no more than `amount`, and nearly as much.
+def choose(prices: Prices, amount: float, among: Iterable[Way], pilot: float = 0.0) -> Split:
+    """The best split that costs no more than `amount` less that of a pilot, and nearly as much.
 
     Raises
     ------
     InvalidArgument
         Even the smallest costs more.
     """
+    amount -= pilot
     every = [Split(way, n, prices.of(n, way.evaluations, way.looks)) for way in among for n in _N]
     within = [one for one in every if one.price <= amount]
     if not within:
         least = min(every, key=lambda one: one.price)
         raise InvalidArgument(
             f"the budget is too small: two particles of {least.way.evaluations} evaluations cost "
-            f"{least.price:.3g}, it is {amount:.3g}"
+            f"{least.price:.3g}, it is {amount + pilot:.3g}"
+            + f", of which the pilot of scale='auto' takes {pilot:.3g}: give a number for scale"
+            * bool(pilot)
         )
     filling = [one for one in within if one.price >= _FILLED * amount]
     return max(filling or within, key=_worth)
@@ -281,8 +284,8 @@ def told(split: Split, prices: Prices, budget: str) -> str:
     if way.transitions == 1:
         shape = f"{way.steps} evaluations"
     dear = prices.look / prices.evaluation
+    why = f", since a look at the reward costs as much as {dear:.2g} evaluations" * bool(dear)
     return (
         f"{way.job.method.word}: {split.particles} particles, {shape}, "
-        f"{way.looks} look{'s' * (way.looks > 1)} each, {split.price:.3g}{unit}, since a look at "
-        f"the reward costs as much as {dear:.2g} evaluations"
+        f"{way.looks} look{'s' * (way.looks > 1)} each, {split.price:.3g}{unit}{why}"
     )

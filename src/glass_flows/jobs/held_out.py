@@ -24,15 +24,15 @@ Place = tuple[int, int]
 def warnings_of(runs: Mapping[Item, RunRecord]) -> list[str]:
     """Where finished runs with held-out rewards are over-optimised.
 
-    Those are compared that differ in λ alone. Of best-of-N without guidance the samples without
-    weights stand at λ = 0 for every other method, too.
+    Those are compared that differ in λ alone. Of best-of-N without guidance, of the largest N, the
+    samples without weights stand at λ = 0 for every other method, too.
     """
     by_job: dict[str, dict[str, dict[Place, RunRecord]]] = {}
-    plain: dict[Place, RunRecord] = {}
+    plain: dict[int, dict[Place, RunRecord]] = {}
     for item, run in runs.items():
         place, method = (item.number, item.seed), dict(run.job["method"])
         if method["type"] == "best-of-n" and not method.get("guidance"):
-            plain[place] = run
+            plain.setdefault(len(run.samples[0]), {})[place] = run
             continue
         scale = str(method.pop("scale", 1.0))
         about = {**run.job, "method": method, "prompts": [], "seed": 0}
@@ -41,7 +41,7 @@ def warnings_of(runs: Mapping[Item, RunRecord]) -> list[str]:
     found = []
     for by_scale in by_job.values():
         if plain:
-            by_scale.setdefault("0.0", plain)
+            by_scale.setdefault("0.0", plain[max(plain)])
         shared = sorted(set.intersection(*map(set, by_scale.values())))
         if not shared:
             continue

@@ -80,7 +80,7 @@ class Placement(Settings):
 
 
 _FORMS: Mapping[str, type] = {
-    "model": str, "reward": str, "prompts": list, "call": dict, "init": list,
+    "model": str, "reward": str, "prompts": list, "call": dict, "init": list, "also": list,
 }  # fmt: skip
 """Of the fields of a job as JSON, where the field itself does not look."""
 
@@ -236,6 +236,8 @@ class Job:
         given["method"] = read_method(given["method"])
         for name in ("prompts", "init", "also"):
             given[name] = tuple(given.get(name, ()))
+            if name != "prompts" and not all(isinstance(one, str) for one in given[name]):
+                raise InvalidArgument(f"{name} of a job must list texts, got {shown(data[name])}")
         return cls(**given)
 
     @classmethod

@@ -431,7 +431,11 @@ class Shapes(Pipeline):
         return super().places(self.named(reward))
 
     def check_reward(self, text: str) -> None:
-        if text != "judge":
+        from ..rewards.pretrained import REWARDS
+
+        if ":" not in text:  # of the world's own, too
+            check_name("reward", text, ("judge", *REWARDS, "module:function"))
+        else:
             super().check_reward(text)
 
     def load_reward(self, text: str) -> Reward:

@@ -109,9 +109,7 @@ def able(methods: Sequence[str], options: Options) -> list[str]:
 
 
 def _short(scale: Scale) -> str:
-    return (
-        f"{scale:g}" if isinstance(scale, float) else spelled(SCALE.write(scale)).replace(":", "-")
-    )
+    return spelled(SCALE.write(scale)).replace(":", "-")
 
 
 def swept(name: str, methods: Sequence[str], options: Options, **rest: Any) -> dict[str, Job]:

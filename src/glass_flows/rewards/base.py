@@ -304,7 +304,8 @@ def numbers(given: object, count: int, alone: bool = False) -> Tensor | None:
         array = np.array(given)
         if array.dtype.kind not in "biuf":
             return None
-        tensor = torch.from_numpy(array)
+        wide = array.dtype.kind == "f" and array.dtype.itemsize > 8  # of which torch has none
+        tensor = torch.from_numpy(array.astype(float) if wide else array)
     else:
         return None
     if tensor.shape in ((count,), (count, 1)) or (alone and count == 1 and tensor.numel() == 1):

@@ -336,7 +336,12 @@ def recognise(reward: OfImages, trial: Tensor, prompts: Prompts) -> Form:
         if one.counted:
             break  # this is the form, and its numbers are wrong: no other shall hide that
     single = reward.signature.says_one
-    most = max(tried, key=lambda t: (t.counted, t.error is None, t.reached, t.form.each == single))
+
+    def likely(one: _Tried) -> tuple[Any, ...]:
+        meant = one.form.each == single
+        return one.counted, single and meant, one.error is None, one.reached, meant
+
+    most = max(tried, key=likely)
     raise _explained(reward, most, tried, trial) from most.error
 
 

@@ -57,7 +57,7 @@ def load_reward(text: str, *, device: str | None = None) -> Reward:
     except (Exception, SystemExit) as error:  # it runs code of somebody's own
         raise InvalidArgument(
             f"cannot import the reward's module {name!r}: {type(error).__name__}: {error}. "
-            f"--reward for a pipeline is {', '.join(REWARDS)}, or 'module:function' of your own"
+            f"a reward for a pipeline is {', '.join(REWARDS)}, or 'module:function' of your own"
         ) from error
     finally:
         sys.path.remove(here)

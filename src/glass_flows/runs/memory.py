@@ -75,7 +75,8 @@ class RunInMemory(RunRecord):
         )
 
     def picture(self, name: str) -> Image.Image | None:
-        return self.pictures.get(name)
+        found = self.pictures.get(name)
+        return None if found is None else found.copy()  # a report makes it smaller in place
 
     def estimates(self, boundary: int) -> Image.Image | None:
         """The images, at the end."""

@@ -192,7 +192,7 @@ def _checked(sample: Sample) -> Sample:
     """Raise unless it is of the right kinds, and its image a file of the run's own folder."""
     if isinstance(sample.reward, bool) or not isinstance(sample.reward, (int, float)):
         raise TypeError(f"the reward {sample.reward!r} is no number")
-    if not all(isinstance(value, float) for value in sample.also.values()):
+    if any(type(value) not in (int, float) for value in sample.also.values()):
         raise TypeError(f"{sample.also!r} are no values of held-out rewards")
     if sample.file is not None and PurePath(sample.file).name != sample.file:
         raise ValueError(f"{sample.file!r} is no name of a file in the folder")

@@ -445,7 +445,7 @@ def iterate_steering(
     watch.resume(seed)
     beside, pilot = held_out(also), None
     if watch.saved is None:
-        pilot = pilot_of(method, reward, table, denoiser, population, shards)
+        pilot = pilot_of(method, reward, table, denoiser, population, shards, beside)
     course = begin(
         table, denoiser, reward, method, population, shards, watch, advance, beside, pilot
     )

@@ -26,6 +26,7 @@ from .shards import Shards
 from .state import History, Observer, Recorder, Saved, Scene, Step
 from .strength import Found, Strength
 from .values import Look
+from .weights import weighted_mean
 
 __all__ = ["Watch", "begin", "come_to", "conduct", "pass_boundaries"]
 
@@ -131,7 +132,7 @@ def conduct(
         calls -= table.evaluations
     pilot = None
     if watch.saved is None:
-        pilot = pilot_of(method, reward, table, denoiser, population, shards)
+        pilot = pilot_of(method, reward, table, denoiser, population, shards, also)
         calls += 0 if pilot is None else pilot.calls
     with progress_bar(calls, watch.progress, method.word) as advance:
         course = begin(
@@ -260,6 +261,6 @@ def _held_out(course: Course, last: Step) -> dict[str, Any]:
     told |= {name: history[f"also.{name}"] for name in last.also}
     return {
         "also": {name: values.gather(1, slots) for name, values in last.also.items()},
-        "paths": {name: (history["beside.weights"] * v).sum(-1) for name, v in told.items()},
+        "paths": {name: weighted_mean(history["beside.weights"], v) for name, v in told.items()},
         "warnings": tuple(str(one) for one in falls(course.ladder(last, history))),
     }

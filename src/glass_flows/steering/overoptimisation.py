@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument, check_number, shown
 from .results import SearchResult, WeightedResult
+from .weights import weighted_mean
 
 __all__ = ["LEVEL", "OverOptimised", "Rung", "falls", "over_optimised"]
 
@@ -64,7 +65,7 @@ class Rung:
         weights = torch.full_like(result.rewards, 1.0 / result.rewards.shape[1])
         if scale > 0.0 and isinstance(result, WeightedResult):
             weights = torch.softmax(result.log_weights, 1)
-        return cls(scale, result.also, result.rewards, weights, _roots(result))
+        return cls(scale, result.also, result.rewards, weights, result.lineage[0])
 
     @property
     def place(self) -> str:
@@ -73,12 +74,13 @@ class Rung:
 
     def mean(self, values: Tensor) -> Tensor:
         """Of each population, (P,)."""
-        return (self.weights * values).sum(1)
+        return weighted_mean(self.weights, values)
 
     @property
     def draws(self) -> Tensor:
         """1/Σ_g W_g² of each population, (P,): how many draws its weighted particles are worth."""
-        families = torch.zeros_like(self.weights).scatter_add(1, self.roots, self.weights)
+        families = self.weights.new_zeros(len(self.roots), int(self.roots.max()) + 1)
+        families = families.scatter_add(1, self.roots, self.weights)
         return 1.0 / families.square().sum(1)
 
 
@@ -214,11 +216,3 @@ def _told(name: str, below: Rung, above: Rung) -> OverOptimised:
 
 def _is_scale(value: float) -> bool:
     return 0.0 <= value < float("inf")
-
-
-def _roots(result: SearchResult) -> Tensor:
-    """(P, n); each its own where only one of a group is returned, for groups never mix."""
-    P, n = result.rewards.shape
-    if result.ancestry.shape[-1] != n:
-        return torch.arange(n).expand(P, -1)
-    return result.lineage[0]

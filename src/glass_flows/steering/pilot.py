@@ -6,7 +6,7 @@ particle of the run, whose evidence stays unbiased at that λ.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from ..errors import InvalidArgument, RewardError
 from ..guidance import GuidedDenoiser
 from ..noise import PILOT, START, KeyedNoise, check_sizes
 from ..plans import Sampler, Table
-from ..rewards import RewardLike, as_reward
+from ..rewards import Reward, RewardLike, as_reward
 from .method import Method
 from .population import Population, Run, check_asked, kept
 from .results import Costs
@@ -106,12 +106,15 @@ class Pilot:
     population : Population
     shards : Shards
         Dealt out like the run where there is enough of it, in pieces no larger than the run's.
+    group : Shards
+        The run's, all of whose processes take the rewards that the first has seen.
     """
 
     scale: Auto
     table: Table
     population: Population
     shards: Shards
+    group: Shards
 
     @property
     def calls(self) -> int:
@@ -134,7 +137,7 @@ class Pilot:
                 pass
             with kept(end):
                 where = "the end of the pilot for scale='auto'"
-                rewards = run.split(run.scorer.rewards(end.x, where))
+                rewards = self.group.agreed(run.split(run.scorer.rewards(end.x, where)))
         costs = run.costs
         return found_by(self.scale, rewards, reward, costs.network_evaluations), costs
 
@@ -146,6 +149,7 @@ def pilot_of(
     denoiser: DenoiserLike,
     population: Population,
     shards: Shards | None,
+    also: Mapping[str, Reward],
 ) -> Pilot | None:
     """The pilot that a method's λ needs; None where it is a number, or found without.
 
@@ -157,13 +161,13 @@ def pilot_of(
     scale = method.scale
     if not (isinstance(scale, Auto) and needs_pilot(method, reward)):
         return None
-    check_asked(table, as_reward(reward), method, population, shards)
+    model, P, N = as_denoiser(denoiser), population.count, population.particles
+    check_asked(table, model, as_reward(reward), method, population, shards, also)
     if population.given and table.times[0] != 0.0:
         raise InvalidArgument(
             f"scale='auto' draws plain samples from noise, and here particles are given at t = "
             f"{table.times[0]:.6g}: give scale= a number"
         )
-    model, P, N = as_denoiser(denoiser), population.count, population.particles
     if table.evaluations > EVALUATIONS:
         begin = None if table.times[0] == 0.0 else (table.times[0], 1.0)
         ode = replace(Sampler.ode(EVALUATIONS), times=begin, start=table.start)
@@ -182,7 +186,8 @@ def pilot_of(
         x=KeyedNoise(seed)(0, like, START) * table.start_scale,
         init=None,
     )
-    return Pilot(scale, table, beside, _dealt(shards or Shards.alone(), len(population), P * n))
+    group = shards or Shards.alone()
+    return Pilot(scale, table, beside, _dealt(group, len(population), P * n), group)
 
 
 def _dealt(shards: Shards, rows: int, count: int) -> Shards:

@@ -221,9 +221,7 @@ class Run:
         found: Found | None = None,
     ) -> None:
         whole, scored = as_denoiser(denoiser), as_reward(reward)
-        check_asked(table, scored, tilt, population, shards)
-        for name, reward_beside in also.items():
-            _check_prompts(reward_beside, f"held-out reward {name!r}", population)
+        check_asked(table, whole, scored, tilt, population, shards, also)
         self.table, self.scale, self.population = table, number(tilt.scale), population
         self.tilt, self.length = tilt, tilt.length(table)
         self.asked, self.found = asked or tilt, found
@@ -239,10 +237,6 @@ class Run:
         guidance = tilt.guidance
         self.guides = guidance is not None and guidance.scale > 0.0
         if isinstance(model, GuidedDenoiser):  # of the user's: values see the model behind it
-            if self.guides:
-                raise InvalidArgument(
-                    "the denoiser is guided already: pass guidance=None, or the model itself"
-                )
             self.moving = self._tally(model, advance)
             self.model = self._tally(model.denoiser, advance)
         elif self.guides:
@@ -348,7 +342,13 @@ class Run:
 
 
 def check_asked(
-    table: Table, reward: Reward, tilt: Tilt, population: Population, shards: Shards | None
+    table: Table,
+    denoiser: BaseDenoiser,
+    reward: Reward,
+    tilt: Tilt,
+    population: Population,
+    shards: Shards | None,
+    also: Mapping[str, Reward],
 ) -> None:
     """Raise, before anything is drawn, where a run cannot be what is asked for."""
     if not isinstance(shards, (Shards, type(None))):
@@ -365,7 +365,13 @@ def check_asked(
         raise InvalidArgument(
             f"the reward {reward.name!r} has no gradient: use twist=0 and guidance=None"
         )
+    if tilt.guidance is not None and tilt.guidance.scale and isinstance(denoiser, GuidedDenoiser):
+        raise InvalidArgument(
+            "the denoiser is guided already: pass guidance=None, or the model itself"
+        )
     _check_prompts(reward, f"reward {reward.name!r}", population)
+    for name, one in also.items():
+        _check_prompts(one, f"held-out reward {name!r}", population)
 
 
 def _check_prompts(reward: Reward, name: str, population: Population) -> None:

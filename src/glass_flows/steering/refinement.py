@@ -470,7 +470,8 @@ class Refining(Course):
             also = {name: history[f"also.{name}"][k] for name in names}
             rewards, weights = (history[f"beside.{name}"][k] for name in ("rewards", "weights"))
             scale = self.run.scale * float(history["share"][k].mean())
-            if not k and not self.given:  # draws of the model, before they are weighted
+            plain = self.run.moving is self.run.model and not self.given
+            if not k and plain:  # draws of the model, before they are weighted
                 rungs.append(Rung(0.0, also, rewards, Beside.of({}, weights, None).weights, roots))
             rungs.append(Rung(scale, also, rewards, weights, roots, move=k))
             roots = roots.gather(1, ancestors)

@@ -76,6 +76,8 @@ class SearchResult:
         The boundary at which `on_boundary` ended the run, whose clean estimates are the samples;
         None of a run that came to its end. The transition that was left out stands in `ancestry`
         and the like as one of which nothing came.
+    slots : Tensor or None
+        (P, n): which of the N of `ancestry` were returned; None where all were.
     """
 
     samples: Tensor
@@ -87,6 +89,7 @@ class SearchResult:
     paths: Mapping[str, Tensor] = field(default_factory=dict, kw_only=True)
     warnings: tuple[str, ...] = field(default=(), kw_only=True)
     stopped: int | None = field(default=None, kw_only=True)
+    slots: Tensor | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         P, N = self.rewards.shape
@@ -120,8 +123,9 @@ class SearchResult:
 
     @property
     def lineage(self) -> Tensor:
-        """(K + 1, P, N): the slot that each final particle's line held before every transition."""
-        slots = [torch.arange(self.rewards.shape[1]).expand(len(self.rewards), -1)]
+        """(K + 1, P, n): the slot that each final particle's line held before every transition."""
+        P, n = self.rewards.shape
+        slots = [torch.arange(n).expand(P, n) if self.slots is None else self.slots]
         for ancestors in self.ancestry.flip(0):
             slots.append(ancestors.gather(1, slots[-1]))
         return torch.stack(slots[::-1])

@@ -26,7 +26,7 @@ from .method import BOUNDARIES, GUIDANCE, VALUE, Course, Method
 from .population import Run, kept, place, steered_boundaries
 from .results import Costs, SearchResult
 from .state import History, Selection, Step
-from .values import FreeValue, Look, Value, scaled
+from .values import FreeValue, Look, Value, ValueFunction, scaled
 from .weights import LogWeights
 
 __all__ = ["Beam", "Greedy"]
@@ -69,7 +69,7 @@ class _Search(Method):
     @property
     def tilts(self) -> bool:
         """The order of λ r(D) is that of r(D)."""
-        return self.guided or not isinstance(self.value, FreeValue)
+        return self.guided or not isinstance(self.value, (FreeValue, ValueFunction))
 
     @property
     def looks_with(self) -> Value:
@@ -198,12 +198,12 @@ class Chosen(Course):
         """All particles, or of every group the one that is picked at the end."""
         P, N = last.rewards.shape
         samples = last.boundary.x.view(P, N, *last.boundary.x.shape[1:])
-        rewards, ancestry = last.rewards, last.history.stacked()["ancestors"][:-1]
+        rewards, ancestry, slots = last.rewards, last.history.stacked()["ancestors"][:-1], None
         if self.settings.returns < N:
             slots = self.returned(last)
             rewards = rewards.gather(1, slots)
             samples = samples[torch.arange(P)[:, None], slots.to(samples.device)]
-        return SearchResult(samples, rewards, ancestry, last.costs)
+        return SearchResult(samples, rewards, ancestry, last.costs, slots=slots)
 
     def returned(self, last: Step) -> Tensor:
         if self.settings.returns == self.settings.particles:

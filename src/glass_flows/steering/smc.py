@@ -91,6 +91,11 @@ class Steering(Method):
     )
 
     @property
+    def tilts(self) -> bool:
+        """Of one particle nothing chooses."""
+        return self.particles > 1 or self.guided or self.twist.scale > 0.0
+
+    @property
     def twisted(self) -> bool:
         return self.twist.scale > 0.0 and self.scale != 0.0
 
@@ -278,7 +283,8 @@ class Weighted(Course):
         """Of independent draws: themselves, and weighted by the whole λ."""
         weights = history["beside.weights"][-1]
         roots = Selection.everyone(*weights.shape).ancestors
-        if self.settings.twisted or not (history["ancestors"] == roots).all():
+        tilted = self.settings.twisted or self.run.moving is not self.run.model
+        if tilted or not (history["ancestors"] == roots).all():
             return []
         plain = Rung(0.0, last.also, last.rewards, Beside.of({}, weights, None).weights, roots)
         return [plain, replace(plain, scale=self.run.scale, weights=weights)]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument, shown
 from ..settings import NOT_NEGATIVE, POSITIVE, Checked, Object, setting
+from .values import scaled
 from .weights import effective_size
 
 __all__ = [
@@ -54,7 +55,7 @@ class Auto(Checked):
     ----------
     nats : float, optional
         KL divergence of the tilted law from the model's. None is the reward's own λ
-        (:attr:`glass_flows.rewards.Reward.scale`) if it has one, else 1.2 nats.
+        (:attr:`glass_flows.rewards.Reward.steering_scale`) if it has one, else 1.2 nats.
     """
 
     nats: float | None = setting(None, replace(POSITIVE, optional=True))
@@ -152,7 +153,7 @@ def _divergence(tilts: Tensor) -> Tensor:
 def spent(scale: float, rewards: Tensor, log_weights: Tensor, log_evidence: Tensor) -> Tensor:
     """(1) of each population, (P,), from rewards and log-weights (P, N) and log-evidence (P,)."""
     weights = torch.softmax(log_weights, 1)
-    tilts = torch.where(weights > 0.0, scale * rewards.double(), 0.0)
+    tilts = torch.where(weights > 0.0, scaled(scale, rewards.double()), 0.0)
     return (weights * tilts).sum(1) - log_evidence
 
 

@@ -74,3 +74,8 @@ def effective_size(log_weights: Tensor) -> Tensor:
     size = torch.exp(2.0 * log_sum - torch.logsumexp(2.0 * log_weights, 1))
     size = size.clamp(max=float(log_weights.shape[1]))  # rounding may put it above N
     return torch.where(log_sum == -math.inf, 0.0, size)
+
+
+def weighted_mean(weights: Tensor, values: Tensor) -> Tensor:
+    """Along the last dimension, of weights with the sum 1; a weight of 0 forgets even -inf."""
+    return torch.where(weights == 0.0, 0.0, weights * values).sum(-1)
