@@ -130,6 +130,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_exact::test_a_beam_keeps_the_best,test_greedy_takes_the_best_child,"
         "test_greedy_draws_children_in_proportion",
         "test_steering_errors",
+        "test_also",
     ),
     "steering/population.py": (
         "test_refine::test_it_begins_with_what_is_given,test_an_init_of_another_shape_is_refused",

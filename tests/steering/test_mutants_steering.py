@@ -11,10 +11,11 @@ import torch
 
 from glass_flows import Guidance, Steering, Twist, beam, best_of, greedy, steer
 from glass_flows.denoisers import Estimate
-from glass_flows.errors import InvalidArgument
+from glass_flows.errors import InvalidArgument, NonFinite
 from glass_flows.execute import Boundary
 from glass_flows.paths import EDM, Linear
 from glass_flows.plans import Default, plan
+from glass_flows.rewards import FunctionReward
 from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
 from glass_flows.steering.population import Population, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
@@ -22,8 +23,8 @@ from glass_flows.steering.schedules import share_at
 from glass_flows.steering.search import Beam
 from glass_flows.steering.strength import Auto
 from glass_flows.steering.twist import Twister, informative, noise_gain
-from glass_flows.steering.values import scaled
-from glass_flows.steering.weights import effective_size
+from glass_flows.steering.values import Scorer, scaled
+from glass_flows.steering.weights import effective_size, weighted_mean
 from glass_flows.worlds import GaussianMixture
 
 CAP = math.log(1e10)
@@ -436,3 +437,27 @@ def test_what_posterior_values_cost_by_default():
     """Four draws of three evaluations, the first of which the boundary has made already."""
     assert PosteriorValue().extra_calls(Linear(), 0.5) == 4 * 2
     assert PosteriorValue().extra_calls(Linear(), 0.0) == 4 * 3
+
+
+def test_a_weighted_mean_is_along_the_particles_and_forgets_what_has_no_weight():
+    weights = torch.tensor([[0.25, 0.75, 0.0], [0.5, 0.0, 0.5]])
+    values = torch.tensor([[4.0, 8.0, -math.inf], [1.0, math.nan, 3.0]])
+    assert weighted_mean(weights, values).tolist() == [7.0, 2.0]
+    assert weighted_mean(weights[:1], values[:1]).tolist() == [7.0]
+
+
+def test_a_gradient_that_is_not_finite_is_named_by_its_row_of_the_batch():
+    scorer = Scorer(FunctionReward(lambda z: z.sqrt().sum(1)), None, [slice(0, 2), slice(2, 4)], 10)
+    z = torch.tensor([[1.0], [1.0], [1.0], [0.0]])
+    with pytest.raises(NonFinite) as raised:
+        scorer.with_gradient(z, "here")
+    assert raised.value.particles == (13,)
+
+
+def test_lines_of_a_result_show_six_populations():
+    for P, dots in ((6, False), (7, True)):
+        rewards = torch.arange(float(P))[:, None]
+        nobody = torch.zeros(0, P, 1, dtype=torch.long)
+        first = SearchResult(torch.zeros(P, 1, 2), rewards, nobody, Costs()).lines()[0]
+        assert first.startswith("best reward 0, 1, 2, 3, 4, 5")
+        assert (", ...;" in first) == dots and " 6" not in first.partition(";")[0]

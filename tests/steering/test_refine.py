@@ -428,3 +428,9 @@ def test_it_starts_from_what_another_method_returned():
     )
     result = run(init=first.samples, populations=2, moves=3, returned="best")
     assert (result.rewards >= first.rewards).all()
+
+
+@pytest.mark.parametrize("left", [1, 2, 5, 6])
+def test_moves_fill_what_is_left(left):
+    assert Refine(move_steps=1).filling(4 + left, 4).moves == left
+    assert Refine(move_steps=2).filling(4 + left, 4).moves == max(1, left // 2)
