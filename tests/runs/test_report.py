@@ -196,15 +196,15 @@ def test_what_cannot_be_reported_says_why(tmp_path):
 def test_more_than_24_runs_are_on_pages_that_lead_to_each_other(tmp_path):
     for i in range(25):
         RunFolder(tmp_path / "many" / f"{i:02}", {"seed": i}, title=f"run {i}")
-    first = page_of([tmp_path / "many"], tmp_path / "all of them.html")
-    other = Page((tmp_path / "all of them-2.html").read_text(encoding="utf-8"))
+    first = page_of([tmp_path / "many"], tmp_path / "runs #2 of them.html")
+    other = Page((tmp_path / "runs #2 of them-2.html").read_text(encoding="utf-8"))
     assert [len(page.all("section", "run")) for page in (first, other)] == [24, 1]
     links = [a["href"] for a in first.all("a")]
-    assert links.count("all%20of%20them-2.html") == 2  # above and below
+    assert links.count("runs%20%232%20of%20them-2.html") == 2  # above and below
     assert [a for a in links if "#" in a] == [
-        *(f"all%20of%20them.html#s{i}" for i in range(24)), "all%20of%20them-2.html#s24",
+        *(f"runs%20%232%20of%20them.html#s{i}" for i in range(24)), "runs%20%232%20of%20them-2.html#s24",
     ]  # fmt: skip
-    assert {a["href"] for a in other.all("a")} == {"all%20of%20them.html"}
+    assert {a["href"] for a in other.all("a")} == {"runs%20%232%20of%20them.html"}
     assert [section["id"] for section in other.all("section", "run")] == ["s24"]
 
 

@@ -407,3 +407,12 @@ def test_files_of_before_mean_a_lambda_of_one(cls):
     assert replace(cls(), scale="auto:2.5").scale == Auto(2.5)
     assert eval(repr(cls(scale="auto:2.5")), {cls.__name__: cls}) == cls(scale=Auto(2.5))
     assert BestOf().scale == 1.0
+
+
+def test_a_population_that_has_no_strength_leaves_that_of_the_others_known():
+    """One whose particles are all excluded, say: the mean is of the others, and says so."""
+    known = Strength(1.0, 4, [0.3, math.nan, 0.5], 0.64, [], [2, 2, 2])
+    assert "KL spent 0.40 nats in 2 of 3 populations (best of 4: 0.64)" in str(known)
+    assert "0.40 nats" in known.short
+    none = replace(known, nats=[math.nan] * 3)
+    assert "not known" in str(none) and "nats" not in none.short

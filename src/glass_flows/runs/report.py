@@ -540,8 +540,8 @@ def _write(
     pages = [file.name for file in files] if count > 1 else []
     found = []
     if pages:
-        places = [f"{pages[i // MOST_RUNS]}#s{i}" for i in range(len(runs))]
-        found = [(name, run, facts(run), at) for name, run, at in zip(named, runs, places)]
+        places = [(pages[i // MOST_RUNS], f"s{i}") for i in range(len(runs))]
+        found = [(name, run, facts(run), *at) for name, run, at in zip(named, runs, places)]
     for number, file in enumerate(files):
         chosen = range(number * MOST_RUNS, min(len(runs), (number + 1) * MOST_RUNS))
         large = _LARGE if len(runs) == 1 else _PICTURE

@@ -281,7 +281,9 @@ class Strength:
         N = self.particles
         told = [f"λ = {self.scale:.3g}" + (f" ({self.found})" if self.found else "")]
         if not math.isnan(mean := _mean(self.nats)):
-            told.append(f"KL spent {mean:.2f} nats (best of {N}: {self.best_of:.2f})")
+            known = sum(not math.isnan(one) for one in self.nats)
+            some = f" in {known} of {len(self.nats)} populations" if known < len(self.nats) else ""
+            told.append(f"KL spent {mean:.2f} nats{some} (best of {N}: {self.best_of:.2f})")
         else:
             told.append(f"KL spent not known (best of {N}: {self.best_of:.2f} nats)")
         if self.ess:
@@ -315,4 +317,6 @@ def _too_weak(scale: float, nats: Sequence[float], rewards: Tensor) -> str:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    """Over those that are known; NaN where none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
