@@ -202,8 +202,9 @@ def test_more_than_24_runs_are_on_pages_that_lead_to_each_other(tmp_path):
     links = [a["href"] for a in first.all("a")]
     assert links.count("runs%20%232%20of%20them-2.html") == 2  # above and below
     assert [a for a in links if "#" in a] == [
-        *(f"runs%20%232%20of%20them.html#s{i}" for i in range(24)), "runs%20%232%20of%20them-2.html#s24",
-    ]  # fmt: skip
+        *(f"runs%20%232%20of%20them.html#s{i}" for i in range(24)),
+        "runs%20%232%20of%20them-2.html#s24",
+    ]
     assert {a["href"] for a in other.all("a")} == {"runs%20%232%20of%20them.html"}
     assert [section["id"] for section in other.all("section", "run")] == ["s24"]
 
