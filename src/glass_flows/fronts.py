@@ -92,7 +92,9 @@ class One:
         if not isinstance(given, self.cls):
             raise InvalidArgument(f"expected {self.cls.__name__}(...), got {shown(given)}")
         if named:
-            raise InvalidArgument(f"{', '.join(named)} given beside {given!r}: put them into it")
+            raise InvalidArgument(
+                f"{', '.join(named)} given beside {shown(given)}: put them into it"
+            )
         return given
 
     def default_of(self, name: str, default: Any) -> Any:

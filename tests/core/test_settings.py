@@ -317,7 +317,7 @@ OTHER = {
     Sampler: {
         "transitions": ["1", "7"],
         "steps": ["1", "4,4,4,4,4,5"],
-        "rho": ["0.5", "-1", "ddpm", "ode", "ddim", "ddim:0.5", "none", "0.1,ddpm,1,0,ode,ddim:1"],
+        "rho": ["0.5", "-1", "ddpm", "ode", "ddim", "ddim:0.5", "0.1,ddpm,1,0,ode,ddim:1"],
         "times": ["uniform", "shifted", "shifted:5", "karras", "karras:5:sigma_min=0.1",
                   "0,0.1,0.2,0.3,0.4,0.5,1"],
         "solver": ["first-order", "paper", "default:0.5", "paper:0.5:s_range=0.001,0.999"],
@@ -1335,3 +1335,9 @@ def test_an_observer_must_be_a_function():
         InvalidArgument, match="on_boundary must be a function of a step, or None, got 3"
     ):
         steer(nothing, len, shape=(2,), on_boundary=3)
+
+
+def test_no_other_solver_is_without_rho():
+    for solver in ("default", "first-order", "paper"):
+        with pytest.raises(InvalidArgument, match=r"rho=None \('none'\) is for Euler-Maruyama alone"):
+            Sampler(rho=None, solver=solver)

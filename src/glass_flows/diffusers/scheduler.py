@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate
+from math import isfinite
 from typing import Any, ClassVar
 
 import torch
@@ -25,14 +26,14 @@ from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput as GlassSch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..denoisers import PREDICTIONS, clean_estimate
-from ..errors import InvalidArgument, ShapeError, check_count, check_name
+from ..denoisers import PREDICTIONS, check_device, clean_estimate
+from ..errors import InvalidArgument, ShapeError, check_count, check_name, check_number, shown
 from ..execute import Boundary
-from ..noise import TRANSITION, KeyedNoise, Noise, check_seed, keyed_normals
+from ..noise import TRANSITION, KeyedNoise, Noise, check_seed, check_tensor, keyed_normals
 from ..plans import DDIM, Sampler, Table
 from ..plans.planner import check_size
 from ..plans.sampler import RHO, SOLVER
-from ..settings import build
+from ..settings import SHARE, build
 from .few_steps import warn_of_several_evaluations
 from .parts import rounds_its_clock
 from .passes import Pass
@@ -153,7 +154,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         if not isinstance(base, Mapping):
             raise InvalidArgument(
-                f"base must be a scheduler's configuration, a mapping, got {base!r}: "
+                f"base must be a scheduler's configuration, a mapping, got {shown(base)}: "
                 "GlassScheduler.from_pipeline(pipe) reads it"
             )
         base = plain(dict(base))
@@ -221,7 +222,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """From the configuration of any supported scheduler, or of a GlassScheduler."""
         if not isinstance(config, Mapping):
             raise InvalidArgument(
-                f"expected a scheduler's configuration (pipe.scheduler.config), got {config!r}"
+                f"expected a scheduler's configuration (pipe.scheduler.config), got {shown(config)}"
             )
         if "base" in config:
             settings = {key: config[key] for key in _OWN if key in config}
@@ -263,6 +264,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             What was given is no such number or list, or does not fit on the trained timesteps.
         """
         check_call(self.config.steps)
+        device = check_device(device)
         counted, M = self.config.count, self.config.steps
         self.table = compile_table(
             self.schedule,
@@ -366,6 +368,9 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         NonFinite
             The network returned NaN or infinity, found at the end of the run.
         """
+        check_tensor(sample, "sample")
+        check_tensor(model_output, "model_output")
+        _check_generator(generator)
         self._refuse_eta(eta)
         if use_clipped_model_output is False and self.schedule.clips:
             others = {**others, "use_clipped_model_output": False}
@@ -394,7 +399,17 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
         """x_t = α_t z + σ_t ε at the network times given, one for each sample or one for all."""
-        listed = torch.as_tensor(timesteps).reshape(-1).tolist()
+        check_tensor(original_samples, "original_samples")
+        if check_tensor(noise, "noise").shape != original_samples.shape:
+            raise ShapeError(
+                f"noise must be shaped like the samples {tuple(original_samples.shape)}, got "
+                f"{tuple(noise.shape)}"
+            )
+        given = plain(timesteps)
+        listed = [
+            check_number("timesteps", k, "be finite numbers", isfinite)
+            for k in (given if isinstance(given, list) else [given])
+        ]
         if len(listed) not in (1, len(original_samples)):
             raise ShapeError(f"{len(listed)} timesteps given for {len(original_samples)} samples")
         path, times = self.schedule.path, [self.schedule.time(k) for k in listed]
@@ -469,10 +484,11 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def _refuse_eta(self, eta: Any) -> None:
         """Raise InvalidArgument for another η than the scheduler's own."""
-        mine = eta is not None and self.sampler.steps == 1 and self.sampler.rho == DDIM(eta)
+        eta = 0.0 if eta is None else SHARE.check("eta", eta)
+        mine = self.sampler.steps == 1 and self.sampler.rho == DDIM(eta)
         if eta and not mine:
             raise InvalidArgument(
-                f"eta={eta!r} is said by the scheduler here: make it with rho='ddim:{eta:g}' and "
+                f"eta={eta:g} is said by the scheduler here: make it with rho='ddim:{eta:g}' and "
                 "steps=1, and leave eta out"
             )
 
@@ -549,7 +565,16 @@ def _on_host(timestep: Any, wait: bool = False) -> float | None:
     if isinstance(timestep, Tensor):
         near = timestep.device.type == "cpu" or (wait and not timestep.is_meta)
         return float(timestep) if near and timestep.numel() == 1 else None
-    return float(timestep)
+    return check_number("timestep", timestep, "be a finite number or a tensor", isfinite)
+
+
+def _check_generator(given: Any) -> None:
+    """Raise InvalidArgument for what is neither a generator, nor a list of them, nor None."""
+    several = given if isinstance(given, (list, tuple)) else [given]
+    if given is not None and not all(isinstance(one, torch.Generator) for one in several):
+        raise InvalidArgument(
+            f"generator must be a torch.Generator, or one for each sample, got {shown(given)}"
+        )
 
 
 def _refuse_others(others: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, PlanError, check_count, check_number
+from ..errors import InvalidArgument, PlanError, check_count, check_number, shown
 from ..grids import snap_to_trained
 from ..paths import DiscreteDiffusion, KnownTimes, Linear, Path, check_time
 
@@ -125,6 +125,7 @@ class Schedule:
                 f"GLASS cannot stand in for {name}: {why}. Allowed: "
                 f"{', '.join(sorted((*_FLOW, *_DISCRETE)))}"
             )
+        check_clock(time_dtype)
         settings = {key: value for key, value in config.items() if not key.startswith("_")}
         if settings.get("invert_sigmas"):
             raise InvalidArgument("invert_sigmas=True (Mochi's clock) is not supported")
@@ -145,7 +146,7 @@ class Schedule:
                 raise InvalidArgument(f"{name} predicts a flow, but has use_flow_sigmas=False")
             path: Path = Linear()
             if time_dtype is not None:
-                path = KnownTimes(path, _told_apart(f"{time_dtype}", scale))
+                path = KnownTimes(path, _told_apart(time_dtype, scale))
             return cls(base, path, "reverse_velocity", scale)
         if predicts not in _PREDICTIONS:
             raise InvalidArgument(
@@ -280,6 +281,8 @@ class Schedule:
 
 def plain(given: Any) -> Any:
     """Without numpy and torch: what a configuration can be saved with."""
+    if isinstance(given, Tensor) and (given.is_meta or given.layout != torch.strided):
+        return given  # it holds no numbers that could be listed
     if isinstance(given, (np.generic, np.ndarray, Tensor)):
         return given.tolist()
     if isinstance(given, Mapping):
@@ -291,7 +294,7 @@ def _falling(name: str, given: Any, end: float | None) -> list[float]:
     """A list, array or tensor of numbers that fall, without the `end` at which all grids arrive."""
     listed = plain(given)
     if not isinstance(listed, list) or not listed:
-        raise InvalidArgument(f"{name} must be a list of numbers, at least one, got {given!r}")
+        raise InvalidArgument(f"{name} must be a list of numbers, at least one, got {shown(given)}")
     values = [check_number(f"{name}[{i}]", v, "be finite", isfinite) for i, v in enumerate(listed)]
     if values[-1] == end and len(values) > 1:
         values.pop()
@@ -307,15 +310,24 @@ def _check_falling(name: str, values: Sequence[float]) -> None:
             )
 
 
+def check_clock(time_dtype: object) -> None:
+    """Raise InvalidArgument for what names no dtype to which a network could round its clock."""
+    named = getattr(torch, time_dtype, None) if isinstance(time_dtype, str) else None
+    floats = isinstance(named, torch.dtype) and named.is_floating_point
+    if time_dtype is not None and not floats:
+        raise InvalidArgument(
+            f"time_dtype must name a floating-point dtype, such as 'bfloat16', got "
+            f"{shown(time_dtype)}"
+        )
+
+
 @lru_cache
 def _told_apart(dtype: str, scale: float) -> tuple[float, ...]:
     """Times t at which scale (1 - t) comes through a network's rounding unchanged.
 
     The pipelines cast the timestep and divide it by `scale`, the networks multiply it again.
     """
-    rounding = getattr(torch, dtype, None)
-    if not isinstance(rounding, torch.dtype) or not rounding.is_floating_point:
-        raise InvalidArgument(f"time_dtype must name a floating-point dtype, got {dtype!r}")
+    rounding: torch.dtype = getattr(torch, dtype)
     told = torch.arange(1, int(8 * scale) + 1, dtype=torch.float64) / 8.0
     kept = told.to(rounding)
     again = (kept / scale) * scale

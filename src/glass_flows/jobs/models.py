@@ -566,7 +566,7 @@ def _is_model(name: str, given: Any) -> type[Model]:
     if isinstance(given, type) and issubclass(given, Model) and not isabstract(given):
         return given
     raise InvalidArgument(
-        f"model {name!r} must be a subclass of Model with `load` and `run`, got {given!r}"
+        f"model {name!r} must be a subclass of Model with `load` and `run`, got {shown(given)}"
     )
 
 

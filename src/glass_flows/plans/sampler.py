@@ -66,9 +66,14 @@ class Sampler(Settings):
         check_size(self.evaluations)
         if isinstance(self.times, (float, tuple)):
             outer_times(Linear(), K, self.times)  # whether they are any, on whatever path
-        if isinstance(self.solver, EulerMaruyama) and self.rho is not None:
+        without = isinstance(self.solver, EulerMaruyama)
+        if without and self.rho is not None:
             raise InvalidArgument(
                 f"Euler-Maruyama has no rho: give rho=None ('none'), got {self.rho!r}"
+            )
+        if not without and self.rho is None:
+            raise InvalidArgument(
+                "rho=None ('none') is for Euler-Maruyama alone: give a number in [-1, 1] or a rule"
             )
 
     @classmethod
