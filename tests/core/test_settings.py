@@ -1339,5 +1339,5 @@ def test_an_observer_must_be_a_function():
 
 def test_no_other_solver_is_without_rho():
     for solver in ("default", "first-order", "paper"):
-        with pytest.raises(InvalidArgument, match=r"rho=None \('none'\) is for Euler-Maruyama alone"):
+        with pytest.raises(InvalidArgument, match=r"rho=None \('none'\) is for Euler-Maruyama"):
             Sampler(rho=None, solver=solver)
