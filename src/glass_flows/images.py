@@ -121,7 +121,8 @@ class ImageResult:
         P, N = self.rewards.shape
         prompts = ", ".join(repr(short(str(p), _LONGEST)) for p in self.prompts[:_MOST_PROMPTS])
         more = ", ..." if P > _MOST_PROMPTS else ""
-        each = f"{N} {self.word}{'s' * (N > 1)}" + (f" for each of {P} prompts," if P > 1 else " of")
+        each = f" for each of {P} prompts," if P > 1 else " of"
+        each = f"{N} {self.word}{'s' * (N > 1)}{each}"
         return clean(
             "\n".join(
                 [f"{self.method}: {each} {prompts}{more}, seed {self.seed}", *self.result.lines()]
@@ -255,7 +256,10 @@ class ImageResult:
 
     @cached_property
     def _run(self) -> RunInMemory:
-        return RunInMemory.of(self.result, self.rows, self._names(), self.prompts, self.settings)
+        names = self._names()
+        return RunInMemory.of(
+            self.result, self.rows, names, self.prompts, self.settings, **self.beside(names)
+        )
 
 
 def image_name(population: int, rank: int) -> str:

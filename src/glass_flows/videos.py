@@ -12,7 +12,7 @@ from PIL import Image
 
 from .files import replace, written
 from .images import ImageResult
-from .pixels import contact_sheet, sheet_of
+from .pixels import contact_sheet
 from .rewards.videos import chosen
 
 __all__ = ["VideoResult", "save_video"]
@@ -39,13 +39,6 @@ class VideoResult(ImageResult):
     frames: list[list[Image.Image]] = field(default_factory=list)
     rate: float = 16.0
     word: ClassVar[str] = "video"
-
-    @classmethod
-    def of(cls, frames: list[Any], rewards: Any, *rest: Any, rate: float) -> VideoResult:
-        """With their contact sheets; see :class:`ImageResult` for the rest."""
-        sheets, N = [sheet_of(one) for one in frames], rewards.shape[1]
-        rows = [sheets[i : i + N] for i in range(0, len(sheets), N)]
-        return cls(rows, rewards, *rest, frames=frames, rate=rate)
 
     @property
     def best_frames(self) -> list[list[Image.Image]]:

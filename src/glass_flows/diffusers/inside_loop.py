@@ -20,6 +20,7 @@ from ..execute import Boundary
 from ..noise import PILOT, START, KeyedNoise
 from ..paths import Path
 from ..plans.sampler import RHO, SOLVER
+from ..rewards import Frames
 from ..steering import BestOf, Costs, PosteriorValue, Refine, SearchResult, Step
 from ..steering.loop import Watch, come_to, pass_boundaries
 from ..steering.pilot import SAMPLES, found_by, needs_pilot, own_scale, pilot_sampler, settled
@@ -279,9 +280,13 @@ class _InsideLoop:
         try:
             pipe.scheduler = scheduler
             named = named_before_network(pipe, lambda: self.called > 0)
-            with self._counted(), self._bar(), _as_it_was(pipe), self._one_video(), named:
-                with suppress(_Enough):
-                    output = pipe(generator=generators, **self.given)
+            with ExitStack() as within:
+                for one in (
+                    self._counted(), self._bar(), _as_it_was(pipe), self._one_video(), named,
+                    suppress(_Enough),
+                ):  # fmt: skip
+                    within.enter_context(one)
+                output = pipe(generator=generators, **self.given)
         finally:
             pipe.scheduler = own
         if self.steps is None or not self.last.boundary.final:
@@ -295,8 +300,9 @@ class _InsideLoop:
     def _places(self) -> list[int]:
         """Of every sample that is returned its row in the pipeline's batch."""
         P, N = self.last.rewards.shape
-        rows: list[int] = (self.course.returned(self.last) + torch.arange(P)[:, None] * N).flatten()
-        return rows.tolist()
+        rows = self.course.returned(self.last) + torch.arange(P)[:, None] * N
+        found: list[int] = rows.flatten().tolist()
+        return found
 
     def _one_video(self) -> AbstractContextManager[None]:
         """At its end a pipeline decodes the first of the videos that are returned, by itself."""
@@ -355,7 +361,10 @@ class _InsideLoop:
             self.course = method.begin(self.job)
             self.steps = pass_boundaries(self.job, self._pending(), self.course, self.watch)
             if not self.checks:  # a user's own decoder fails now, and not at the end
-                self.pictures(boundary.x[:1])
+                made = self.pictures(boundary.x[:1])
+                for one in (asked.scored, *asked.also.values()):
+                    if isinstance(one, Frames):
+                        one.check_samples(made)
         self.boundary = boundary
         self.job.before = self.before
         self.job.model.network_evaluations = self.called

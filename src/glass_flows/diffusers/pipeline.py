@@ -19,6 +19,7 @@ from ..fronts import FOREIGN, front, refuse_foreign
 from ..grids import Times
 from ..guidance import Guidance
 from ..images import ImageResult
+from ..pixels import sheet_of
 from ..plans import Rho, Sampler, Solver
 from ..rewards import RewardLike
 from ..rewards.videos import Viewing
@@ -46,9 +47,7 @@ __all__ = ["can_record", "run_pipeline", "steer_pipeline"]
 _SAMPLER, _BATCHING, _VIEWING, _RAMP = Sampler(), Batching(), Viewing(), Ramp()
 
 
-@front(
-    method=AnyMethod(), sampler=SamplerOfMethod(Sampler), batching=Batching, viewing=Viewing
-)
+@front(method=AnyMethod(), sampler=SamplerOfMethod(Sampler), batching=Batching, viewing=Viewing)
 def steer_pipeline(
     pipe: Any,
     prompt: Any,
@@ -208,12 +207,14 @@ def run_pipeline(
         result, pictures = run_inside(asked, watch)
     else:
         result, images = run_adapted(asked, family, shards, watch)
-        pictures = list(images)
-    about = (result.rewards, asked.prompts, result, asked.settings())
-    if pictures and isinstance(pictures[0], list):
-        return VideoResult.of(pictures, *about, rate=frame_rate(loop, asked.call))
-    N = result.rewards.shape[1]
-    return ImageResult([pictures[i : i + N] for i in range(0, len(pictures), N)], *about)
+        pictures = [*images]
+    frames, N = [one for one in pictures if isinstance(one, list)], result.rewards.shape[1]
+    shown = [sheet_of(one) if isinstance(one, list) else one for one in pictures]
+    rows = [shown[i : i + N] for i in range(0, len(shown), N)]
+    about = (rows, result.rewards, asked.prompts, result, asked.settings())
+    if frames:
+        return VideoResult(*about, frames=frames, rate=frame_rate(loop, asked.call))
+    return ImageResult(*about)
 
 
 def _check_frames(asked: Asked, videos: bool, takes: Mapping[str, Any]) -> None:
@@ -224,7 +225,7 @@ def _check_frames(asked: Asked, videos: bool, takes: Mapping[str, Any]) -> None:
     if frames is not None and "frames" in takes:
         raise InvalidArgument(
             f"frames={frames!r} is what a reward sees of a video, and {asked.name} has an argument "
-            "of that name: glass_flows.rewards.Frames(reward, ...) is clear, and so is leaving it out"
+            f"of that name, too: give glass_flows.rewards.Frames(reward, {frames!r}) as the reward"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import check_count
 from .chunks import rows_of
 from .decoding import unit_range
 from .own_code import needs_decode
@@ -62,7 +63,7 @@ def _packed_decoder(
     if timed and (time != 0.0 or argument("decode_noise_scale", takes, call) not in (None, 0.0)):
         raise needs_decode(pipe, "what it decodes is noised first (decode_timestep): its latents")
     frames, height, width = (
-        argument(name, takes, call) for name in ("num_frames", "height", "width")
+        check_count(name, argument(name, takes, call)) for name in ("num_frames", "height", "width")
     )
     sizes = (
         (frames - 1) // pipe.vae_temporal_compression_ratio + 1,

@@ -98,8 +98,8 @@ class Frames(Wrapper):
 
     Parameters
     ----------
-    part : Reward, callable or str
-        Of images, or of videos, as in :func:`glass_flows.diffusers.steer_pipeline`.
+    part : Reward or callable
+        Of images or of videos, as :func:`glass_flows.diffusers.steer_pipeline` takes them.
     frames : int, "first", "all" or None
         See :class:`~.videos.Viewing`.
 
@@ -109,7 +109,7 @@ class Frames(Wrapper):
         Of images, where frames are chosen or videos are taken.
     """
 
-    part: RewardLike | str
+    part: RewardLike
     frames: int | str | None = setting(None, FRAMES)
 
     def check(self) -> None:
@@ -120,20 +120,20 @@ class Frames(Wrapper):
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         part = self._parts[0]
+        self.check_samples(z)
         if z.ndim != 5:
-            self._check_images(z)
             return part(z, prompts)
         seen = z[:, chosen(z.shape[1], self.frames, of_videos=part.takes_video)]
         if part.takes_video:
             return part(seen, prompts)
         return torch.stack([part(images, prompts) for images in seen.unbind(1)]).mean(0)
 
-    def _check_images(self, z: Tensor) -> None:
-        """Raise where pictures stand for videos (`decode`), and frames or a video are asked for."""
+    def check_samples(self, z: Tensor) -> None:
+        """Raise if frames are chosen, or videos taken, of what are images: pictures of a video."""
         asked = None if self.frames is None else f"frames={self.frames!r}"
         if self._parts[0].takes_video:
             asked = f"the reward {self.name!r}, which takes videos,"
-        if asked is not None:
+        if asked is not None and z.ndim != 5:
             raise InvalidArgument(
                 f"{asked} needs videos (B, F, 3, H, W), and here are images {tuple(z.shape)}"
             )
