@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InvalidArgument, ShapeError
 from ..settings import Count, Object, Settings, Switch, setting
 from .base import FunctionReward, Prompts, Reward, numbers
-from .signatures import Signature
+from .signatures import Signature, name_of
 
 __all__ = ["FRAMES", "OfVideos", "Viewing", "chosen", "says_videos"]
 
@@ -66,7 +66,7 @@ def says_videos(function: Callable[..., Any]) -> bool:
 
 def _named(function: Callable[..., Any]) -> re.Match[str] | None:
     """The name of its first parameter, if that is of a video or of several."""
-    samples = Signature.of(function, "reward").samples if callable(function) else None
+    samples = Signature.of(function, name_of(function)).samples if callable(function) else None
     return None if samples is None else _VIDEO.search(samples.name)
 
 
