@@ -50,7 +50,8 @@ class VideoResult(ImageResult):
         """Write the contact sheets as PNG, which say what they were drawn with, and beside each
         its video, of the same name with ``.webp``; the names of the sheets, (P, N)."""
         names = super().write(folder, prefix)
-        for frames, name in zip(self.frames, (name for row in names for name in row)):
+        every = [name for row in names for name in row]
+        for frames, name in zip(self.frames, every, strict=True):
             save_video(frames, folder / _video(name), self.rate)
         return names
 

@@ -92,3 +92,23 @@ def test_what_is_no_reward_of_videos_is_said():
         Viewing("last")
     with pytest.raises(InvalidArgument, match="frames must be an integer >= 1, got 0"):
         Viewing(0)
+
+
+def test_of_images_a_reward_of_images_stays_what_it_is_and_nothing_else_goes():
+    z = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(Frames(red)(z), red(z))
+    for reward in (Frames(red, 2), Frames(grows)):
+        with pytest.raises(InvalidArgument, match=r"needs videos .*here are images \(2, 3, 4, 4\)"):
+            reward(z)
+    liked = OfImages(red, "liked")
+    liked.steering_scale = 3.0
+    assert (Frames(liked).name, Frames(liked).steering_scale) == ("liked", 3.0)
+    assert Frames(red).takes_video and not OfImages(red).takes_video
+
+
+def test_a_gradient_reaches_the_chosen_frames_and_no_others():
+    z = torch.rand(2, 9, 3, 4, 4, dtype=torch.float64)
+    _, gradient = Frames(lambda images: images[:, 0].mean((1, 2)), 3).value_and_gradient(z)
+    expected = torch.zeros_like(z)
+    expected[:, [0, 4, 8], 0] = 1 / (3 * 16)
+    torch.testing.assert_close(gradient, expected)

@@ -619,8 +619,9 @@ def _frames(run: RunRecord) -> Any:
     """Of a video, as far as it is said; else nothing."""
     if not run.videos:
         return None
-    given = run.job.get("viewing", {}).get("frames")
-    return "4 of images, all of videos" if given is None else given
+    told = run.job.get("viewing")
+    given = told.get("frames") if isinstance(told, Mapping) else None
+    return "4, or all of a reward of videos" if given is None else given
 
 
 def _head(run: RunRecord) -> dict[str, str]:
