@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -131,3 +132,27 @@ def test_a_pipeline_of_images_refuses_frames(tmp_path):
     given = ["--model", "shapes", "--prompt", "a red circle", "--out", str(tmp_path)]
     with pytest.raises(InvalidArgument, match="frames=2: FluxPipeline draws images; leave it out"):
         align(*given, "--frames", "2")
+
+
+def test_ltx_from_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rewards_of_videos.py").write_text(REWARDS)
+    pipe, call = more.build("LTXPipeline")
+    pipe.save_pretrained(tmp_path / "ltx", safe_serialization=True)
+    words = [f"--argument={name}={value}" for name, value in call.items() if name != "prompt"]
+    code, shown = align(
+        "--model", "ltx", "--prompt", "a cat", "--reward", "rewards_of_videos:moves", *words,
+        "--method", "beam", "--particles", "2", "--transitions", "2", "--steps", "1",
+        "--scale", "1", "--frames", "all", "--out", "out",
+    )  # fmt: skip
+    assert code == 0, shown
+    told = read_run("out").result
+    for sample in told["samples"]:
+        with Image.open(Path("out") / sample["video"]) as video:
+            frames = []
+            for k in range(video.n_frames):
+                video.seek(k)
+                frames.append(np.asarray(video.convert("RGB"), dtype=np.float64) / 255)
+        assert len(frames) == 9
+        moved = np.abs(np.diff(frames, axis=0)).mean()
+        assert abs(moved - sample["reward"]) < 1 / 255  # rounded to 8 bits
