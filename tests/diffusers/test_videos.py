@@ -337,6 +337,10 @@ def test_saved_videos_are_exact_and_their_sheets_say_what_they_are(tmp_path):
     assert "Contact sheets of the videos" in page and "frames that the reward sees" in page
     assert repr(result).startswith("steering: 2 videos of 'a cat'")
     assert result.sheet().size == (8 * 16, 2 * 16)
+    for rank, n in enumerate(result.order[0]):
+        for k, place in enumerate([0, 1, 2, 3, 5, 6, 7, 8]):
+            tile = result.sheet().crop((16 * k, 16 * rank, 16 * k + 16, 16 * rank + 16))
+            assert tile.tobytes() == result.frames[n][place].tobytes()
     with pytest.raises(InvalidArgument, match=r"a run of videos.*evaluate measures images"):
         read_images(tmp_path / "out")
     again = RunFolder(tmp_path / "out", result.settings, title="a cat")

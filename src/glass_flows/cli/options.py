@@ -175,7 +175,7 @@ _PANELS: dict[str, tuple[str, Group, Any]] = {
         One(Batching), Batching(),
     ),
     "viewing": (
-        "What a reward sees of a video (pipelines of videos), such as: --frames first",
+        "Videos: what a reward sees of them, such as: --frames first",
         One(Viewing), Viewing(),
     ),
     "loading": (

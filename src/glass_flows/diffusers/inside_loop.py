@@ -280,12 +280,10 @@ class _InsideLoop:
         try:
             pipe.scheduler = scheduler
             named = named_before_network(pipe, lambda: self.called > 0)
-            with ExitStack() as within:
-                for one in (
-                    self._counted(), self._bar(), _as_it_was(pipe), self._one_video(), named,
-                    suppress(_Enough),
-                ):  # fmt: skip
-                    within.enter_context(one)
+            with (
+                self._counted(), self._bar(), self._one_video(), _as_it_was(pipe), named,
+                suppress(_Enough),
+            ):  # fmt: skip
                 output = pipe(generator=generators, **self.given)
         finally:
             pipe.scheduler = own
