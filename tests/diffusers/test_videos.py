@@ -130,7 +130,10 @@ def test_the_frames_that_were_asked_for_are_scored(frames, places):
     assert held.shape == with_red.rewards.shape
 
 
-@pytest.mark.parametrize("method", ["plain", "best-of-n", "beam", "greedy", "svdd", "twist"])
+RARER = [pytest.param(name, marks=pytest.mark.slow) for name in ("best-of-n", "greedy", "svdd")]
+
+
+@pytest.mark.parametrize("method", ["plain", "beam", "twist", *RARER])
 def test_every_method_of_the_loop_returns_the_frames_that_it_scored(method):
     pipe, call = shared("Wan")
     given = {**FEW, **call}
@@ -236,6 +239,7 @@ def test_a_run_that_is_stopped_returns_the_frames_of_its_estimates():
     assert [one.tobytes() for one in seen] == [one.tobytes() for one in result.images]
 
 
+@pytest.mark.slow
 def test_lambda_is_found_in_a_pilot_of_videos():
     result = steer("Wan", red, scale="auto")
     assert result.result.strength.found is not None and result.result.strength.scale > 0
