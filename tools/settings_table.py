@@ -17,6 +17,7 @@ from glass_flows import Beam, BestOf, Greedy, Refine, Sampler, Steering
 from glass_flows.batching import Batching
 from glass_flows.jobs import Loading
 from glass_flows.jobs.job import Placement
+from glass_flows.rewards import Viewing
 from glass_flows.settings import Kind, Listed, Object, Settings, explanations, kinds, spelled
 
 CLASSES: tuple[type[Settings], ...] = (
@@ -27,6 +28,7 @@ CLASSES: tuple[type[Settings], ...] = (
     Greedy,
     Refine,
     Batching,
+    Viewing,
     Loading,
     Placement,
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .errors import InvalidArgument
 from .files import render, replace, written
+from .pixels import contact_sheet
 from .runs import RunFolder
 from .runs.listing import as_text, clean, figure, short
 from .runs.memory import RunInMemory
@@ -27,6 +28,7 @@ __all__ = ["ImageResult", "Rows", "image_name"]
 
 _THUMBNAIL = 160  # longest side of an image in a notebook, in pixels
 _MOST_PROMPTS, _MOST_IMAGES = 4, 16  # in a notebook
+_TILE = 256  # longest side of an image on a sheet, in pixels
 _LONGEST = 60  # of a prompt in a line
 
 
@@ -70,6 +72,7 @@ class ImageResult:
     prompts: tuple[Any, ...]
     result: SearchResult
     settings: Mapping[str, Any]
+    word: ClassVar[str] = "image"
 
     @property
     def images(self) -> list[Image.Image]:
@@ -118,7 +121,8 @@ class ImageResult:
         P, N = self.rewards.shape
         prompts = ", ".join(repr(short(str(p), _LONGEST)) for p in self.prompts[:_MOST_PROMPTS])
         more = ", ..." if P > _MOST_PROMPTS else ""
-        each = f"{N} image{'s' * (N > 1)}" + (f" for each of {P} prompts," if P > 1 else " of")
+        each = f" for each of {P} prompts," if P > 1 else " of"
+        each = f"{N} {self.word}{'s' * (N > 1)}{each}"
         return clean(
             "\n".join(
                 [f"{self.method}: {each} {prompts}{more}, seed {self.seed}", *self.result.lines()]
@@ -185,7 +189,8 @@ class ImageResult:
         """
         record = RunFolder(folder, self.settings, title=self._run.heading)
         names = self.write(record.folder)
-        record.finish(self.result, names, prompts=self.prompts, seed=self.seed)
+        told = self.beside(names)
+        record.finish(self.result, names, prompts=self.prompts, seed=self.seed, **told)
         return [record.folder / name for name in sorted(name for row in names for name in row)]
 
     def write(self, folder: Path, prefix: str = "") -> list[list[str]]:
@@ -202,6 +207,15 @@ class ImageResult:
                 info.add_itxt("settings", json.dumps(dict(self.settings), default=repr))
                 replace(folder / name, written(partial(image.save, format="PNG", pnginfo=info)))
         return names
+
+    def beside(self, names: list[list[str]]) -> dict[str, Any]:
+        """What :meth:`write` wrote beside the files of these names, as a run's folder is told."""
+        return {}
+
+    def sheet(self) -> Image.Image:
+        """All images in a row for each prompt, best first."""
+        rows = [[row[n] for n in order] for row, order in zip(self.rows, self.order)]
+        return contact_sheet(rows, _TILE, Image.Resampling.BICUBIC)
 
     def report(self, file: str | Path = "report.html", plain: ImageResult | None = None) -> Path:
         """Write one HTML file about the result, as ``glass-flows report`` does of a run's folder.
@@ -242,7 +256,10 @@ class ImageResult:
 
     @cached_property
     def _run(self) -> RunInMemory:
-        return RunInMemory.of(self.result, self.rows, self._names(), self.prompts, self.settings)
+        names = self._names()
+        return RunInMemory.of(
+            self.result, self.rows, names, self.prompts, self.settings, **self.beside(names)
+        )
 
 
 def image_name(population: int, rank: int) -> str:

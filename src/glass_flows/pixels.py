@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from torch import Tensor
 
 from .errors import InvalidArgument, check_count, shown
 from .rewards.forms import to_bytes
+from .rewards.videos import chosen
+
+_ON_A_SHEET = 16  # frames of a video
+_FRAME = 256  # longest side of a frame on a sheet, in pixels
 
 __all__ = [
     "contact_sheet",
     "open_image",
+    "sheet_of",
     "to_bytes",
     "to_images",
     "to_pictures",
@@ -38,6 +44,14 @@ def contact_sheet(
             tile = image.convert("RGB").resize((width, height), resample)
             sheet.paste(tile, (k * width, i * height))
     return sheet
+
+
+def sheet_of(frames: Sequence[Image.Image]) -> Image.Image:
+    """The contact sheet of a video: at most 16 of its frames, evenly spaced, as in a text."""
+    shown = [frames[i] for i in chosen(len(frames), _ON_A_SHEET)]
+    columns = math.ceil(math.sqrt(len(shown)))
+    rows = [shown[i : i + columns] for i in range(0, len(shown), columns)]
+    return contact_sheet(rows, _FRAME, Image.Resampling.BICUBIC)
 
 
 def to_images(pixels: list[Tensor]) -> list[Image.Image]:

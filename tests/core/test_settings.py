@@ -44,6 +44,7 @@ from glass_flows.grids import Karras, Shifted, Uniform
 from glass_flows.jobs.job import Loading
 from glass_flows.paths import Linear
 from glass_flows.plans import Default, EulerMaruyama, FirstOrder, Paper, plan
+from glass_flows.rewards import Viewing
 from glass_flows.settings import (
     Choice,
     Count,
@@ -82,7 +83,7 @@ from glass_flows.steering.strength import Auto
 from glass_flows.steering.values import FreeValue, ValueFunction
 from glass_flows.worlds import GaussianMixture
 
-CLASSES = [Sampler, Steering, BestOf, Beam, Greedy, Refine, Batching, Loading]
+CLASSES = [Sampler, Steering, BestOf, Beam, Greedy, Refine, Batching, Viewing, Loading]
 METHOD_CLASSES = [Steering, BestOf, Beam, Greedy, Refine]
 each_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 quick = settings(max_examples=20, deadline=None, derandomize=True)
@@ -247,6 +248,7 @@ ANY = {
         decode_batch=sometimes(counts),
         checkpoint=st.booleans(),
     ),
+    Viewing: st.builds(Viewing, frames=sometimes(counts | st.sampled_from(["first", "all"]))),
     Loading: st.builds(
         Loading,
         device=texts,
@@ -339,6 +341,7 @@ OTHER = {
     Batching: {
         "max_batch": ["1", "none"], "decode_batch": ["2", "none"], "checkpoint": ["true"],
     },
+    Viewing: {"frames": ["1", "9", "first", "all"]},
     Loading: {
         "device": ["cpu", ""], "dtype": ["bfloat16"], "offload": ["model", "sequential"],
         "revision": ["main", "a=b"], "lora": ["some/lora"],
@@ -782,6 +785,7 @@ WRONG = {
         "decode_batch": [0, -1, 1.5, NAN, True, "x", "auto", {}, [2]],
         "checkpoint": [0, 1, None, "x", "true", NAN],
     },
+    Viewing: {"frames": [0, -1, 1.5, NAN, True, "x", "", "0", "last", "first:2", {}, [2]]},
     Loading: {
         "device": [0, True, {}, b"cpu", torch.device("cpu")],
         "dtype": [0, True, "x", "", torch.float16],
@@ -992,7 +996,7 @@ FRONTS = {
     "greedy": (Greedy, Sampler),
     "refine": (Refine, Sampler),
     "sample": (Sampler,),
-    "steer_pipeline": (*METHOD_CLASSES, Sampler, Batching),
+    "steer_pipeline": (*METHOD_CLASSES, Sampler, Batching, Viewing),
 }
 each_front = pytest.mark.parametrize("name", FRONTS)
 
@@ -1112,7 +1116,8 @@ def test_fronts_without_settings_name_the_nearest_too():
 @each_front
 def test_objects_beside_names_are_refused(name):
     for i, owner in enumerate(front_of(name).front):
-        held = {"method": FRONTS[name][0], "sampler": Sampler, "batching": Batching}[owner](4)
+        classes = {"sampler": Sampler, "batching": Batching, "viewing": Viewing}
+        held = {"method": FRONTS[name][0], **classes}[owner](4)
         names = list(kinds(type(held)))[:2]
         given_values = {n: getattr(held, n) for n in names}
         for args, named in (([None] * i + [held], {}), ([], {owner: held})):

@@ -24,7 +24,7 @@ from glass_flows.jobs import Job, Loading, resolve
 from glass_flows.jobs.models import Digits, Pipeline, Shapes, SiT
 from glass_flows.jobs.spelling import Options, jobs_of, twisted
 from glass_flows.plans import Sampler
-from glass_flows.rewards import FunctionReward
+from glass_flows.rewards import FunctionReward, Viewing
 from glass_flows.runs import RunFolder, read_run
 from glass_flows.runs.command import flag
 from glass_flows.settings import kinds
@@ -39,6 +39,7 @@ CLASSES = {
     "method": [Steering, BestOf, Beam, Greedy, Refine],
     "sampler": [Sampler],
     "batching": [Batching],
+    "viewing": [Viewing],
     "loading": [Loading],
 }
 
@@ -67,6 +68,7 @@ JOBS = st.builds(
     call=st.dictionaries(st.text(), st.one_of(st.integers(), st.text(), st.none())),
     batching=st.builds(Batching, st.one_of(st.none(), st.just("auto"), st.integers(1, 9))),
     micro_batch=st.one_of(st.none(), st.integers(1, 5)),
+    viewing=st.builds(Viewing, st.sampled_from([None, "first", "all", 1, 4])),
 )  # fmt: skip
 
 

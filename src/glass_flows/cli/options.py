@@ -26,6 +26,7 @@ from ..jobs.spelling import Options, read_arguments
 from ..noise import check_seed
 from ..plans import Sampler
 from ..research.contest import Contest
+from ..rewards.videos import Viewing
 from ..runs.command import flag
 from ..runs.listing import clean
 from ..settings import Count, Number, Switch, spelled
@@ -173,6 +174,10 @@ _PANELS: dict[str, tuple[str, Group, Any]] = {
         "Samples at a time (pipelines), such as: --max-batch 4 --decode-batch 2",
         One(Batching), Batching(),
     ),
+    "viewing": (
+        "Videos: what a reward sees of them, such as: --frames first",
+        One(Viewing), Viewing(),
+    ),
     "loading": (
         "Loading (pipelines), such as: --dtype bfloat16 --offload model", One(Loading), Loading()
     ),
@@ -245,8 +250,8 @@ _TYPED = {"call": _CALL_OPTIONS, "held_out": _HELD_OUT_OPTIONS, "job": _JOB_OPTI
 def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, in the place of its parameter `options`, an option for every setting.
 
-    `groups` are of "job", "held_out", "method", "sampler", "batching", "loading", "call",
-    "contest" and "placement".
+    `groups` are of "job", "held_out", "method", "sampler", "batching", "loading", "viewing",
+    "call", "contest" and "placement".
     What was given reaches the command as :class:`Options`; defaults stay with the objects.
     """
 

@@ -33,7 +33,7 @@ def _told_default(option: Any, default: str) -> Any:
     return held
 
 
-@with_settings("job", "held_out", "method", "sampler", "batching", "loading", "call")
+@with_settings("job", "held_out", "method", "sampler", "batching", "loading", "viewing", "call")
 def align(
     out: Out,
     options: Options,
@@ -240,7 +240,9 @@ def sample(
     typer.echo(f"picture: {file}")
 
 
-@with_settings("held_out", "method", "sampler", "batching", "loading", "call", "placement")
+@with_settings(
+    "held_out", "method", "sampler", "batching", "loading", "viewing", "call", "placement"
+)
 def batch(
     prompts: Annotated[
         Path,

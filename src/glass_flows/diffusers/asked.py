@@ -17,9 +17,10 @@ from ..batching import Batching
 from ..errors import InvalidArgument
 from ..noise import check_seed
 from ..plans import Sampler
-from ..rewards import Decoded, Reward, RewardLike, as_reward
+from ..rewards import Decoded, Frames, Reward, RewardLike, as_reward
 from ..rewards.forms import try_reward
 from ..rewards.named import as_image_reward, check_reward
+from ..rewards.videos import Viewing
 from ..steering import Method, Refine
 from ..steering.held_out import held_out
 from .decoding import Pictures
@@ -79,6 +80,8 @@ class Asked:
         Clean latents or pictures that refinement begins with (:mod:`.beginnings`).
     also
         Held-out rewards of the images, as they were given; once loaded a dict by name.
+    viewing : Viewing
+        What rewards see of a video.
     """
 
     pipe: Any
@@ -93,6 +96,7 @@ class Asked:
     decode: Callable[[Tensor], Tensor] | None = None
     init: Any = None
     also: Any = None
+    viewing: Viewing = field(default_factory=Viewing)
 
     @classmethod
     def of(
@@ -134,6 +138,16 @@ class Asked:
         """The reward, once it is one."""
         return as_reward(self.reward)
 
+    def of_videos(self) -> Asked:
+        """With rewards of videos, of which those of images see chosen frames."""
+
+        def framed(reward: Reward) -> Reward:
+            own = isinstance(reward, Frames) and self.viewing == Viewing()
+            return reward if own else Frames(reward, self.viewing.frames)
+
+        also = {name: framed(one) for name, one in self.also.items()}
+        return replace(self, reward=framed(self.scored), also=also)
+
     def of_latents(self, pictures: Pictures) -> tuple[Reward, dict[str, Reward]]:
         """The reward and the held-out ones, of latents: they see the same pictures."""
         most = self.batching.decode_batch
@@ -143,13 +157,17 @@ class Asked:
         }
         return Decoded(self.scored, pictures, max_batch=most), beside
 
-    def try_reward(self, height: int, width: int, device: torch.device) -> None:
-        """Recognise every reward, asked about as many rows as it will be asked about at a time."""
+    def try_reward(
+        self, height: int, width: int, device: torch.device, frames: int | None = None
+    ) -> None:
+        """Recognise every reward, asked about as many rows as it will be asked about at a time;
+        of videos with so many `frames`."""
         rows = self.rows[: self.batching.decode_batch]
+        given: Any = {"device": device, "frames": frames}
         gradient = self.method.differentiates
-        try_reward(self.scored, height, width, rows, device=device, gradient=gradient)
+        try_reward(self.scored, height, width, rows, gradient=gradient, **given)
         for one in self.also.values():
-            try_reward(one, height, width, rows, device=device)
+            try_reward(one, height, width, rows, **given)
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""
@@ -163,6 +181,7 @@ class Asked:
             "batching": self.batching.as_json(),
             "seed": self.seed,
             **({"call": call} if call else {}),
+            **({} if self.viewing == Viewing() else {"viewing": self.viewing.as_json()}),
             **({} if self.init is None else {"init": self._beginning()}),
             **({} if self.latents is None else {"latents": _form(self.latents)}),
         }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidArgument
 
-__all__ = ["batch_of", "in_chunks"]
+__all__ = ["batch_of", "in_chunks", "rows_of"]
 
 _INPUTS = ("hidden_states", "sample", "x")
 
@@ -42,7 +42,7 @@ def in_chunks(network: nn.Module, rows: int, most: int) -> Iterator[None]:
         answers = []
         for i in range(0, batch, size):
             part = slice(i, min(i + size, batch))
-            some, named = _cut(args, part, batch, ""), _cut(kwargs, part, batch, "")
+            some, named = rows_of(args, part, batch), rows_of(kwargs, part, batch)
             answers.append(whole(*some, **named))
         return _joined(answers)
 
@@ -55,12 +55,12 @@ def in_chunks(network: nn.Module, rows: int, most: int) -> Iterator[None]:
             network.forward = own
 
 
-def _cut(value: Any, part: slice, batch: int, name: str) -> Any:
-    """The rows of a part."""
+def rows_of(value: Any, part: slice, batch: int, name: str = "") -> Any:
+    """The rows of a part, of all in it that has a row for each of a batch."""
     if isinstance(value, Mapping):
-        return {key: _cut(held, part, batch, key) for key, held in value.items()}
+        return {key: rows_of(held, part, batch, key) for key, held in value.items()}
     if isinstance(value, tuple):
-        return tuple(_cut(held, part, batch, name) for held in value)
+        return tuple(rows_of(held, part, batch, name) for held in value)
     if isinstance(value, list):
         tensors = [held for held in value if isinstance(held, Tensor)]
         apart = len(value) == batch
@@ -70,7 +70,7 @@ def _cut(value: Any, part: slice, batch: int, name: str) -> Any:
                 f"max_batch: {name} is a list of {batch} tensors of {batch} rows: it cannot be "
                 "told what is whose. Take another number of particles"
             )
-        return value[part] if apart else [_cut(held, part, batch, name) for held in value]
+        return value[part] if apart else [rows_of(held, part, batch, name) for held in value]
     shared = name.endswith("_ids") and isinstance(value, Tensor) and value.shape[-1:] == (3,)
     if not isinstance(value, Tensor) or value.ndim == 0 or shared:  # places of tokens have no rows
         return value

@@ -10,10 +10,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..pixels import to_bytes, to_images
+from ..pixels import sheet_of, to_bytes, to_images
 from ..steering import Shards
 
+Picture = Image.Image | list[Image.Image]
+"""An image, or the frames of a video."""
+
 __all__ = [
+    "Picture",
     "Pictures",
     "decode_latents",
     "encode_latents",
@@ -127,9 +131,17 @@ class _Clamped(torch.autograd.Function):
         return gradient
 
 
-def _form(images: Tensor) -> tuple[int, ...] | None:
-    """Batch and channels of images; None of anything else."""
-    return tuple(images.shape[:2]) if images.ndim == 4 else None
+def _pictures(made: Tensor, count: int) -> bool:
+    """Whether they are so many images, in colours or greys, or videos in colours."""
+    if made.ndim not in (4, 5) or len(made) != count:
+        return False
+    return made.shape[-3] == 3 or made.shape[1:-2] == (1,)
+
+
+def _pictured(pixels: Tensor) -> Picture:
+    """Of bytes, (H, W, 3) or (F, H, W, 3)."""
+    images = to_images(list(pixels[None] if pixels.ndim == 3 else pixels))
+    return images if pixels.ndim == 4 else images[0]
 
 
 class Pictures:
@@ -139,7 +151,7 @@ class Pictures:
     ----------
     decode : callable
         (B, *shape) clean states to images (B, 3, height, width), or (B, 1, height, width) in
-        greys; [0, 1] or so.
+        greys, or to videos (B, F, 3, height, width); [0, 1] or so.
     keep : int
         How many are kept.
     device : torch.device, optional
@@ -163,16 +175,22 @@ class Pictures:
     def __call__(self, z: Tensor) -> Tensor:
         """Images in [0, 1], as they are returned but for the rounding to bytes."""
         made = self.decode(z)
-        if not isinstance(made, Tensor) or _form(made) not in ((len(z), 1), (len(z), 3)):
+        if not isinstance(made, Tensor) or not _pictures(made, len(z)):
             given = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ShapeError(
-                f"decode must make images ({len(z)}, 3, height, width) of latents "
-                f"{tuple(z.shape)}, got {given}; of a video, choose or lay out its frames"
+                f"decode must make images ({len(z)}, 3, height, width) or videos ({len(z)}, "
+                f"frames, 3, height, width) of latents {tuple(z.shape)}, got {given}; of a video, "
+                "choose or lay out its frames"
             )
-        pictures: Tensor = _Clamped.apply(made.expand(-1, 3, -1, -1))
-        self.kept = [*self.kept, *zip(z.detach(), to_bytes(pictures))][-self.keep :]
+        video = made.ndim == 5
+        pictures: Tensor = _Clamped.apply(made.expand(*made.shape[:-3], 3, -1, -1))
+        pixels = to_bytes(pictures.flatten(0, -4)).unflatten(0, pictures.shape[:-3])
+        # A video is large, and to wait for it costs little beside its decoding.
+        pixels = pixels.cpu() if video else pixels
+        self.kept = [*self.kept, *zip(z.detach(), pixels)][-self.keep :]
         if self.again:
-            self.whole = [*self.whole, *zip(z.detach(), pictures.detach())][-self.keep :]
+            unrounded = pictures.detach().cpu() if video else pictures.detach()
+            self.whole = [*self.whole, *zip(z.detach(), unrounded)][-self.keep :]
         return pictures
 
     def once_more(self, z: Tensor) -> Tensor:
@@ -184,7 +202,7 @@ class Pictures:
                 found[i] = picture
         if missing := [i for i in range(len(z)) if i not in found]:
             found |= zip(missing, self(z[missing]))
-        return torch.stack([found[i] for i in range(len(z))])
+        return torch.stack([found[i].to(z.device) for i in range(len(z))])
 
     def _download(self) -> None:
         """What is kept, from the device: the host waits for it only where somebody looks."""
@@ -198,18 +216,20 @@ class Pictures:
         return to_images(known) if len(known) == len(found) else None
 
     def shown(self, z: Tensor) -> list[Image.Image]:
-        """Images of (B, *shape) states, decoded one by one unless they have been."""
+        """Images of (B, *shape) states, decoded one by one unless they have been; of videos their
+        contact sheets."""
         self._download()
-        return to_images([self._pixels(one) for one in z.cpu()])
+        found = [_pictured(self._pixels(one)) for one in z.cpu()]
+        return [sheet_of(one) if isinstance(one, list) else one for one in found]
 
-    def images(self, samples: Tensor, shards: Shards | None = None) -> list[Image.Image]:
-        """PIL images of (P, n, *shape) samples, each from the process that decoded it."""
+    def images(self, samples: Tensor, shards: Shards | None = None) -> list[Any]:
+        """Pictures of (P, n, *shape) samples, each from the process that decoded it."""
         self._download()
         if shards is not None:  # what it decoded last are its own particles at the end
             own = self.kept[-len(range(shards.own.start, shards.own.stop)) :]
             states, pixels = (shards.gather(torch.stack(part)) for part in zip(*own))
             self.kept = list(zip(states, pixels))
-        return to_images([self._pixels(z) for z in samples.flatten(0, 1).cpu()])
+        return [_pictured(self._pixels(z)) for z in samples.flatten(0, 1).cpu()]
 
     def _find(self, z: Tensor) -> Tensor | None:
         return next((pixels for state, pixels in self.kept if torch.equal(state, z)), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..execute import Boundary
 from ..noise import PILOT, START, KeyedNoise
 from ..paths import Path
 from ..plans.sampler import RHO, SOLVER
+from ..rewards import Frames
 from ..steering import BestOf, Costs, PosteriorValue, Refine, SearchResult, Step
 from ..steering.loop import Watch, come_to, pass_boundaries
 from ..steering.pilot import SAMPLES, found_by, needs_pilot, own_scale, pilot_sampler, settled
@@ -27,29 +28,44 @@ from ..steering.population import Population, Run, kept
 from ..steering.strength import Auto, Found
 from .asked import Asked
 from .chunks import batch_of, in_chunks
-from .decoding import Pictures
+from .decoding import Picture, Pictures
 from .own_code import own_decoder, returned_fields
 from .parts import caches_of, network_of
 from .refusals import named_before_network
 from .scheduler import GlassScheduler
+from .videos import argument, decoding_one, own_video_decoder
 
-__all__ = ["run_inside"]
+__all__ = ["returns", "run_inside"]
 
 _PROMPTS: tuple[tuple[str, Any], ...] = (("prompt", str), ("class_labels", (int, str)))
 _COUNTS = ("batch_size", "num_images_per_prompt")  # of pipelines that take no prompt
 _TEXT = re.compile(r"(negative_)?prompt(_\d+)?")
+_FRAMES = 9  # of a trial of a reward of videos, where a pipeline does not say how many
 _FAR = 5.0  # grey levels of 255 in the mean: other batches round differently, by less than one
 
 
-def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Image.Image]]:
-    """The result and the images of its samples."""
+def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Picture]]:
+    """The result and the pictures of its samples: images, or of a video its frames."""
     takes = inspect.signature(asked.pipe.__call__).parameters
     _check(asked, takes)
     _check_sampler(asked)
+    frames = None
+    if asked.decode is not None or returns(asked.pipe) == "frames":
+        # `decode` may still make images: of these they are the rewards that they were.
+        asked, videos = asked.of_videos(), asked.scored.takes_video
+        told = argument("num_frames", takes, asked.call)
+        frames = (told if isinstance(told, int) and told > 0 else _FRAMES) if videos else 1
     loop = _InsideLoop(asked, watch, takes)
-    asked.try_reward(*_size(asked), torch.device(asked.pipe._execution_device))
+    asked.try_reward(*_size(asked, takes), torch.device(asked.pipe._execution_device), frames)
     loop.found, loop.before = _found(asked, watch, takes)
-    return loop.run(_scheduler(asked))
+    result, output = loop.run(_scheduler(asked))
+    return result, loop.returned(result, output)
+
+
+def returns(pipe: Any) -> str:
+    """What pictures a pipeline returns: "images", "frames" of videos, or "" of neither."""
+    fields = returned_fields(pipe)
+    return next((name for name in ("images", "frames") if name in fields), "")
 
 
 def _scheduler(asked: Asked) -> GlassScheduler:
@@ -89,7 +105,7 @@ def _found(asked: Asked, watch: Watch, takes: Mapping[str, Any]) -> tuple[Found 
     )
     loop = _InsideLoop(beside, Watch(progress=watch.progress), takes)
     if "output_type" in takes:  # its rewards are known, and nobody wants the pictures
-        loop.makes_images, loop.given["output_type"] = False, "latent"
+        loop.makes, loop.given["output_type"] = "", "latent"
     result, _ = loop.run(_scheduler(beside))
     costs = result.costs
     return found_by(scale, result.rewards, asked.scored, costs.network_evaluations), costs
@@ -123,11 +139,11 @@ def _check(asked: Asked, takes: Mapping[str, Any]) -> None:
         raise InvalidArgument("a cache needs the whole batch: leave out max_batch")
 
 
-def _size(asked: Asked) -> tuple[int, int]:
+def _size(asked: Asked, takes: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width of its images, as far as they can be told beforehand."""
     side, scale = (getattr(asked.pipe, n, 0) for n in ("default_sample_size", "vae_scale_factor"))
     usual = side * scale if isinstance(side, int) and isinstance(scale, int) else 0
-    given = (asked.call.get(name) for name in ("height", "width"))
+    given = (argument(name, takes, asked.call) for name in ("height", "width"))
     height, width = (one if isinstance(one, int) else usual or 256 for one in given)
     return height, width
 
@@ -177,14 +193,19 @@ class _InsideLoop:
 
     def __init__(self, asked: Asked, watch: Watch, takes: Mapping[str, Any]) -> None:
         self.asked, self.watch = asked, watch
-        self.makes_images = "images" in returned_fields(asked.pipe)
-        self.checks_images = asked.decode is None
-        decode = asked.decode or own_decoder(asked.pipe, self.makes_images)
+        self.makes = returns(asked.pipe)
+        self.checks = asked.decode is None
+        if self.makes == "frames":
+            decode = asked.decode or own_video_decoder(asked.pipe, takes, asked.call)
+            self.makes = self.makes if self.checks else ""
+        else:
+            decode = asked.decode or own_decoder(asked.pipe, self.makes == "images")
         self.pictures = Pictures(decode, len(asked.rows), again=bool(asked.also))
         self.scored, self.beside = asked.of_latents(self.pictures)
         self.given = self._call(takes)
         self.steps: Iterator[Step] | None = None
         self.called = 0
+        self.ended = False  # what the pipeline does from then on is its own
         watch.decode = self.pictures.shown
         self.found: Found | None = None
         self.before = Costs()
@@ -199,8 +220,8 @@ class _InsideLoop:
             given["image"] = self._for_rows(given["image"])
         if asked.latents is not None:
             given["latents"] = asked.latents
-        if not self.makes_images and "output_type" in takes:
-            given["output_type"] = "latent"
+        if self.makes != "images" and "output_type" in takes:
+            given["output_type"] = "pil" if self.makes else "latent"
         given["num_inference_steps"] = asked.sampler.transitions
         for name, kind in _PROMPTS:
             if name in takes:
@@ -248,7 +269,8 @@ class _InsideLoop:
         finally:
             pipe.set_progress_bar_config(**held)
 
-    def run(self, scheduler: GlassScheduler) -> tuple[SearchResult, list[Image.Image]]:
+    def run(self, scheduler: GlassScheduler) -> tuple[SearchResult, Any]:
+        """The result, and what the pipeline came to; None if it was stopped before."""
         asked, pipe = self.asked, self.asked.pipe
         noise = KeyedNoise(asked.seed)
         seeds = [int(noise.bits(START, 0, i).random_raw()) >> 1 for i in range(len(asked.rows))]
@@ -258,7 +280,10 @@ class _InsideLoop:
         try:
             pipe.scheduler = scheduler
             named = named_before_network(pipe, lambda: self.called > 0)
-            with self._counted(), self._bar(), _as_it_was(pipe), named, suppress(_Enough):
+            with (
+                self._counted(), self._bar(), self._one_video(), _as_it_was(pipe), named,
+                suppress(_Enough),
+            ):  # fmt: skip
                 output = pipe(generator=generators, **self.given)
         finally:
             pipe.scheduler = own
@@ -267,34 +292,51 @@ class _InsideLoop:
                 f"the loop of {asked.name} ended before the last of {asked.sampler.transitions} "
                 "transitions: leave out what stops it early (strength, denoising_end, ...)"
             )
-        P, N = self.last.rewards.shape
         biases = asked.method.biases(_Witness(scheduler.schedule.path))
-        returned = (self.course.returned(self.last) + torch.arange(P)[:, None] * N).flatten()
-        result = come_to(self.course, self.last, biases, self.watch)
+        return come_to(self.course, self.last, biases, self.watch), output
+
+    def _places(self) -> list[int]:
+        """Of every sample that is returned its row in the pipeline's batch."""
+        P, N = self.last.rewards.shape
+        rows = self.course.returned(self.last) + torch.arange(P)[:, None] * N
+        found: list[int] = rows.flatten().tolist()
+        return found
+
+    def _one_video(self) -> AbstractContextManager[None]:
+        """At its end a pipeline decodes the first of the videos that are returned, by itself."""
+        if self.makes != "frames":
+            return nullcontext()
+        return decoding_one(self.asked.pipe.vae, lambda: self._places()[0] if self.ended else None)
+
+    def returned(self, result: SearchResult, output: Any) -> list[Picture]:
+        """The pictures of the samples, which are those that the rewards have seen."""
+        pipe = self.asked.pipe
         if output is None:  # stopped: the pipeline itself did not come to its pictures
             with _as_it_was(pipe):
                 images = self.pictures.images(result.samples)
             if hasattr(pipe, "maybe_free_model_hooks"):
                 pipe.maybe_free_model_hooks()
-            return result, images
-        if not self.makes_images:
-            return result, self.pictures.images(result.samples)
-        images = [output.images[i] for i in returned.tolist()]
-        if self.checks_images and not any(output.get("nsfw_content_detected") or []):
-            self._check_images(self.pictures.images(result.samples), images)
-        return result, images
+            return images
+        if self.makes != "images":
+            videos = self.pictures.images(result.samples)
+            if self.makes:
+                self._check(videos[0], output.frames[0])
+            return videos
+        images = [output.images[i] for i in self._places()]
+        if self.checks and not any(output.get("nsfw_content_detected") or []):
+            self._check(self.pictures.images(result.samples), images)
+        return images
 
-    def _check_images(self, seen: list[Image.Image], returned: list[Image.Image]) -> None:
+    def _check(self, seen: list[Image.Image], returned: list[Image.Image]) -> None:
         """Raise if rewards were those of other pictures than these."""
-        for ours, theirs in zip(seen, returned):
-            a, b = (np.asarray(one.convert("RGB"), dtype=float) for one in (ours, theirs))
-            if a.shape != b.shape or abs(a - b).mean() > _FAR:
-                with kept(self.boundary):
-                    raise InvalidArgument(
-                        f"{self.asked.name} makes other images of its latents than its autoencoder "
-                        "by itself, so that these rewards are not theirs: pass decode=, a function "
-                        "from clean latents to images in [0, 1]"
-                    )
+        if len(seen) == len(returned) and all(map(_alike, seen, returned)):
+            return
+        with kept(self.boundary):
+            raise InvalidArgument(
+                f"{self.asked.name} makes other images of its latents than its autoencoder by "
+                "itself, so that these rewards are not theirs: pass decode=, a function from clean "
+                "latents to images in [0, 1]"
+            )
 
     def _at_boundary(self, boundary: Boundary) -> None:
         asked = self.asked
@@ -316,13 +358,17 @@ class _InsideLoop:
             )  # fmt: skip
             self.course = method.begin(self.job)
             self.steps = pass_boundaries(self.job, self._pending(), self.course, self.watch)
-            if not self.checks_images:  # a user's own decoder fails now, and not at the end
-                self.pictures(boundary.x[:1])
+            if not self.checks:  # a user's own decoder fails now, and not at the end
+                made = self.pictures(boundary.x[:1])
+                for one in (asked.scored, *asked.also.values()):
+                    if isinstance(one, Frames):
+                        one.check_samples(made)
         self.boundary = boundary
         self.job.before = self.before
         self.job.model.network_evaluations = self.called
         with _as_it_was(asked.pipe):
             self.last = next(self.steps)
+            self.ended = self.last.boundary.final
             if self.watch.stopped is not None:
                 self.last = next(self.steps)
                 raise _Enough
@@ -346,6 +392,12 @@ class _InsideLoop:
                 if isinstance(most, int):
                     stack.enter_context(in_chunks(network, len(self.asked.rows), most))
             yield
+
+
+def _alike(one: Image.Image, other: Image.Image) -> bool:
+    """Whether two images differ by no more than rounding in other batches explains."""
+    a, b = (np.asarray(image.convert("RGB"), dtype=float) for image in (one, other))
+    return a.shape == b.shape and bool(abs(a - b).mean() <= _FAR)
 
 
 def _networks(pipe: Any) -> list[torch.nn.Module]:

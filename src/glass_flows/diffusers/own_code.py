@@ -14,7 +14,7 @@ from ..errors import InvalidArgument
 from .decoding import decode_latents, unit_range
 from .parts import code_of, kinds_of, network_of
 
-__all__ = ["own_decoder", "returned_fields"]
+__all__ = ["needs_decode", "own_decoder", "returned_fields"]
 
 _OTHERWISE = ("_unpack_latents", "running_mean")  # of code that does more than to scale
 _AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")
@@ -58,18 +58,19 @@ def own_decoder(pipe: Any, makes_images: bool) -> Callable[[Tensor], Tensor]:
     channels = network.config.get("in_channels")
     if simple and channels in (1, 3) and not set(_AUTOENCODERS) & set(pipe.components):
         return lambda z: unit_range(_shaped(pipe, z, channels))
-    raise _needs_decode(pipe, "its latents")
+    raise needs_decode(pipe, "its latents")
 
 
 def _shaped(pipe: Any, z: Tensor, channels: int) -> Tensor:
     if z.ndim != 4 or z.shape[1] != channels:
-        raise _needs_decode(pipe, f"its latents {tuple(z.shape)}")
+        raise needs_decode(pipe, f"its latents {tuple(z.shape)}")
     return z
 
 
-def _needs_decode(pipe: Any, what: str) -> InvalidArgument:
+def needs_decode(pipe: Any, what: str) -> InvalidArgument:
+    """What is to be given where its code does not tell."""
     return InvalidArgument(
         f"{type(pipe).__name__} has no adapter, and {what} are not simply those of its autoencoder "
-        "or its images: pass decode=, a function from clean latents to images (B, 3, H, W) in "
-        "[0, 1]; of a video, to a frame or a sheet of them"
+        "or its images: pass decode=, a function from clean latents to images (B, 3, H, W) or "
+        "videos (B, F, 3, H, W) in [0, 1]; of a video also to a frame or a sheet of them"
     )

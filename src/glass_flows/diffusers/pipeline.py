@@ -8,7 +8,7 @@ recorded. Any other runs its own loop with a :class:`GlassScheduler`, and is ste
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,8 +19,10 @@ from ..fronts import FOREIGN, front, refuse_foreign
 from ..grids import Times
 from ..guidance import Guidance
 from ..images import ImageResult
+from ..pixels import sheet_of
 from ..plans import Rho, Sampler, Solver
 from ..rewards import RewardLike
+from ..rewards.videos import Viewing
 from ..steering import Method, Ramp, Recorder, Refine, Shards, Twist
 from ..steering.held_out import Also
 from ..steering.loop import Watch
@@ -31,19 +33,21 @@ from ..steering.schedules import ScaleSchedule
 from ..steering.state import Observer
 from ..steering.strength import Auto
 from ..steering.values import AnyValue
+from ..videos import VideoResult
 from .adapted import run_adapted
 from .asked import Asked
 from .families import family_of
 from .few_steps import warn_of_several_evaluations
-from .inside_loop import run_inside
+from .inside_loop import returns, run_inside
 from .refusals import check_caches, check_pipeline
+from .videos import frame_rate
 
 __all__ = ["can_record", "run_pipeline", "steer_pipeline"]
 
-_SAMPLER, _BATCHING, _RAMP = Sampler(), Batching(), Ramp()
+_SAMPLER, _BATCHING, _VIEWING, _RAMP = Sampler(), Batching(), Viewing(), Ramp()
 
 
-@front(method=AnyMethod(), sampler=SamplerOfMethod(Sampler), batching=Batching)
+@front(method=AnyMethod(), sampler=SamplerOfMethod(Sampler), batching=Batching, viewing=Viewing)
 def steer_pipeline(
     pipe: Any,
     prompt: Any,
@@ -51,6 +55,7 @@ def steer_pipeline(
     method: str | Method = "steering",
     sampler: Sampler = _SAMPLER,
     batching: Batching = _BATCHING,
+    viewing: Viewing = _VIEWING,
     *,
     particles: int = 8,
     scale: float | str | Auto = "auto",
@@ -80,6 +85,7 @@ def steer_pipeline(
     max_batch: int | str | None = "auto",
     decode_batch: int | None = 1,
     checkpoint: bool = False,
+    frames: int | str | None = None,
     seed: int | None = None,
     latents: Tensor | None = None,
     init: Any = None,
@@ -91,7 +97,7 @@ def steer_pipeline(
     progress: bool | None = None,
     **call: Any,
 ) -> ImageResult:
-    """Images of a diffusers pipeline, steered towards a reward.
+    """Images or videos of a diffusers pipeline, steered towards a reward.
 
     The settings are given by name, or as objects:
     ``steer_pipeline(pipe, "a cat", reward, Beam(8, children=4), Sampler(12, 2))``. One that the
@@ -113,7 +119,9 @@ def steer_pipeline(
         them. Which is found out before anything runs, on pictures of the size that is drawn, and
         said in one line (:class:`~glass_flows.rewards.OfImages` says it beforehand). Gradients
         (guidance, twist) need tensors, and flow through the reward into the decoder, also at pixels
-        that are clamped to 0 or 1.
+        that are clamped to 0 or 1. Of a video it sees chosen frames, whose mean counts; one that
+        takes videos (:class:`~glass_flows.rewards.OfVideos`, or `takes_video`) is handed them,
+        (B, F, 3, H, W).
     method : "steering", "refine", "plain", "best-of-n", "twist", "beam", "greedy" or "svdd"
         Or an object, such as :class:`~glass_flows.Refine`. Best-of-n and plain spend K M
         evaluations on the ODE, unless `rho` or a `sampler` is given; "refine" begins with a short
@@ -131,9 +139,10 @@ def steer_pipeline(
         `result.result.samples` of another run. A tensor that could be either is of pictures if it
         has 3 channels and the size of the pictures. For pipelines with an adapter.
     decode : callable, optional
-        Clean latents to images (B, 3, H, W) in [0, 1], for pipelines without an adapter whose
-        latents are not simply those of their autoencoder. Of a video or a sound it makes the
-        pictures that are scored and returned; the latents are in `result.samples`.
+        Clean latents to images (B, 3, H, W) or videos (B, F, 3, H, W) in [0, 1], for pipelines
+        without an adapter whose latents are not simply those of their autoencoder. Of a sound, or
+        of a video as one image, it makes the pictures that are scored and returned; the latents
+        are in `result.samples`.
     also : reward, list of them, or dict by name, optional
         Held-out rewards of the images, as in :func:`glass_flows.steer`: an image that the reward
         has seen is not decoded again for them. For that those of two batches are kept, unrounded.
@@ -147,6 +156,7 @@ def steer_pipeline(
     Returns
     -------
     ImageResult
+        Of videos a :class:`~glass_flows.videos.VideoResult`.
 
     Raises
     ------
@@ -163,7 +173,7 @@ def steer_pipeline(
     """
     asked = Asked.of(
         pipe, prompt, reward=reward, method=method, sampler=sampler, batching=batching, seed=seed,
-        call=call, latents=latents, init=init, decode=decode, also=also,
+        call=call, latents=latents, init=init, decode=decode, also=also, viewing=viewing,
     )  # fmt: skip
     return run_pipeline(asked, shards, Watch(record, on_boundary, progress))
 
@@ -189,14 +199,43 @@ def run_pipeline(
         )
     loop = inspect.signature(pipe.__call__).parameters
     _check_call(asked, loop if family is None else family.takes())
+    videos = family is None and (asked.decode is not None or returns(pipe) == "frames")
+    _check_frames(asked, videos, loop)
     asked = asked.loaded()
+    _check_rewards(asked, videos)
     if family is None:
-        result, images = run_inside(asked, watch)
+        result, pictures = run_inside(asked, watch)
     else:
         result, images = run_adapted(asked, family, shards, watch)
-    P, N = result.rewards.shape
-    grouped = [images[p * N : (p + 1) * N] for p in range(P)]
-    return ImageResult(grouped, result.rewards, asked.prompts, result, asked.settings())
+        pictures = [*images]
+    frames, N = [one for one in pictures if isinstance(one, list)], result.rewards.shape[1]
+    shown = [sheet_of(one) if isinstance(one, list) else one for one in pictures]
+    rows = [shown[i : i + N] for i in range(0, len(shown), N)]
+    about = (rows, result.rewards, asked.prompts, result, asked.settings())
+    if frames:
+        return VideoResult(*about, frames=frames, rate=frame_rate(loop, asked.call))
+    return ImageResult(*about)
+
+
+def _check_frames(asked: Asked, videos: bool, takes: Mapping[str, Any]) -> None:
+    """Raise if chosen frames cannot act, or could be meant for the pipeline."""
+    frames = asked.viewing.frames
+    if frames is not None and not videos:
+        raise InvalidArgument(f"frames={frames!r}: {asked.name} draws images; leave it out")
+    if frames is not None and "frames" in takes:
+        raise InvalidArgument(
+            f"frames={frames!r} is what a reward sees of a video, and {asked.name} has an argument "
+            f"of that name, too: give glass_flows.rewards.Frames(reward, {frames!r}) as the reward"
+        )
+
+
+def _check_rewards(asked: Asked, videos: bool) -> None:
+    """Raise if a reward takes videos, and there are none."""
+    taking = [one.name for one in (asked.scored, *asked.also.values()) if one.takes_video]
+    if taking and not videos:
+        raise InvalidArgument(
+            f"the reward {taking[0]!r} takes videos, and {asked.name} draws images: take another"
+        )
 
 
 def _warn_of_several_evaluations(asked: Asked) -> None:

@@ -91,6 +91,7 @@ def repeated(file: str | Path, wish: Wish) -> Wish:
             sampler={**_sized(sampler_texts(job.method, job.sampler), wish), **options.sampler},
             batching={**_batching(job, wish), **options.batching},
             loading={**_harmless(job.loading), **options.loading},
+            viewing={**texts_of(job.viewing), **options.viewing},
             call={**job.call, **options.call},
         ),
     )

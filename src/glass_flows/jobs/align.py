@@ -21,7 +21,6 @@ from ..errors import InvalidArgument, check_count
 from ..files import replace as replace_file
 from ..folders import alone, alone_in_out
 from ..images import ImageResult
-from ..pixels import contact_sheet
 from ..plans import Sampler
 from ..runs import RESULT, RunFolder, clear_run, find_runs, read_run, started_by_torchrun
 from ..runs.record import mean
@@ -344,15 +343,13 @@ def _drawn(
         return _aligned(job, result.result, record.folder)
     folder = record.folder
     files = result.write(folder)
-    best = result.rewards.argsort(1, descending=True).tolist()
-    rows = [[row[i] for i in order] for row, order in zip(result.rows, best)]
-    told: dict[str, Any] = {}
-    judged, sheet = None, contact_sheet(rows, 256, Image.Resampling.BICUBIC)
+    told = result.beside(files)
+    judged, sheet = None, result.sheet()
     verdicts, plain = model.judge(result), None
     if verdicts is not None or job.also:
         plain = model.run(_plain(job, model.guidance(job)), Watch(progress=progress))
     if plain is not None:
-        told = {"plain": plain.result, "plain_files": plain.write(folder, "plain-")}
+        told |= {"plain": plain.result, "plain_files": plain.write(folder, "plain-")}
         if job.also:
             told["warnings"] = _beside_plain(job, plain.result, result.result)
     if plain is not None and verdicts is not None:

@@ -137,6 +137,11 @@ def _of_run(run: Path, home: Path) -> Iterator[Found]:
     record = read_run(run)
     model = str(record.job.get("model", ""))
     for sample in (one for row in record.samples for one in row if one.file):
+        if sample.video is not None:
+            raise InvalidArgument(
+                f"{str(run)!r} is a run of videos, whose images are contact sheets: evaluate "
+                "measures images. Rewards of videos are in its result.json (--also adds others)"
+            )
         file = run / str(sample.file)
         _open(file)
         place = (sample.prompt, sample.seed, sample.population, sample.particle)

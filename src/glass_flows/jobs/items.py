@@ -149,8 +149,9 @@ def _draw(model: Model, job: Job, folder: RunFolder) -> None:
     result = model.run(job, watch)
     names = result.write(folder.folder)
     folder.finish(
-        result.result, names, prompts=result.prompts, seed=job.seed, accepted=model.judge(result)
-    )
+        result.result, names, prompts=result.prompts, seed=job.seed, accepted=model.judge(result),
+        **result.beside(names),
+    )  # fmt: skip
 
 
 def folder_of(model: Model, work: Work, item: Item, out: Path) -> RunFolder:

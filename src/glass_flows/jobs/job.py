@@ -16,6 +16,7 @@ from ..errors import InvalidArgument, check_count, check_name, shown
 from ..noise import check_seed
 from ..pixels import open_image
 from ..plans import Sampler
+from ..rewards.videos import Viewing
 from ..settings import MOST, Choice, Count, Settings, Text, defaults, setting
 from ..steering import Beam, BestOf, Greedy, Method, Refine, read_method
 
@@ -150,6 +151,7 @@ class Job:
     init : tuple of str
         Files of pictures that refinement begins with, one for all prompts or one for each. A run
         of other bytes is another (:meth:`beginnings`).
+    viewing : Viewing
     also : tuple of str
         Held-out rewards by name. The samples do not depend on them; what is recorded of the run
         does, so that a folder with others is refused.
@@ -169,6 +171,7 @@ class Job:
     threads: int | None = None
     init: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    viewing: Viewing = field(default_factory=Viewing)
     version: ClassVar[int] = 2
     """1 was a dictionary without one, of glass-flows 0.1."""
 
@@ -229,7 +232,7 @@ class Job:
                 )
         if lacking := {"model", "method", "sampler"} - set(given):
             raise InvalidArgument(f"a job needs {', '.join(sorted(lacking))}: {data!r}")
-        kinds: tuple[type[Settings], ...] = (Sampler, Batching, Loading)
+        kinds: tuple[type[Settings], ...] = (Sampler, Batching, Loading, Viewing)
         for kind in kinds:
             if kind.word in given:
                 given[kind.word] = kind.from_json(given[kind.word])

@@ -77,7 +77,7 @@ __all__ = [
 ]
 
 Announce = Callable[[str], None]
-_OF_PIPELINES = ("batching", "loading", "call", "micro_batch", "budget")
+_OF_PIPELINES = ("batching", "loading", "viewing", "call", "micro_batch", "budget")
 
 
 class Model(ABC):
@@ -94,8 +94,8 @@ class Model(ABC):
     sigma_data : float
         Standard deviation of its data, for twisted noise and guidance.
     takes : tuple of str
-        Of "batching", "loading", "call", "micro_batch", "budget", "populations", "init" and "also":
-        what can act.
+        Of "batching", "loading", "viewing", "call", "micro_batch", "budget", "populations", "init"
+        and "also": what can act.
     batching, call : dict
         Defaults of its own.
     needs_folder : bool
@@ -410,6 +410,7 @@ class Pipeline(Model):
             {**self.call, **job.call},
             init=job.init or None,
             also=self.beside(job),
+            viewing=job.viewing,
         )
         return replace(run_pipeline(asked, shards, watch), settings=job.as_json())
 

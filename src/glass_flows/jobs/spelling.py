@@ -12,6 +12,7 @@ from ..batching import Batching
 from ..errors import InvalidArgument, check_name, shown
 from ..fronts import refuse_foreign
 from ..plans import Sampler
+from ..rewards.videos import Viewing
 from ..runs.command import flag
 from ..settings import build, kinds, spelled
 from ..steering import METHODS, Method, Refine, Twist, method_of
@@ -35,6 +36,7 @@ class Options:
     sampler: Mapping[str, str] = field(default_factory=dict)
     batching: Mapping[str, str] = field(default_factory=dict)
     loading: Mapping[str, str] = field(default_factory=dict)
+    viewing: Mapping[str, str] = field(default_factory=dict)
     call: Mapping[str, Any] = field(default_factory=dict)
     held_out: Mapping[str, Any] = field(default_factory=dict)
     placement: Mapping[str, str] = field(default_factory=dict)
@@ -75,6 +77,7 @@ def jobs_of(
     init = rest.pop("init", ())
     sampler = build(Sampler, {}, options.sampler)
     batching = build(Batching, {}, options.batching, **model.batching)
+    viewing = build(Viewing, {}, options.viewing)
     found, idle = {}, []
     for method in methods:
         made = _method(model, method, options.method)
@@ -84,6 +87,7 @@ def jobs_of(
             sampler=sampler_for(made, sampler, options.sampler),
             batching=batching,
             loading=loading,
+            viewing=viewing,
             call=dict(options.call),
             also=also,
             init=init if isinstance(made, Refine) else (),
@@ -149,6 +153,7 @@ def _refuse_unused(
     given = {
         "batching": list(options.batching),
         "loading": list(options.loading),
+        "viewing": list(options.viewing),
         "call": list(options.call),
         "micro_batch": ["micro_batch"] if rest.get("micro_batch") is not None else [],
         "budget": ["budget"] if rest.get("budget") is not None else [],
@@ -197,7 +202,7 @@ def _ours() -> set[str]:
         "init",
         "also",
     }
-    for cls in (Sampler, Batching, Loading):
+    for cls in (Sampler, Batching, Loading, Viewing):
         own |= set(kinds(cls))
     return own | set(every_setting()) | {"micro_batch"}
 

@@ -14,20 +14,24 @@ from .base import (
     evaluate_with_gradient,
 )
 from .classifier import ClassReward
-from .composites import Cached, Decoded, Normalised
+from .composites import Cached, Decoded, Frames, Normalised
 from .forms import OfImages
+from .videos import OfVideos, Viewing
 
 __all__ = [
     "Cached",
     "ClassReward",
     "Clipped",
     "Decoded",
+    "Frames",
     "FunctionReward",
     "Normalised",
     "OfImages",
+    "OfVideos",
     "Product",
     "Reward",
     "RewardLike",
+    "Viewing",
     "WeightedSum",
     "as_reward",
     "evaluate",

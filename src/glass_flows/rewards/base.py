@@ -63,6 +63,8 @@ class Reward(ABC):
         Lowest and highest value; (-inf, inf) promises nothing.
     takes_prompts : bool
         Whether a prompt per sample is needed.
+    takes_video : bool
+        Whether samples are videos (B, F, 3, H, W), of which a reward of images sees single frames.
     differentiable : bool
         Whether autograd can differentiate :meth:`score` with respect to the samples.
     max_batch : int, optional
@@ -78,6 +80,7 @@ class Reward(ABC):
     name: str = "reward"
     range: tuple[float, float] = (-math.inf, math.inf)
     takes_prompts: bool = False
+    takes_video: bool = False
     differentiable: bool = True
     max_batch: int | None = None
     device: torch.device | None = None
@@ -334,11 +337,18 @@ class Composite(Reward):
 
     def _declare(self, parts: Sequence[Reward], name: str, range: Range, decodes: int = 0) -> None:
         """Set the attributes; frozen dataclasses have no setters, hence the dictionary."""
+        if len({part.takes_video for part in parts}) > 1:
+            named = ", ".join(part.name for part in parts if not part.takes_video)
+            raise InvalidArgument(
+                f"{name} of rewards of videos and of images ({named}): say which frames those of "
+                "images see, glass_flows.rewards.Frames(reward, 4)"
+            )
         vars(self).update(
             _parts=tuple(parts),
             name=f"{name}({', '.join(part.name for part in parts)})",
             range=range,
             takes_prompts=any(part.takes_prompts for part in parts),
+            takes_video=any(part.takes_video for part in parts),
             differentiable=all(part.differentiable for part in parts),
             decodes=decodes + sum(part.decodes for part in parts),
         )

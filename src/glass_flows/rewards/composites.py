@@ -14,8 +14,10 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..settings import ANY_COUNT, POSITIVE, Count, Function, Number, setting
 from .base import Prompts, RewardLike, Wrapper, evaluate
+from .named import as_image_reward
+from .videos import FRAMES, chosen
 
-__all__ = ["Cached", "Decoded", "Normalised"]
+__all__ = ["Cached", "Decoded", "Frames", "Normalised"]
 
 Key = tuple[object, ...]
 
@@ -85,6 +87,56 @@ class Decoded(Wrapper):
 
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         return self._parts[0](self.decode(z), prompts)
+
+
+@dataclass(frozen=True)
+class Frames(Wrapper):
+    """A reward on chosen frames of videos (B, F, 3, H, W).
+
+    One of images is asked about each of them, of all videos at a time, and the mean counts, so
+    that its scale stays that of an image's; one of videos is handed them as a shorter video.
+
+    Parameters
+    ----------
+    part : Reward or callable
+        Of images or of videos, as :func:`glass_flows.diffusers.steer_pipeline` takes them.
+    frames : int, "first", "all" or None
+        See :class:`~.videos.Viewing`.
+
+    Raises
+    ------
+    InvalidArgument
+        Of images, where frames are chosen or videos are taken.
+    """
+
+    part: RewardLike
+    frames: int | str | None = setting(None, FRAMES)
+
+    def check(self) -> None:
+        vars(self).update(part=as_image_reward(self.part))
+        self._wrap()
+        part = self._parts[0]
+        vars(self).update(name=part.name, steering_scale=part.steering_scale, takes_video=True)
+
+    def score(self, z: Tensor, prompts: Prompts) -> Tensor:
+        part = self._parts[0]
+        self.check_samples(z)
+        if z.ndim != 5:
+            return part(z, prompts)
+        seen = z[:, chosen(z.shape[1], self.frames, of_videos=part.takes_video)]
+        if part.takes_video:
+            return part(seen, prompts)
+        return torch.stack([part(images, prompts) for images in seen.unbind(1)]).mean(0)
+
+    def check_samples(self, z: Tensor) -> None:
+        """Raise if frames are chosen, or videos taken, of what are images: pictures of a video."""
+        asked = None if self.frames is None else f"frames={self.frames!r}"
+        if self._parts[0].takes_video:
+            asked = f"the reward {self.name!r}, which takes videos,"
+        if asked is not None and z.ndim != 5:
+            raise InvalidArgument(
+                f"{asked} needs videos (B, F, 3, H, W), and here are images {tuple(z.shape)}"
+            )
 
 
 @dataclass(eq=False)

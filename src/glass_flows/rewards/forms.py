@@ -467,6 +467,7 @@ def try_reward(
     *,
     device: torch.device,
     gradient: bool = False,
+    frames: int | None = None,
 ) -> None:
     """Ask a reward of images once, about pictures of this size, before anything is drawn.
 
@@ -480,6 +481,8 @@ def try_reward(
         One for each image: as many as the reward will be asked about at a time.
     gradient : bool
         Whether the gradient is asked for.
+    frames : int, optional
+        Of a reward of videos: it is asked about so many still ones.
 
     Raises
     ------
@@ -487,6 +490,8 @@ def try_reward(
     """
     made = pictures(height, width, device)
     images = made[[i % _COUNT for i in range(len(prompts))]]
+    if frames is not None:
+        images = images[:, None].expand(-1, frames, -1, -1, -1)
     with undisturbed(device):
         try:
             if gradient:

@@ -9,12 +9,15 @@ import sys
 from ..errors import InvalidArgument, check_name, shown
 from .base import Reward, RewardLike
 from .forms import OfImages
+from .videos import OfVideos, says_videos
 
 __all__ = ["as_image_reward", "check_reward", "load_reward"]
 
 
 def as_image_reward(reward: RewardLike | str, *, device: str | None = None) -> Reward:
     """A reward of images: a Reward unchanged, a function as :class:`OfImages`, a name loaded.
+
+    A function of videos (:func:`~.videos.says_videos`) is one as :class:`OfVideos`.
 
     Raises
     ------
@@ -23,7 +26,9 @@ def as_image_reward(reward: RewardLike | str, *, device: str | None = None) -> R
     """
     if isinstance(reward, str):
         return load_reward(reward, device=device)
-    return reward if isinstance(reward, Reward) else OfImages(reward)
+    if isinstance(reward, Reward):
+        return reward
+    return OfVideos(reward) if says_videos(reward) else OfImages(reward)
 
 
 def load_reward(text: str, *, device: str | None = None) -> Reward:

@@ -12,6 +12,7 @@ from ..batching import Batching
 from ..errors import GlassError
 from ..guidance import Guidance
 from ..plans import Sampler
+from ..rewards.videos import Viewing
 from ..settings import Settings, Switch, kinds, spelled
 from ..steering import BestOf, Method, Refine, Twist, read_method
 
@@ -90,6 +91,8 @@ def _words(job: Mapping[str, Any]) -> Iterator[str]:
     batching = Batching.from_json(job.get("batching", Batching().as_json()))
     own = {} if scheme != "shapes" else {"decode_batch": text_of(batching, "decode_batch")}
     yield from _options(batching, own | texts_of(batching))
+    viewing = Viewing.from_json(job.get("viewing", Viewing().as_json()))
+    yield from _options(viewing, texts_of(viewing))
     for name in _LOADING:
         if name in job.get("loading", {}):
             yield from (flag(name), spelled(job["loading"][name]))

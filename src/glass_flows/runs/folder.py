@@ -313,7 +313,8 @@ class RunFolder:
             Names of images in the folder, (P, N) in the order of the samples.
         told
             What is known beside: "prompts" and "seed" where the run was not recorded,
-            "accepted", "plain_accepted", "plain" and "plain_files" (:func:`.result.tell`).
+            "accepted", "plain_accepted", "plain", "plain_files" and "videos"
+            (:func:`.result.tell`).
         """
         values = {field.name: getattr(result, field.name) for field in fields(result)}
         tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -370,10 +371,11 @@ class RunFolder:
         try:
             events = read_events(self.folder)
             whole = [event["boundary"] for event in events] == list(range(len(events)))
-            if not (whole and events and events[-1]["final"]):
+            recorded = "transitions" in self.about  # not in a pipeline's own loop
+            if recorded and not (whole and events and events[-1]["final"]):
                 raise ValueError("boundaries are missing")
-            files = [one.file for row in read_run(self.folder).samples for one in row if one.file]
-            for name in files:
+            every = [one for row in read_run(self.folder).samples for one in row]
+            for name in filter(None, (held for one in every for held in (one.file, one.video))):
                 file = self.folder / name
                 with Image.open(file) as image:
                     image.verify()
@@ -537,7 +539,7 @@ def _images(home: Path) -> set[str]:
     with suppress(OSError, ValueError, LookupError, TypeError):
         about = json.loads((home / "run.json").read_text(encoding="utf-8"))
         P, N = about["populations"], about["returned"]
-        for file in home.glob("*-*.png"):
+        for file in (*home.glob("*-*.png"), *home.glob("*-*.webp")):
             place = re.fullmatch("(?:plain-)?([0-9]{3,})-([0-9]{2,})", file.stem)
             if place and int(place[1]) < P and int(place[2]) < N:
                 found.add(file.name)
@@ -546,7 +548,10 @@ def _images(home: Path) -> set[str]:
         if told.get("version", 1) == 1:
             files = [name for row in told["images"] for name in row]
         else:
-            files = [sample["file"] for sample in told["samples"]]
+            beside = [one for p in told["populations"] for one in p.get("plain") or ()]
+            files = [one.get("file") for one in (*told["samples"], *beside)]
+            if any("video" in sample for sample in told["samples"]):
+                files += [str(Path(name).with_suffix(".webp")) for name in files if name]
         found |= {name for name in files if isinstance(name, str) and Path(name).name == name}
     return found
 

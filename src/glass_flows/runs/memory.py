@@ -49,9 +49,11 @@ class RunInMemory(RunRecord):
         files: Sequence[Sequence[str]],
         prompts: Sequence[Any],
         job: Mapping[str, Any],
+        **beside: Any,
     ) -> RunInMemory:
-        """Of images (P, N), the names of their files and the settings as JSON."""
-        told = tell(result, job, prompts, job.get("seed"), files)
+        """Of images (P, N), the names of their files and the settings as JSON; `beside` is what
+        :func:`.result.tell` is told further."""
+        told = tell(result, job, prompts, job.get("seed"), files, **beside)
         texts = [str(prompt) for prompt in prompts]
         K, P, N = result.ancestry.shape
         return cls(

@@ -218,6 +218,11 @@ class RunRecord:
             "seconds": last.seconds if last else math.nan,
         }
 
+    @property
+    def videos(self) -> bool:
+        """Whether videos came out, of which the images are contact sheets."""
+        return any(one.video for row in self.samples for one in row)
+
     @cached_property
     def also(self) -> dict[str, Rewards]:
         """Held-out rewards of what came out, by name, (P, returned)."""

@@ -615,6 +615,15 @@ def _options(command: str | None) -> list[str]:
     return found
 
 
+def _frames(run: RunRecord) -> Any:
+    """Of a video, as far as it is said; else nothing."""
+    if not run.videos:
+        return None
+    told = run.job.get("viewing")
+    given = told.get("frames") if isinstance(told, Mapping) else None
+    return "4, or all of a reward of videos" if given is None else given
+
+
 def _head(run: RunRecord) -> dict[str, str]:
     """What a reader asks first, as far as the run says it."""
     job, costs = run.job, run.figures["costs"]
@@ -623,6 +632,7 @@ def _head(run: RunRecord) -> dict[str, str]:
         "reward": job.get("reward") or ("the model's own" if "model" in job else None),
         "λ": None,
         "seed": job.get("seed", 0 if "model" in job else None),
+        "frames that the reward sees": _frames(run),
         "method": run.method,
     }
     try:

@@ -46,6 +46,8 @@ class Sample:
         Its image in the folder of the run.
     also : dict
         Values of the held-out rewards by name.
+    video : str or None
+        Of a video its file in the folder of the run; its image is the contact sheet.
     """
 
     population: int
@@ -58,6 +60,7 @@ class Sample:
     accepted: bool | None
     file: str | None
     also: Mapping[str, float] = field(default_factory=dict)
+    video: str | None = None
 
 
 def tell(
@@ -71,11 +74,12 @@ def tell(
     plain: SearchResult | None = None,
     plain_files: Sequence[Sequence[str]] = (),
     warnings: Sequence[str] = (),
+    videos: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """What ``result.json`` holds; lists of lists are (P, N), by population and particle.
 
     `plain` are samples drawn for comparison, `plain_files` their images, and `warnings` what they
-    say of the result.
+    say of the result. `videos` are the files of which `files` are contact sheets.
     """
     P, N = result.rewards.shape
     found = vars(result)  # searches have no weights
@@ -93,6 +97,7 @@ def tell(
             None if accepted is None else bool(accepted[p][n]),
             files[p][n] if files else None,
             {name: float(values[p, n]) for name, values in result.also.items()},
+            videos[p][n] if videos else None,
         )
         for p in range(P)
         for n in range(N)
@@ -110,7 +115,7 @@ def tell(
     return {
         "version": RESULT_VERSION,
         "job": job,
-        "samples": [_strict(asdict(sample)) for sample in samples],
+        "samples": [_strict(_entry(sample)) for sample in samples],
         "populations": list(map(_strict, populations)),
         "costs": asdict(result.costs),
         "biases": list(found.get("biases", ())),
@@ -119,6 +124,12 @@ def tell(
         "stopped": result.stopped,
         "strength": None if result.strength is None else result.strength.as_json(),
     }
+
+
+def _entry(sample: Sample) -> dict[str, Any]:
+    """Of a sample; an image says nothing of a video."""
+    told = asdict(sample)
+    return told if sample.video is not None else {k: v for k, v in told.items() if k != "video"}
 
 
 def _plain(plain: SearchResult, p: int, files: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -194,8 +205,9 @@ def _checked(sample: Sample) -> Sample:
         raise TypeError(f"the reward {sample.reward!r} is no number")
     if any(type(value) not in (int, float) for value in sample.also.values()):
         raise TypeError(f"{sample.also!r} are no values of held-out rewards")
-    if sample.file is not None and PurePath(sample.file).name != sample.file:
-        raise ValueError(f"{sample.file!r} is no name of a file in the folder")
+    for name in (sample.file, sample.video):
+        if name is not None and PurePath(name).name != name:
+            raise ValueError(f"{name!r} is no name of a file in the folder")
     return sample
 
 
