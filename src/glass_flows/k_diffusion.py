@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -29,6 +29,7 @@ from .noise import SINGLE, TRANSITION, KeyedNoise, Noise, check_tensor
 from .paths import EDM, KnownTimes, Linear, Path
 from .plans import Rho, Solver, Table, plan
 from .plans.allowed import SOLVER, START
+from .plans.solvers import solver_for
 from .progress import progress_bar
 from .settings import Count, Function, Switch
 
@@ -106,7 +107,8 @@ def sample_glass(
         M, evaluations per transition, 1 to n. M = 1 is DDIM(η) or DDPM, by ρ.
     solver : str or Solver
         "second-order" is exact where the model is told the answer, as under a mask. "default" is
-        not, and more accurate elsewhere.
+        not, and more accurate without guidance. Both make their grid for the classifier-free
+        guidance of ComfyUI's guider or A1111's "cond_scale", or for "second-order:guidance=W".
     start : "trained" or "pure"
         How x at the model's highest level is read: as a sample of that level, or as pure noise,
         which makes the first transition an ODE. A flow's σ = 1 is pure noise.
@@ -130,7 +132,8 @@ def sample_glass(
         return x
     extra_args = {} if extra_args is None else extra_args
     levels = _Levels.of(model, given, flow)
-    table = levels.plan(rho, steps, cast(Solver, solver), start)
+    planned_by = solver_for(cast(Solver, solver), _guidance(model, extra_args))
+    table = levels.plan(rho, steps, planned_by, start)
     _check_mask(model, extra_args, table)
     noise: Noise
     if noise_sampler is None:
@@ -224,10 +227,6 @@ class _Levels:
     def of(cls, model: object, given: tuple[float, ...], flow: bool | None) -> _Levels:
         source = _source(model)
         found, scale = _mixing(source)
-        if given[0] > 1.0 + 1e-6 and (flow or found):
-            raise InvalidArgument(f"a flow's sigmas are at most 1, got {given[0]:.6g}")
-        if found is None and given[0] > 1.0 + 1e-6:
-            found = False
         if flow is not None and found is (not flow):
             kinds = {True: "(1 - sigma) z + sigma eps", False: "z + sigma eps"}
             raise InvalidArgument(
@@ -235,6 +234,10 @@ class _Levels:
                 "flow out"
             )
         flow = found if flow is None else flow
+        if given[0] > 1.0 + 1e-6:
+            if flow:
+                raise InvalidArgument(f"a flow's sigmas are at most 1, got {given[0]:.6g}")
+            flow = False
         if flow is None:
             raise InvalidArgument(
                 "this model does not say how noise is mixed in: give flow=True for "
@@ -299,14 +302,27 @@ class _Levels:
         )
 
 
+def _within(model: object) -> Iterator[object]:
+    """The model, and those within it."""
+    for _ in range(_WRAPPED):
+        yield model
+        model = _first_of(model, "inner_model")
+
+
 def _source(model: object) -> object:
     """What says how noise is mixed in, of the outermost model within models; or None."""
-    for _ in range(_WRAPPED):
-        for found in (_first_of(model, *_SAYS), model):
+    for at in _within(model):
+        for found in (_first_of(at, *_SAYS), at):
             if any(hasattr(found, name) for name in _SAY):
                 return found
-        model = _first_of(model, "inner_model")
     return None
+
+
+def _guidance(model: object, extra_args: Mapping[str, Any]) -> float:
+    """w of classifier-free guidance: A1111's argument, or what ComfyUI's guider holds; else 1."""
+    held = (_first_of(at, "cfg") for at in _within(model))
+    found = next((w for w in (extra_args.get("cond_scale"), *held) if w is not None), 1.0)
+    return float(found) if isinstance(found, (int, float)) else 1.0
 
 
 def _mixing(source: object) -> tuple[bool | None, float]:
