@@ -651,7 +651,7 @@ class _Sphere:
         return min(1.0, 4.0 / self.secant(q1))
 
     def closing_step(
-        self, qa: float, qb: float, stop: float, start: Mix, share: float, slope: float
+        self, qa: float, qb: float, stop: float, start: Mix, share: float, slope: float = 1.0
     ) -> Mix:
         """The last step from qb, D_prev at qa and D at qb.
 
