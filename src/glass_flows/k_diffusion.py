@@ -25,7 +25,7 @@ from .errors import MOST_EVALUATIONS, InvalidArgument, check_count, check_number
 from .execute import run
 from .fronts import front
 from .grids import snap_to_trained
-from .noise import SINGLE, TRANSITION, KeyedNoise, Noise, check_tensor
+from .noise import SINGLE, TRANSITION, KeyedNoise, Noise, check_seed, check_tensor
 from .paths import EDM, KnownTimes, Linear, Path
 from .plans import Rho, Solver, Table, plan
 from .plans.allowed import SOLVER, START
@@ -355,11 +355,10 @@ def _listed(source: object) -> tuple[tuple[float, ...], bool]:
     Models of a continuous clock have a list too, for schedules, that nobody counts.
     """
     sigmas, clock = _first_of(source, "sigmas"), _first_of(source, "timestep", "sigma_to_t")
-    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or len(sigmas) < 2:
+    if not isinstance(sigmas, Tensor) or sigmas.ndim != 1:
         return (), False
-    numbers = [0, len(sigmas) // 2, len(sigmas) - 1]
-    told = clock(sigmas[numbers]).tolist() if callable(clock) else ()
-    counts = bool(told) and all(abs(a - b) < 0.01 for a, b in zip(told, numbers))
+    told = clock(sigmas).tolist() if callable(clock) else ()
+    counts = bool(told) and all(abs(number - k) < 0.01 for k, number in enumerate(told))
     return tuple(sigmas.double().tolist()), counts
 
 
@@ -403,10 +402,9 @@ class _Seeded:
 
     @classmethod
     def of(cls, seed: object, levels: _Levels, table: Table) -> _Seeded:
-        if seed is None:
-            return cls(KeyedNoise(), 0, levels, table)
         # Seeds there have 64 bits, ours 63: the highest chooses between two draws.
-        high, low = divmod(check_count("seed", seed, 0, 2**64 - 1), 2**63)
+        given = check_seed(None) if seed is None else check_count("seed", seed, 0, 2**64 - 1)
+        high, low = divmod(given, 2**63)
         return cls(KeyedNoise(low), high, levels, table)
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:

@@ -315,7 +315,7 @@ def test_every_query_has_the_noise_of_the_level_that_is_told(sampling, rho):
 
 
 def test_the_callback_is_told_of_every_evaluation():
-    told, answers, model, x = [], [], Model(Flow()), start_of(Flow())
+    told, answers, model, x = [], [], Model(Flow()), start_of(Flow(), 1)
 
     def answering(x, sigma, seed):
         assert seed == 5
@@ -498,6 +498,9 @@ def test_a_noise_sampler_is_never_asked_down_to_zero():
     noise = Recorded(normals(2, 3))
     sample_glass(Model(Sampling()), 14 * normals(2, 3), EPS_SIGMAS, noise_sampler=noise)
     assert noise.ends == [(14.6, 1.9), (1.9, 0.2), (0.2, 0.08)]
+    sample_glass(Model(Sampling()), 14 * normals(2, 3), EPS_SIGMAS, noise_sampler=noise,
+                 steps=1, solver="euler-maruyama", rho=None)  # fmt: skip
+    assert noise.ends[-2:] == [(0.2, 0.08), (0.08, 0.0)]  # but where nothing is lower
 
 
 def forge(sampling):
@@ -527,12 +530,13 @@ def test_a_model_that_says_nothing_is_known_by_its_levels_or_told():
         sample_glass(silent, x, EPS_SIGMAS[6:])
     with pytest.raises(InvalidArgument, match="a flow's sigmas are at most 1"):
         sample_glass(silent, x, EPS_SIGMAS, flow=True)
-    other = Model(Sampling())
-    other.inner_model.inner_model.model_sampling = types.SimpleNamespace(
-        noise_scaling=lambda sigma, noise, latent: latent
-    )
-    with pytest.raises(InvalidArgument, match="mixes 1 z"):
-        sample_glass(other, x, EPS_SIGMAS)
+    for signal, noise in ((1.0, 0.0), (0.5, 0.0), (0.5, -0.5), (1.0, 0.25)):
+        other = Model(Sampling())
+        other.inner_model.inner_model.model_sampling = types.SimpleNamespace(
+            noise_scaling=lambda s, eps, z, mix=(signal, noise): mix[0] * z + mix[1] * eps
+        )
+        with pytest.raises(InvalidArgument, match=f"mixes {signal:g} z"):
+            sample_glass(other, x, EPS_SIGMAS)
 
 
 # --- starts ---------------------------------------------------------------------------------------
