@@ -437,7 +437,16 @@ def test_the_first_and_the_last_level_are_those_given():
     assert model.asked[1][1] != 1.0  # but this one was
 
 
-@pytest.mark.parametrize("sampling", [Flow(), Continuous()], ids=["flow", "edm"])
+class Shares(Continuous):
+    """A clock from 0 to 1, which meets the number of the first level only."""
+
+    def timestep(self, sigma):
+        return (sigma / self.sigmas[0]).log() / (self.sigmas[-1] / self.sigmas[0]).log()
+
+
+@pytest.mark.parametrize(
+    "sampling", [Flow(), Continuous(), Shares()], ids=lambda s: type(s).__name__
+)
 def test_a_list_of_levels_that_nobody_counts_is_no_table(sampling):
     given = levels_of(sampling)
     assert asked_levels(Model(sampling), given, steps=1, rho=1.0) == given[:-1]
