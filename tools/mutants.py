@@ -87,6 +87,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "execute.py": ("test_interpret", "test_mutants_core", "test_execute"),
     "noise.py": ("test_mutants_core", "test_execute"),
     "sampling.py": ("test_mutants_core", "test_execute"),
+    "k_diffusion.py": ("test_k_diffusion",),
     "guidance.py": ("test_guidance",),
     "batching.py": ("test_mutants_core",),
     "rewards/base.py": ("test_rewards", "test_video_rewards"),

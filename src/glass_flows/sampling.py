@@ -83,7 +83,7 @@ def transition(
     steps : int
         M >= 1 network evaluations.
     solver : str or Solver
-        "default", "first-order", "paper", "euler-maruyama" or a solver object.
+        "default", "second-order", "first-order", "paper", "euler-maruyama" or a solver object.
     noise : Tensor, optional
         The standard normal ε, shaped like x: with it the result is a function of (x, ε).
     generator, seed : optional

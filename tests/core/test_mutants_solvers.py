@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
-from glass_flows.paths import EDM, DiscreteDiffusion
-from glass_flows.plans import Default, Ends, FirstOrder, InnerFlow, Paper, plan_transition
+from glass_flows.paths import EDM, DiscreteDiffusion, Linear
+from glass_flows.plans import (
+    Default,
+    Ends,
+    FirstOrder,
+    InnerFlow,
+    Paper,
+    SecondOrder,
+    plan_transition,
+)
 from glass_flows.plans.solvers import _nearest_distinct
 
 
@@ -136,3 +145,60 @@ def test_the_nearest_trained_levels_are_taken_where_they_are_free():
     assert _nearest_distinct(levels, [1.0, 2.0]) == [1.0, 2.0]
     assert _nearest_distinct(levels, [2.1, 2.2]) == [2.0, 3.0]
     assert _nearest_distinct(levels, [3.9, 4.0]) == [3.0, 4.0]
+
+
+@pytest.mark.parametrize(("t", "t_next"), [(0.0, 0.4), (0.2, 0.6), (0.2, 0.9), (0.3, 1.0)])
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_second_order_supposes_no_slope(t, t_next, steps, guidance):
+    """A table that is built has its law verified; with one more word it is the default's."""
+    (ours,) = plan_transition(
+        Linear(), t, t_next, rho=0.4, steps=steps, solver=SecondOrder(guidance=guidance)
+    )
+    assert ours.law == 0.0
+    (other,) = plan_transition(
+        Linear(), t, t_next, rho=0.4, steps=steps, solver=Default(guidance=guidance)
+    )
+    assert other.law == (0.0 if steps == 1 else 1.0)
+    assert [row.time for row in ours.rows] == [row.time for row in other.rows]
+    assert ours.input == other.input
+    for number, (row, same) in enumerate(zip(ours.rows, other.rows)):
+        if 0 < number < steps - 1:  # between the ends both take the line through two evaluations
+            assert row.emit == same.emit
+
+
+def test_second_order_ends_at_what_it_is_told():
+    """At data with an old last slope D is kept, so that not a trace of the noise is left."""
+    for steps in (1, 2, 3, 5):
+        (transition,) = plan_transition(
+            Linear(), 0.3, 1.0, rho=0.4, steps=steps, solver=SecondOrder()
+        )
+        end = transition.rows[-1].emit
+        assert (end.x, end.u, end.eps) == (0.0, 0.0, 0.0)
+        assert end.D + end.D_prev == pytest.approx(1.0, abs=1e-15)
+        assert (end.D_prev != 0.0) == (steps == 2)
+    (default,) = plan_transition(Linear(), 0.3, 1.0, rho=0.4, steps=3, solver=Default())
+    assert default.rows[-1].emit.eps > 0.05
+
+
+def test_second_order_is_of_second_order():
+    """On two points, between which D turns: the error falls as 1/M², first order's as 1/M."""
+
+    def end(steps, solver):
+        (transition,) = plan_transition(Linear(), 0.2, 0.7, rho=0.4, steps=steps, solver=solver)
+        registers = {"x": 0.3, "eps": -0.8, "u": 0.0, "D": 0.0, "D_prev": 0.0}
+        y = registers["x"]
+        for row in transition.rows:
+            a, sigma = row.time, 1 - row.time
+            D = math.tanh(a * y / sigma**2)
+            registers |= {"D_prev": registers["D"], "D": D}
+            if row.update is not None:
+                registers["u"] = sum(c * registers[r] for r, c in row.update.terms())
+            y = sum(c * registers[r] for r, c in row.emit.terms())
+        return y
+
+    exact = end(1500, Default())
+    for solver, order in ((SecondOrder(), 2), (FirstOrder(), 1)):
+        errors = [abs(end(steps, solver) - exact) for steps in (40, 80, 160)]
+        rates = [math.log2(a / b) for a, b in pairwise(errors)]
+        assert rates == pytest.approx([order] * 2, abs=0.15)

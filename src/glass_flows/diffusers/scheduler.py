@@ -105,7 +105,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         M >= 1, network evaluations per transition. M = 1 is DDIM(η)/DDPM, K = 1 with rho="ode" the
         probability-flow ODE.
     solver : str
-        "default", "first-order", "paper" or "euler-maruyama".
+        "default", "second-order", "first-order", "paper" or "euler-maruyama".
         A scheduler does not know the pipeline's classifier-free guidance: "default:guidance=5".
     start : "trained" or "pure"
         How the starting noise is read, see :func:`glass_flows.plan`.

@@ -11,6 +11,7 @@ from .solvers import (
     FirstOrder,
     InnerFlow,
     Paper,
+    SecondOrder,
     Solver,
 )
 from .table import Mix, Row, Table, Transition
@@ -31,6 +32,7 @@ __all__ = [
     "Rho",
     "Row",
     "Sampler",
+    "SecondOrder",
     "Solver",
     "Table",
     "Transition",

@@ -23,7 +23,8 @@ RHO = Object(
 )
 SOLVER = Object(
     "solver",
-    "'default', 'first-order', 'paper', 'euler-maruyama', or an object such as Paper(sigma0=0.5)",
+    "'default', 'second-order', 'first-order', 'paper', 'euler-maruyama', or an object such as "
+    "Paper(sigma0=0.5)",
     heads=SOLVERS,
     resolve=resolve_solver,
 )

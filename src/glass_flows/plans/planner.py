@@ -52,7 +52,7 @@ def plan(
     times : None, str, grid, callable or list
         Outer times, see :func:`glass_flows.grids.outer_times`; uniform in t by default.
     solver : str or Solver
-        "default", "first-order", "paper", "euler-maruyama", or an object such as
+        "default", "second-order", "first-order", "paper", "euler-maruyama", or an object such as
         ``Paper(s_range=(0.001, 0.999))``.
     start : "trained" or "pure"
         How a start from noise at a first time with α > 0 is read: as x at that time (as deployed

@@ -35,7 +35,7 @@ class Sampler(Settings):
         "ancestral:ETA" and "cps:ETA" are other samplers' rules. Euler-Maruyama has none.
     times : None, "uniform", "shifted[:SHIFT]", "karras[:RHO]", function of (path, K), or K + 1
         Where transitions start and end, in [0, 1]. None is a pipeline's own grid; else uniform.
-    solver : "default", "first-order", "paper", "euler-maruyama", or a solver
+    solver : "default", "second-order", "first-order", "paper", "euler-maruyama", or a solver
         Of the inner flow; "paper" is Algorithm 1 of GLASS Flows (arXiv 2509.25170). "default" makes
         its grid for the denoiser's classifier-free guidance, "default:guidance=5" for that one.
     start : "trained" or "pure"

@@ -42,6 +42,7 @@ __all__ = [
     "FirstOrder",
     "InnerFlow",
     "Paper",
+    "SecondOrder",
     "Solver",
     "resolve_solver",
     "solver_for",
@@ -217,6 +218,8 @@ class Default(Checked):
     sigma_data: float = setting(1.0, POSITIVE)
     guidance: float | None = setting(None, replace(NOT_NEGATIVE, optional=True))
     name: ClassVar[str] = "default"
+    slope: ClassVar[float] = 1.0
+    """Share of the slope ε/c that D is given where it is not found from evaluations."""
 
     @property
     def strength(self) -> float:
@@ -241,17 +244,35 @@ class Default(Checked):
         for i, (q, following) in enumerate(zip(nodes, (*nodes[1:], flow.q1))):
             update = flow.start if i == 0 else sphere.linear_step(nodes[i - 1], q, nodes[i - 1], q)
             if i == 0:
-                step = sphere.first_step(q, following) if count > 1 else _hold(q, following)
+                sloped = count > 1 and self.slope > 0.0
+                step = sphere.first_step(q, following) if sloped else _hold(q, following)
             elif i < count - 1 or flow.q0 > 0.0:
                 step = sphere.linear_step(nodes[i - 1], q, q, following)
             else:
                 share = max(trust, 0.5) if count == 2 else trust
-                step = sphere.closing_step(nodes[i - 1], q, following, flow.start, share)
+                step = sphere.closing_step(
+                    nodes[i - 1], q, following, flow.start, share, self.slope
+                )
             rows.append(_row(flow, q, update, following, step))
-        law = self.sigma_data if count > 1 else 0.0
+        law = self.sigma_data * self.slope if count > 1 else 0.0
         exact = all(flow.on_path(q) for q in nodes)
         note = _join(flow.note, note)
         return (replace(flow, note=note).finish(rows, Mix(x=1.0), law if exact else None),)
+
+
+@dataclass(frozen=True)
+class SecondOrder(Default):
+    """The default solver, which never supposes more of D than its evaluations show.
+
+    D keeps its first value over the first step, and its last one where the slope through the last
+    two is not trusted, instead of the slope of Gaussian data. So the table is exact for a point
+    mass, at any number of evaluations: where a part of the sample is known, as in inpainting, D is
+    that part whatever is asked, every query holds it at its own noise level, and the end is it.
+    Where nothing is known it is less accurate than "default" (`docs/k_diffusion.md` has figures).
+    """
+
+    name: ClassVar[str] = "second-order"
+    slope: ClassVar[float] = 0.0
 
 
 @dataclass(frozen=True)
@@ -495,13 +516,13 @@ def _is_solver(name: str, thing: Any) -> type[Solver]:
 
 SOLVERS: Registry[type[Solver]] = Registry(
     "solvers",
-    {cls.name: cls for cls in (Default, FirstOrder, Paper, EulerMaruyama)},
+    {cls.name: cls for cls in (Default, SecondOrder, FirstOrder, Paper, EulerMaruyama)},
     _is_solver,
 )
 
 
 def resolve_solver(solver: str | Solver) -> Solver:
-    """A solver object from its name ("default", "first-order", "paper", "euler-maruyama")."""
+    """A solver object from its name, "default" or another of `SOLVERS`."""
     if isinstance(solver, str):
         return SOLVERS[check_name("solver", solver, SOLVERS)]()
     if isinstance(solver, type) or not callable(getattr(solver, "transitions", None)):
@@ -629,14 +650,16 @@ class _Sphere:
         """
         return min(1.0, 4.0 / self.secant(q1))
 
-    def closing_step(self, qa: float, qb: float, stop: float, start: Mix, share: float) -> Mix:
+    def closing_step(
+        self, qa: float, qb: float, stop: float, start: Mix, share: float, slope: float = 1.0
+    ) -> Mix:
         """The last step from qb, D_prev at qa and D at qb.
 
-        D's slope in s is a `share` of that of the line through both, and for the rest ε/c with
-        ε = u(0), given as `start`: the residual D - s ε/c is held constant.
+        D's slope in s is a `share` of that of the line through both, and for the rest `slope` ε/c
+        with ε = u(0), given as `start`: the residual D - s ε/c is held constant.
         """
         line, held, rest = self.linear_step(qa, qb, qb, stop), _hold(qb, stop), 1.0 - share
-        rise = self._above(qb, qb, stop) / self.c
+        rise = slope * self._above(qb, qb, stop) / self.c
         return Mix(
             x=rest * rise * start.x,
             u=line.u,
