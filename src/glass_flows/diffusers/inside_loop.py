@@ -29,7 +29,7 @@ from .asked import Asked
 from .chunks import batch_of, in_chunks
 from .decoding import Pictures
 from .own_code import own_decoder, returned_fields
-from .parts import caches_of, network_of
+from .parts import caches_of, network_of, networks_of
 from .refusals import named_before_network
 from .scheduler import GlassScheduler
 
@@ -70,7 +70,7 @@ def _found(asked: Asked, watch: Watch, takes: Mapping[str, Any]) -> tuple[Found 
     scale = asked.method.scale
     if not (isinstance(scale, Auto) and needs_pilot(asked.method, asked.scored)):
         return own_scale(asked.method, asked.scored), Costs()
-    if any(caches_of(network) for network in _networks(asked.pipe)):
+    if any(caches_of(network) for network in networks_of(asked.pipe)):
         raise InvalidArgument(
             "a cache needs the whole batch, and the pilot of scale='auto' is another: give scale= "
             "a number, or call disable_cache()"
@@ -118,7 +118,7 @@ def _check(asked: Asked, takes: Mapping[str, Any]) -> None:
             f"checkpoint needs an adapter, which {asked.name} has not: no gradient of its network "
             "is taken here. Leave it out"
         )
-    cached = any(caches_of(network) for network in _networks(asked.pipe))
+    cached = any(caches_of(network) for network in networks_of(asked.pipe))
     if cached and isinstance(asked.batching.max_batch, int):
         raise InvalidArgument("a cache needs the whole batch: leave out max_batch")
 
@@ -340,19 +340,12 @@ class _InsideLoop:
 
         most = self.asked.batching.max_batch
         with ExitStack() as stack:
-            for network in _networks(self.asked.pipe):
+            for network in networks_of(self.asked.pipe):
                 handle = network.register_forward_pre_hook(count, with_kwargs=True)
                 stack.callback(handle.remove)
                 if isinstance(most, int):
                     stack.enter_context(in_chunks(network, len(self.asked.rows), most))
             yield
-
-
-def _networks(pipe: Any) -> list[torch.nn.Module]:
-    """All that may denoise: some pipelines have experts, each for a part of the way."""
-    parts = pipe.components.items()
-    named = [part for name, part in parts if name.startswith(("transformer", "unet"))]
-    return [part for part in named if isinstance(part, torch.nn.Module)]
 
 
 @contextmanager

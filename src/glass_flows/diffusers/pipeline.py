@@ -33,12 +33,12 @@ from ..steering.strength import Auto
 from ..steering.values import AnyValue
 from .adapted import run_adapted
 from .asked import Asked
-from .families import family_of
+from .families import Family, family_of
 from .few_steps import warn_of_several_evaluations
 from .inside_loop import run_inside
 from .refusals import check_caches, check_pipeline
 
-__all__ = ["can_record", "run_pipeline", "steer_pipeline"]
+__all__ = ["can_record", "check_arguments", "run_pipeline", "steer_pipeline"]
 
 _SAMPLER, _BATCHING, _RAMP = Sampler(), Batching(), Ramp()
 
@@ -187,8 +187,7 @@ def run_pipeline(
             f"init: only on pipelines with an adapter (without decode=), not on {asked.name}: how "
             "its pictures become latents is not known"
         )
-    loop = inspect.signature(pipe.__call__).parameters
-    _check_call(asked, loop if family is None else family.takes())
+    check_arguments(pipe, asked.call, family)
     asked = asked.loaded()
     if family is None:
         result, images = run_inside(asked, watch)
@@ -210,17 +209,20 @@ def _warn_of_several_evaluations(asked: Asked) -> None:
         warn_of_several_evaluations(asked.pipe, steps)
 
 
-def _check_call(asked: Asked, takes: Iterable[str]) -> None:
+def check_arguments(pipe: Any, call: Iterable[str], family: type[Family] | None) -> None:
     """Refuse call arguments that the pipeline does not take; one of ours may have been meant."""
+    takes: Iterable[str] = inspect.signature(pipe.__call__).parameters
+    if family is not None:
+        takes = family.takes()
     ours = inspect.signature(steer_pipeline).parameters
     allowed = [name for name in takes if name not in ours and name not in FOREIGN]
-    for name in asked.call:
+    for name in call:
         refuse_foreign(name)
         if name in allowed:
             continue
         hint = did_you_mean(name, [*allowed, *ours])
         raise UnknownName(
-            f"{asked.name} takes no {name!r}.{hint} The pipeline's arguments: "
+            f"{type(pipe).__name__} takes no {name!r}.{hint} The pipeline's arguments: "
             f"{', '.join(sorted(allowed))}; for ours see help(steer_pipeline)"
         )
 
