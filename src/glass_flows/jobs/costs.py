@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -85,10 +85,9 @@ def elapsed(device: torch.device, run: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def timed(
-    networks: Sequence[nn.Module], device: torch.device, run: Callable[[], Any]
-) -> list[float]:
-    """Seconds that each call of one of these networks takes in a run."""
+@contextmanager
+def timed(networks: Sequence[nn.Module], device: torch.device) -> Iterator[list[float]]:
+    """Seconds of each call of one of these networks within."""
     spent: list[float] = []
 
     def begin(*_: Any) -> None:
@@ -103,8 +102,7 @@ def timed(
         for network in networks:
             stack.callback(network.register_forward_pre_hook(begin).remove)
             stack.callback(network.register_forward_hook(end).remove)
-        run()
-    return spent
+        yield spent
 
 
 def _wait(device: torch.device) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial, wraps
 from statistics import median
 from typing import Any
@@ -34,7 +34,6 @@ from ..plans import Sampler
 from ..rewards import FunctionReward
 from ..settings import build
 from ..steering import Beam, BestOf, Method, PosteriorValue, Refine, Steering, Step, Twist
-from ..steering.values import FreeValue
 from .costs import elapsed, free_bytes, peak, timed
 
 __all__ = ["NEED_AN_ADAPTER", "SAMPLER", "TRIALS", "Bench", "NotHere", "Wrong", "first_line"]
@@ -101,6 +100,8 @@ class Bench:
         Why it does not draw at a smaller size.
     figures : dict
         Numbers that the present trial found.
+    evaluations, calls : dict
+        Of so many plain samples, those that were planned, and the seconds of each network call.
     """
 
     pipe: Any
@@ -109,6 +110,8 @@ class Bench:
     decode: Callable[[Tensor], Tensor] | None = None
     refused: str = ""
     figures: dict[str, float] = field(default_factory=dict)
+    evaluations: dict[int, int] = field(default_factory=dict)
+    calls: dict[int, list[float]] = field(default_factory=dict)
     _plain: dict[int, ImageResult] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,17 +123,17 @@ class Bench:
         return None if self.decode is not None else family_of(self.pipe)
 
     @property
+    def device(self) -> torch.device:
+        return torch.device(self.pipe._execution_device)
+
+    @property
     def adapter(self) -> Any:
         return self.family(self.pipe, **self.call)
 
     @property
     def passes(self) -> int:
         """Network evaluations of one of the sampler: two under classifier-free guidance."""
-        if self.family is not None:
-            passes: int = self.adapter.passes
-            return passes
-        asked = self.plain().result.network_evaluations
-        return max(1, math.ceil(asked / SAMPLER.evaluations))  # on some grids one is left out
+        return self.plain().result.network_evaluations // self.evaluations[1]
 
     @property
     def networks(self) -> list[torch.nn.Module]:
@@ -164,9 +167,13 @@ class Bench:
         )  # fmt: skip
 
     def plain(self, particles: int = 1) -> ImageResult:
-        """So many plain samples, drawn once."""
+        """So many plain samples, drawn once, with the seconds of each call of the network."""
         if particles not in self._plain:
-            self._plain[particles] = self.draw(BestOf(particles))
+            with timed(self.networks, self.device) as seconds:
+                result, steps = self.watched(BestOf(particles))
+            planned = (step.boundary.transition for step in steps)
+            self.evaluations[particles] = sum(one.evaluations for one in planned if one)
+            self.calls[particles], self._plain[particles] = seconds, result
         return self._plain[particles]
 
     def watched(self, method: Method, **more: Any) -> tuple[ImageResult, list[Step]]:
@@ -333,10 +340,14 @@ def own_noise(bench: Bench) -> str:
         samples(bench.draw(sampler=Sampler(2, 2, "ode"), latents=x, seed=seed))
         for x, seed in ((noise, 0), (noise, 1), (-noise, 0))
     )
-    told = bench.same(again, one, "latents= do not decide on what the ODE draws")
     if difference(other, one) <= bench.alike:
         raise Wrong("other latents draw the same sample: they do not reach what is drawn")
-    return f"two seeds, one noise, the ODE: {told}"
+    found = bench.figures["difference"] = difference(again, one)
+    if found <= bench.alike:
+        return "other latents, another sample; by the ODE they alone decide on it"
+    if bench.family is not None:
+        raise Wrong(f"by the ODE another seed draws another sample of them: {found:.2g}")
+    return f"other latents, another sample; the pipeline has noise beside them ({found:.2g})"
 
 
 def batches(bench: Bench) -> str:
@@ -420,21 +431,24 @@ def _check_parted(result: ImageResult) -> None:
 
 
 def posterior_values(bench: Bench) -> str:
-    value = PosteriorValue(2, 2)
-    methods = (Steering(2, scale=1.0, value=one, ess_threshold=1.0) for one in (value, FreeValue()))
-    ours, theirs = (
-        torch.cat([one.rewards for one in bench.watched(method)[1][:-1]]) for method in methods
-    )
-    if torch.equal(ours.nan_to_num(), theirs.nan_to_num()):  # NaN where nothing was looked at
+    method = Steering(2, scale=1.0, value=PosteriorValue(2, 2), ess_threshold=1.0)
+    _, steps = bench.watched(method)
+    decode, apart = bench.to_pictures(), 0.0
+    for step in steps[:-1]:
+        if not step.rewards.isnan().any():
+            with torch.no_grad():
+                free = _tilt(decode(step.estimates).clamp(0, 1)).cpu()
+            apart = max(apart, difference(step.rewards[0], free))
+    if not 0.0 < apart < math.inf:
         raise Wrong("the values of posterior samples are those of the estimates")
-    return "two posterior samples of two evaluations for each value"
+    return f"of two posterior samples each, {apart:.1e} from the rewards of the estimates"
 
 
 # --- gradients ------------------------------------------------------------------------------------
 
 
 def gradients(bench: Bench) -> str:
-    z = samples(bench.plain()).to(bench.pipe._execution_device).requires_grad_()
+    z = samples(bench.plain()).to(bench.device).requires_grad_()
     decode = bench.to_pictures()
     try:
         with torch.enable_grad():
@@ -449,19 +463,18 @@ def gradients(bench: Bench) -> str:
 
 
 def twist(bench: Bench) -> str:
-    method = Steering(2, scale=_LARGE, ess_threshold=0.0)
-    return _acts(bench, method, twist=Twist(1.0))
+    return _acts(bench, twist=Twist(1.0, adaptive=False))
 
 
 def guidance(bench: Bench) -> str:
-    method = Steering(2, scale=1.0, ess_threshold=0.0)
-    told = _acts(bench, method, guidance=Guidance(100.0, "network", clip=1.0))
+    told = _acts(bench, guidance=Guidance(1.0, "network", clip=1.0))
     return f"through the network: {told}"
 
 
-def _acts(bench: Bench, method: Steering, **setting: Any) -> str:
-    """Whether a setting changes what is drawn."""
-    without, under = (samples(bench.draw(one)) for one in (method, replace(method, **setting)))
+def _acts(bench: Bench, **setting: Any) -> str:
+    """Whether a setting changes what is drawn where nothing is chosen."""
+    method = Steering(2, scale=_LARGE, ess_threshold=0.0, **setting)
+    under, without = samples(bench.draw(method)), samples(bench.plain(2))
     found = bench.figures["difference"] = difference(under, without)
     if not 0.0 < found < math.inf:
         raise Wrong("it changes nothing: no gradient of the reward arrives")
@@ -514,8 +527,9 @@ def image_to_image(bench: Bench) -> str:
 
 
 def memory(bench: Bench) -> str:
-    device = torch.device(bench.pipe._execution_device)
-    one, many = (peak(device, partial(bench.draw, BestOf(n))) for n in (1, _MANY))
+    device = bench.device
+    short = Sampler(2, 1, 0.4)
+    one, many = (peak(device, partial(bench.draw, BestOf(n), short)) for n in (1, _MANY))
     if one is None or many is None:
         raise NotHere(f"not measured: what a {device.type} holds is not known here")
     each = bench.figures["bytes per particle"] = (many - one) / (_MANY - 1)
@@ -528,11 +542,11 @@ def memory(bench: Bench) -> str:
 
 
 def seconds(bench: Bench) -> str:
-    device, told = torch.device(bench.pipe._execution_device), []
+    device, told = bench.device, []
     for n in (1, _MANY):
-        asked = bench.plain(n).result.network_evaluations // (n * bench.passes)
-        calls = timed(bench.networks, device, partial(bench.draw, BestOf(n)))
-        each = max(1, len(calls) // asked)  # guidance may take two calls for an evaluation
+        bench.plain(n)
+        calls = bench.calls[n]
+        each = max(1, len(calls) // bench.evaluations[n])  # guidance may take two for one
         found = median(sum(calls[i : i + each]) for i in range(0, len(calls), each))
         bench.figures[f"seconds with {n}"] = found
         told.append(f"{found:.2g} s with {n} particle{'s' * (n > 1)}")
