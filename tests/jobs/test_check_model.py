@@ -35,18 +35,15 @@ NEED_AN_ADAPTER = {
 OWN = "its own sampler, M = 1 and ρ = 1"
 UNDRAWN = dict.fromkeys(set(trials.TRIALS) - {OWN, "left as it was"}, "no")
 WITHOUT = dict.fromkeys(NEED_AN_ADAPTER, "-")
-# What does not say "yes", by pipeline. That of Lumina draws at a quarter of its size, for it takes
-# its autoencoder's factor to be 8, and its own long instruction leaves no room for a prompt.
 TRUE = {name: {} for name in tiny.FAMILIES} | {
     "AuraFlowPipeline": WITHOUT,
-    "StableDiffusionImg2ImgPipeline": WITHOUT | {"noise of your own": "-"},
-    "Lumina2Pipeline": WITHOUT | {"sampling": "no", "several prompts": "no"},
     "WanPipeline": UNDRAWN | WITHOUT,
     "KandinskyV22Img2ImgPipeline": UNDRAWN
     | WITHOUT
     | {"several prompts": "-", "noise of your own": "-"},
 }
-QUICK = ("sd3", "AuraFlowPipeline", "WanPipeline")
+"""What does not say "yes", by pipeline."""
+QUICK = ("sd3", "AuraFlowPipeline", "WanPipeline", "KandinskyV22Img2ImgPipeline")
 
 
 def made(name):
@@ -142,6 +139,19 @@ def test_guidance_and_size_as_they_were_asked_for(asked, told, monkeypatch):
     assert check.facts["size"] == f"{side} x {side} pixels, latents (4, {side // 2}, {side // 2})"
 
 
+def test_passes_are_counted_by_what_the_pipelines_own_loop_asks(monkeypatch):
+    """Half the strength is half the transitions, and all under guidance still."""
+    pipe, call = made("StableDiffusionImg2ImgPipeline")
+    assert call["strength"] == 0.5
+    rows = ("sampling", "noise of your own", "refinement")
+    check = checked(pipe, call, *rows, monkeypatch=monkeypatch)
+    assert check.facts["guidance"] == "classifier-free: 2 passes for an evaluation"
+    assert check["sampling"].figures["passes"] in (2, 4)
+    assert not_yes(check) == {"noise of your own": "-", "refinement": "-"}
+    assert check["noise of your own"].told.endswith("takes no latents")
+    assert "needs an adapter" in check["refinement"].told
+
+
 def test_a_size_that_is_refused_is_told_and_the_next_is_taken(monkeypatch):
     pipe, call = made("sana")
     check = checked(pipe, call, "sampling", monkeypatch=monkeypatch)
@@ -149,16 +159,25 @@ def test_a_size_that_is_refused_is_told_and_the_next_is_taken(monkeypatch):
     assert check.facts["size"].startswith("32 x 32 pixels, latents (4, 16, 16); not 16 x 16: ")
 
 
-def test_memory_counts_what_is_alive_at_once():
-    def run(n):
-        x, y = torch.ones(n, 1000), torch.ones(n, 1000)  # 4,000 n bytes each
-        x += y  # in place
-        z = (x.view(-1) * 2).view(n, 1000)
-        del x, y
-        return z + z
+def test_memory_counts_what_is_alive_at_once_in_the_network():
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            y = torch.ones_like(x)
+            y += x  # in place
+            z = (y.view(-1) * 2).view_as(x)
+            del y
+            return z + z
 
-    assert [costs.peak(torch.device("cpu"), lambda n=n: run(n)) for n in (1, 3)] == [12_000, 36_000]
-    assert costs.peak(torch.device("meta"), lambda: run(1)) is None
+    network, cpu = Network(), torch.device("cpu")
+
+    def run(n):
+        x = torch.ones(n, 1000)  # 4,000 n bytes
+        network(x)
+        return torch.ones(n, 5000)  # not of the network
+
+    peaks = [costs.peak([network], cpu, lambda n=n: run(n)) for n in (1, 3)]
+    assert peaks == [12_000, 36_000]
+    assert costs.peak([network], torch.device("meta"), lambda: run(1)) is None
 
 
 def test_a_time_is_that_of_the_networks_calls(monkeypatch):

@@ -17,25 +17,36 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["elapsed", "free_bytes", "peak", "timed"]
 
 
-def peak(device: torch.device, run: Callable[[], Any]) -> int | None:
-    """Most bytes that torch had allotted for a run, beyond those before; None where unknown.
+def peak(networks: Sequence[nn.Module], device: torch.device, run: Callable[[], Any]) -> int | None:
+    """Most bytes held while one of these networks was asked, beyond those before the run.
 
-    On CUDA its allocator tells. On a CPU they are those of all tensors that operations made, while
-    they were alive, without what operations use inside: the size of the process says less, since
-    memory that was given back stays with it.
+    On CUDA torch's allocator tells. On a CPU they are those of all tensors that operations made,
+    while they were alive, without what operations use inside: the size of the process says less,
+    since memory that was given back stays with it. None elsewhere.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    if device.type != "cpu":
+    most, alive = 0, _Alive()
+    if device.type not in ("cpu", "cuda"):
         return None
-    with _Alive() as alive:
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+    def begin(*_: Any) -> None:
+        alive.most = alive.now
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def end(*_: Any) -> None:
+        nonlocal most
+        cuda = device.type == "cuda"
+        most = max(most, torch.cuda.max_memory_allocated(device) - before if cuda else alive.most)
+
+    with ExitStack() as stack:
+        for network in networks:
+            stack.callback(network.register_forward_pre_hook(begin).remove)
+            stack.callback(network.register_forward_hook(end).remove)
+        if device.type == "cpu":
+            stack.enter_context(alive)
         run()
-    return alive.most
+    return most
 
 
 class _Alive(TorchDispatchMode):

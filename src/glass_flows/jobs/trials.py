@@ -526,18 +526,22 @@ def image_to_image(bench: Bench) -> str:
 
 
 def memory(bench: Bench) -> str:
-    device = bench.device
-    short = Sampler(2, 1, 0.4)
-    one, many = (peak(device, partial(bench.draw, BestOf(n), short)) for n in (1, _MANY))
+    device, short = bench.device, Sampler(2, 1, 0.4)
+    one, many = (
+        peak(bench.networks, device, partial(bench.draw, BestOf(n), short)) for n in (1, _MANY)
+    )
     if one is None or many is None:
         raise NotHere(f"not measured: what a {device.type} holds is not known here")
     each = bench.figures["bytes per particle"] = (many - one) / (_MANY - 1)
     if each <= 0:
         raise NotHere(f"not measured: {_MANY} particles hold no more than one")
-    told = f"{each / 1e6:.3g} MB for each particle of plain sampling, as torch allots it"
+    how = "by torch's allocator" if device.type == "cuda" else "in tensors alive at once"
     free = free_bytes(device)
     largest = bench.figures["largest batch"] = int(_SPARED * free / each)
-    return f"{told}; {free / 1e9:.3g} GB are free: batches up to about {largest:,} of this size"
+    return (
+        f"the network holds {each / 1e6:.3g} MB for each particle, {how}; {free / 1e9:.3g} GB are "
+        f"free: batches up to about {largest:,} of this size, without gradients"
+    )
 
 
 def seconds(bench: Bench) -> str:
