@@ -152,6 +152,14 @@ def test_passes_are_counted_by_what_the_pipelines_own_loop_asks(monkeypatch):
     assert "needs an adapter" in check["refinement"].told
 
 
+def test_particles_one_by_one_under_perturbed_attention(monkeypatch):
+    """Whose network tells its three passes apart by their places in the batch."""
+    pipe, call = made("SanaPAGPipeline")
+    check = checked(pipe, call, "sampling", "micro-batches", monkeypatch=monkeypatch)
+    assert check.works, check
+    assert check.facts["guidance"] == "classifier-free: 3 passes for an evaluation"
+
+
 def test_a_size_that_is_refused_is_told_and_the_next_is_taken(monkeypatch):
     pipe, call = made("sana")
     check = checked(pipe, call, "sampling", monkeypatch=monkeypatch)
