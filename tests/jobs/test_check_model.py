@@ -43,7 +43,7 @@ TRUE = {name: {} for name in tiny.FAMILIES} | {
     | {"several prompts": "-", "noise of your own": "-"},
 }
 """What does not say "yes", by pipeline."""
-QUICK = ("sd3", "AuraFlowPipeline", "WanPipeline", "KandinskyV22Img2ImgPipeline")
+QUICK = ("sd3", "WanPipeline", "KandinskyV22Img2ImgPipeline")
 
 
 def made(name):
