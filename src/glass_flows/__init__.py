@@ -30,10 +30,12 @@ from .steering import (
 
 if TYPE_CHECKING:
     from .diffusers import GlassScheduler, steer_pipeline
+    from .jobs.check_model import check_model
     from .rewards.named import load_reward
 
 _LAZY = {
     "GlassScheduler": ".diffusers",
+    "check_model": ".jobs.check_model",
     "load_reward": ".rewards.named",
     "steer_pipeline": ".diffusers",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "Twist",
     "beam",
     "best_of",
+    "check_model",
     "errors",
     "execute",
     "greedy",

@@ -184,6 +184,20 @@ def test_latents_begin_them_too(pipe):
                 else found == wanted).all()  # fmt: skip
 
 
+def test_a_grid_that_begins_after_noise_takes_pictures_too():
+    """As DiT's and Stable Diffusion's do: of a given picture nothing is drawn along it."""
+    pipe, given = tiny.build("dit"), {"scale": 1.0, "seed": 0, "progress": False}
+    sizes = {"particles": 2, "moves": 1, "move_steps": 2, "transitions": 2, "steps": 2}
+    result = steer_pipeline(pipe, 1, redness, "refine", init=picture(), **sizes, **given)
+    assert result.result.network_evaluations == 2 * 2 * 2  # the move's alone, under guidance
+    with torch.no_grad():
+        begun = adapter_of("dit", pipe).encode_images(as_tensor(picture()))
+    still = steer_pipeline(
+        pipe, 1, redness, "refine", init=picture(), **{**sizes, "moves": 0}, **given
+    )
+    torch.testing.assert_close(still.result.samples[0, :1], begun, rtol=0, atol=1e-5)
+
+
 def test_a_better_picture_comes_of_it(pipe):
     """The best of each chain is at least what it began with, and it says what that was."""
     up = (refined(pipe, None).rewards.mean() > refined(pipe, picture()).rewards.mean()) * 2.0 - 1.0

@@ -1,4 +1,4 @@
-"""`glass-flows plan`, `evaluate` and `convert`: tables, figures of images, published weights."""
+"""`glass-flows plan`, `check-model`, `evaluate` and `convert`: tables, figures, weights."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from ..jobs.spelling import Options
-from .options import Device, Out, Seed, print_page, with_settings
+from .options import Device, Out, Seed, announce, print_page, print_table, say, with_settings
 
-__all__ = ["convert_app", "evaluate", "plan"]
+__all__ = ["check_model", "convert_app", "evaluate", "plan"]
 
 convert_app = typer.Typer(
     help="Write published pickled weights as safetensors, reading tensors only.",
@@ -38,6 +38,63 @@ def plan(
     check_name("path", path, ("linear", "cosine", "variance_preserving", "edm"))
     table = build(Sampler, {}, options.sampler).plan(from_config({"name": path}))
     typer.echo(table.to_json() if json else str(table))
+
+
+@with_settings("loading", "call")
+def check_model(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A diffusers pipeline by folder or hub id, 'shapes' or 'shapes:FOLDER'."
+        ),
+    ],
+    options: Options,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="One, or two that differ; DiT: a class. Of its own without them."),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="Height and width in pixels. Without it the smallest of 8, 16 and 32 latents at "
+            "which it draws, else the pipeline's own.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the table with its figures here, too.")
+    ] = None,
+) -> None:
+    """Try a pipeline with two transitions, and say in a table what works, what not, and why.
+
+    Every row is compared with what must come out: the same samples drawn in two ways, or a choice
+    with the rewards it was made by. A row that fails does not stop the others. Exits with 1 if a
+    row says no, with 2 if nothing could be tried.
+
+    Example: glass-flows check-model shapes
+
+    Example: glass-flows check-model FOLDER --dtype bfloat16 --size 256 --json check.json
+    """
+    from ..jobs.check_model import check_model as check
+    from ..jobs.job import Loading
+    from ..settings import build
+
+    loading = build(Loading, {}, options.loading)
+    _ = loading.home  # refused if it is not there
+    found = check(
+        model, prompt or None, size=size, loading=loading, announce=announce, **options.call
+    )
+    for name, told in found.facts.items():
+        say(f"{name}: {told}")
+    lines = ((row.what, row.works, row.told) for row in found.rows)
+    print_table(("tried", "works", "seen, or why not"), lines)
+    for note in found.notes:
+        say(note)
+    if json is not None:
+        typer.echo(f"figures: {found.save(json)}")
+    typer.echo(found.summary())
+    if not found.works:
+        raise typer.Exit(1)
 
 
 def evaluate(

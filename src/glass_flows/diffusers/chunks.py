@@ -28,23 +28,23 @@ def batch_of(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
 def in_chunks(network: nn.Module, rows: int, most: int) -> Iterator[None]:
     """Within, `network` sees at most `most` of a pipeline's `rows` particles at a time.
 
-    A call of several passes, as of classifier-free guidance, has a multiple of `rows`, and is cut
-    into as many parts. What has a row for each of the batch is cut with it, tensors by their first
-    dimension and lists by their length; all else is shared.
+    A call of several passes, as of classifier-free guidance, has a multiple of `rows`. Each part
+    has all passes of its particles, in the order of the whole: there are networks that tell passes
+    apart by their place in the batch (perturbed attention). What has a row for each of the batch is
+    cut with it, tensors by their first dimension and lists by their length; all else is shared.
     """
     whole, own = network.forward, vars(network).get("forward")  # hooks keep theirs there
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         batch = batch_of(network, args, kwargs)
-        size = most * max(1, batch // rows)
-        if batch <= size:
+        if batch <= most * max(1, batch // rows):
             return whole(*args, **kwargs)
-        answers = []
-        for i in range(0, batch, size):
-            part = slice(i, min(i + size, batch))
+        answers, parts = [], _parts(batch, rows, most)
+        for part in parts:
             some, named = rows_of(args, part, batch), rows_of(kwargs, part, batch)
             answers.append(whole(*some, **named))
-        return _joined(answers)
+        back = sorted(range(batch), key=[row for part in parts for row in part].__getitem__)
+        return _joined(answers, back)
 
     network.forward = forward
     try:
@@ -55,7 +55,16 @@ def in_chunks(network: nn.Module, rows: int, most: int) -> Iterator[None]:
             network.forward = own
 
 
-def rows_of(value: Any, part: slice, batch: int, name: str = "") -> Any:
+def _parts(batch: int, rows: int, most: int) -> list[list[int]]:
+    """Rows of the batch that are asked about together."""
+    if batch % rows:
+        size = most * max(1, batch // rows)
+        return [[*range(i, min(i + size, batch))] for i in range(0, batch, size)]
+    first = (range(i, min(i + most, rows)) for i in range(0, rows, most))
+    return [[start + i for start in range(0, batch, rows) for i in some] for some in first]
+
+
+def rows_of(value: Any, part: list[int], batch: int, name: str = "") -> Any:
     """The rows of a part, of all in it that has a row for each of a batch."""
     if isinstance(value, Mapping):
         return {key: rows_of(held, part, batch, key) for key, held in value.items()}
@@ -70,22 +79,27 @@ def rows_of(value: Any, part: slice, batch: int, name: str = "") -> Any:
                 f"max_batch: {name} is a list of {batch} tensors of {batch} rows: it cannot be "
                 "told what is whose. Take another number of particles"
             )
-        return value[part] if apart else [rows_of(held, part, batch, name) for held in value]
+        return (
+            [value[i] for i in part]
+            if apart
+            else [rows_of(held, part, batch, name) for held in value]
+        )
     shared = name.endswith("_ids") and isinstance(value, Tensor) and value.shape[-1:] == (3,)
     if not isinstance(value, Tensor) or value.ndim == 0 or shared:  # places of tokens have no rows
         return value
     return value[part] if len(value) == batch else value
 
 
-def _joined(answers: list[Any]) -> Any:
-    """What the parts returned, as the whole would have been."""
+def _joined(answers: list[Any], back: list[int]) -> Any:
+    """What the parts returned, as the whole would have been: row i is `back[i]` of theirs."""
     first = answers[0]
     if isinstance(first, Tensor):
-        return torch.cat(answers)
+        return torch.cat(answers)[back]
     if isinstance(first, Mapping):  # an output object of diffusers
-        return type(first)(**{key: _joined([one[key] for one in answers]) for key in first})
+        return type(first)(**{key: _joined([one[key] for one in answers], back) for key in first})
     if isinstance(first, tuple):
-        return tuple(_joined(list(parts)) for parts in zip(*answers))
+        return tuple(_joined(list(parts), back) for parts in zip(*answers))
     if isinstance(first, list):
-        return [one for answer in answers for one in answer]
+        whole = [one for answer in answers for one in answer]
+        return [whole[i] for i in back]
     return first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
@@ -30,12 +30,12 @@ from .asked import Asked
 from .chunks import batch_of, in_chunks
 from .decoding import Picture, Pictures
 from .own_code import own_decoder, returned_fields
-from .parts import caches_of, network_of
+from .parts import caches_of, network_of, networks_of
 from .refusals import named_before_network
 from .scheduler import GlassScheduler
 from .videos import argument, decoding_one, own_video_decoder
 
-__all__ = ["returns", "run_inside"]
+__all__ = ["pictures_of", "returns", "run_inside"]
 
 _PROMPTS: tuple[tuple[str, Any], ...] = (("prompt", str), ("class_labels", (int, str)))
 _COUNTS = ("batch_size", "num_images_per_prompt")  # of pipelines that take no prompt
@@ -68,6 +68,15 @@ def returns(pipe: Any) -> str:
     return next((name for name in ("images", "frames") if name in fields), "")
 
 
+def pictures_of(
+    pipe: Any, takes: Mapping[str, Any], call: Mapping[str, Any]
+) -> Callable[[Tensor], Tensor]:
+    """From clean states to what the pipeline makes of them: images, or videos of frames."""
+    if returns(pipe) == "frames":
+        return own_video_decoder(pipe, takes, call)
+    return own_decoder(pipe, returns(pipe) == "images")
+
+
 def _scheduler(asked: Asked) -> GlassScheduler:
     sampler = asked.sampler
     return GlassScheduler.from_pipeline(
@@ -86,7 +95,7 @@ def _found(asked: Asked, watch: Watch, takes: Mapping[str, Any]) -> tuple[Found 
     scale = asked.method.scale
     if not (isinstance(scale, Auto) and needs_pilot(asked.method, asked.scored)):
         return own_scale(asked.method, asked.scored), Costs()
-    if any(caches_of(network) for network in _networks(asked.pipe)):
+    if any(caches_of(network) for network in networks_of(asked.pipe)):
         raise InvalidArgument(
             "a cache needs the whole batch, and the pilot of scale='auto' is another: give scale= "
             "a number, or call disable_cache()"
@@ -134,7 +143,7 @@ def _check(asked: Asked, takes: Mapping[str, Any]) -> None:
             f"checkpoint needs an adapter, which {asked.name} has not: no gradient of its network "
             "is taken here. Leave it out"
         )
-    cached = any(caches_of(network) for network in _networks(asked.pipe))
+    cached = any(caches_of(network) for network in networks_of(asked.pipe))
     if cached and isinstance(asked.batching.max_batch, int):
         raise InvalidArgument("a cache needs the whole batch: leave out max_batch")
 
@@ -195,11 +204,9 @@ class _InsideLoop:
         self.asked, self.watch = asked, watch
         self.makes = returns(asked.pipe)
         self.checks = asked.decode is None
-        if self.makes == "frames":
-            decode = asked.decode or own_video_decoder(asked.pipe, takes, asked.call)
-            self.makes = self.makes if self.checks else ""
-        else:
-            decode = asked.decode or own_decoder(asked.pipe, self.makes == "images")
+        decode = asked.decode or pictures_of(asked.pipe, takes, asked.call)
+        if asked.decode is not None and self.makes == "frames":
+            self.makes = ""
         self.pictures = Pictures(decode, len(asked.rows), again=bool(asked.also))
         self.scored, self.beside = asked.of_latents(self.pictures)
         self.given = self._call(takes)
@@ -386,7 +393,7 @@ class _InsideLoop:
 
         most = self.asked.batching.max_batch
         with ExitStack() as stack:
-            for network in _networks(self.asked.pipe):
+            for network in networks_of(self.asked.pipe):
                 handle = network.register_forward_pre_hook(count, with_kwargs=True)
                 stack.callback(handle.remove)
                 if isinstance(most, int):
@@ -398,13 +405,6 @@ def _alike(one: Image.Image, other: Image.Image) -> bool:
     """Whether two images differ by no more than rounding in other batches explains."""
     a, b = (np.asarray(image.convert("RGB"), dtype=float) for image in (one, other))
     return a.shape == b.shape and bool(abs(a - b).mean() <= _FAR)
-
-
-def _networks(pipe: Any) -> list[torch.nn.Module]:
-    """All that may denoise: some pipelines have experts, each for a part of the way."""
-    parts = pipe.components.items()
-    named = [part for name, part in parts if name.startswith(("transformer", "unet"))]
-    return [part for part in named if isinstance(part, torch.nn.Module)]
 
 
 @contextmanager

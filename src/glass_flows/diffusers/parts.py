@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-__all__ = ["caches_of", "code_of", "kinds_of", "network_of", "rounds_its_clock"]
+__all__ = ["caches_of", "code_of", "kinds_of", "network_of", "networks_of", "rounds_its_clock"]
 
 _CACHING = re.compile(r"cache|fbc_|pyramid_attention")  # names of hooks
 _ROUNDING = ("Flux", "Qwen", "Chroma", "HiDream", "Bria", "OmniGen", "Lumina", "LongCat", "Ovis")
@@ -19,6 +19,13 @@ _ROUNDING = ("Flux", "Qwen", "Chroma", "HiDream", "Bria", "OmniGen", "Lumina", "
 def network_of(pipe: Any) -> Any:
     """Its transformer or UNet; None if it has neither."""
     return getattr(pipe, "transformer", None) or getattr(pipe, "unet", None)
+
+
+def networks_of(pipe: Any) -> list[torch.nn.Module]:
+    """All that may denoise: some pipelines have experts, each for a part of the way."""
+    parts = pipe.components.items()
+    named = [part for name, part in parts if name.startswith(("transformer", "unet"))]
+    return [part for part in named if isinstance(part, torch.nn.Module)]
 
 
 def rounds_its_clock(pipe: Any) -> str | None:

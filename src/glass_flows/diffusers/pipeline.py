@@ -36,13 +36,13 @@ from ..steering.values import AnyValue
 from ..videos import VideoResult
 from .adapted import run_adapted
 from .asked import Asked
-from .families import family_of
+from .families import Family, family_of
 from .few_steps import warn_of_several_evaluations
 from .inside_loop import returns, run_inside
 from .refusals import check_caches, check_pipeline
 from .videos import frame_rate
 
-__all__ = ["can_record", "run_pipeline", "steer_pipeline"]
+__all__ = ["can_record", "check_arguments", "run_pipeline", "steer_pipeline"]
 
 _SAMPLER, _BATCHING, _VIEWING, _RAMP = Sampler(), Batching(), Viewing(), Ramp()
 
@@ -198,7 +198,7 @@ def run_pipeline(
             "its pictures become latents is not known"
         )
     loop = inspect.signature(pipe.__call__).parameters
-    _check_call(asked, loop if family is None else family.takes())
+    check_arguments(pipe, asked.call, family)
     videos = family is None and (asked.decode is not None or returns(pipe) == "frames")
     _check_frames(asked, videos, loop)
     asked = asked.loaded()
@@ -249,17 +249,20 @@ def _warn_of_several_evaluations(asked: Asked) -> None:
         warn_of_several_evaluations(asked.pipe, steps)
 
 
-def _check_call(asked: Asked, takes: Iterable[str]) -> None:
+def check_arguments(pipe: Any, call: Iterable[str], family: type[Family] | None) -> None:
     """Refuse call arguments that the pipeline does not take; one of ours may have been meant."""
+    takes: Iterable[str] = inspect.signature(pipe.__call__).parameters
+    if family is not None:
+        takes = family.takes()
     ours = inspect.signature(steer_pipeline).parameters
     allowed = [name for name in takes if name not in ours and name not in FOREIGN]
-    for name in asked.call:
+    for name in call:
         refuse_foreign(name)
         if name in allowed:
             continue
         hint = did_you_mean(name, [*allowed, *ours])
         raise UnknownName(
-            f"{asked.name} takes no {name!r}.{hint} The pipeline's arguments: "
+            f"{type(pipe).__name__} takes no {name!r}.{hint} The pipeline's arguments: "
             f"{', '.join(sorted(allowed))}; for ours see help(steer_pipeline)"
         )
 

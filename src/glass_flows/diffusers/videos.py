@@ -110,7 +110,7 @@ def decoding_one(vae: Any, row: Callable[[], int | None]) -> Iterator[None]:
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         if (at := row()) is None:
             return whole(z, *args, **kwargs)
-        rest, named = (rows_of(held, slice(at, at + 1), len(z)) for held in (args, kwargs))
+        rest, named = (rows_of(held, [at], len(z)) for held in (args, kwargs))
         return whole(z[at : at + 1], *rest, **named)
 
     vae.decode = decode

@@ -355,7 +355,8 @@ def check_asked(
         raise InvalidArgument(f"shards must be Shards(...) or None, got {shown(shards)}")
     sizes = (len(population), *population.shape)
     if population.x is None:
-        check_whole(table)
+        if population.init is None:  # else nothing is drawn with it
+            check_whole(table)
     elif check_state(population.x).shape != sizes:
         given = tuple(population.x.shape)
         raise ShapeError(f"x must be {sizes}, one for each particle, got {given}")
