@@ -41,9 +41,9 @@ def align(*arguments):
     return CliRunner().invoke(app, ["align", *arguments], catch_exceptions=False)
 
 
-# One of each kind: two texts, a U-Net, classes, a guidance argument of its own. That every family
-# is loaded and steered is in tests/diffusers/test_diffusers_steering.py.
-KINDS = ("sd3", "sdxl", "dit", "qwenimage")
+# One of each kind: two texts, a U-Net, classes, a guidance argument of its own, an image. That every
+# family is loaded and steered is in tests/diffusers/test_diffusers_steering.py.
+KINDS = ("sd3", "sdxl", "dit", "qwenimage", "flux_img2img")
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,10 @@ def test_a_saved_pipeline_of_every_family(name, tmp_path):
     prompts = [prompts] if isinstance(prompts, str) else prompts
     words = [word for prompt in prompts for word in ("--prompt", prompt)]
     for key, value in given.items():
-        words += ["--argument", f"{key}={json.dumps(value)}"]
+        if isinstance(value, Image.Image):
+            value.save(f"{key}.png")
+            given[key] = f"{key}.png"
+        words += ["--argument", f"{key}={json.dumps(given[key])}"]
     shown = align(
         "--model", str(tmp_path / name), *words, "--reward", "rewards_of_mine:red",
         "--particles", "2", "--transitions", "2", "--steps", "2", "--out", str(tmp_path / "out"),

@@ -36,7 +36,7 @@ class FluxControlNet(Flux):
             raise InvalidArgument(f"this ControlNet {does} control_mode")
 
     def shown(self, count: int) -> dict[str, Any]:
-        image = self.sized("control_image", count)
+        image = self.sized("control_image", count).contiguous()
         if self.pipe.controlnet.input_hint_block is None:
             image = self.packed(self.latents_of(image))
         return {"control": self.for_prompts(image.to(self.device, self.network.dtype), count)}

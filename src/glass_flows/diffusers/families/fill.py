@@ -39,7 +39,7 @@ class FluxControl(_Beside):
     )
 
     def shown(self, count: int) -> dict[str, Any]:
-        latents = self.packed(self.latents_of(self.sized("control_image", count)))
+        latents = self.packed(self.latents_of(self.sized("control_image", count).contiguous()))
         return {"image": self.for_prompts(latents, count)}
 
 
