@@ -22,7 +22,6 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 
 
-
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
     """A picture of noise, in colours."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

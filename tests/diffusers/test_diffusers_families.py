@@ -159,7 +159,7 @@ def test_the_sampler_is_told_of_classifier_free_guidance(name, asked, w):
     """Not of the guidance that a distilled network is told. Z-Image counts from the conditional."""
     pipe = tiny.build(name)
     given, prompt = settings(name)
-    given = {k: v for k, v in given.items() if "guidance_scale" != k and "cfg" not in k}
+    given = {k: v for k, v in given.items() if k != "guidance_scale" and "cfg" not in k}
     given = {k: v for k, v in given.items() if not k.startswith("negative")}
     adapter = family_of(pipe)(pipe, **{**given, **asked})
     prompts = list(prompt) if name in PROMPTLESS else [prompt]

@@ -41,8 +41,8 @@ def align(*arguments):
     return CliRunner().invoke(app, ["align", *arguments], catch_exceptions=False)
 
 
-# One of each kind: two texts, a U-Net, classes, a guidance argument of its own, an image. That every
-# family is loaded and steered is in tests/diffusers/test_diffusers_steering.py.
+# One of each kind: two texts, a U-Net, classes, a guidance argument of its own, an image. That
+# every family is loaded and steered is in tests/diffusers/test_diffusers_steering.py.
 KINDS = ("sd3", "sdxl", "dit", "qwenimage", "flux_img2img")
 
 

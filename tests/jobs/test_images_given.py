@@ -60,7 +60,7 @@ def test_a_run_with_an_image_is_that_of_its_bytes(here):
     other = align(*given)
     assert other.exit_code != 0
     assert "image 0" in " ".join((other.output + str(other.exception)).split())
-    (figure,) = [one for one in (here / "out").glob("000-00.png")]
+    (figure,) = (here / "out").glob("000-00.png")
     with pytest.raises(InvalidArgument, match=r"--argument image=in\.png"):
         repeated(figure, Wish(model="kontext", reward="red_of_mine:red"))
     wish = Wish(model="kontext", reward="red_of_mine:red",

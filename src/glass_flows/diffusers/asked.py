@@ -154,10 +154,8 @@ class Asked:
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""
-        call = {
-            k: v if isinstance(v, (int, float, str)) else _told(v) if k.endswith("image") else repr(v)
-            for k, v in self.call.items()
-        }
+        call = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in self.call.items()}
+        call |= {k: _told(v) for k, v in self.call.items() if k.endswith("image")}
         return {
             "pipeline": self.name,
             "prompts": list(self.prompts),

@@ -39,7 +39,8 @@ class FluxControl(_Beside):
     )
 
     def shown(self, count: int) -> dict[str, Any]:
-        latents = self.packed(self.latents_of(self.sized("control_image", count).contiguous()))
+        pixels = self.sized("control_image", count).contiguous()  # laid out as there: the same bits
+        latents = self.packed(self.latents_of(pixels))
         return {"image": self.for_prompts(latents, count)}
 
 
@@ -67,6 +68,6 @@ class FluxFill(_Beside, FromImage):
         hidden, rows = pixels * (1 - mask), max(len(pixels), len(mask))
         shape = (rows, pipe.vae.config.latent_channels, 1, *size.values())
         mask, image = pipe.prepare_mask_latents(
-            mask, self.encoded(hidden), *shape, self.network.dtype, self.device, None
+            mask, self.mean_of(hidden), *shape, self.network.dtype, self.device, None
         )
         return {"image": self.for_prompts(torch.cat((image, mask), dim=-1), count)}

@@ -79,7 +79,7 @@ class Flux(Packed):
         """What else it is told."""
         return {"guidance": self.embedded_guidance(x), "pooled_projections": texts["pooled"]}
 
-    # --- what they have in common -------------------------------------------------------------------
+    # --- what they have in common -----------------------------------------------------------------
 
     def ids_of(self, rows: int, columns: int) -> Tensor:
         """Positions of the tokens of an image, (tokens, 3)."""
@@ -93,7 +93,7 @@ class Flux(Packed):
         tool, size = self.pipe.image_processor, {"height": self.height, "width": self.width}
         return torch.cat([tool.preprocess(one, **size) for one in self.pictures(name, count)])
 
-    def encoded(self, pixels: Tensor) -> Tensor:
+    def mean_of(self, pixels: Tensor) -> Tensor:
         """The mean of what the encoder says of them, (B, channels, height, width)."""
         vae = self.pipe.vae
         found = vae.encode(pixels.to(self.device, vae.dtype))
@@ -103,7 +103,7 @@ class Flux(Packed):
     def latents_of(self, pixels: Tensor) -> Tensor:
         """The same as latents of the model."""
         config = self.pipe.vae.config
-        latents: Tensor = (self.encoded(pixels) - config.shift_factor) * config.scaling_factor
+        latents: Tensor = (self.mean_of(pixels) - config.shift_factor) * config.scaling_factor
         return latents
 
     def for_prompts(self, images: Tensor, count: int) -> Tensor:

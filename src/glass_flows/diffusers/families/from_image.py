@@ -33,22 +33,21 @@ class FromImage(Flux):
         )
 
     def timed(self, schedule: Schedule, sampler: Sampler) -> Sampler:
-        share, K, ode = self.given["strength"], sampler.transitions, sampler
-        if K == 1 and sampler.times is None and isinstance(sampler.steps, int):
-            ode = replace(sampler, transitions=sampler.steps, steps=1, rho=1.0)  # its own grid
-        n = ode.transitions
+        share, whole = self.given["strength"], sampler
+        if sampler.transitions == 1 and sampler.times is None and isinstance(sampler.steps, int):
+            whole = Sampler(sampler.steps, 1)  # whose grid has a place to begin at
+        n = whole.transitions
         first = int(max(n - min(n * share, n), 0))
-        whole = super().timed(schedule, ode)
-        times = outer_times(schedule.path, n, whole.times)[first:]
-        if ode is not sampler:
-            found = replace(sampler, steps=n - first, times=(times[0], 1.0))
-        else:
-            cut = {
-                name: held[first:]
-                for name in ("steps", "rho")
-                if isinstance(held := getattr(sampler, name), tuple)
-            }
-            found = replace(sampler, transitions=n - first, times=tuple(times), **cut)
+        times = outer_times(schedule.path, n, super().timed(schedule, whole).times)[first:]
+        steps, rho = sampler.steps, sampler.rho
+        if whole is not sampler:
+            steps, times = n - first, (times[0], 1.0)
+        elif isinstance(steps, tuple):
+            steps = steps[first:]
+        rho = rho[first:] if isinstance(rho, tuple) else rho
+        found = replace(
+            sampler, transitions=len(times) - 1, steps=steps, rho=rho, times=tuple(times)
+        )
         self._check_start(schedule, found, n)
         return found
 
