@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as qwen_edit
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
@@ -132,6 +133,14 @@ CALL: dict[str, dict[str, Any]] = {
         "control_image": picture(16, 16),
         "controlnet_conditioning_scale": 0.7,
     },
+    "qwenimage_edit": {
+        "prompt": "a cat",
+        "negative_prompt": "bad",
+        "height": 32,
+        "width": 32,
+        "true_cfg_scale": 4.0,
+        "image": picture(32, 32),
+    },
 }
 
 FAMILIES = tuple(CALL)
@@ -161,6 +170,11 @@ def save(name: str, folder: str | Path, seed: int = 0, **variant: Any) -> Path:
     """Build a pipeline and save it to ``folder`` (safetensors); returns the folder."""
     build(name, seed, **variant).save_pretrained(folder, safe_serialization=True)
     return Path(folder)
+
+
+def unsaved(name: str) -> dict[str, Any]:
+    """Parts that :func:`save` leaves out, for `from_pretrained`."""
+    return {"processor": QwenReader(_qwen_tokenizer())} if name == "qwenimage_edit" else {}
 
 
 def network(pipeline: DiffusionPipeline) -> nn.Module:
@@ -460,6 +474,37 @@ def _qwenimage() -> DiffusionPipeline:
     )
 
 
+_DIMENSIONS = qwen_edit.calculate_dimensions
+
+
+class QwenReader:
+    """A text with its image for the encoder; transformers' own processor needs torchvision."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        sizes = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+        self.images, self.tokenizer = transformers.Qwen2VLImageProcessorPil(size=sizes), tokenizer
+
+    def __call__(self, text: list[str], images: Any, padding: bool, return_tensors: str) -> Any:
+        pixels = self.images(images=images, return_tensors=return_tensors)
+        counts = (pixels["image_grid_thw"].prod(1) // self.images.merge_size**2).tolist()
+        whole = [
+            one.replace("<|image_pad|>", "<|image_pad|>" * count)
+            for one, count in zip(text, counts, strict=True)
+        ]
+        words = self.tokenizer(whole, padding=padding, return_tensors=return_tensors)
+        return transformers.BatchFeature({**words, **pixels})
+
+
+def _qwenimage_edit() -> DiffusionPipeline:
+    """The parts of Qwen-Image, and what reads images for its text encoder.
+
+    Images are resized to 32 x 32 pixels, from here on, where the pipeline has 1024 x 1024.
+    """
+    qwen_edit.calculate_dimensions = lambda area, ratio: _DIMENSIONS(32 * 32, ratio)
+    parts = _qwenimage().components
+    return diffusers.QwenImageEditPipeline(**parts, processor=QwenReader(parts["tokenizer"]))
+
+
 def _zimage() -> DiffusionPipeline:
     tokenizer = _qwen_tokenizer()
     transformer = diffusers.ZImageTransformer2DModel(
@@ -520,6 +565,7 @@ _BUILDERS: dict[str, Callable[..., DiffusionPipeline]] = {
     "flux_fill": lambda: _flux_around("FluxFillPipeline", channels=16 + 16 + 16),
     "flux_control": lambda: _flux_around("FluxControlPipeline", channels=32),
     "flux_controlnet": _flux_controlnet,
+    "qwenimage_edit": _qwenimage_edit,
 }
 
 

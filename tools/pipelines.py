@@ -470,6 +470,7 @@ RUN = {
     "Lumina2Pipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
+    "QwenImageEditPipeline",
     "QwenImageImg2ImgPipeline",
     "QwenImagePipeline",
     "SanaPAGPipeline",

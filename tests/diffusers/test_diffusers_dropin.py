@@ -93,7 +93,8 @@ def test_ddim_with_any_eta_step_by_step(eta, prediction):
 def test_the_network_is_called_k_times_m_and_a_second_call_repeats_the_first(name):
     pipe = tiny.build(name)
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
-    apart = ("flux2_klein", "qwenimage", "chroma", "chroma_img2img", "flux_controlnet")
+    apart = ("flux2_klein", "qwenimage", "chroma", "chroma_img2img", "flux_controlnet",
+             "qwenimage_edit")  # fmt: skip
     own = 2 if name in apart else 1  # two calls for guidance
     first, count = calls(pipe, lambda: draw(pipe, name, steps=2))
     rows = pipe.scheduler.table.evaluations

@@ -80,6 +80,8 @@ def test_the_drop_in_scheduler_equals_the_executor_through_the_adapter(name, mea
     if name == "dit":  # takes no latents, but draws them just so
         given.pop("class_labels", None)
         asked = {"class_labels": prompts, "generator": torch.Generator().manual_seed(5)}
+    elif name == "qwenimage_edit":  # takes one prompt at a time
+        asked = {"prompt": prompt, "num_images_per_prompt": 2, "latents": latents}
     else:
         asked = {"prompt": prompts, "latents": latents}
     pixels = pipe(**asked, **given, num_inference_steps=K, output_type="pt").images

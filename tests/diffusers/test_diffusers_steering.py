@@ -45,7 +45,7 @@ def counted(pipe, job):
 @pytest.mark.parametrize("name", BUILT)
 def test_a_saved_pipeline_is_steered_and_its_network_calls_are_counted(name, tmp_path):
     pipe = diffusers.DiffusionPipeline.from_pretrained(
-        tiny.save(name, tmp_path / name), local_files_only=True
+        tiny.save(name, tmp_path / name), local_files_only=True, **tiny.unsaved(name)
     )
     pipe.set_progress_bar_config(disable=True)
     prompt, given = call(name)

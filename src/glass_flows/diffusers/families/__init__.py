@@ -16,6 +16,7 @@ from .flux2 import Flux2, Flux2Klein
 from .from_image import FluxImg2Img
 from .kontext import FluxKontext
 from .qwen import QwenImage
+from .qwen_edit import QwenImageEdit
 from .sana import Sana
 from .sd3 import StableDiffusion3
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
@@ -41,6 +42,7 @@ _OURS: tuple[type[Family], ...] = (
     FluxFill,
     FluxControl,
     FluxControlNet,
+    QwenImageEdit,
 )
 
 

@@ -319,7 +319,8 @@ class Family(ABC):
             "lora_scale": (next(extra, None) or {}).get("scale"),
         }
         for option, value in self.given.items():
-            given[option] = self.for_each(option, prompts) if "prompt" in option else value
+            if option not in others:
+                given[option] = self.for_each(option, prompts) if "prompt" in option else value
         takes = inspect.signature(type(self.pipe).encode_prompt).parameters
         given = {option: value for option, value in (given | others).items() if option in takes}
         return self.pipe.encode_prompt(**given)
