@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import pytest
 import torch
 import transformers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -144,7 +145,15 @@ CALL: dict[str, dict[str, Any]] = {
 }
 
 FAMILIES = tuple(CALL)
+FIRST = FAMILIES[:10]  # of which the others are variants, where a test is about something else
+OTHERS = ("kontext", "flux_img2img", "chroma", "flux_fill", "flux_controlnet", "qwenimage_edit")
 FROM_IMAGE = ("flux_img2img", "chroma_img2img")  # which begin with noise on an image
+
+
+def some(*names: str) -> list[Any]:
+    """For parametrize: the first ten and these, and the other families as slow tests."""
+    quick = (*FIRST, *names)
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 
 def build(

@@ -162,9 +162,9 @@ def check_rewards(images, rewards):
 @pytest.mark.parametrize(
     ("kind", "method"),
     quick(
-        [(k, m) for k in [*tiny.FAMILIES, *WITHOUT] for m in ("steering", "best-of-n")],
+        [(k, m) for k in [*tiny.FIRST, *WITHOUT] for m in ("steering", "best-of-n")],
         [
-            *((k, "steering") for k in [*tiny.FAMILIES, *WITHOUT]),
+            *((k, "steering") for k in [*tiny.FIRST, *WITHOUT]),
             ("flux", "best-of-n"),
             (pixels, "best-of-n"),
         ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -36,17 +37,23 @@ def redness(images):
     return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 
+@cache
+def shared(name):
+    """A pipeline that no test changes."""
+    return tiny.build(name)
+
+
 def drawn(name, prompts="a cat", method="steering", pipe=None, **changes):
     given = {k: v for k, v in tiny.CALL[name].items() if k != "prompt"}
     asked = {"particles": 2, "transitions": 4, "steps": 1, "scale": 5.0, **given, **changes}
     if method == "best-of-n":
         asked = {"particles": 2, **given, **changes}
-    pipe = pipe or tiny.build(name)
+    pipe = pipe or shared(name)
     return steer_pipeline(pipe, prompts, redness, method, seed=0, progress=False, **asked)
 
 
 def adapter_of(name, **changes):
-    pipe = tiny.build(name)
+    pipe = shared(name)
     given = {k: v for k, v in tiny.CALL[name].items() if k != "prompt"}
     schedule = Schedule.of(config_of(pipe.scheduler))
     return family_of(pipe)(pipe, **{**given, **changes}), schedule
@@ -61,16 +68,43 @@ def adapter_of(name, **changes):
 )
 def test_each_prompt_has_its_own_image(name):
     """Two prompts with an image each are what they are by themselves; another image is not."""
-    pipe, argument = tiny.build(name), GIVEN_IMAGES[name]
-    both = drawn(name, ["a cat", "a dog in a hat"], pipe=pipe, ess_threshold=0.0, **{argument: [ONE, TWO]})
+    pipe, argument = shared(name), GIVEN_IMAGES[name]
+    both = drawn(
+        name, ["a cat", "a dog in a hat"], pipe=pipe, ess_threshold=0.0, **{argument: [ONE, TWO]}
+    )
     alone = drawn(name, "a cat", pipe=pipe, ess_threshold=0.0, **{argument: ONE})
     torch.testing.assert_close(
         both.result.samples[0], alone.result.samples[0], rtol=1e-4, atol=1e-4
     )
-    other = drawn(name, ["a cat", "a dog in a hat"], pipe=pipe, ess_threshold=0.0, **{argument: ONE})
+    other = drawn(
+        name, ["a cat", "a dog in a hat"], pipe=pipe, ess_threshold=0.0, **{argument: ONE}
+    )
     first, second = (one.result.samples for one in (both, other))
     torch.testing.assert_close(first[0], second[0], rtol=1e-4, atol=1e-4)
     assert (first[1] - second[1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in tiny.FAMILIES[10:]],
+)
+def test_refined_and_searched(name):
+    """No chain ends worse than it began, rewards are those of samples, evaluations are counted."""
+    pipe, rows = tiny.build(name), []
+    tiny.network(pipe).register_forward_pre_hook(
+        lambda _, args, given: rows.append(len(given["hidden_states"])), with_kwargs=True
+    )
+    few = {"pipe": pipe, "transitions": 1, "steps": 4}
+    first = drawn(name, method="refine", moves=0, **few)
+    better = drawn(name, method="refine", moves=2, **few)
+    beam = drawn(name, method="beam", pipe=pipe)
+    assert (better.rewards >= first.rewards).all()
+    assert sum(rows) == sum(one.result.network_evaluations for one in (first, better, beam))
+    adapter, _ = adapter_of(name)
+    for one in (first, better, beam):
+        with torch.no_grad():
+            images = adapter.decode(one.result.samples[0]).clamp(0, 1)
+        torch.testing.assert_close(one.rewards[0].float(), redness(images), rtol=1e-4, atol=1e-5)
 
 
 def test_the_mask_says_where_the_image_is_seen():
@@ -115,10 +149,12 @@ def test_the_mask_says_where_the_image_is_seen():
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_the_network_is_asked(name, changes, error, said):
-    pipe = tiny.build(name)
-    pipe.transformer.register_forward_pre_hook(lambda *_: pytest.fail("the network was asked"))
+    pipe, calls = shared(name), []
+    handle = pipe.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(error, match=said):
         drawn(name, pipe=pipe, **changes)
+    handle.remove()
+    assert not calls
 
 
 def test_images_of_two_sizes_are_no_batch():
@@ -204,7 +240,7 @@ def test_the_pilot_begins_with_noise_on_the_images_too():
 
 def test_the_less_strength_the_closer_to_the_image():
     """In latents, on average over particles; a network of random weights knows no better."""
-    pipe, far = tiny.build("flux_img2img"), []
+    pipe, far = shared("flux_img2img"), []
     for strength in (0.25, 0.5, 0.75):
         result = drawn("flux_img2img", pipe=pipe, strength=strength, particles=4, ess_threshold=0.0)
         adapter, _ = adapter_of("flux_img2img")
