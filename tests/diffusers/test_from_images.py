@@ -201,7 +201,7 @@ def test_every_particle_begins_with_noise_of_its_own_on_its_image():
     [
         (Sampler(4, 2), Sampler(2, 2)),
         (Sampler(4, (1, 2, 3, 4), (0.1, 0.2, 0.3, 0.4)), Sampler(2, (3, 4), (0.3, 0.4))),
-        (Sampler(5, 2), Sampler(3, 2)),  # 5 - int(5 - 2.5)
+        (Sampler(7, 2), Sampler(4, 2)),  # 7 - int(7 - 3.5)
         (Sampler.ode(9), Sampler.ode(5)),
         (Sampler(4, 1, times=(0.0, 0.1, 0.3, 0.6, 1.0)), Sampler(2, 1, times=(0.3, 0.6, 1.0))),
         (Sampler(1, 3, times=(0.3, 1.0)), Sampler(1, 3, times=(0.3, 1.0))),
