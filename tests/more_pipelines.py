@@ -113,23 +113,6 @@ BUILD: dict[str, Callable[[], Built]] = {
         _sdxl("StableDiffusionXLPAGPipeline", pag_applied_layers="mid"),
         {**SIZE, "pag_scale": 2.0},
     ),
-    "FluxImg2ImgPipeline": lambda: (
-        _around("flux", "FluxImg2ImgPipeline"),
-        {"image": IMAGE, "strength": 0.5, "max_sequence_length": 32, **SIZE},
-    ),
-    "FluxControlPipeline": lambda: (
-        _around(
-            "flux",
-            "FluxControlPipeline",
-            ("image_encoder", "feature_extractor"),
-            transformer=_flux(32),
-        ),
-        {"control_image": IMAGE, "max_sequence_length": 32, **SIZE},
-    ),
-    "FluxKontextPipeline": lambda: (
-        _around("flux", "FluxKontextPipeline"),
-        {"image": IMAGE, "max_sequence_length": 32, "_auto_resize": False, "max_area": 256, **SIZE},
-    ),
     "StableDiffusion3Img2ImgPipeline": lambda: (
         _around("sd3", "StableDiffusion3Img2ImgPipeline"),
         {"image": IMAGE, "strength": 0.5, "max_sequence_length": 32, **SIZE},
@@ -170,7 +153,6 @@ BUILD: dict[str, Callable[[], Built]] = {
             **SIZE,
         },
     ),
-    "ChromaPipeline": lambda: (_chroma(), {"max_sequence_length": 32, **SIZE}),
     "Lumina2Pipeline": lambda: (
         _lumina2(),
         {"max_sequence_length": 32, "cfg_trunc_ratio": 0.5, **SIZE},
@@ -201,12 +183,6 @@ BUILD: dict[str, Callable[[], Built]] = {
 def _unet(channels: int, **extra: Any) -> Any:
     held = dict(tiny._unet(32).config)
     return diffusers.UNet2DConditionModel.from_config({**held, "in_channels": channels, **extra})
-
-
-def _flux(channels: int) -> Any:
-    held = dict(tiny.network(tiny.build("flux")).config)
-    held = {key: value for key, value in held.items() if not key.startswith("_")}
-    return diffusers.FluxTransformer2DModel(**{**held, "in_channels": channels, "out_channels": 16})
 
 
 def _t5() -> tuple[Any, Any]:
@@ -264,30 +240,6 @@ def _pixart(kind: str) -> Any:
         vae=tiny._kl_vae(),
         transformer=transformer,
         scheduler=diffusers.DPMSolverMultistepScheduler(),
-    )
-
-
-def _chroma() -> Any:
-    tokenizer, encoder = _t5()
-    transformer = diffusers.ChromaTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        axes_dims_rope=(4, 4, 8),
-        approximator_hidden_dim=32,
-        approximator_layers=1,
-        approximator_num_channels=16,
-    )
-    return diffusers.ChromaPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-        vae=tiny._flow_vae(0.1159),
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        transformer=transformer,
     )
 
 

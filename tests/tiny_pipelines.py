@@ -4,6 +4,7 @@
 its ``__call__`` needs beside a generator, the number of steps and the output type.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,11 +13,31 @@ from string import printable
 from typing import Any
 
 import diffusers
+import numpy as np
+import pytest
 import torch
 import transformers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as qwen_edit
+from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
+
+
+def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+    """A picture of noise, in colours."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def half(height: int, width: int) -> Image.Image:
+    """A mask, white in its lower half."""
+    pixels = np.zeros((height, width), dtype=np.uint8)
+    pixels[height // 2 :] = 255
+    return Image.fromarray(pixels)
+
+
+_FLUX = {"prompt": "a cat", "height": 16, "width": 16, "max_sequence_length": 32}
 
 # A prompt costs one token a byte (a character in T5); what exceeds max_sequence_length is cut off.
 CALL: dict[str, dict[str, Any]] = {
@@ -77,9 +98,62 @@ CALL: dict[str, dict[str, Any]] = {
         "guidance_scale": 3.0,
     },
     "dit": {"class_labels": [1, 2], "guidance_scale": 4.0},
+    "kontext": {
+        **_FLUX,
+        "guidance_scale": 3.5,
+        "image": picture(16, 32),
+        "max_area": 256,
+        "_auto_resize": False,
+    },
+    "flux_img2img": {
+        **_FLUX,
+        "guidance_scale": 3.5,
+        "image": picture(16, 16),
+        "strength": 0.5,
+    },
+    "chroma": {**_FLUX, "negative_prompt": "bad", "guidance_scale": 4.0},
+    "chroma_img2img": {
+        **_FLUX,
+        "negative_prompt": "bad",
+        "guidance_scale": 4.0,
+        "image": picture(16, 16),
+        "strength": 0.5,
+    },
+    "flux_fill": {
+        **_FLUX,
+        "guidance_scale": 30.0,
+        "image": picture(16, 16),
+        "mask_image": half(16, 16),
+    },
+    "flux_control": {**_FLUX, "guidance_scale": 3.5, "control_image": picture(16, 16)},
+    "flux_controlnet": {
+        **_FLUX,
+        "negative_prompt": "bad",
+        "true_cfg_scale": 2.0,
+        "guidance_scale": 3.5,
+        "control_image": picture(16, 16),
+        "controlnet_conditioning_scale": 0.7,
+    },
+    "qwenimage_edit": {
+        "prompt": "a cat",
+        "negative_prompt": "bad",
+        "height": 32,
+        "width": 32,
+        "true_cfg_scale": 4.0,
+        "image": picture(32, 32),
+    },
 }
 
 FAMILIES = tuple(CALL)
+FIRST = FAMILIES[:10]  # of which the others are variants, where a test is about something else
+OTHERS = ("kontext", "flux_img2img", "chroma", "flux_fill", "flux_controlnet", "qwenimage_edit")
+FROM_IMAGE = ("flux_img2img", "chroma_img2img")  # which begin with noise on an image
+
+
+def some(*names: str) -> list[Any]:
+    """For parametrize: the first ten and these, and the other families as slow tests."""
+    quick = (*FIRST, *names)
+    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 
 def build(
@@ -105,6 +179,11 @@ def save(name: str, folder: str | Path, seed: int = 0, **variant: Any) -> Path:
     """Build a pipeline and save it to ``folder`` (safetensors); returns the folder."""
     build(name, seed, **variant).save_pretrained(folder, safe_serialization=True)
     return Path(folder)
+
+
+def unsaved(name: str) -> dict[str, Any]:
+    """Parts that :func:`save` leaves out, for `from_pretrained`."""
+    return {"processor": QwenReader(_qwen_tokenizer())} if name == "qwenimage_edit" else {}
 
 
 def network(pipeline: DiffusionPipeline) -> nn.Module:
@@ -154,6 +233,47 @@ def _flux(guidance_embeds: bool = True) -> DiffusionPipeline:
         tokenizer=clip,
         text_encoder_2=_t5_encoder(t5, width=32),
         tokenizer_2=t5,
+        transformer=transformer,
+    )
+
+
+def _flux_around(kind: str, channels: int = 16, **more: Any) -> DiffusionPipeline:
+    """Another pipeline around FLUX's network, with so many channels in."""
+    parts = dict(_flux().components)
+    held = {k: v for k, v in parts["transformer"].config.items() if not k.startswith("_")}
+    sizes = {**held, "in_channels": channels, "out_channels": 16}
+    parts["transformer"] = diffusers.FluxTransformer2DModel(**sizes)
+    takes = inspect.signature(getattr(diffusers, kind).__init__).parameters
+    return getattr(diffusers, kind)(**{k: v for k, v in {**parts, **more}.items() if k in takes})
+
+
+def _flux_controlnet() -> DiffusionPipeline:
+    held = _flux().transformer.config
+    sizes = {k: v for k, v in held.items() if not k.startswith("_") and k != "out_channels"}
+    net = diffusers.FluxControlNetModel(**{**sizes, "num_layers": 1, "num_single_layers": 1})
+    return _flux_around("FluxControlNetPipeline", controlnet=net)
+
+
+def _chroma(kind: str = "ChromaPipeline") -> DiffusionPipeline:
+    t5 = _t5_tokenizer()
+    transformer = diffusers.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+        approximator_num_channels=16,
+    )
+    return getattr(diffusers, kind)(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=_flow_vae(shift_factor=0.1159),
+        text_encoder=_t5_encoder(t5, width=32),
+        tokenizer=t5,
         transformer=transformer,
     )
 
@@ -363,6 +483,37 @@ def _qwenimage() -> DiffusionPipeline:
     )
 
 
+_DIMENSIONS = qwen_edit.calculate_dimensions
+
+
+class QwenReader:
+    """A text with its image for the encoder; transformers' own processor needs torchvision."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        sizes = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+        self.images, self.tokenizer = transformers.Qwen2VLImageProcessorPil(size=sizes), tokenizer
+
+    def __call__(self, text: list[str], images: Any, padding: bool, return_tensors: str) -> Any:
+        pixels = self.images(images=images, return_tensors=return_tensors)
+        counts = (pixels["image_grid_thw"].prod(1) // self.images.merge_size**2).tolist()
+        whole = [
+            one.replace("<|image_pad|>", "<|image_pad|>" * count)
+            for one, count in zip(text, counts, strict=True)
+        ]
+        words = self.tokenizer(whole, padding=padding, return_tensors=return_tensors)
+        return transformers.BatchFeature({**words, **pixels})
+
+
+def _qwenimage_edit() -> DiffusionPipeline:
+    """The parts of Qwen-Image, and what reads images for its text encoder.
+
+    Images are resized to 32 x 32 pixels, from here on, where the pipeline has 1024 x 1024.
+    """
+    qwen_edit.calculate_dimensions = lambda area, ratio: _DIMENSIONS(32 * 32, ratio)
+    parts = _qwenimage().components
+    return diffusers.QwenImageEditPipeline(**parts, processor=QwenReader(parts["tokenizer"]))
+
+
 def _zimage() -> DiffusionPipeline:
     tokenizer = _qwen_tokenizer()
     transformer = diffusers.ZImageTransformer2DModel(
@@ -416,6 +567,14 @@ _BUILDERS: dict[str, Callable[..., DiffusionPipeline]] = {
     "qwenimage": _qwenimage,
     "zimage": _zimage,
     "dit": _dit,
+    "kontext": lambda: _flux_around("FluxKontextPipeline"),
+    "flux_img2img": lambda: _flux_around("FluxImg2ImgPipeline"),
+    "chroma": _chroma,
+    "chroma_img2img": lambda: _chroma("ChromaImg2ImgPipeline"),
+    "flux_fill": lambda: _flux_around("FluxFillPipeline", channels=16 + 16 + 16),
+    "flux_control": lambda: _flux_around("FluxControlPipeline", channels=32),
+    "flux_controlnet": _flux_controlnet,
+    "qwenimage_edit": _qwenimage_edit,
 }
 
 

@@ -448,16 +448,19 @@ def faults(judged: Iterable[Judged]) -> list[str]:
 
 # --- the page -----------------------------------------------------------------------------------
 
-# Run with random weights by tests/diffusers (test_pipelines_run.py, and the ten families).
+# Run with random weights by tests/diffusers (test_pipelines_run.py, and the families).
 RUN = {
     "AnimateDiffPipeline",
     "AuraFlowPipeline",
+    "ChromaImg2ImgPipeline",
     "ChromaPipeline",
     "DDPMPipeline",
     "DiTPipeline",
     "Flux2KleinPipeline",
     "Flux2Pipeline",
+    "FluxControlNetPipeline",
     "FluxControlPipeline",
+    "FluxFillPipeline",
     "FluxImg2ImgPipeline",
     "FluxKontextPipeline",
     "FluxPipeline",
@@ -467,6 +470,7 @@ RUN = {
     "Lumina2Pipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
+    "QwenImageEditPipeline",
     "QwenImageImg2ImgPipeline",
     "QwenImagePipeline",
     "SanaPAGPipeline",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,10 @@ _FRAME = 256  # longest side of a frame on a sheet, in pixels
 
 __all__ = [
     "contact_sheet",
+    "files_in",
+    "listed_images",
     "open_image",
+    "opened",
     "sheet_of",
     "to_bytes",
     "to_images",
@@ -80,3 +85,40 @@ def open_image(file: str | Path) -> Image.Image:
             return found
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InvalidArgument(f"{str(file)!r} cannot be read as an image: {error}") from error
+
+
+def listed_images(given: Any) -> list[Any] | None:
+    """Pictures in memory or in files, and their lists, as a list; None of anything else."""
+    listed = [given] if isinstance(given, (str, os.PathLike, Image.Image)) else given
+    kinds = (str, os.PathLike, Image.Image)
+    plain = isinstance(listed, (list, tuple)) and listed
+    return list(listed) if plain and all(isinstance(one, kinds) for one in listed) else None
+
+
+def opened(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a pipeline's call, with pictures in the place of their files.
+
+    A text or path is the file of a picture where the argument's name ends in "image", as those of
+    diffusers do: image, mask_image, control_image, ip_adapter_image.
+    """
+    return {name: _opened(value) if _pictured(name) else value for name, value in call.items()}
+
+
+def files_in(call: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The files that :func:`opened` opens, by the names of their arguments."""
+    found = {name: listed_images(value) or [] for name, value in call.items() if _pictured(name)}
+    files = {
+        name: tuple(os.fspath(one) for one in listed if not isinstance(one, Image.Image))
+        for name, listed in found.items()
+    }
+    return {name: listed for name, listed in files.items() if listed}
+
+
+def _pictured(name: str) -> bool:
+    return name == "image" or name.endswith("_image")
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, (str, os.PathLike)):
+        return open_image(os.fspath(value)).convert("RGB")
+    return [_opened(one) for one in value] if isinstance(value, (list, tuple)) else value

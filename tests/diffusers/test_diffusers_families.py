@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 import tiny_pipelines as tiny
 from glass_flows import Sampler
@@ -9,9 +10,14 @@ from glass_flows.diffusers import GlassScheduler, LatentNoise, Schedule, compile
 from glass_flows.diffusers.families import FAMILIES, family_of
 from glass_flows.diffusers.scheduler import config_of
 from glass_flows.execute import run
+from glass_flows.steering.population import Population
 
 BUILT = tiny.FAMILIES
 PROMPTLESS = ("dit",)
+ONE_FOR_EACH = {
+    "flux_control": ("control_image",),
+    "flux_controlnet": ("control_image", "negative_prompt"),
+}
 
 
 def settings(name, **changes):
@@ -28,16 +34,41 @@ def unpacked(name, adapter, x):
     return x.transpose(1, 2).unflatten(2, (adapter.rows, adapter.columns))
 
 
-@pytest.mark.parametrize("name", BUILT)
-def test_the_drop_in_scheduler_equals_the_executor_through_the_adapter(name):
-    """Bit for bit, with the same batch: rho = 0.4, two transitions of two evaluations."""
+@pytest.fixture
+def mean(monkeypatch):
+    """Pipelines draw what the encoder says of an image, for which adapters take its mean."""
+    monkeypatch.setattr(
+        DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()
+    )
+
+
+def begun(name, adapter, schedule, prompts, K):
+    """The table, and where particles begin: in noise, or with noise on the image."""
+    seed = torch.Generator().manual_seed(5)
+    if name not in tiny.FROM_IMAGE:
+        table = compile_table(schedule, Sampler(K, 2, 0.4), K, **adapter.grid(K))
+        return table, torch.randn(2, *adapter.shape, generator=seed)
+    table = adapter.timed(schedule, Sampler(K, 2, 0.4)).plan(schedule.path)
+    noise = adapter.packed(torch.randn(2, 4, 8, 8, generator=seed))
+    with torch.no_grad():
+        around = adapter.around(prompts)
+    population = Population.of(1, adapter.shape, prompts=prompts).at(noise)
+    return table, population.noising(around, schedule.path, table.times[0]).x
+
+
+@pytest.mark.parametrize("name", tiny.some(*tiny.OTHERS))
+def test_the_drop_in_scheduler_equals_the_executor_through_the_adapter(name, mean):
+    """Bit for bit, with the same batch: rho = 0.4, transitions of two evaluations."""
     pipe = tiny.build(name)
     given, prompt = settings(name)
+    # One for each, as these pipelines encode one for all over and over, or not often enough.
+    given |= {key: [given[key]] * 2 for key in ONE_FOR_EACH.get(name, ())}
     adapter = family_of(pipe)(pipe, **given)
     schedule = Schedule.of(config_of(pipe.scheduler))
-    table = compile_table(schedule, Sampler(2, 2, 0.4), 2, **adapter.grid(2))
-    noise = torch.randn(2, *adapter.shape, generator=torch.Generator().manual_seed(5))
     prompts = list(prompt) if name in PROMPTLESS else [prompt] * 2
+    K = 4 if name in tiny.FROM_IMAGE else 2  # of which half are run
+    table, noise = begun(name, adapter, schedule, prompts, K)
+    assert len(table) == 2
     denoiser = adapter.denoiser(prompts, schedule)
     with torch.no_grad():
         ours = run(table, denoiser, noise, LatentNoise(noise))
@@ -49,17 +80,43 @@ def test_the_drop_in_scheduler_equals_the_executor_through_the_adapter(name):
     if name == "dit":  # takes no latents, but draws them just so
         given.pop("class_labels", None)
         asked = {"class_labels": prompts, "generator": torch.Generator().manual_seed(5)}
+    elif name == "qwenimage_edit":  # takes one prompt at a time
+        asked = {"prompt": prompt, "num_images_per_prompt": 2, "latents": latents}
     else:
         asked = {"prompt": prompts, "latents": latents}
-    pixels = pipe(**asked, **given, num_inference_steps=2, output_type="pt").images
+    pixels = pipe(**asked, **given, num_inference_steps=K, output_type="pt").images
     assert torch.equal(ours, seen[-1][:2])  # DiT's loop keeps both halves of a doubled batch
     torch.testing.assert_close(images.clamp(0, 1), pixels, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in BUILT if n not in PROMPTLESS])
+@pytest.mark.parametrize(
+    "name", ["flux_img2img", pytest.param("chroma_img2img", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(("strength", "left"), [(0.25, 1), (0.7, 3)])
+def test_image_to_image_begins_where_the_pipeline_does(name, strength, left, mean):
+    """The same noise on the same image, at the boundary where as much of the way is left."""
+    pipe = tiny.build(name)
+    given, prompt = settings(name, strength=strength)
+    adapter = family_of(pipe)(pipe, **given)
+    schedule = Schedule.of(config_of(pipe.scheduler))
+    table, start = begun(name, adapter, schedule, [prompt] * 2, 4)
+    assert len(table) == left
+    pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
+    seen = []
+    tiny.network(pipe).register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"]), with_kwargs=True
+    )
+    pipe([prompt] * 2, **given, num_inference_steps=4, output_type="latent",
+         generator=torch.Generator().manual_seed(5))  # fmt: skip
+    torch.testing.assert_close(start, seen[0], rtol=1e-6, atol=1e-6)
+    assert table.times == pytest.approx(pipe.scheduler.running.times, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in tiny.some("kontext") if n not in PROMPTLESS])
 def test_sizes_need_not_be_square(name):
     pipe = tiny.build(name)
-    given, prompt = settings(name, height=32, width=64)
+    area = {"max_area": 32 * 64} if name == "kontext" else {}
+    given, prompt = settings(name, height=32, width=64, **area)
     adapter = family_of(pipe)(pipe, **given)
     schedule = Schedule.of(config_of(pipe.scheduler))
     x = torch.randn(1, *adapter.shape, generator=torch.Generator().manual_seed(1))
@@ -97,13 +154,16 @@ def test_every_family_names_its_pipelines():
         ("flux", {"guidance_scale": 3.5}, 1.0),
         ("zimage", {"guidance_scale": 4.0}, 5.0),
         ("dit", {"guidance_scale": 2.0}, 2.0),
+        ("chroma", {"guidance_scale": 2.0}, 2.0),
+        ("kontext", {"guidance_scale": 2.0}, 1.0),
+        ("flux_controlnet", {"true_cfg_scale": 3.0, "negative_prompt": "blue"}, 3.0),
     ],
 )
 def test_the_sampler_is_told_of_classifier_free_guidance(name, asked, w):
     """Not of the guidance that a distilled network is told. Z-Image counts from the conditional."""
     pipe = tiny.build(name)
     given, prompt = settings(name)
-    given = {k: v for k, v in given.items() if "guidance" not in k and "cfg" not in k}
+    given = {k: v for k, v in given.items() if k != "guidance_scale" and "cfg" not in k}
     given = {k: v for k, v in given.items() if not k.startswith("negative")}
     adapter = family_of(pipe)(pipe, **{**given, **asked})
     prompts = list(prompt) if name in PROMPTLESS else [prompt]

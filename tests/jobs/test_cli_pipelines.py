@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import tiny_pipelines as tiny
 from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument, MissingExtra
-from glass_flows.jobs import Job
+from glass_flows.jobs import Job, pipelines
 from glass_flows.jobs.pipelines import memory_line
 from glass_flows.rewards.named import load_reward
 
@@ -41,22 +41,29 @@ def align(*arguments):
     return CliRunner().invoke(app, ["align", *arguments], catch_exceptions=False)
 
 
-# One of each kind: two texts, a U-Net, classes, a guidance argument of its own. That every family
-# is loaded and steered is in tests/diffusers/test_diffusers_steering.py.
-KINDS = ("sd3", "sdxl", "dit", "qwenimage")
+# One of each kind: two texts, a U-Net, classes, a guidance argument of its own, an image. That
+# every family is loaded and steered is in tests/diffusers/test_diffusers_steering.py.
+KINDS = ("sd3", "sdxl", "dit", "qwenimage", "flux_img2img")
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in KINDS)) for n in tiny.FAMILIES]
 )
-def test_a_saved_pipeline_of_every_family(name, tmp_path):
+def test_a_saved_pipeline_of_every_family(name, tmp_path, monkeypatch):
     tiny.save(name, tmp_path / name)
+    parts = pipelines.load_parts
+    monkeypatch.setattr(
+        pipelines, "load_parts", lambda *args, **given: parts(*args, **given) | tiny.unsaved(name)
+    )
     given = dict(tiny.CALL[name])
     prompts = given.pop("prompt", None) or [str(c) for c in given.pop("class_labels")]
     prompts = [prompts] if isinstance(prompts, str) else prompts
     words = [word for prompt in prompts for word in ("--prompt", prompt)]
     for key, value in given.items():
-        words += ["--argument", f"{key}={json.dumps(value)}"]
+        if isinstance(value, Image.Image):
+            value.save(f"{key}.png")
+            given[key] = f"{key}.png"
+        words += ["--argument", f"{key}={json.dumps(given[key])}"]
     shown = align(
         "--model", str(tmp_path / name), *words, "--reward", "rewards_of_mine:red",
         "--particles", "2", "--transitions", "2", "--steps", "2", "--out", str(tmp_path / "out"),

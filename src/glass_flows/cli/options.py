@@ -204,7 +204,9 @@ _CALL_OPTIONS = {
     ),
     "height": _call_option(int, "Of the images, in pixels."),
     "width": _call_option(int, "Of the images, in pixels."),
-    "argument": _call_option(list[str], "Any other, NAME=VALUE (JSON or text)."),
+    "argument": _call_option(
+        list[str], "Any other, NAME=VALUE (JSON or text; an image: its file)."
+    ),
 }
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..errors import InvalidArgument, ShapeError
 from ..noise import START, KeyedNoise
+from ..plans import Sampler
 from ..steering import SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.pilot import needs_pilot
@@ -18,6 +19,7 @@ from .beginnings import beginning
 from .decoding import Pictures
 from .families import Family
 from .parts import rounds_its_clock
+from .refusals import named_before_network
 from .scheduler import config_of
 from .schedules import Schedule
 
@@ -34,8 +36,8 @@ def run_adapted(
     asked.try_reward(adapter.height, adapter.width, adapter.device)
     schedule = Schedule.of(config_of(asked.pipe.scheduler), rounds_its_clock(asked.pipe))
     sampler, batching = asked.sampler, asked.batching
-    if sampler.times is None:
-        sampler = sampler.at(adapter.times(schedule, sampler))
+    sampler = adapter.timed(schedule, sampler)
+    population = _from_image(population, asked, adapter, schedule, sampler)
     rows, device = len(asked.rows), adapter.device
     pictures = Pictures(adapter.decode, rows, device, again=bool(asked.also))
     reward, beside = asked.of_latents(pictures)
@@ -75,6 +77,23 @@ def _check_cache(adapter: Family, asked: Asked, shards: Shards | None) -> None:
             "a cache on the network holds features of the whole batch, and the pilot of "
             "scale='auto' is another: give scale= a number, or call disable_cache()"
         )
+
+
+def _from_image(
+    population: Population, asked: Asked, adapter: Family, schedule: Schedule, sampler: Sampler
+) -> Population:
+    """Where the pipeline begins with noise on an image, that in the place of noise."""
+    with torch.no_grad(), named_before_network(asked.pipe):
+        around = adapter.around(asked.prompts)
+    if around is None:
+        return population
+    for name in ("latents", "init"):
+        if getattr(asked, name) is not None:
+            raise InvalidArgument(
+                f"{name}: {asked.name} begins with noise on its image, as strong as strength says; "
+                "leave it out, or take the pipeline that draws from noise"
+            )
+    return population.noising(around, schedule.path, sampler.plan(schedule.path).times[0])
 
 
 def _population(asked: Asked, adapter: Family) -> Population:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..batching import Batching
 from ..errors import InvalidArgument
 from ..noise import check_seed
+from ..pixels import listed_images
 from ..plans import Sampler
 from ..rewards import Decoded, Frames, Reward, RewardLike, as_reward
 from ..rewards.forms import try_reward
@@ -172,6 +173,7 @@ class Asked:
     def settings(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""
         call = {k: v if isinstance(v, (int, float, str)) else repr(v) for k, v in self.call.items()}
+        call |= {k: _told(v) for k, v in self.call.items() if k.endswith("image")}
         return {
             "pipeline": self.name,
             "prompts": list(self.prompts),
@@ -182,19 +184,18 @@ class Asked:
             "seed": self.seed,
             **({"call": call} if call else {}),
             **({} if self.viewing == Viewing() else {"viewing": self.viewing.as_json()}),
-            **({} if self.init is None else {"init": self._beginning()}),
+            **({} if self.init is None else {"init": _told(self.init)}),
             **({} if self.latents is None else {"latents": _form(self.latents)}),
         }
 
-    def _beginning(self) -> str:
-        """What it began with, for people."""
-        if isinstance(self.init, Tensor):
-            return _form(self.init)
-        one = isinstance(self.init, (str, os.PathLike, Image.Image))
-        listed = [self.init] if one else self.init
-        return ", ".join(
-            os.fspath(x) if isinstance(x, (str, os.PathLike)) else "an image" for x in listed
-        )
+
+def _told(given: Any) -> str:
+    """Pictures by their files, or by what they are."""
+    if isinstance(given, Tensor):
+        return _form(given)
+    if (listed := listed_images(given)) is None:
+        return repr(given)
+    return ", ".join("an image" if isinstance(x, Image.Image) else os.fspath(x) for x in listed)
 
 
 def _given(also: Any) -> list[Any]:

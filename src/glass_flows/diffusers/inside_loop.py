@@ -19,6 +19,7 @@ from ..errors import InvalidArgument, ShapeError, check_name
 from ..execute import Boundary
 from ..noise import PILOT, START, KeyedNoise
 from ..paths import Path
+from ..pixels import opened
 from ..plans.sampler import RHO, SOLVER
 from ..rewards import Frames
 from ..steering import BestOf, Costs, PosteriorValue, Refine, SearchResult, Step
@@ -219,7 +220,7 @@ class _InsideLoop:
 
     def _call(self, takes: Mapping[str, Any]) -> dict[str, Any]:
         """What the pipeline is called with, beside what is made anew for each run."""
-        asked, given = self.asked, dict(self.asked.call)
+        asked, given = self.asked, opened(self.asked.call)
         for name in given:
             if _TEXT.fullmatch(name):
                 given[name] = self._for_each(name, given[name])

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-__all__ = ["caches_of", "code_of", "kinds_of", "network_of", "networks_of", "rounds_its_clock"]
+__all__ = [
+    "caches_of",
+    "code_of",
+    "kinds_of",
+    "network_of",
+    "networks_of",
+    "rounds_its_clock",
+    "usual_size",
+]
 
 _CACHING = re.compile(r"cache|fbc_|pyramid_attention")  # names of hooks
 _ROUNDING = ("Flux", "Qwen", "Chroma", "HiDream", "Bria", "OmniGen", "Lumina", "LongCat", "Ovis")
@@ -26,6 +34,12 @@ def networks_of(pipe: Any) -> list[torch.nn.Module]:
     parts = pipe.components.items()
     named = [part for name, part in parts if name.startswith(("transformer", "unet"))]
     return [part for part in named if isinstance(part, torch.nn.Module)]
+
+
+def usual_size(pipe: Any) -> tuple[int | None, int]:
+    """The side of the latents that it draws by default, if it says so, and pixels for each."""
+    side = getattr(pipe, "default_sample_size", None)
+    return side if isinstance(side, int) else None, getattr(pipe, "vae_scale_factor", 8)
 
 
 def rounds_its_clock(pipe: Any) -> str | None:

@@ -151,7 +151,8 @@ def steer_pipeline(
         :func:`can_record`.
     call
         The pipeline's own call arguments (`height`, `width`, `guidance_scale`, which is its
-        classifier-free guidance, `negative_prompt`, ...).
+        classifier-free guidance, `negative_prompt`, ...). One whose name ends in "image" may be the
+        file of an image; with an adapter a list of them is one for each prompt.
 
     Returns
     -------

@@ -14,7 +14,7 @@ from ..batching import Batching
 from ..checkpoints import identity
 from ..errors import InvalidArgument, check_count, check_name, shown
 from ..noise import check_seed
-from ..pixels import open_image
+from ..pixels import files_in, open_image
 from ..plans import Sampler
 from ..rewards.videos import Viewing
 from ..settings import MOST, Choice, Count, Settings, Text, defaults, setting
@@ -140,7 +140,8 @@ class Job:
     populations : int
         Independent runs of each prompt.
     call : dict
-        Call arguments of a pipeline, as JSON.
+        Call arguments of a pipeline, as JSON; of those whose names end in "image" files. A run of
+        other bytes in them is another (:meth:`beginnings`).
     batching : Batching
     loading : Loading
     micro_batch : int, optional
@@ -189,11 +190,17 @@ class Job:
                 f"{self.method.word}"
             )
 
+    @property
+    def pictures(self) -> dict[str, tuple[str, ...]]:
+        """Files of pictures: those that it begins with, and those among the arguments of a call."""
+        return {**({"init": self.init} if self.init else {}), **files_in(self.call)}
+
     def beginnings(self) -> dict[str, str]:
         """Hashes of the pictures, by their places."""
         return {
-            f"init {i}": found
-            for i, file in enumerate(self.init)
+            f"{name} {i}": found
+            for name, files in self.pictures.items()
+            for i, file in enumerate(files)
             if (found := identity(file)) is not None
         }
 
@@ -247,8 +254,8 @@ class Job:
     def from_image(cls, file: str | Path) -> Job:
         """The job that drew a PNG, from the text inside it.
 
-        Whoever made the file chose it: look at `model`, `reward`, `loading` and `init` before you
-        run it, which may load code or weights.
+        Whoever made the file chose it: look at `model`, `reward`, `loading`, `init` and the images
+        in `call` before you run it, which may load code, weights or files.
 
         Raises
         ------

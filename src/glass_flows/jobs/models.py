@@ -155,7 +155,10 @@ class Model(ABC):
         return None
 
     def check_init(self, job: Job) -> None:
-        """Raise if a job cannot begin with its pictures, before anything is loaded."""
+        """Raise if a job's pictures cannot be what they are for, before anything is loaded."""
+        for files in job.pictures.values():
+            for file in files:
+                open_image(file)
         if len(job.init) > 1 and len(job.init) != len(job.prompts):
             raise InvalidArgument(
                 f"{len(job.init)} pictures to begin with for {len(job.prompts)} prompt"

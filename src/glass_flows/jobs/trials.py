@@ -24,7 +24,7 @@ from ..diffusers import GlassScheduler, steer_pipeline
 from ..diffusers.beginnings import beginning
 from ..diffusers.families import family_of
 from ..diffusers.inside_loop import pictures_of
-from ..diffusers.parts import code_of, networks_of
+from ..diffusers.parts import code_of, networks_of, usual_size
 from ..errors import GlassError
 from ..guidance import Guidance
 from ..images import ImageResult
@@ -200,9 +200,8 @@ class Bench:
         self.plain()
 
     def _sides(self) -> list[int]:
-        scale = getattr(self.pipe, "vae_scale_factor", 8)
-        usual = getattr(self.pipe, "default_sample_size", None)
-        most = usual * scale if isinstance(usual, int) else math.inf
+        usual, scale = usual_size(self.pipe)
+        most = math.inf if usual is None else usual * scale
         return [n * scale for n in _SIDES if n * scale < most]
 
     def loop(self, scheduler: Any) -> Tensor:

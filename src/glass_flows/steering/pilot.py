@@ -178,14 +178,17 @@ def pilot_of(
     home = population.home(model) if x is None else x.device
     like = torch.empty(sizes, dtype=population.dtype if x is None else x.dtype, device=home)
     prompts = population.prompts and population.prompts[::N]
+    noise = KeyedNoise(seed)(0, like, START)
     beside = replace(
         population,
         particles=n,
         prompts=prompts and tuple(p for p in prompts for _ in range(n)),
         seed=seed,
-        x=KeyedNoise(seed)(0, like, START) * table.start_scale,
+        x=noise * table.start_scale,
         init=None,
     )
+    if population.around is not None:
+        beside = beside.at(noise).noising(population.around, table.path, table.times[0])
     group = shards or Shards.alone()
     return Pilot(scale, table, beside, _dealt(group, len(population), P * n), group)
 

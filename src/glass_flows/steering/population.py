@@ -26,6 +26,7 @@ from ..execute import Boundary, check_state, iterate
 from ..fronts import front
 from ..guidance import Guidance, GuidedDenoiser
 from ..noise import SEED, KeyedNoise, check_like, check_sizes
+from ..paths import Path
 from ..plans import Table
 from ..rewards import FunctionReward, Reward, RewardLike, as_reward, evaluate
 from ..sampling import Sizes, Tally, check_whole, starting_noise
@@ -77,6 +78,8 @@ class Population:
         (P N, *shape), clean samples for methods that begin with some, instead of drawing them.
     given : bool
         Whether x is somebody's own, of whatever law.
+    around : Tensor or None
+        (P, *shape), the clean samples, noise on which x is: :meth:`noising`.
     """
 
     particles: int
@@ -89,6 +92,7 @@ class Population:
     x: Tensor | None = None
     init: Tensor | None = None
     given: bool = False
+    around: Tensor | None = None
 
     @classmethod
     @front(
@@ -134,6 +138,13 @@ class Population:
     def at(self, x: Tensor) -> Population:
         """The same, beginning at x."""
         return replace(self, x=x, init=None)
+
+    def noising(self, around: Tensor, path: Path, t: float) -> Population:
+        """The same, beginning at α_t z + σ_t ε: z is its population's, ε what it began with."""
+        if self.x is None:
+            raise InvalidArgument("noise to begin with, x, is missing: at(noise) comes first")
+        z = around.to(self.x).repeat_interleave(self.particles, 0)
+        return replace(self, x=path.alpha(t) * z + path.sigma(t) * self.x, around=around)
 
     def refining(self, init: Tensor | None) -> Population:
         """The same, beginning with clean samples: (*shape) for all, (P, *shape), (P, N, *shape), or

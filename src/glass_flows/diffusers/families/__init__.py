@@ -7,10 +7,16 @@ from typing import Any
 from ...errors import InvalidArgument
 from ...registry import Registry
 from .base import Family
+from .chroma import Chroma, ChromaImg2Img
+from .controlnet import FluxControlNet
 from .dit import DiT
+from .fill import FluxControl, FluxFill
 from .flux import Flux
 from .flux2 import Flux2, Flux2Klein
+from .from_image import FluxImg2Img
+from .kontext import FluxKontext
 from .qwen import QwenImage
+from .qwen_edit import QwenImageEdit
 from .sana import Sana
 from .sd3 import StableDiffusion3
 from .stable_diffusion import StableDiffusion, StableDiffusionXL
@@ -29,6 +35,14 @@ _OURS: tuple[type[Family], ...] = (
     QwenImage,
     ZImage,
     DiT,
+    FluxKontext,
+    FluxImg2Img,
+    Chroma,
+    ChromaImg2Img,
+    FluxFill,
+    FluxControl,
+    FluxControlNet,
+    QwenImageEdit,
 )
 
 

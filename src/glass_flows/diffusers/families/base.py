@@ -20,11 +20,12 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ...denoisers import Denoiser, Fitting
-from ...errors import InvalidArgument, check_name
+from ...errors import InvalidArgument, check_name, shown
+from ...pixels import listed_images, opened
 from ...plans import Sampler
 from ...settings import ANY_COUNT, Count, Kind, Number
 from ..decoding import decode_latents, encode_latents, encoding, picture, unit_range, wide
-from ..parts import caches_of
+from ..parts import caches_of, usual_size
 from ..refusals import named_before_network
 from ..schedules import Schedule
 
@@ -47,6 +48,9 @@ _KINDS: dict[str, Kind] = {
     "cfg_truncation": Number(optional=True),
     "clip_skip": Count(0),
     "max_sequence_length": Count(),
+    "max_area": Count(),
+    "controlnet_conditioning_scale": Number(),
+    "control_mode": Count(0, optional=True),
 }
 _GUIDED_ONLY = ("negative_", "guidance_rescale", "cfg_")
 
@@ -121,7 +125,7 @@ class Family(ABC):
         self.height: Any = ANY_COUNT.read("height", height)  # numbers after `prepare`
         self.width: Any = ANY_COUNT.read("width", width)
         self.asked = frozenset(options)
-        self.given: dict[str, Any] = {**self.options, **options}
+        self.given: dict[str, Any] = {**self.options, **opened(options)}
         for name in self.asked.intersection(_KINDS):
             if self.given[name] is not None or self.options[name] is not None:
                 _KINDS[name].read(name, self.given[name])
@@ -246,6 +250,14 @@ class Family(ABC):
             return (schedule.outer_times(sampler.evaluations, **grid)[0], 1.0)
         return schedule.outer_times(count, **self.grid(count))
 
+    def timed(self, schedule: Schedule, sampler: Sampler) -> Sampler:
+        """The sampler on the pipeline's own grid, unless it has times."""
+        return sampler if sampler.times is not None else sampler.at(self.times(schedule, sampler))
+
+    def around(self, prompts: Sequence[Any]) -> Tensor | None:
+        """Clean states (P, *shape), noise on which is where particles begin; None: in noise."""
+        return None
+
     def denoiser(
         self,
         prompts: Sequence[Any],
@@ -307,7 +319,8 @@ class Family(ABC):
             "lora_scale": (next(extra, None) or {}).get("scale"),
         }
         for option, value in self.given.items():
-            given[option] = self.for_each(option, prompts) if "prompt" in option else value
+            if option not in others:
+                given[option] = self.for_each(option, prompts) if "prompt" in option else value
         takes = inspect.signature(type(self.pipe).encode_prompt).parameters
         given = {option: value for option, value in (given | others).items() if option in takes}
         return self.pipe.encode_prompt(**given)
@@ -327,6 +340,31 @@ class Family(ABC):
         parts = [one.chunk(self.passes) for one in (images if type(images) is list else [images])]
         for name, part in zip(found, (-1, 0)):
             found[name]["images"] = [image[part] for image in parts]
+
+    def pictures(self, name: str, count: int) -> list[Any]:
+        """The images given as `name` for so many prompts: one for all, or one for each.
+
+        PIL images, or tensors (1, channels, height, width) in [0, 1].
+        """
+        given = self.given[name]
+        if isinstance(given, Tensor) and given.ndim in (3, 4) and given.is_floating_point():
+            listed: list[Any] | None = list((given if given.ndim == 4 else given[None]).split(1))
+            low, high = (float(one) for one in given.aminmax())
+            if not 0.0 <= low <= high <= 1.0:
+                raise InvalidArgument(f"{name} must lie in [0, 1], got {low:.4g} to {high:.4g}")
+        else:
+            listed = listed_images(given)
+        if listed is None:
+            raise InvalidArgument(
+                f"{type(self.pipe).__name__} needs {name}: an image or its file, a list of them, "
+                f"or floats (B, 3, height, width) in [0, 1], got {shown(given)}"
+            )
+        if len(listed) not in (1, count):
+            raise InvalidArgument(
+                f"{len(listed)} of {name} given for {count} prompt{'s' * (count > 1)}: give one "
+                "for all, or one for each"
+            )
+        return listed
 
     def dynamic_shift(self, tokens: int, largest: float = 1.15) -> float:
         """`mu` of a picture of so many tokens, as the pipelines find it from the configuration."""
@@ -383,8 +421,7 @@ class Family(ABC):
 
         Raises InvalidArgument if one of them is no multiple.
         """
-        side = getattr(self.pipe, "default_sample_size", None)
-        scale = getattr(self.pipe, "vae_scale_factor", 8)
+        side, scale = usual_size(self.pipe)
         for name in ("height", "width"):
             size = getattr(self, name) or (side or 128) * scale
             if size % factor:
@@ -420,8 +457,9 @@ class Packed(Family):
         if self.passes == 1:
             return {"cond": self.read(prompts)}
         told = "negative_prompt" in self.given
-        blank = self.for_each("negative_prompt", prompts) if told else [""] * len(prompts)
-        return {"cond": self.read(prompts), "uncond": self.read(blank or [], prompt_2=None)}
+        blank = self.for_each("negative_prompt", prompts) if told else None
+        blank = blank or [""] * len(prompts)
+        return {"cond": self.read(prompts), "uncond": self.read(blank, prompt_2=None)}
 
     def read(self, prompts: Sequence[Any], **others: Any) -> dict[str, Any]:
         """The conditioning of these texts."""

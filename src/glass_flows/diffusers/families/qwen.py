@@ -27,6 +27,7 @@ class QwenImage(Packed):
 
     def prepare(self) -> None:
         super().prepare()
+        self.shapes = [(1, self.rows, self.columns)]
         if self.network.config.guidance_embeds and self.given["guidance_scale"] is None:
             raise InvalidArgument("this Qwen-Image is distilled with guidance: give guidance_scale")
 
@@ -36,16 +37,21 @@ class QwenImage(Packed):
         return both * (length / torch.norm(both, dim=-1, keepdim=True))
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
-        return self.network(
-            hidden_states=x,
+        output: Tensor = self.network(
+            hidden_states=self.seen(x, texts),
             timestep=timestep.to(x.dtype) / 1000,
             guidance=self.embedded_guidance(x),
             encoder_hidden_states_mask=texts["mask"],
             encoder_hidden_states=texts["words"],
-            img_shapes=[[(1, self.rows, self.columns)]] * len(x),
+            img_shapes=[self.shapes] * len(x),
             attention_kwargs=self.given["attention_kwargs"] or {},
             return_dict=False,
         )[0]
+        return output[:, : x.shape[1]]
+
+    def seen(self, x: Tensor, texts: dict[str, Any]) -> Tensor:
+        """The network's input at x; the sizes of its parts are `shapes`."""
+        return x
 
     def decode(self, x: Tensor) -> Tensor:
         vae = self.pipe.vae
