@@ -30,14 +30,16 @@ from .steering import (
 
 if TYPE_CHECKING:
     from .diffusers import GlassScheduler, steer_pipeline
+    from .research.audit import audit
     from .rewards.named import load_reward
 
 _LAZY = {
     "GlassScheduler": ".diffusers",
+    "audit": ".research.audit",
     "load_reward": ".rewards.named",
     "steer_pipeline": ".diffusers",
 }
-"""What imports diffusers or transformers, and is imported when it is wanted."""
+"""What imports more than torch and numpy, or is seldom asked for: imported when it is wanted."""
 
 __all__ = [
     "DDIM",
@@ -53,6 +55,7 @@ __all__ = [
     "Steering",
     "Table",
     "Twist",
+    "audit",
     "beam",
     "best_of",
     "errors",

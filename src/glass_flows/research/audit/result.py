@@ -13,9 +13,9 @@ from ..writing import blank_plot, markdown, write_json
 from .laws import SPREADS
 from .verdict import Fault, order, references
 
-__all__ = ["Audit", "Row", "legend"]
+__all__ = ["Audit", "Row"]
 
-_HEAD = ("K", "evals", "left", *(f"s={s:g}" for s in SPREADS), "mean", "energy", "signal", "noise")
+_HEAD = ("K", "evals", "left", *(f"s={s:g}" for s in SPREADS), "mean", "cov", "energy", "inputs")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Row:
 
     Attributes
     ----------
-    steps : int
+    transitions : int
         K.
     evaluations : float
         Of the network, for a sample.
@@ -35,7 +35,7 @@ class Row:
         deviation of each spread over exact ones.
     """
 
-    steps: int
+    transitions: int
     evaluations: float
     figures: Mapping[str, Measure]
     marginals: tuple[tuple[float, ...], ...] = ()
@@ -82,13 +82,13 @@ class Audit:
         if self.faults:
             return tuple(map(str, self.faults))
         last = self.rows[-1]
-        figures = {row.steps: row.figures for row in self.rows}
+        figures = {row.transitions: row.figures for row in self.rows}
         names = [n for n in last.figures if n.startswith(("std ", "modes std "))]
         worst = max((last.figures[n] for n in names), key=lambda m: abs(m.value))
         falls = order(figures, names)
         speed = "" if falls is None else f", errors fall as K^-{falls:.1f}"
         return (
-            f"right: no error above {self.tolerance:g} lasts; at K = {last.steps} standard "
+            f"right: no error above {self.tolerance:g} lasts; at K = {last.transitions} standard "
             f"deviations are within {abs(worst.value):.2g} ± {worst.error:.1g} of exact{speed}",
         )
 
@@ -98,11 +98,24 @@ class Audit:
         return _HEAD, [_line(row) for row in self.rows]
 
     @property
+    def legend(self) -> str:
+        """What the columns of the table are."""
+        error = self.rows[-1].figures[f"std {SPREADS[0]:g}"].error
+        return (
+            "evals: network evaluations of a sample; left: standard deviation of the samples of a "
+            f"point; s=...: standard deviation over exact, of Gaussian data (± {error:.1g}); mean: "
+            "largest error of a mean, in standard deviations; cov: of a covariance, over standard "
+            "deviations; energy: distance of a mixture's samples to exact ones, relative; inputs: "
+            "largest error of signal or noise of the network's inputs, of a point, against the "
+            f"time told. {self.samples:,} samples."
+        )
+
+    @property
     def text(self) -> str:
         """The audit as a page of Markdown."""
         head, lines = self.table
         found = "\n".join(f"- {line}" for line in (*self.verdict, *self.notes))
-        return f"# Audit of {self.name}\n\n{found}\n\n{markdown(head, lines)}\n{legend(self)}\n"
+        return f"# Audit of {self.name}\n\n{found}\n\n{markdown(head, lines)}\n{self.legend}\n"
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write audit.md, audit.json and audit.png into the folder; their places by name."""
@@ -118,26 +131,18 @@ class Audit:
         return files
 
 
-def legend(one: Audit) -> str:
-    """What the columns of the table are."""
-    errors = one.rows[-1].figures
-    return (
-        f"evals: network evaluations of a sample; left: standard deviation of the samples of a "
-        f"point; s=...: standard deviation over exact, of Gaussian data (± "
-        f"{errors[f'std {SPREADS[0]:g}'].error:.1g}); mean: largest error of a mean, in standard "
-        f"deviations; energy: distance of a mixture's samples to exact ones, relative; signal, "
-        f"noise: largest errors of the network's inputs, of a point, against the time told. "
-        f"{one.samples:,} samples."
-    )
-
-
 def _line(row: Row) -> tuple[str, ...]:
-    stds = (f"{math.exp(row.figures[f'std {s:g}'].value):.3f}" for s in SPREADS)
+    figures = row.figures
     return (
-        f"{row.steps}", f"{row.evaluations:g}", f"{row.figures['noise left'].value:.3f}", *stds,
-        _signed(row.worst("mean ", "modes mean ")), f"{row.figures['energy distance'].value:.4f}",
-        _signed(row.worst("input signal")), _signed(row.worst("input noise")),
-    )  # fmt: skip
+        f"{row.transitions}",
+        f"{row.evaluations:g}",
+        f"{figures['noise left'].value:.3f}",
+        *(f"{math.exp(figures[f'std {s:g}'].value):.3f}" for s in SPREADS),
+        _signed(row.worst("mean ", "modes mean ")),
+        _signed(row.worst("correlation", "modes correlation")),
+        f"{figures['energy distance'].value:.4f}",
+        _signed(row.worst("input signal", "input noise")),
+    )
 
 
 def _signed(found: Measure | None) -> str:
@@ -147,7 +152,7 @@ def _signed(found: Measure | None) -> str:
 def _draw(figure: Any, one: Audit) -> None:
     """Standard deviations over K; inputs of the network along the way."""
     ends, way = figure.subplots(1, 2)
-    counts = [row.steps for row in one.rows]
+    counts = [row.transitions for row in one.rows]
     for spread in SPREADS:
         values = [row.figures[f"std {spread:g}"] for row in one.rows]
         ends.errorbar(
@@ -161,13 +166,13 @@ def _draw(figure: Any, one: Audit) -> None:
     ends.minorticks_off()
     ends.legend(fontsize="small")
     shown_at = references(counts)[0]
-    marginals = next(row.marginals for row in one.rows if row.steps == shown_at)
-    names = ("a point", *(f"s = {s:g}" for s in SPREADS))
-    for i, name in enumerate(names, start=1):
+    marginals = next(row.marginals for row in one.rows if row.transitions == shown_at)
+    looks = {"a point": "black", **{f"s = {s:g}": f"C{i}" for i, s in enumerate(SPREADS)}}
+    for i, (name, color) in enumerate(looks.items(), start=1):
         points = sorted((line[0] / (1 + line[0]), line[i]) for line in marginals)
-        way.plot(
-            *zip(*points, strict=True), "o-", markersize=3, linewidth=1, label=name
-        ) if points else None
+        if points:
+            way.plot(*zip(*points, strict=True), "o-", color=color, markersize=3, label=name)
+            way.legend(fontsize="small")
     way.axhspan(1 - one.tolerance, 1 + one.tolerance, color="0.9", zorder=0)
     way.set(xlabel="α/(α + σ) of the time told", title=f"inputs of the network, K = {shown_at}")
     figure.suptitle(f"{one.name}: {'right' if one.right else one.faults[0].kind}", fontsize=10)

@@ -27,9 +27,9 @@ from .subjects import SCHEDULERS, OfFunction, OfScheduler, Subject
 from .verdict import Evidence, diagnose
 from .watch import Look, Watch
 
-__all__ = ["STEPS", "audit", "resolve"]
+__all__ = ["TRANSITIONS", "audit", "resolve"]
 
-STEPS = (4, 8, 16, 32, 64)
+TRANSITIONS = (4, 8, 16, 32, 64)
 _BATCHES = 4  # with generators of their own
 _KEPT = 16  # questions whose inputs and answers are kept whole
 _ENOUGH = 6  # of them, to say how answers and noises are used
@@ -41,10 +41,10 @@ _PLAIN_PATHS = ("linear", "cosine", "variance_preserving", "edm")
 def audit(
     sampler: Callable[..., Any] | str,
     *,
-    steps: Sequence[int] = STEPS,
+    transitions: Sequence[int] = TRANSITIONS,
     samples: int = 20_000,
     options: Mapping[str, Any] | None = None,
-    path: str | Path = "linear",
+    path: str | Path | None = None,
     tolerance: float = 0.02,
     level: float = 1e-3,
     seed: int = 0,
@@ -59,14 +59,15 @@ def audit(
         E[z | x_t = x] with t = 0 noise and t = 1 data on `denoiser.path`, `steps` is K, all noise
         is drawn from `generator`. Or "module:function", whose code is run: name only your own. Or
         the class name of a diffusers scheduler.
-    steps : sequence of int
+    transitions : sequence of int
         K, at least two, the largest at least four times the smallest.
     samples : int
         N, from 1,000; a multiple of 20.
     options : mapping, optional
         For the function, or the scheduler's configuration and calls, by name.
-    path : str or Path
-        Of the denoiser that a function is given: "linear", "cosine", "variance_preserving", "edm".
+    path : str or Path, optional
+        Of the denoiser that a function is given: "linear" (without it), "cosine",
+        "variance_preserving" or "edm".
     tolerance : float
         In (0, 1): errors that last are allowed up to here, relative to standard deviations.
     level : float
@@ -86,7 +87,7 @@ def audit(
     NonFinite
         It returned NaN or infinity.
     """
-    counts = _check_steps(steps)
+    counts = _check_counts(transitions)
     check_count("samples", samples, least=_FEWEST, most=1_000_000)
     if samples % 20:
         raise InvalidArgument(f"samples must be a multiple of 20, got {samples}")
@@ -98,7 +99,7 @@ def audit(
         rows = [run.row(k, advance) for k in counts]
         repeats = run.repeats(counts[0])
         advance()
-    figures = {row.steps: row.figures for row in rows}
+    figures = {row.transitions: row.figures for row in rows}
     evidence = Evidence(figures, dependence(run.batches), run.repeated, run.unused, run.noises)
     notes = run.notes()
     if not repeats:
@@ -108,18 +109,18 @@ def audit(
 
 
 def resolve(
-    sampler: Callable[..., Any] | str, options: Mapping[str, Any] | None, path: str | Path
+    sampler: Callable[..., Any] | str, options: Mapping[str, Any] | None, path: str | Path | None
 ) -> Subject:
     """What is audited, from what was given."""
     own = dict(options or {})
     if isinstance(sampler, str) and ":" not in sampler:
         names = [name for group in SCHEDULERS.values() for name in group]
         check_name("sampler", sampler, (*names, "module:function"))
-        if not (isinstance(path, str) and path == "linear"):
+        if path is not None:
             raise InvalidArgument("path is for functions: a scheduler has its own; leave it out")
         return OfScheduler(sampler, own)
-    if isinstance(path, str):
-        path = from_config({"name": check_name("path", path, _PLAIN_PATHS)})
+    if not isinstance(path, Path):
+        path = from_config({"name": check_name("path", path or "linear", _PLAIN_PATHS)})
     if isinstance(sampler, str):
         check_own("sampler", sampler)
         return OfFunction(sampler, import_own("sampler", sampler), path, own)
@@ -127,12 +128,13 @@ def resolve(
     return OfFunction(name, sampler, path, own)
 
 
-def _check_steps(given: Sequence[int]) -> tuple[int, ...]:
-    counts = sorted({check_count("steps", k, most=1_000) for k in given})
+def _check_counts(given: Sequence[int]) -> tuple[int, ...]:
+    counts = sorted({check_count("transitions", k, most=1_000) for k in given})
     if len(counts) < 2 or counts[-1] < 4 * counts[0]:
         raise InvalidArgument(
-            "steps must be at least two numbers, the largest four times the smallest (what is of "
-            f"discretisation falls with K, what is wrong does not), got {shown(list(given))}"
+            "transitions must be at least two numbers, the largest four times the smallest: what "
+            "is of discretisation falls with K, what is wrong does not; got "
+            f"{shown(list(given))}"
         )
     return tuple(counts)
 

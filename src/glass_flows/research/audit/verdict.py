@@ -33,19 +33,20 @@ class Fault:
     kind : str
         "dependent", "reused", "stale", "time", "lost", "scale", "noise", "left", "narrow", "wide",
         "bias", "correlated" or "shape".
-    steps : int
+    transitions : int
         K at which `error` was measured.
     error : Measure
         Of which figure, and how large, says `text`.
     """
 
     kind: str
-    steps: int
+    transitions: int
     error: Measure
     text: str
 
     def __str__(self) -> str:
-        return f"{self.text} (K = {self.steps}: {self.error.value:+.3g} ± {self.error.error:.1g})"
+        size = f"{self.error.value:+.3g} ± {self.error.error:.1g}"
+        return f"{self.text} (K = {self.transitions}: {size})"
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,9 @@ class Evidence:
     noises: tuple[int, int]
 
 
-def references(steps: Sequence[int]) -> list[int]:
+def references(counts: Sequence[int]) -> list[int]:
     """The K with which the largest is compared: from a quarter of it, else the nearest to that."""
-    *smaller, last = sorted(steps)
+    *smaller, last = sorted(counts)
     near = [k for k in smaller if _FAR * k >= last]
     return near or smaller[-1:]
 
