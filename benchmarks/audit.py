@@ -2,6 +2,7 @@
 
     python -m benchmarks.audit [--out docs/audit.md]              the table of schedulers
     python -m benchmarks.audit --rates 10 [--out docs/audit.md]   alarms over seeds
+    python -m benchmarks.audit --lost [--out docs/audit.md]       what a wrong start loses
 
 FAULTY are samplers with a known fault each, RIGHT twenty without; tests/research/test_audit.py
 audits them all.
@@ -295,19 +296,39 @@ def table_of_rates(seeds: int) -> Iterator[str]:
     )
 
 
+def table_of_what_is_lost() -> Iterator[str]:
+    """Standard deviations of the sampler whose transitions begin with noise."""
+    found = audit(begins_with_noise)
+    yield "| K | s=0.2 | s=0.5 | s=1 | s=1.5 |"
+    yield "|-|-|-|-|-|"
+    for line in found.table[1]:
+        yield f"| {line[0]} | {' | '.join(line[3:7])} |"
+    yield ""
+    yield f"> {found.verdict[0]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rates", type=int, default=0, help="seeds; not the table of schedulers")
+    parser.add_argument("--lost", action="store_true", help="not the table of schedulers")
     parser.add_argument("--out", type=Path, help="a page, whose marked part is written anew")
     given = parser.parse_args()
     logging.disable(logging.WARNING)  # of schedulers, on their own options
-    text = "\n".join(table_of_rates(given.rates) if given.rates else table_of_schedulers())
+    part, lines = "", table_of_schedulers()
+    if given.rates:
+        part, lines = " --rates", table_of_rates(given.rates)
+    elif given.lost:
+        part, lines = " --lost", table_of_what_is_lost()
+    text = "\n".join(lines)
     print(text)
     if given.out is not None:
-        begin, end = MARKERS[0].format(" --rates" if given.rates else ""), MARKERS[1]
-        before, _, rest = given.out.read_text(encoding="utf-8").partition(begin)
-        after = rest.partition(end)[2]
-        given.out.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", "utf-8")
+        write(given.out, MARKERS[0].format(part), text)
+
+
+def write(page: Path, begin: str, text: str) -> None:
+    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    after = rest.partition(MARKERS[1])[2]
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{MARKERS[1]}{after}", "utf-8")
 
 
 if __name__ == "__main__":

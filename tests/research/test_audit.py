@@ -315,6 +315,8 @@ def test_what_a_scheduler_takes_is_asked_of_its_three_places():
     assert not OfScheduler("DDIMScheduler").made.config.clip_sample
     with pytest.raises(UnknownName, match=r"unknown option of DDIMScheduler 'etta'. Did you mean"):
         OfScheduler("DDIMScheduler", {"etta": 1})
+    with pytest.raises(UnknownName, match="unknown option of FlowMatchEulerDiscreteScheduler"):
+        OfScheduler("FlowMatchEulerDiscreteScheduler", {"s_churn": 1.0})  # which it ignores
 
 
 # --- refusals -------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ SCHEDULERS = {
 """Those whose clock is known: of a trained table, σ of a flow, log σ/4; and ours."""
 _OURS = frozenset({"model_output", "timestep", "sample", "generator", "return_dict", "kwargs"})
 _LAID_OUT = frozenset({"num_inference_steps", "device", "timesteps", "sigmas"})
+_IDLE = {"FlowMatchEulerDiscreteScheduler": {"s_churn", "s_tmin", "s_tmax", "s_noise"}}
+"""Options that a scheduler takes and does nothing with."""
 _PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -157,7 +159,7 @@ class OfScheduler(Subject):
         # three places that take options, the nearest to a pipeline's user first
         makes = _names(cls.__init__) - {"base"}
         lays = _names(cls.set_timesteps) - _LAID_OUT - _OURS
-        takes = _names(cls.step) - _OURS
+        takes = _names(cls.step) - _OURS - _IDLE.get(name, set())
         for option in given:
             check_name(f"option of {name}", option, makes | lays | takes)
         config = {key: value for key, value in given.items() if key in makes}
