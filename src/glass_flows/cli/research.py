@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InvalidArgument, check_count, check_number
+from ..errors import InvalidArgument, check_count, check_number, shown
 from ..jobs.spelling import Options
 from ..research.contest import Contest
 from ..runs.command import flag
@@ -343,15 +343,19 @@ def audit(
 
     Example: glass-flows audit DDIMScheduler --option eta=1 --out out/audit
     """
+    from ..jobs.pictures import make_folder
     from ..jobs.spelling import read_arguments
     from ..research.audit import audit as run_audit
     from ..research.writing import blank_plot
 
     parts = [part.strip() for part in transitions.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise InvalidArgument(f"--transitions must be numbers as '4,8,16', got {transitions!r}")
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise InvalidArgument(
+            f"--transitions must be numbers as '4,8,16', got {shown(transitions)}"
+        )
     if out is not None:
-        blank_plot()  # is there something to draw it with?
+        blank_plot()  # is there something to draw it with, and somewhere to write it?
+        make_folder(out)
     found = run_audit(
         sampler, transitions=[int(part) for part in parts], samples=samples, path=path,
         options=read_arguments(option, "--option"), tolerance=tolerance, seed=seed,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...files import replace, written
+from ...jobs.pictures import make_folder
 from ...measures import Measure
 from ..writing import blank_plot, markdown, write_json
 from .laws import SPREADS
@@ -119,15 +122,16 @@ class Audit:
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write audit.md, audit.json and audit.png into the folder; their places by name."""
-        place = Path(folder)
-        picture = blank_plot()  # before anything is written
-        place.mkdir(parents=True, exist_ok=True)
-        files = {"table": place / "audit.md", "figures": place / "audit.json",
-                 "picture": place / "audit.png"}  # fmt: skip
-        files["table"].write_text(self.text, encoding="utf-8")
+        picture, place = blank_plot(), make_folder(folder)  # before anything is written
+        files = {
+            "table": place / "audit.md",
+            "figures": place / "audit.json",
+            "picture": place / "audit.png",
+        }
+        replace(files["table"], self.text.encode())
         write_json(files["figures"], {**asdict(self), "verdict": self.verdict})
         _draw(picture, self)
-        picture.savefig(files["picture"], dpi=120)
+        replace(files["picture"], written(partial(picture.savefig, dpi=120)))
         return files
 
 

@@ -34,7 +34,7 @@ _BATCHES = 4  # with generators of their own
 _KEPT = 16  # questions whose inputs and answers are kept whole
 _ENOUGH = 6  # of them, to say how answers and noises are used
 _ROWS = 4_000  # of these kept
-_FEWEST = 1_000
+_FEWEST, _MOST = 1_000, 200_000
 _PLAIN_PATHS = ("linear", "cosine", "variance_preserving", "edm")
 
 
@@ -62,7 +62,7 @@ def audit(
     transitions : sequence of int
         K, at least two, the largest at least four times the smallest.
     samples : int
-        N, from 1,000; a multiple of 20.
+        N, from 1,000 to 200,000; a multiple of 20.
     options : mapping, optional
         For the function, or the scheduler's configuration and calls, by name.
     path : str or Path, optional
@@ -88,7 +88,7 @@ def audit(
         It returned NaN or infinity.
     """
     counts = _check_counts(transitions)
-    check_count("samples", samples, least=_FEWEST, most=1_000_000)
+    check_count("samples", samples, least=_FEWEST, most=_MOST)
     if samples % 20:
         raise InvalidArgument(f"samples must be a multiple of 20, got {samples}")
     check_number("tolerance", tolerance, "lie in (0, 1)", lambda v: 0 < v < 1)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import InvalidArgument, NonFinite, check_name, line_of, shown
+from ...errors import InvalidArgument, MissingExtra, NonFinite, check_name, line_of, shown
 from ...paths import Path
 from .watch import Watch
 
@@ -173,7 +173,10 @@ class OfScheduler(Subject):
         self.laid = {k: v for k, v in given.items() if k in lays and k not in makes}
         self.stepped = {k: v for k, v in given.items() if k in takes and k not in makes | lays}
         self.draws = "generator" in inspect.signature(cls.step).parameters
-        self.made = cls(**config)
+        try:
+            self.made = cls(**config)
+        except Exception as error:  # of a configuration that is none
+            raise InvalidArgument(f"{self.name}: {type(error).__name__}: {error}") from error
         self.prediction = self._prediction(self.made)
 
     def _prediction(self, made: Any) -> str:
@@ -231,12 +234,14 @@ class OfScheduler(Subject):
 
 
 def _class(name: str) -> Any:
-    import diffusers
-
-    from ...diffusers import GlassScheduler
-
     if name == "GlassScheduler":
+        from ...diffusers import GlassScheduler
+
         return GlassScheduler
+    try:
+        import diffusers
+    except ImportError as error:
+        raise MissingExtra("diffusers", "diffusers", "an audit of a scheduler") from error
     found = getattr(diffusers, name)
     try:
         inspect.signature(found.step)
