@@ -348,16 +348,11 @@ def audit(
     from ..research.audit import audit as run_audit
     from ..research.writing import blank_plot
 
-    parts = [part.strip() for part in transitions.split(",")]
-    if not all(part.isdecimal() and len(part) < 10 for part in parts):
-        raise InvalidArgument(
-            f"--transitions must be numbers as '4,8,16', got {shown(transitions)}"
-        )
     if out is not None:
         blank_plot()  # is there something to draw it with, and somewhere to write it?
         make_folder(out)
     found = run_audit(
-        sampler, transitions=[int(part) for part in parts], samples=samples, path=path,
+        sampler, transitions=_counts(transitions), samples=samples, path=path,
         options=read_arguments(option, "--option"), tolerance=tolerance, seed=seed,
     )  # fmt: skip
     print_table(*found.table, found.name)
@@ -368,6 +363,13 @@ def audit(
         typer.echo("\n".join(f"{name}: {file}" for name, file in found.save(out).items()))
     if not found.right:
         raise typer.Exit(1)
+
+
+def _counts(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise InvalidArgument(f"--transitions must be numbers as '4,8,16', got {shown(text)}")
+    return [int(part) for part in parts]
 
 
 @train_app.command("digits")
