@@ -205,6 +205,31 @@ def test_other_k_are_compared_from_a_quarter_of_the_largest():
     assert verdict.references((2, 5, 64)) == [5]
 
 
+@pytest.mark.parametrize(
+    ("signal", "noise", "noises", "kind", "told"),
+    [
+        (-0.2, -0.2, 9, "lost", "too little signal and noise"),
+        (0.2, 0.2, 9, "scale", "too much signal for the time told, and too much noise"),
+        (-0.2, 0.01, 9, "scale", "too little signal for the time told, and the right noise"),
+        (0.2, -0.2, 9, "time", "of another time"),
+        (-0.2, 0.2, 9, "time", "of another time"),
+        (0.01, 0.2, 9, "noise", "have more of it"),
+        (-0.01, -0.2, 9, "noise", "have less of it"),
+        (0.01, 0.2, 2, "reused", "share one noise"),
+        (0.01, 0.2, 1, "noise", "have more of it"),
+    ],
+)
+def test_signal_and_noise_of_the_inputs_say_what_was_done(signal, noise, noises, kind, told):
+    values = {"input signal middle": signal, "input noise middle": noise, "noise left": 0.0}
+    drawn = {name: Measure(value, 0.001) for name, value in values.items()}
+    found = verdict.diagnose(
+        verdict.Evidence({4: drawn, 16: drawn}, Measure(0.0, 0.1), False, (0, 5), (noises, 8)),
+        0.02, 1e-3,
+    )  # fmt: skip
+    assert [fault.kind for fault in found] == [kind]
+    assert told in found[0].text
+
+
 # --- figures --------------------------------------------------------------------------------------
 
 

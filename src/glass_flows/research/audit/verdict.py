@@ -189,9 +189,11 @@ def _of_inputs(part: str, signal: Measure, noise: Measure, reused: bool, last: i
             "x is missing (an inner state begun with ε in the place of γ x + ε)"
         )
         return Fault("lost", last, noise, text)
-    if off == [True, True] and side == [1, 1]:
-        text = f"wrong scale: {where} have too much of both, signal and noise"
-        return Fault("scale", last, noise, text)
+    if off[0] and (not off[1] or side == [1, 1]):
+        much = "much" if side[0] > 0 else "little"
+        noisy = "too much noise" if off[1] else "the right noise"
+        text = f"wrong scale: {where} have too {much} signal for the time told, and {noisy}"
+        return Fault("scale", last, signal, text)
     text = (
         f"wrong time: {where} have the signal and noise of another time than is told (a shift "
         "done twice, or on one side only)"
