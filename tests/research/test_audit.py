@@ -34,7 +34,7 @@ bench = importlib.import_module("benchmarks.audit")
 QUICK = bench.QUICK
 SMALL = {"samples": 1_000, "transitions": (4, 8, 16, 32)}
 FAST = {
-    "DDPM", "DDIM(0.5)", "Flow-GRPO's SDE", "GLASS, ρ = 0.4, M = 4", "Heun", "DDPM, asked in parts",
+    "DDPM", "Flow-GRPO's SDE", "GLASS, DDPM, M = 2", "Heun", "DDPM, asked in parts",
     "DDPMScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
 }  # fmt: skip
 ALL = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in bench.RIGHT]
@@ -198,6 +198,10 @@ def test_an_error_within_its_uncertainty_does_not_last():
     assert verdict.lasting(series(lambda k: 0.1, 0.001), "std 1", 0.1 - 4 * wide * 1.01e-3, 4)
     assert not verdict.lasting(series(lambda k: 0.1, 0.001), "std 1", 0.1 - 4 * wide * 0.99e-3, 4)
 
+    growing = series(lambda k: k / 64, 0.001)  # of which the end is the bound
+    assert verdict.lasting(growing, "std 1", 0.9961 - 1e-3, 4)
+    assert not verdict.lasting(growing, "std 1", 0.9961, 4)
+
 
 def test_other_k_are_compared_from_a_quarter_of_the_largest():
     assert verdict.references((4, 8, 16, 32, 64)) == [16, 32]
@@ -256,6 +260,22 @@ def test_figures_of_samples_whose_moments_are_known():
     assert found["mean 0.2"].error == pytest.approx(0.9 * bessel / math.sqrt(4000))
     assert found["correlation"].value == pytest.approx(1 / bessel**2)
     assert found["correlation"].error == pytest.approx(1 / math.sqrt(1000 * 120))
+
+
+def test_figures_of_a_mixture_whose_moments_are_known():
+    """Corners of a rectangle about the exact mean: every figure in closed form."""
+    law = laws.modes()
+    stds = law.covariance().diagonal().sqrt()
+    corners = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double()
+    z = law.mean() + stds * (0.8 * corners.repeat(50, 1) + torch.tensor([0.1, 0.0]))
+    found = figures.mode_figures(z, law, law.sample(200, seed=0))
+    assert found["modes mean 1"].value == pytest.approx(0.1)
+    assert found["modes mean 2"].value == pytest.approx(0.0, abs=1e-12)
+    assert found["modes std 1"].value == pytest.approx(math.log(0.64 + 0.01) / 2)
+    assert found["modes std 2"].value == pytest.approx(math.log(0.8))
+    exact_correlation = float(law.covariance()[0, 1] / stds.prod())
+    assert found["modes correlation"].value == pytest.approx(-exact_correlation)
+    assert abs(exact_correlation) > 0.02
 
 
 def test_inputs_are_compared_with_the_time_told():
@@ -329,6 +349,9 @@ def test_an_exact_network_takes_every_scheduler_to_a_point(name, options):
     for look in watch.looks:  # and the time told is that of the state
         # standard error 1/√1600 = 2.5 %: five of them
         assert float(look.variance[:4].mean().sqrt()) == pytest.approx(look.sigma, rel=0.125)
+        # σ/√800 = 0.035 σ: five of them
+        signal = float(look.mean[:4].mean())
+        assert signal == pytest.approx(look.alpha * laws.POINT, abs=0.18 * look.sigma + 0.01)
 
 
 def test_what_a_scheduler_takes_is_asked_of_its_three_places():
