@@ -31,15 +31,17 @@ from .steering import (
 if TYPE_CHECKING:
     from .diffusers import GlassScheduler, steer_pipeline
     from .jobs.check_model import check_model
+    from .research.audit import audit
     from .rewards.named import load_reward
 
 _LAZY = {
     "GlassScheduler": ".diffusers",
+    "audit": ".research.audit",
     "check_model": ".jobs.check_model",
     "load_reward": ".rewards.named",
     "steer_pipeline": ".diffusers",
 }
-"""What imports diffusers or transformers, and is imported when it is wanted."""
+"""What imports more than torch and numpy, or is seldom asked for: imported when it is wanted."""
 
 __all__ = [
     "DDIM",
@@ -55,6 +57,7 @@ __all__ = [
     "Steering",
     "Table",
     "Twist",
+    "audit",
     "beam",
     "best_of",
     "check_model",

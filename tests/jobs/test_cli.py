@@ -36,6 +36,7 @@ def test_help_teaches():
         ["sample"],
         ["plan"],
         ["check"],
+        ["audit"],
         ["train"],
         ["train", "digits"],
     ):

@@ -22,7 +22,7 @@ from ..errors import FolderInUse, GlassError, frames_of
 from ..folders import LOCKS, Hold
 from ..runs.listing import clean
 from ..stops import stoppable
-from .research import check, compare, reproduce, train_app
+from .research import audit, check, compare, reproduce, train_app
 from .runs import report, runs_app
 from .tools import check_model, convert_app, evaluate, plan
 from .work import align, batch, sample
@@ -36,7 +36,8 @@ _PANELS: dict[str, dict[str, Any]] = {
     "Draw": {"align": align, "batch": batch, "sample": sample},
     "Look at what was drawn": {"report": report, "runs": runs_app, "evaluate": evaluate},
     "Study": {
-        "check-model": check_model, "plan": plan, "check": check, "compare": compare,
+        "check-model": check_model, "plan": plan, "check": check, "audit": audit,
+        "compare": compare,
         "reproduce": reproduce, "train": train_app, "convert": convert_app,
     },
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`glass-flows compare`, `reproduce`, `check` and `train`: the research commands."""
+"""`glass-flows compare`, `reproduce`, `check`, `audit` and `train`: the research commands."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import InvalidArgument, check_count, check_number
+from ..errors import InvalidArgument, check_count, check_number, shown
 from ..jobs.spelling import Options
 from ..research.contest import Contest
 from ..runs.command import flag
 from ..settings import MOST, build
 from .options import Model, Out, Seed, announce, print_page, print_table, say, with_settings
 
-__all__ = ["check", "compare", "reproduce", "train_app"]
+__all__ = ["audit", "check", "compare", "reproduce", "train_app"]
 
 train_app = typer.Typer(help="Train the small bundled models again.", no_args_is_help=True)
 _PROMPTS = 120
@@ -298,6 +298,78 @@ def check(
         typer.echo(f"{failed} checks failed")
         raise typer.Exit(1)
     typer.echo("all checks passed")
+
+
+def audit(
+    sampler: Annotated[
+        str,
+        typer.Argument(
+            help="'module:function' of your own, (denoiser, shape, steps, generator) to samples, "
+            "or the class name of a diffusers scheduler."
+        ),
+    ],
+    option: Annotated[
+        list[str],
+        typer.Option(
+            help="NAME=VALUE (JSON or text), of the function, or of the scheduler's configuration "
+            "and calls; may be given several times."
+        ),
+    ] = [],  # noqa: B006 (typer copies it)
+    transitions: Annotated[
+        str, typer.Option(help="K, numbers with commas between them.")
+    ] = "4,8,16,32,64",
+    samples: Annotated[int, typer.Option(help="At each K; a multiple of 20.")] = 20_000,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the denoiser that a function is given: 'linear' (without it), 'cosine', "
+            "'variance_preserving' or 'edm'."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Of errors that last, relative to standard deviations.")
+    ] = 0.02,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for table, figures and picture; made if it is missing."),
+    ] = None,
+    seed: Seed = 0,
+) -> None:
+    """Audit anybody's sampler on data whose answers are exact: what is wrong, and how much.
+
+    The exit status is 1 if something is. A function's code is run: name only your own.
+
+    Example: glass-flows audit EulerAncestralDiscreteScheduler
+
+    Example: glass-flows audit DDIMScheduler --option eta=1 --out out/audit
+    """
+    from ..jobs.pictures import make_folder
+    from ..jobs.spelling import read_arguments
+    from ..research.audit import audit as run_audit
+    from ..research.writing import blank_plot
+
+    if out is not None:
+        blank_plot()  # is there something to draw it with, and somewhere to write it?
+        make_folder(out)
+    found = run_audit(
+        sampler, transitions=_counts(transitions), samples=samples, path=path,
+        options=read_arguments(option, "--option"), tolerance=tolerance, seed=seed,
+    )  # fmt: skip
+    print_table(*found.table, found.name)
+    say(found.legend)
+    for line in (*found.verdict, *found.notes):
+        say(line)
+    if out is not None:
+        typer.echo("\n".join(f"{name}: {file}" for name, file in found.save(out).items()))
+    if not found.right:
+        raise typer.Exit(1)
+
+
+def _counts(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
+        raise InvalidArgument(f"--transitions must be numbers as '4,8,16', got {shown(text)}")
+    return [int(part) for part in parts]
 
 
 @train_app.command("digits")

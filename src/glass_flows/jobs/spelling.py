@@ -207,18 +207,18 @@ def _ours() -> set[str]:
     return own | set(every_setting()) | {"micro_batch"}
 
 
-def read_arguments(given: Sequence[str]) -> dict[str, Any]:
+def read_arguments(given: Sequence[str], option: str = "--argument") -> dict[str, Any]:
     """--argument NAME=VALUE, the value as JSON where it is, else as text."""
     found: dict[str, Any] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise InvalidArgument(f"--argument must be NAME=VALUE, got {shown(text)}")
+            raise InvalidArgument(f"{option} must be NAME=VALUE, got {shown(text)}")
         try:
             found[name] = json.loads(value)
         except (ValueError, RecursionError):
             found[name] = value
-        _check_json(f"--argument {name}", found[name])
+        _check_json(f"{option} {name}", found[name])
     return found
 
 
