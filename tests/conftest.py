@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
+import sys
 
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is downloaded, and nothing waits for a network
+
+gc.disable()  # while some million objects are imported, all of which stay
+
+
+def pytest_collection_finish() -> None:
+    """What a process of the command line does once is not done for each of hundreds of tests.
+
+    Nor is garbage looked for in what was imported: that took an eighth of the tests' time.
+    """
+    if "typer" in sys.modules:
+        from typer import main, testing
+
+        main.get_command = testing._get_command = functools.cache(main.get_command)
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
