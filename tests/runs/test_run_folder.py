@@ -223,7 +223,9 @@ def test_a_recorded_run_needs_a_seed(tmp_path):
 
 # --- pipelines ------------------------------------------------------------------------------------
 
-SMALL = {"height": 16, "width": 16, "particles": 3, "transitions": 3, "steps": 2, "seed": 1}
+SMALL = {
+    "height": 16, "width": 16, "particles": 3, "transitions": 3, "steps": 2, "scale": 1.0, "seed": 1,
+}  # fmt: skip
 
 
 def redness(images):
