@@ -29,7 +29,9 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk():
     """Files are forced to the disk against power cuts, which no test brings about."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
+        yield
