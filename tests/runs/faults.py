@@ -409,7 +409,7 @@ def main() -> None:
     reading.add_argument("--seed", type=int, default=0)
     reading.add_argument("--only", default="", help="part of the name of a command")
     given = reading.parse_args()
-    draw = random.Random(given.seed)
+    draw, ways = random.Random(given.seed), list(DAMAGES)
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         for name in (one for one in COMMANDS if given.only in one):
@@ -417,8 +417,8 @@ def main() -> None:
             kinds = {
                 "killed": lambda t: t.killed(draw),
                 "full disk": lambda t: t.full(draw),
-                "damaged": lambda t: t.damaged(draw, False, draw.choice(list(DAMAGES))),
-                "damaged when finished": lambda t: t.damaged(draw, True, draw.choice(list(DAMAGES))),
+                "damaged": lambda t: t.damaged(draw, False, draw.choice(ways)),
+                "damaged when finished": lambda t: t.damaged(draw, True, draw.choice(ways)),
             }
             for kind, act in kinds.items():
                 if kind.startswith("damaged") and name not in ("align", "batch", "train"):
