@@ -25,7 +25,7 @@ from glass_flows.paths import Linear
 from glass_flows.plans import Default, plan_transition
 from glass_flows.runs import RunFolder
 from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp, loop
-from glass_flows.steering.refinement import time_on
+from glass_flows.steering.refinement import evaluations_of, time_on
 from glass_flows.worlds import GaussianMixture
 from statistics_rules import PATHS, SAMPLES, Mixture, accept, covering, law_p_values
 
@@ -343,6 +343,16 @@ def test_as_many_moves_as_evaluations_last():
         assert more.evaluations(Sampler.ode(6), guidance) > budget
         spent = filled.evaluations(Sampler.ode(6), guidance)
         assert spent <= budget or filled.moves == 1
+
+
+def test_ramps_and_evaluations_of_moves_are_as_documented():
+    """From first to last evenly; 3 evaluations, under guidance ceil(1.5 (w - 1)) more, w at most 7,
+    before t = 0.6."""
+    ramp = Refine(moves=4, move_times="ramp:0.2:last=0.8")
+    assert [ramp.time(k) for k in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert Refine(moves=1, move_times="ramp:0.2:last=0.8").time(0) == 0.2
+    assert [evaluations_of(0.3, w) for w in (0.0, 1.0, 3.0, 7.0, 9.0)] == [3, 3, 6, 12, 12]
+    assert [evaluations_of(t, 3.0) for t in (0.59, 0.6)] == [6, 3]
 
 
 def test_the_unconditional_network_is_not_guided():
