@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import shlex
 import sys
@@ -69,8 +69,16 @@ def registered_for_now(monkeypatch):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
 
 
+@pytest.fixture
+def short_pilots(monkeypatch):
+    """Of 6 samples for 24: most of the time of the examples was that of pilots."""
+    monkeypatch.setattr("glass_flows.steering.pilot.SAMPLES", 6)
+    if importlib.util.find_spec("diffusers"):
+        monkeypatch.setattr("glass_flows.diffusers.inside_loop.SAMPLES", 6)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
-def test_examples_run(document, registered_for_now, capsys, tmp_path, monkeypatch):
+def test_examples_run(document, registered_for_now, short_pilots, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = given("\n".join(blocks(document)))
     for block in blocks(document):

@@ -1,4 +1,4 @@
-"""The house is measured, and what is measured is noticed."""
+"""What is measured of the house is noticed; whether it is within its limits, CI asks the tool."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 house = importlib.import_module("house")
-
-
-def test_the_house_is_within_its_limits(capsys):
-    assert house.main() == 0, capsys.readouterr().out
 
 
 def measured(text):

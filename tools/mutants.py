@@ -703,6 +703,7 @@ def _import_all(tests: Sequence[str]) -> None:
     import pytest
 
     pytest.main([*PYTEST, "--collect-only", *tests])
+    gc.unfreeze()  # what is frozen, as tests/conftest.py does, is not listed
     for one in gc.get_objects():
         if isinstance(one, FunctionType):
             _FUNCTIONS.setdefault(one.__code__.co_filename, []).append(one)

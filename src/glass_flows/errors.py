@@ -176,6 +176,8 @@ class _Scalar(Protocol):
 
 def plain(given: object) -> Any:
     """A scalar of numpy, a 0-d array or a 0-d tensor as the number it holds; all else as it is."""
+    if given.__class__ in (float, int, str):  # as nearly always, and a protocol asks for long
+        return given
     if isinstance(given, _Scalar) and given.ndim == 0:
         try:
             return given.item()

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,12 @@ def _write(file: int, content: bytes) -> None:
 
 def render(file: Path, filters: Mapping[str, Callable[..., Any]] = _NONE, **given: Any) -> str:
     """A Jinja template with what it is given; one of HTML escapes every text."""
+    return str(_environment(file, tuple(filters.items())).get_template(file.name).render(given))
+
+
+@lru_cache(maxsize=16)
+def _environment(file: Path, filters: tuple[tuple[str, Callable[..., Any]], ...]) -> Any:
+    """Of one template, which it keeps compiled."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -98,5 +105,5 @@ def render(file: Path, filters: Mapping[str, Callable[..., Any]] = _NONE, **give
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= filters
-    return environment.get_template(file.name).render(given)
+    environment.filters |= dict(filters)
+    return environment

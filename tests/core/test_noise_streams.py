@@ -103,7 +103,9 @@ def test_integers_are_random_along_a_stream_and_along_every_part_of_the_key(part
     assert accept(list(p_values_of_words(words(part, purpose=purpose))))
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(  # normals are made of the words, whose keys are all looked at above
+    "part", [pytest.param(p, marks=[pytest.mark.slow] * (p in ("seed", "draw"))) for p in PARTS]
+)
 def test_normals_are_random_along_a_stream_and_along_every_part_of_the_key(part):
     assert accept(list(p_values_of_normals(normals(part))))
 

@@ -491,7 +491,9 @@ def test_the_ode_in_one_go_starts_at_noise(name):
 
 # --- every family alike ---------------------------------------------------------------------------
 
-SMALL = {"transitions": 2, "steps": 1, "particles": 2, "seed": 0, "progress": False}
+SMALL = {
+    "transitions": 2, "steps": 1, "particles": 2, "scale": 1.0, "seed": 0, "progress": False,
+}  # fmt: skip
 GUIDED = {"flux": "true_cfg_scale", "qwenimage": "true_cfg_scale"}
 NEGATIVE = ["flux", "sd", "sdxl", "sd3", "sana", "qwenimage", "zimage"]
 

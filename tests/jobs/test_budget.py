@@ -29,7 +29,7 @@ from glass_flows.jobs.models import Pipeline
 
 STEERING, BEST = Job("shapes", Steering(), Sampler()), Job("shapes", BestOf(), Sampler.ode(24))
 REFINE = Job("shapes", Refine(), Sampler.ode(6))
-STEERED = tuple(ways(STEERING))
+STEERED, REFINED, PICKED = (tuple(ways(job)) for job in (STEERING, REFINE, BEST))
 
 
 @pytest.mark.parametrize(
@@ -57,20 +57,21 @@ def test_anything_else_is_refused(text):
     st.floats(0, 100),
     st.floats(0, 10),
     st.floats(1.0, 50.0),
-    st.sampled_from([STEERING, REFINE, BEST]),
+    st.sampled_from([STEERED, REFINED, PICKED]),
 )
-def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times, job):
+def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times, among):
     prices = Prices(evaluation, look, call * evaluation)
     amount = times * prices.of(12, 24, 6)
-    choice = choose(prices, amount, ways(job))
+    choice = choose(prices, amount, among)
     price = prices.of(choice.particles, choice.way.evaluations, choice.way.looks)
     assert price == choice.price <= amount
     assert price >= 0.85 * amount
     sized = choice.sized()
     assert sized.method.evaluations(sized.sampler) <= choice.way.evaluations
-    moves = sized.method.moves if job is REFINE else 0
+    moves = sized.method.moves if among is REFINED else 0
     looks = {"steering": sized.sampler.transitions, "refine": 1 + moves, "best-of-n": 1}
-    assert choice.way.looks == looks[job.method.word]
+    assert choice.way.looks == looks[sized.method.word]
+    assert sized.method.word == among[0].job.method.word
 
 
 def test_more_budget_buys_evaluations_first_and_then_particles():
@@ -83,8 +84,8 @@ def test_more_budget_buys_evaluations_first_and_then_particles():
 
 
 def test_looks_that_cost_much_are_taken_seldom():
-    for job in (STEERING, REFINE):
-        cheap, dear = (choose(Prices(1.0, look), 300, ways(job)) for look in (0.0, 10.0))
+    for among in (STEERED, REFINED):
+        cheap, dear = (choose(Prices(1.0, look), 300, among) for look in (0.0, 10.0))
         assert dear.way.looks < cheap.way.looks
     cheap, dear = (choose(Prices(1.0, look), 300, STEERED) for look in (0.0, 10.0))
     assert dear.way.steps > cheap.way.steps
@@ -252,15 +253,17 @@ def test_without_a_method_the_budget_chooses_it(tmp_path, given, word, monkeypat
     assert f"{word}: {drawn[0].method.particles} particles, " in found.output
 
 
-@pytest.mark.parametrize("prompts", [1, 3])
-def test_a_pilot_is_within_the_budget_whatever_the_prompts(tmp_path, prompts):
-    """Its 24 samples are of all prompts together, and a price is of one particle of each."""
+@pytest.mark.parametrize("prompts", [pytest.param(1, marks=pytest.mark.slow), 3])
+def test_a_pilot_is_within_the_budget_whatever_the_prompts(tmp_path, prompts, monkeypatch):
+    """Its samples, here 6, are of all prompts together, and a price is of one particle of each."""
+    for module in ("jobs.align", "steering.pilot"):
+        monkeypatch.setattr(importlib.import_module(f"glass_flows.{module}"), "SAMPLES", 6)
     command = ["align", "--model", "shapes", "--method", "steering", "--out", str(tmp_path)]
     for sentence in ("a red circle", "two blue squares", "a small circle")[:prompts]:
         command += ["--prompt", sentence]
-    small = CliRunner().invoke(app, [*command, "--budget", "200"])
-    assert "it is 200, of which the pilot of scale='auto' takes 288: give" in str(small.exception)
-    budget = 288 + 80 * prompts
+    small = CliRunner().invoke(app, [*command, "--budget", "60"])
+    assert "it is 60, of which the pilot of scale='auto' takes 72: give" in str(small.exception)
+    budget = 72 + 80 * prompts
     result = CliRunner().invoke(app, [*command, "--budget", str(budget)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     spent = json.loads((tmp_path / "result.json").read_text())["costs"]["network_evaluations"]

@@ -44,9 +44,22 @@ def few(monkeypatch):
     monkeypatch.setattr(compare, "refinement", partial(recipe.refinement, move_steps=1))
 
 
+@pytest.fixture(scope="module")
+def compared(parts, tmp_path_factory):
+    """The report of a whole comparison, made by the test that asks first."""
+    found = []
+
+    def once():
+        if not found:
+            found.append(compare.compare_shapes(tmp_path_factory.mktemp("all"), **parts, **SMALL))
+        return found[0]
+
+    return once
+
+
 @pytest.mark.slow
-def test_every_method_is_run_judged_and_written(parts, tmp_path):
-    report = compare.compare_shapes(tmp_path, **parts, **SMALL)
+def test_every_method_is_run_judged_and_written(compared):
+    report = compared()
     names = [line.method.strip() for line in report.methods]
     assert names == ["plain", "best-of-n", "steering", "+ guidance", "+ twist", "refinement"]
     plain, best, *steered = report.methods
@@ -65,9 +78,9 @@ def test_every_method_is_run_judged_and_written(parts, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_figures(
-    parts, tmp_path, monkeypatch
+    parts, compared, tmp_path, monkeypatch
 ):
-    whole = compare.compare_shapes(tmp_path / "whole", **parts, **SMALL)
+    whole = compared()
     chunk, left = compare._Bench._chunk, [4]
 
     def stopped(*given):

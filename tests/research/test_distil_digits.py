@@ -19,6 +19,7 @@ def test_trajectories_are_those_of_the_teachers_ode():
     assert apart.median() < 0.02 * ends.std()  # some lie on the border between two digits
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_end_of_the_ode_and_is_a_model_by_name(tmp_path):
     small = {"batch": 128, "trajectories": 1_000, "progress": False, "checkpoint_every": 100}
     distil_digits(tmp_path, times=4, steps=200, **small)

@@ -99,6 +99,7 @@ def test_an_interrupted_training_ends_with_the_same_bits_and_may_end_early(tmp_p
     clip.train_clip(tmp_path / "more", start=tmp_path / "whole", **{**TINY, "drawn": 32})
 
 
+@pytest.mark.slow
 def test_it_learns_which_sentences_are_true():
     rng = np.random.default_rng(3)
     parts = {"scenes": judged.scenes(24, rng), "free": judged.scenes(24, rng, free=True)}

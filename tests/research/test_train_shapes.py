@@ -52,9 +52,8 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(  # in the autoencoder, the encoders and the flow
-    "after", [pytest.param(k, marks=[pytest.mark.slow] * (k != 3)) for k in (1, 3, 5)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 3, 5])  # in the autoencoder, the encoders and the flow
 def test_an_interrupted_training_ends_with_the_same_bits(
     small, whole, after, tmp_path, monkeypatch
 ):

@@ -262,9 +262,9 @@ class Trial:
         self.command, self.home, self.number = COMMANDS[name], home, 0
         with Faults() as counted:  # in this process first: what is imported, children have
             self.command(self.fresh())
-        self.events, self.last_write, out = counted.count, counted.last, self.fresh()
-        assert run(self.command, out) == ("done", "")
-        self.wanted = content(out)
+        self.events, self.last_write, self.whole = counted.count, counted.last, self.fresh()
+        assert run(self.command, self.whole) == ("done", "")
+        self.wanted = content(self.whole)
 
     def fresh(self) -> Path:
         self.number += 1
@@ -306,15 +306,17 @@ class Trial:
         self.again(out)
         return kind
 
-    def damaged(self, draw: random.Random, finished: bool) -> str:
+    def damaged(self, draw: random.Random, finished: bool, how: str) -> str:
         """A damaged file is named, or written again; never taken for what it was."""
         out = self.fresh()
-        run(self.command, out, None if finished else Faults(draw.randint(3, self.events), "before"))
+        if finished:
+            shutil.copytree(self.whole, out)
+        else:
+            run(self.command, out, Faults(draw.randint(3, self.events), "before"))
         there = [p for p in out.rglob("*") if p.is_file() and p.name not in LOCKS]
         if not there:
             return "nothing"
         file = draw.choice(sorted(there))
-        how = draw.choice(list(DAMAGES))
         DAMAGES[how](file, draw)
         kind, why = run(self.command, out)
         told = f"{file.relative_to(out)}, {how}: {kind} {why}"
@@ -407,7 +409,7 @@ def main() -> None:
     reading.add_argument("--seed", type=int, default=0)
     reading.add_argument("--only", default="", help="part of the name of a command")
     given = reading.parse_args()
-    draw = random.Random(given.seed)
+    draw, ways = random.Random(given.seed), list(DAMAGES)
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
         for name in (one for one in COMMANDS if given.only in one):
@@ -415,8 +417,8 @@ def main() -> None:
             kinds = {
                 "killed": lambda t: t.killed(draw),
                 "full disk": lambda t: t.full(draw),
-                "damaged": lambda t: t.damaged(draw, finished=False),
-                "damaged when finished": lambda t: t.damaged(draw, finished=True),
+                "damaged": lambda t: t.damaged(draw, False, draw.choice(ways)),
+                "damaged when finished": lambda t: t.damaged(draw, True, draw.choice(ways)),
             }
             for kind, act in kinds.items():
                 if kind.startswith("damaged") and name not in ("align", "batch", "train"):

@@ -223,7 +223,10 @@ def test_a_recorded_run_needs_a_seed(tmp_path):
 
 # --- pipelines ------------------------------------------------------------------------------------
 
-SMALL = {"height": 16, "width": 16, "particles": 3, "transitions": 3, "steps": 2, "seed": 1}
+SMALL = {
+    "height": 16, "width": 16, "particles": 3, "transitions": 3, "steps": 2, "scale": 1.0,
+    "seed": 1,
+}  # fmt: skip
 
 
 def redness(images):
@@ -273,7 +276,8 @@ def test_align_writes_a_run_and_does_not_overwrite_another(tmp_path, monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     command = ["align", "--model", str(tmp_path / "sd3"), "--prompt", "a cat", "--height", "16",
                "--width", "16", "--particles", "2", "--transitions", "2", "--steps", "2",
-               "--reward", "rewards_of_ours:red", "--out", str(tmp_path / "out")]  # fmt: skip
+               "--scale", "1", "--reward", "rewards_of_ours:red",
+               "--out", str(tmp_path / "out")]  # fmt: skip
     assert CliRunner().invoke(app, command, catch_exceptions=False).exit_code == 0
     found = read_run(tmp_path / "out")
     assert found.status == "finished"

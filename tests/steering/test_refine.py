@@ -25,11 +25,12 @@ from glass_flows.paths import Linear
 from glass_flows.plans import Default, plan_transition
 from glass_flows.runs import RunFolder
 from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp, loop
-from glass_flows.steering.refinement import time_on
+from glass_flows.steering.refinement import evaluations_of, time_on
 from glass_flows.worlds import GaussianMixture
 from statistics_rules import PATHS, SAMPLES, Mixture, accept, covering, law_p_values
 
 EXACT = Default(sigma_data=SPREAD)
+in_law = pytest.mark.usefixtures("one_stream")
 
 
 def denoiser(path="linear"):
@@ -51,6 +52,7 @@ def run(reward=slope, path="linear", **given):
 # ------------------------------------------------------------------------------------------ the law
 
 
+@in_law
 @pytest.mark.parametrize(
     "path",
     [
@@ -61,38 +63,40 @@ def run(reward=slope, path="linear", **given):
 def test_chains_stay_in_the_tilted_law(path):
     """Of a linear reward that is N(m + λ s², s²), on every path; and they do move."""
     law = [1.0], [[MEAN + 1.2 * SPREAD**2]], [SPREAD**2]
-    noise = torch.randn(SAMPLES, 1, 1, generator=torch.Generator().manual_seed(1)).double()
+    noise = torch.randn(SAMPLES, 1, generator=torch.Generator().manual_seed(1)).double()
     z = law[1][0][0] + SPREAD * noise
-    result = run(
-        path=path, particles=1, populations=SAMPLES, init=z, moves=3, move_times=(0.2, 0.5),
-        scale=1.2, ess_threshold=0.0,
+    result = run(  # chains without exchange: one population is as good as many
+        path=path, particles=SAMPLES, init=z, moves=3, move_times=(0.2, 0.5), scale=1.2,
+        ess_threshold=0.0,
     )  # fmt: skip
-    assert accept(law_p_values(result.samples[:, 0], law))
+    assert accept(law_p_values(result.samples[0], law))
     assert (result.samples != z).double().mean() > 0.8
     assert 0.3 < float(result.acceptance.mean()) < 0.95
 
 
+@in_law
 def test_chains_come_to_the_tilted_law():
     """From p, at a constant λ, whose weights are not counted."""
     result = run(
-        particles=1, populations=4_000, moves=25, move_times=0.2, schedule="constant",
-        ess_threshold=0.0, scale=1.2,
+        particles=4_000, moves=25, move_times=0.2, schedule="constant", ess_threshold=0.0,
+        scale=1.2,
     )  # fmt: skip
     law = [1.0], [[MEAN + 1.2 * SPREAD**2]], [SPREAD**2]
-    assert accept(law_p_values(result.samples[:, 0], law))
+    assert accept(law_p_values(result.samples[0], law))
     assert result.biases == ()
 
 
+@in_law
 def test_a_move_is_reversible_for_the_law_of_the_model():
     """(z, z') and (z', z) have one law, on a mixture: E[f(z) g(z') - g(z) f(z')] = 0."""
     path, mixture = Linear(), Mixture()
     exact = GaussianMixture(torch.from_numpy(mixture.means), mixture.stds, mixture.weights)
     z = exact.sample(SAMPLES, generator=torch.Generator().manual_seed(3))
     result = refine(
-        exact.denoiser(path), lambda z: z[:, 0], init=z[:, None], scale=0.0, shape=(2,), seed=1,
-        particles=1, populations=SAMPLES, moves=1, move_times=0.4, move_steps=16, returned="last",
+        exact.denoiser(path), lambda z: z[:, 0], init=z, scale=0.0, shape=(2,), seed=1,
+        particles=SAMPLES, moves=1, move_times=0.4, move_steps=16, returned="last",
     )  # fmt: skip
-    after = result.samples[:, 0]
+    after = result.samples[0]
     assert (after != z).all()  # at λ = 0 every proposal is accepted
     assert accept(law_p_values(after, mixture.law))
     tests = [lambda v: v[:, 0], lambda v: v[:, 1] ** 2, lambda v: (v[:, 0] * v[:, 1]).sin()]
@@ -137,6 +141,7 @@ CASES = covering(
 )
 
 
+@in_law
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_the_evidence_is_unbiased_where_all_is_fixed_beforehand(case):
@@ -152,6 +157,7 @@ def test_the_evidence_is_unbiased_where_all_is_fixed_beforehand(case):
     assert accept(torch.special.erfc(score.abs() / 2**0.5))
 
 
+@in_law
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_weighted_chains_have_the_law_of_the_target(threshold):
     """Mean of the samples under weights that count the populations' evidence, too."""
@@ -162,8 +168,9 @@ def test_weighted_chains_have_the_law_of_the_target(threshold):
     assert accept(torch.special.erfc(score.abs() / 2**0.5))
 
 
+@in_law
 def test_what_is_excluded_weighs_nothing():
-    result = run(hard, particles=8, populations=2_000, moves=3, scale=1.0)
+    result = run(hard, particles=16, populations=1_000, moves=3, scale=1.0)  # none all excluded
     assert result.biases == ()
     assert (result.rewards[result.log_weights > -math.inf] == 0.0).all()
     ratio = result.log_evidence.exp() / evidence(hard, 1.0)
@@ -178,6 +185,7 @@ def test_a_chain_leaves_what_is_excluded_and_does_not_come_back():
     assert (result.log_weights == -math.inf).all()  # of what was given; it has no weight
 
 
+@in_law
 def test_a_pilot_fixes_what_it_has_chosen():
     """λ and t from a run with noise of its own: unbiased again, and nothing is named."""
     adaptive = Refine(4, 2.0, moves=4, move_times="adaptive", schedule="adaptive:0.7")
@@ -248,6 +256,7 @@ def test_it_ends_when_every_population_has_the_reward():
     assert torch.stack([step.rewards for step in steps[:-1]]).amax((0, 2)).min() < 1.0
 
 
+@in_law
 def test_longer_moves_where_more_is_accepted():
     """Adaptive t comes to the acceptance that was asked for."""
     for rate in (0.4, 0.8):
@@ -334,6 +343,16 @@ def test_as_many_moves_as_evaluations_last():
         assert more.evaluations(Sampler.ode(6), guidance) > budget
         spent = filled.evaluations(Sampler.ode(6), guidance)
         assert spent <= budget or filled.moves == 1
+
+
+def test_ramps_and_evaluations_of_moves_are_as_documented():
+    """From first to last evenly; 3 evaluations, under guidance ceil(1.5 (w - 1)) more, w at most 7,
+    before t = 0.6."""
+    ramp = Refine(moves=4, move_times="ramp:0.2:last=0.8")
+    assert [ramp.time(k) for k in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert Refine(moves=1, move_times="ramp:0.2:last=0.8").time(0) == 0.2
+    assert [evaluations_of(0.3, w) for w in (0.0, 1.0, 3.0, 7.0, 9.0)] == [3, 3, 6, 12, 12]
+    assert [evaluations_of(t, 3.0) for t in (0.59, 0.6)] == [6, 3]
 
 
 def test_the_unconditional_network_is_not_guided():

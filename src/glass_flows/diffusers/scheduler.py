@@ -188,7 +188,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self.schedule.discrete:
             self.alphas_cumprod = self.schedule.base.alphas_cumprod
             self._told = torch.arange(len(self.alphas_cumprod)).flip(0)
-        self.sigmas = torch.tensor([self._sigma(self.schedule.time(k)) for k in self._told])
+        self.sigmas = torch.tensor([self._sigma(t) for t in self.schedule.times(self._told)])
         self._starts = self._counted = tuple(range(len(self._told) + 1))
         self._clock: list[float] = []
         self._restart()

@@ -256,12 +256,18 @@ class Schedule:
 
     def time(self, told: float) -> float:
         """The inverse of :meth:`model_time`."""
+        return check_time(self._time(told), f"the time of timestep {told:g}")
+
+    def times(self, told: Tensor) -> list[float]:
+        """The same of a thousand of its own timesteps at once, which one by one takes a while."""
+        found: list[float] = self._time(told).tolist()
+        return found
+
+    def _time(self, told: Any) -> Any:
         if isinstance(self.path, DiscreteDiffusion):
             count = len(self.path.alphas_cumprod)
-            t = (count - 1.0 - told) / count  # the path's own fractions, so that both are equal
-        else:
-            t = 1.0 - told / self.scale
-        return check_time(t, f"the time of timestep {told:g}")
+            return (count - 1.0 - told) / count  # the path's own fractions, so that both are equal
+        return 1.0 - told / self.scale
 
     @property
     def clips(self) -> bool:

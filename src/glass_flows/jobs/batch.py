@@ -209,15 +209,17 @@ def _came_to(run: RunRecord) -> dict[str, Any]:
     return row
 
 
+_json = partial(json.dumps, ensure_ascii=False)
+
+
 def _table(rows: Sequence[dict[str, Any]], also: Sequence[str], warnings: Sequence[str]) -> str:
     """Means by method, where they are over-optimised, and what failed."""
     by: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by.setdefault(row["method"], []).append(row)
-    told = {"json": partial(json.dumps, ensure_ascii=False)}
     file = Path(__file__).with_name("summary.md.jinja")
     columns = [f"also {name}" for name in also]
-    return render(file, told, rows=rows, methods=by, also=columns, warnings=warnings)
+    return render(file, {"json": _json}, rows=rows, methods=by, also=columns, warnings=warnings)
 
 
 def _parquet(rows: Sequence[dict[str, Any]], file: Path) -> None:
