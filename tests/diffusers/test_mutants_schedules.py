@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from glass_flows.diffusers import GlassScheduler
+from glass_flows.diffusers.scheduler import LatentNoise, _key
 from glass_flows.diffusers.schedules import Schedule, _told_apart
 from glass_flows.errors import InvalidArgument
+from glass_flows.noise import KeyedNoise
 from glass_flows.paths import DiscreteDiffusion, KnownTimes, Linear
 
 STABLE = {
@@ -203,3 +205,12 @@ def test_the_row_that_a_loop_begins_with_is_known_before_its_first_step():
     assert scheduler.table_row == 0
     scheduler.set_begin_index(2)
     assert scheduler.table_row == 2
+
+
+def test_a_particle_s_noise_is_the_first_stream_of_its_latents():
+    """Whatever stands beside them: what was drawn by the scheduler before is drawn again."""
+    latents = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    noise = LatentNoise(latents, seed=5)
+    each = [KeyedNoise(_key(row.numpy().data, 5)) for row in latents]
+    expected = torch.cat([one(3, row[None]) for one, row in zip(each, latents)])
+    assert torch.equal(noise(3, latents), expected)

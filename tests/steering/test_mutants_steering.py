@@ -461,3 +461,16 @@ def test_lines_of_a_result_show_six_populations():
         first = SearchResult(torch.zeros(P, 1, 2), rewards, nobody, Costs()).lines()[0]
         assert first.startswith("best reward 0, 1, 2, 3, 4, 5")
         assert (", ...;" in first) == dots and " 6" not in first.partition(";")[0]
+
+
+def test_noise_around_a_sample_has_the_path_s_amplitudes():
+    """α_t z + σ_t ε, z that of the particle's population."""
+    noise = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)).double()
+    around = torch.tensor([[2.0, -3.0], [0.5, 7.0]]).double()
+    one = Population.of(3, (2,), 2, x=noise)
+    begun = one.noising(around, Linear(), 0.2)
+    each = around[[0, 0, 0, 1, 1, 1]]
+    torch.testing.assert_close(begun.x, 0.2 * each + 0.8 * noise)
+    assert begun.around is around
+    with pytest.raises(InvalidArgument, match="noise to begin with"):
+        Population.of(3, (2,), 2).noising(around, Linear(), 0.2)
