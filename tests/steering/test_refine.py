@@ -25,7 +25,7 @@ from glass_flows.paths import Linear
 from glass_flows.plans import Default, plan_transition
 from glass_flows.runs import RunFolder
 from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp, loop
-from glass_flows.steering.refinement import evaluations_of, time_on
+from glass_flows.steering.refinement import BEGINNING, evaluations_of, time_on
 from glass_flows.worlds import GaussianMixture
 from statistics_rules import PATHS, SAMPLES, Mixture, accept, covering, law_p_values
 
@@ -317,6 +317,29 @@ def test_what_it_costs():
     method = Refine(moves=5, move_steps=(2, 3))
     assert method.evaluations(Sampler.ode(7)) == 19
     assert method.calls(Sampler.ode(7).plan(Linear())) == 19
+    long = Refine(moves=2, move_times=0.3)  # of 3 each, as nothing is said of guidance
+    assert long.evaluations(Sampler.ode(7)) == long.calls(Sampler.ode(7).plan(Linear())) == 7 + 6
+    assert long.filling(7 + 6, 7).moves == 2
+
+
+def test_it_begins_with_a_short_ode():
+    alone = refine(denoiser(), slope, shape=(1,), particles=1, moves=0, seed=0, scale=1.0)
+    assert alone.network_evaluations == BEGINNING == 6
+
+
+def test_held_out_rewards_are_looked_at_from_lambda_0_to_its_share_ahead(monkeypatch):
+    rungs = []
+    monkeypatch.setattr(loop, "falls", lambda found: rungs.extend(found) or ())
+    result = run(moves=2, scale=3.0, schedule=(0.25, 0.5), also={"held": lambda z: -z[:, 0]})
+    assert [rung.scale for rung in rungs] == [0.0, 0.75, 1.5, 3.0]
+    assert [rung.move for rung in rungs] == [None, 0, 1, 2]
+    assert (rungs[0].weights == 0.25).all() and (rungs[1].weights != 0.25).any()
+    last = rungs[-1]
+    assert torch.equal(last.also["held"], -result.samples[..., 0])
+    torch.testing.assert_close(last.rewards, result.rewards)
+    rungs.clear()
+    run(moves=2, scale=3.0, init=torch.zeros(1), also={"held": slope})  # of no known law
+    assert [(rung.scale, rung.move) for rung in rungs] == [(3.0, 0), (3.0, 1), (3.0, 2)]
 
 
 def test_what_cannot_move_is_refused_before_the_network_is_asked():
