@@ -27,6 +27,7 @@ FOREIGN = {
     "num_steps": "transitions= (K) and steps= (M): the network is asked K M times",
     "generator": "seed=, from which every particle has streams of its own",
     "num_images_per_prompt": "particles= (N)",
+    "num_videos_per_prompt": "particles= (N)",
     "num_particles": "particles= (N)",
     "beams": "particles=, all that are moved, and children= of each that goes on",
     "batch_size": "particles= (N), and max_batch= for what the network sees at a time",

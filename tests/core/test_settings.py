@@ -1082,6 +1082,7 @@ def test_the_names_people_bring_are_answered():
         "num_inference_steps": "transitions=",
         "generator": "seed=",
         "num_images_per_prompt": "particles=",
+        "num_videos_per_prompt": "particles=",
         "callback_on_step_end": "on_boundary=",
     }
     for foreign, ours in answers.items():

@@ -520,6 +520,27 @@ def test_what_is_no_configuration(wrong):
         glass(counts="evaluations")
 
 
+def test_generators_are_one_for_all_or_one_for_each():
+    def end(generators):
+        ours = glass(steps=2)
+        ours.set_timesteps(2)
+        x = noise()
+        for k in ours.timesteps[:2]:
+            x = ours.step(0.5 * x, k, x, generator=generators, return_dict=False)[0]
+        return x
+
+    def some(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    each = end(some(1, 2))
+    assert torch.equal(end(tuple(some(1, 2))), each)
+    assert [torch.equal(a, b) for a, b in zip(end(some(1, 3)), each)] == [True, False]
+    assert torch.equal(end(some(1)), end(some(1)[0]))
+    for wrong in ([], (), [None, None]):
+        with pytest.raises(InvalidArgument, match="one for each of 2 samples, got"):
+            end(wrong)
+
+
 @pytest.mark.parametrize("given", [lambda t: t, float, lambda t: t.reshape(1)])
 @pytest.mark.parametrize("before", [1, 3])
 def test_steps_out_of_order_are_refused_where_the_time_is_known(given, before):

@@ -69,9 +69,8 @@ def stepped(base: Any, model_output: Any, sample: Any, **given: Any) -> Any:
     """Two evaluations; the timestep is the scheduler's own unless it is given."""
     scheduler = gridded(base, num_inference_steps=2)
     for k in scheduler.timesteps[:2]:
-        sample = scheduler.step(
-            model_output, given.pop("timestep", k), sample, return_dict=False, **given
-        )[0]
+        timestep = {"timestep": k, **given}
+        sample = scheduler.step(model_output, sample=sample, return_dict=False, **timestep)[0]
     return sample
 
 
@@ -127,7 +126,7 @@ def scheduled() -> list[Surface]:
         Surface("set_timesteps", gridded, CONFIGS, GRID, a_grid, "base"),
         Surface(
             "step", stepped, {**CONFIGS, "model_output": latents, "sample": latents},
-            {"eta": any_of(0.0), "generator": any_of(None)}
+            {"eta": any_of(0.0), "generator": any_of(None), "timestep": any_of(999, 1000.0)}
             | {"use_clipped_model_output": any_of(None)},
             like_sample, "base",
         ),
@@ -156,6 +155,7 @@ def piped() -> list[Surface]:
         "times": any_of(None, "uniform", "karras"),
         "max_batch": any_of("auto", None, 1),
         "decode_batch": any_of(1, None),
+        "frames": any_of(None),
         "seed": fuzzing.seeds,
         "latents": any_of(None),
         "init": any_of(None),

@@ -19,7 +19,7 @@ from glass_flows.diffusers import pipeline as front
 from glass_flows.diffusers.asked import Asked
 from glass_flows.errors import InvalidArgument, RewardError, RunFolderError, ShapeError
 from glass_flows.jobs.evaluate import read_images
-from glass_flows.rewards import Viewing
+from glass_flows.rewards import Frames, Viewing
 from glass_flows.runs import RunFolder, clear_run, read_run
 from glass_flows.videos import VideoResult, save_video
 
@@ -304,8 +304,31 @@ def test_a_reward_of_videos_is_tried_before_the_network_is_asked():
     with unasked(pipe):
         with pytest.raises(ShapeError, match="must return one number per video"):
             steer("Wan", lambda videos: videos.mean())
-        with pytest.raises(RewardError, match="of 5 frames"):
-            steer("Wan", broken)
+        for given in ({"reward": broken}, {"reward": red, "also": broken}):
+            with pytest.raises(RewardError, match="of 5 frames"):
+                steer("Wan", **given)
+
+
+def test_frames_that_a_reward_names_are_its_own():
+    """Also beside others: `frames` is what those see that say nothing."""
+    by_itself = Frames(red, "all")
+    also = {"all": by_itself, "first": Frames(red, "first"), "told": Frames(red)}
+    result = steer("Wan", red, frames=2, also=also)
+    check_rewards(result, [0, 4])
+    also = {name: held.flatten().tolist() for name, held in result.result.also.items()}
+    for i, video in enumerate(result.frames):
+        for name, places in {"all": range(5), "first": [0], "told": [0, 4]}.items():
+            assert abs(np.mean([of_frame(video[k]) for k in places]) - also[name][i]) < 2 * ROUNDED
+    pipe, _ = shared("Wan")
+    with unasked(pipe), pytest.raises(InvalidArgument, match=r"frames=2: red: each says itself"):
+        steer("Wan", by_itself, frames=2)
+
+
+def test_latents_of_an_unknown_pipeline_need_a_decoder(monkeypatch):
+    monkeypatch.setattr(module, "code_of", lambda pipe: "latents = latents / 0.7")
+    pipe, _ = shared("Wan")
+    with unasked(pipe), pytest.raises(InvalidArgument, match=r"latents of its videos.*decode="):
+        steer("Wan", red)
 
 
 # --- files ----------------------------------------------------------------------------------------

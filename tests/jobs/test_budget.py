@@ -233,10 +233,18 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize(
     ("given", "word"),
-    [([], "steering"), (["--rescore", "3"], "refine"), (["--twist", "1"], "steering")],
-)
+    [
+        ([], "steering"), (["--rescore", "3"], "refine"), (["--twist", "1"], "steering"),
+        ("no guidance", "refine"), ("its own loop", "steering"),
+    ],
+)  # fmt: skip
 def test_without_a_method_the_budget_chooses_it(tmp_path, given, word, monkeypatch):
-    """Of those that have the options; Shapes are under guidance, where looks are cheaper."""
+    """Of those that have the options; Shapes are under guidance, where looks are cheaper. In a
+    pipeline's own loop nothing is refined."""
+    if isinstance(given, str):
+        monkeypatch.setattr(Pipeline, "guidance", lambda self, job: 1.0)
+        monkeypatch.setattr(Pipeline, "records", given == "no guidance")
+        given = []
 
     def run(self, job, *rest):
         drawn.append(job)

@@ -464,6 +464,14 @@ def test_images_of_a_run_that_did_not_come_to_its_result_are_thrown_away(tmp_pat
     assert [p.name for p in tmp_path.glob("*.png")] == [f"000-{found.returned:02}.png"]
 
 
+@pytest.mark.parametrize("told", ["[]", '{"version": 2, "samples": [1], "populations": [2]}'])
+def test_a_run_whose_result_is_damaged_is_thrown_away_too(tmp_path, told):
+    RunFolder(tmp_path)
+    (tmp_path / "result.json").write_text(told)
+    clear_run(tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_of_folders_without_files_only_those_that_somebody_holds_are_left(tmp_path):
     out = tmp_path / "new" / "out"
     for name in ("empty/below", "held", "was held"):

@@ -25,7 +25,7 @@ from glass_flows.paths import Linear
 from glass_flows.plans import Default, plan_transition
 from glass_flows.runs import RunFolder
 from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp, loop
-from glass_flows.steering.refinement import evaluations_of, time_on
+from glass_flows.steering.refinement import BEGINNING, evaluations_of, time_on
 from glass_flows.worlds import GaussianMixture
 from statistics_rules import PATHS, SAMPLES, Mixture, accept, covering, law_p_values
 
@@ -317,6 +317,43 @@ def test_what_it_costs():
     method = Refine(moves=5, move_steps=(2, 3))
     assert method.evaluations(Sampler.ode(7)) == 19
     assert method.calls(Sampler.ode(7).plan(Linear())) == 19
+    assert method.calls(Sampler.ode(7).plan(Linear()), first=1) == 3 + 2 + 3 + 2
+    long = Refine(moves=2, move_times=0.3)  # of 3 each, as nothing is said of guidance
+    assert long.evaluations(Sampler.ode(7)) == long.calls(Sampler.ode(7).plan(Linear())) == 7 + 6
+    assert long.filling(7 + 6, 7).moves == 2
+
+
+def test_it_begins_with_a_short_ode():
+    alone = refine(denoiser(), slope, shape=(1,), particles=1, moves=0, seed=0, scale=1.0)
+    assert alone.network_evaluations == BEGINNING == 6
+
+
+def test_its_news_are_of_rewards_and_of_what_moves_accepted():
+    told = []
+    run(moves=2, on_boundary=lambda step: told.append((step, step.news())))
+    for k, (step, news) in enumerate(told):
+        assert (step.boundary.index, step.boundary.t) == (k, 1.0)  # clean
+        share = f", {step.accepted.double().mean():.0%} accepted" if k else ""
+        assert news == (
+            f"best {step.best_rewards.max():.4g}, mean {step.rewards.mean():.4g}, "
+            f"{4 * (2 + 2 * k)} evaluations{share}"
+        )
+    assert len(told) == 3
+
+
+def test_held_out_rewards_are_looked_at_from_lambda_0_to_its_share_ahead(monkeypatch):
+    rungs = []
+    monkeypatch.setattr(loop, "falls", lambda found: rungs.extend(found) or ())
+    result = run(moves=2, scale=3.0, schedule=(0.25, 0.5), also={"held": lambda z: -z[:, 0]})
+    assert [rung.scale for rung in rungs] == [0.0, 0.75, 1.5, 3.0]
+    assert [rung.move for rung in rungs] == [None, 0, 1, 2]
+    assert (rungs[0].weights == 0.25).all() and (rungs[1].weights != 0.25).any()
+    last = rungs[-1]
+    assert torch.equal(last.also["held"], -result.samples[..., 0])
+    torch.testing.assert_close(last.rewards, result.rewards)
+    rungs.clear()
+    run(moves=2, scale=3.0, init=torch.zeros(1), also={"held": slope})  # of no known law
+    assert [(rung.scale, rung.move) for rung in rungs] == [(3.0, 0), (3.0, 1), (3.0, 2)]
 
 
 def test_what_cannot_move_is_refused_before_the_network_is_asked():
@@ -351,6 +388,7 @@ def test_ramps_and_evaluations_of_moves_are_as_documented():
     ramp = Refine(moves=4, move_times="ramp:0.2:last=0.8")
     assert [ramp.time(k) for k in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert Refine(moves=1, move_times="ramp:0.2:last=0.8").time(0) == 0.2
+    assert replace(ramp, moves=2).time(1) == pytest.approx(0.8)
     assert [evaluations_of(0.3, w) for w in (0.0, 1.0, 3.0, 7.0, 9.0)] == [3, 3, 6, 12, 12]
     assert [evaluations_of(t, 3.0) for t in (0.59, 0.6)] == [6, 3]
 

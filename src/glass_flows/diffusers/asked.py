@@ -57,6 +57,10 @@ def _check_init(method: Method, latents: Any) -> None:
         raise InvalidArgument("latents are noise to begin with, init is clean: give one of them")
 
 
+def _says_frames(reward: Reward) -> bool:
+    return isinstance(reward, Frames) and reward.frames is not None
+
+
 def _form(given: Tensor) -> str:
     return f"a tensor {tuple(given.shape)}"
 
@@ -140,14 +144,23 @@ class Asked:
         return as_reward(self.reward)
 
     def of_videos(self) -> Asked:
-        """With rewards of videos, of which those of images see chosen frames."""
+        """With rewards of videos, of which those of images see chosen frames; what a reward says
+        of them itself is its own."""
 
         def framed(reward: Reward) -> Reward:
-            own = isinstance(reward, Frames) and self.viewing == Viewing()
-            return reward if own else Frames(reward, self.viewing.frames)
+            return reward if _says_frames(reward) else Frames(reward, self.viewing.frames)
 
         also = {name: framed(one) for name, one in self.also.items()}
         return replace(self, reward=framed(self.scored), also=also)
+
+    def check_viewing(self) -> None:
+        """Raise if every reward says itself which frames it sees, once they are loaded."""
+        frames, rewards = self.viewing.frames, (self.scored, *self.also.values())
+        if frames is not None and all(map(_says_frames, rewards)):
+            raise InvalidArgument(
+                f"frames={frames!r}: {', '.join(one.name for one in rewards)}: each says itself "
+                "which frames it sees (Frames); leave it out"
+            )
 
     def of_latents(self, pictures: Pictures) -> tuple[Reward, dict[str, Reward]]:
         """The reward and the held-out ones, of latents: they see the same pictures."""
@@ -162,13 +175,16 @@ class Asked:
         self, height: int, width: int, device: torch.device, frames: int | None = None
     ) -> None:
         """Recognise every reward, asked about as many rows as it will be asked about at a time;
-        of videos with so many `frames`."""
+        of videos with so many `frames`, of which one is enough for a reward of images."""
         rows = self.rows[: self.batching.decode_batch]
-        given: Any = {"device": device, "frames": frames}
-        gradient = self.method.differentiates
-        try_reward(self.scored, height, width, rows, gradient=gradient, **given)
-        for one in self.also.values():
-            try_reward(one, height, width, rows, **given)
+        for i, one in enumerate((self.scored, *self.also.values())):
+            single = isinstance(one, Frames) and one.of_images
+            try_reward(
+                one, height, width, rows,
+                device=device,
+                gradient=self.method.differentiates and i == 0,
+                frames=1 if single and frames is not None else frames,
+            )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
         """What was asked for, JSON-ready."""

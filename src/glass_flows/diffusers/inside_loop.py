@@ -53,9 +53,9 @@ def run_inside(asked: Asked, watch: Watch) -> tuple[SearchResult, list[Picture]]
     frames = None
     if asked.decode is not None or returns(asked.pipe) == "frames":
         # `decode` may still make images: of these they are the rewards that they were.
-        asked, videos = asked.of_videos(), asked.scored.takes_video
+        asked = asked.of_videos()
         told = argument("num_frames", takes, asked.call)
-        frames = (told if isinstance(told, int) and told > 0 else _FRAMES) if videos else 1
+        frames = told if isinstance(told, int) and told > 0 else _FRAMES
     loop = _InsideLoop(asked, watch, takes)
     asked.try_reward(*_size(asked, takes), torch.device(asked.pipe._execution_device), frames)
     loop.found, loop.before = _found(asked, watch, takes)

@@ -231,12 +231,13 @@ def _check_frames(asked: Asked, videos: bool, takes: Mapping[str, Any]) -> None:
 
 
 def _check_rewards(asked: Asked, videos: bool) -> None:
-    """Raise if a reward takes videos, and there are none."""
+    """Raise if a reward takes videos, and there are none, or if chosen frames cannot act."""
     taking = [one.name for one in (asked.scored, *asked.also.values()) if one.takes_video]
     if taking and not videos:
         raise InvalidArgument(
             f"the reward {taking[0]!r} takes videos, and {asked.name} draws images: take another"
         )
+    asked.check_viewing()
 
 
 def _warn_of_several_evaluations(asked: Asked) -> None:

@@ -370,7 +370,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         check_tensor(sample, "sample")
         check_tensor(model_output, "model_output")
-        _check_generator(generator)
+        generator = _checked_generator(generator, len(sample))
         self._refuse_eta(eta)
         if use_clipped_model_output is False and self.schedule.clips:
             others = {**others, "use_clipped_model_output": False}
@@ -568,13 +568,18 @@ def _on_host(timestep: Any, wait: bool = False) -> float | None:
     return check_number("timestep", timestep, "be a finite number or a tensor", isfinite)
 
 
-def _check_generator(given: Any) -> None:
-    """Raise InvalidArgument for what is neither a generator, nor a list of them, nor None."""
-    several = given if isinstance(given, (list, tuple)) else [given]
-    if given is not None and not all(isinstance(one, torch.Generator) for one in several):
+def _checked_generator(given: Any, count: int) -> Any:
+    """A generator, a list of one or of `count`, or None; raise InvalidArgument for others."""
+    several = list(given) if isinstance(given, (list, tuple)) else [given]
+    if given is None:
+        return None
+    enough = len(several) == 1 or len(several) >= count
+    if not enough or not all(isinstance(g, torch.Generator) for g in several):
         raise InvalidArgument(
-            f"generator must be a torch.Generator, or one for each sample, got {shown(given)}"
+            f"generator must be a torch.Generator, or one for each of {count} samples, got "
+            f"{shown(given)}"
         )
+    return several if len(several) > 1 else several[0]
 
 
 def _refuse_others(others: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from ..steering import (
     BestOf,
     Costs,
     Method,
+    Refine,
     SearchResult,
     Shards,
     Steering,
@@ -429,11 +430,11 @@ def within(
     model.load()  # or its time would be taken for that of an evaluation
     guidance = model.guidance(jobs[0])
     about = replace(jobs[0], prompts=(), seed=0, method=Steering(), init=(), also=()).as_json()
-    among = [way for job in jobs for way in ways(job, guidance)]
+    among = [way for job in _possible(model, jobs) for way in ways(job, guidance)]
     prices, left = prices_for(budget, folder, trial, among, announce, about)
 
     def sized(jobs: Sequence[Job]) -> Job:
-        pilot = 0.0
+        pilot, jobs = 0.0, _possible(model, jobs)
         if any(needs_pilot(job.method, model.reward(job)) for job in jobs):
             of_each = max(2, -(-SAMPLES // max(1, len(jobs[0].prompts))))
             pilot = of_each * (EVALUATIONS * prices.evaluation + prices.look)
@@ -442,6 +443,11 @@ def within(
         return split.sized(guidance)
 
     return sized
+
+
+def _possible(model: Model, jobs: Sequence[Job]) -> Sequence[Job]:
+    """Without refinement where a pipeline's own loop is run, unless it was asked for by itself."""
+    return [job for job in jobs if model.records or not isinstance(job.method, Refine)] or jobs
 
 
 def _plain(job: Job, guidance: float) -> Job:

@@ -118,6 +118,11 @@ class Frames(Wrapper):
         part = self._parts[0]
         vars(self).update(name=part.name, steering_scale=part.steering_scale, takes_video=True)
 
+    @property
+    def of_images(self) -> bool:
+        """Whether frames are scored one by one."""
+        return not self._parts[0].takes_video
+
     def score(self, z: Tensor, prompts: Prompts) -> Tensor:
         part = self._parts[0]
         self.check_samples(z)
@@ -131,7 +136,7 @@ class Frames(Wrapper):
     def check_samples(self, z: Tensor) -> None:
         """Raise if frames are chosen, or videos taken, of what are images: pictures of a video."""
         asked = None if self.frames is None else f"frames={self.frames!r}"
-        if self._parts[0].takes_video:
+        if not self.of_images:
             asked = f"the reward {self.name!r}, which takes videos,"
         if asked is not None and z.ndim != 5:
             raise InvalidArgument(

@@ -543,7 +543,7 @@ def _images(home: Path) -> set[str]:
             place = re.fullmatch("(?:plain-)?([0-9]{3,})-([0-9]{2,})", file.stem)
             if place and int(place[1]) < P and int(place[2]) < N:
                 found.add(file.name)
-    with suppress(OSError, ValueError, LookupError, TypeError):
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
         told = json.loads((home / RESULT).read_text(encoding="utf-8"))
         if told.get("version", 1) == 1:
             files = [name for row in told["images"] for name in row]

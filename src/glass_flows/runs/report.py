@@ -621,7 +621,8 @@ def _frames(run: RunRecord) -> Any:
         return None
     told = run.job.get("viewing")
     given = told.get("frames") if isinstance(told, Mapping) else None
-    return "4, or all of a reward of videos" if given is None else given
+    usual = "4, or all of a reward of videos, or as the reward itself says"
+    return usual if given is None else given
 
 
 def _head(run: RunRecord) -> dict[str, str]:
