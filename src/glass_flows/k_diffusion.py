@@ -131,6 +131,8 @@ def sample_glass(
     if len(given) < 2:
         return x
     extra_args = {} if extra_args is None else extra_args
+    if not isinstance(extra_args, Mapping):
+        raise InvalidArgument(f"extra_args must be a mapping by name, got {shown(extra_args)}")
     levels = _Levels.of(model, given, flow)
     planned_by = solver_for(cast(Solver, solver), _guidance(model, extra_args))
     table = levels.plan(rho, steps, planned_by, start)
@@ -214,7 +216,7 @@ class _Levels:
     trained : tuple of float or None
         Levels that the model counts, rising.
     highest : float
-        Of the model's levels; 0 where it has no list of them.
+        Of the model's levels; where it has no list of them 1 of a flow, else 0: not known.
     """
 
     given: tuple[float, ...]
@@ -248,7 +250,7 @@ class _Levels:
         if not flow:  # it ends where the model's list does, else below all that may be asked
             lowest = min(s for s in (*listed, *given) if s > 0.0)
             path = EDM(lowest * (0.999 if listed else 1e-3), max(*listed, *given))
-        return cls(given, path, scale, listed if counts else None, max(listed, default=0.0))
+        return cls(given, path, scale, listed if counts else None, max(listed, default=float(flow)))
 
     @cached_property
     def _named(self) -> dict[float, float]:

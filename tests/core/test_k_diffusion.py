@@ -573,6 +573,8 @@ def test_a_pure_start_is_an_ode_and_only_at_the_highest_level():
     assert len(noise.ends) == 2
     with pytest.raises(InvalidArgument, match=r"below the model's 14.6146: use start='trained'"):
         sample_glass(Model(Discrete()), x, EPS_SIGMAS[2:], start="pure")
+    with pytest.raises(InvalidArgument, match=r"begin at 0.88, below the model's 1: use"):
+        sample_glass(lambda x, s: x, x, FLOW_SIGMAS[2:], flow=True, start="pure")  # without a list
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -595,6 +597,7 @@ def test_a_pure_start_is_an_ode_and_only_at_the_highest_level():
         ({"flow": "yes"}, InvalidArgument, "flow must be"),
         ({"noise_sampler": 3}, InvalidArgument, "noise_sampler must be"),
         ({"callback": "x"}, InvalidArgument, "callback must be"),
+        ({"extra_args": ["seed", 0]}, InvalidArgument, "extra_args must be a mapping"),
         ({"eta": 1.0}, InvalidArgument, "rho='ddim:ETA'"),
         ({"x": [1.0]}, ShapeError, "x must be a tensor"),
         ({"start": "pure", "solver": "paper", "sampling": Discrete()}, PlanError, "start='pure'"),
