@@ -353,6 +353,8 @@ def test_a_watch_puts_parts_together_and_says_where_they_are_none():
     [
         ("DDIMScheduler", {"prediction_type": "v_prediction"}),
         ("DDIMScheduler", {"prediction_type": "sample", "eta": 0.5}),
+        ("DDIMScheduler", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+                           "timestep_spacing": "trailing"}),
         ("EulerDiscreteScheduler", {}),
         ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}),
         ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction",
@@ -401,6 +403,8 @@ def test_what_a_scheduler_takes_is_asked_of_its_three_places():
         ({"samples": 1_010}, "samples must be a multiple of 20, got 1010"),
         ({"transitions": (8,)}, "at least two numbers, the largest four times"),
         ({"transitions": (8, 16)}, "at least two numbers, the largest four times"),
+        ({"transitions": 8}, "transitions must be a list of numbers, got 8"),
+        ({"options": ["eta=1"]}, "options must be a mapping by name"),
         ({"tolerance": 0.0}, "tolerance must lie in"),
         ({"level": 1.0}, "level must lie in"),
         ({"path": "lineer"}, "Did you mean 'linear'"),

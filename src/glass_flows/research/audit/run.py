@@ -112,6 +112,8 @@ def resolve(
     sampler: Callable[..., Any] | str, options: Mapping[str, Any] | None, path: str | Path | None
 ) -> Subject:
     """What is audited, from what was given."""
+    if not isinstance(options, Mapping | None):
+        raise InvalidArgument(f"options must be a mapping by name, got {shown(options)}")
     own = dict(options or {})
     if isinstance(sampler, str) and ":" not in sampler:
         names = [name for group in SCHEDULERS.values() for name in group]
@@ -129,6 +131,8 @@ def resolve(
 
 
 def _check_counts(given: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InvalidArgument(f"transitions must be a list of numbers, got {shown(given)}")
     counts = sorted({check_count("transitions", k, most=1_000) for k in given})
     if len(counts) < 2 or counts[-1] < 4 * counts[0]:
         raise InvalidArgument(
