@@ -31,7 +31,7 @@ from glass_flows.sampling import sample
 
 MARKERS = ("<!-- begin: python -m benchmarks.audit{} -->", "<!-- end -->")
 QUICK = {"samples": 2_000, "transitions": (4, 8, 16, 32)}
-"""The size at which the rates are measured, and that of the tests."""
+"""The size at which the rates are measured; that of the tests is smaller."""
 
 
 # --- right ones -----------------------------------------------------------------------------------
