@@ -161,6 +161,23 @@ def test_noise_from_elsewhere_and_no_questions_are_noted():
     assert "an equal generator gives other samples" in found.notes[1]
 
 
+def test_inputs_of_some_batches_only_are_not_looked_at():
+    asked = []
+
+    def sampler(denoiser, shape, steps, generator):
+        asked.append(shape)
+        if len(asked) == 2:  # of the first K
+            denoiser(torch.zeros(10, shape[1], dtype=torch.float64), 0.5)
+        return bench.euler(denoiser, shape, steps, generator)
+
+    found = audit(sampler, samples=1_000, transitions=(2, 8))
+    inputs = [any(name.startswith("input") for name in row.figures) for row in found.rows]
+    assert inputs == [False, True]
+    assert found.notes == (
+        "it asked about some of the samples only at a K: inputs were not looked at there",
+    )
+
+
 # --- what lasts -----------------------------------------------------------------------------------
 
 COUNTS = (4, 8, 16, 32, 64)

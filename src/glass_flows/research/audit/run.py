@@ -155,15 +155,17 @@ class _Run:
         self.whole, self.asked = True, False
 
     def row(self, steps: int, advance: Callable[[], None]) -> Row:
-        parts, looks, asked = [], [], 0
+        parts, looks, asked, whole = [], [], 0, True
         rows = self.samples // _BATCHES
         for batch in range(_BATCHES):
             watch = Watch(self.line, rows, keep=_KEPT * (batch == 0))
             parts.append(self._draw(watch, len(self.line.means), steps, batch))
-            looks.append(watch.looks if watch.whole else [])
+            looks.append(watch.looks)
             asked += watch.asked
-            self.whole &= watch.whole
+            whole &= watch.whole
             advance()
+        if not whole:  # figures of some batches would have another error
+            looks, self.whole = [[] for _ in looks], False
         self.asked |= asked > 0
         self.repeated |= bool(torch.equal(parts[0], parts[1]))
         self.batches.append(parts)
@@ -192,7 +194,9 @@ class _Run:
         if not self.asked:
             return ["it never asked its network: inputs were not looked at"]
         if not self.whole:
-            return ["it asked about some of the samples only: inputs were not looked at"]
+            return [
+                "it asked about some of the samples only at a K: inputs were not looked at there"
+            ]
         return []
 
     def _draw(self, watch: Watch, dimension: int, steps: int, batch: int) -> Tensor:
