@@ -131,13 +131,15 @@ def sample_glass(
     if len(given) < 2:
         return x
     extra_args = {} if extra_args is None else extra_args
+    if not isinstance(extra_args, Mapping):
+        raise InvalidArgument(f"extra_args must be a mapping by name, got {shown(extra_args)}")
     levels = _Levels.of(model, given, flow)
     planned_by = solver_for(cast(Solver, solver), _guidance(model, extra_args))
     table = levels.plan(rho, steps, planned_by, start)
     _check_mask(model, extra_args, table)
     noise: Noise
     if noise_sampler is None:
-        noise = _Seeded.of(extra_args.get("seed"), levels, table)
+        noise = _Seeded.of(extra_args.get("seed"), levels, table, steps)
     else:
         noise = _Sampled(noise_sampler, levels, table)
     state = x if x.dtype == torch.float64 else x.float()
@@ -214,7 +216,7 @@ class _Levels:
     trained : tuple of float or None
         Levels that the model counts, rising.
     highest : float
-        Of the model's levels; 0 where it has no list of them.
+        Of the model's levels; where it has no list of them 1 of a flow, else 0: not known.
     """
 
     given: tuple[float, ...]
@@ -248,7 +250,7 @@ class _Levels:
         if not flow:  # it ends where the model's list does, else below all that may be asked
             lowest = min(s for s in (*listed, *given) if s > 0.0)
             path = EDM(lowest * (0.999 if listed else 1e-3), max(*listed, *given))
-        return cls(given, path, scale, listed if counts else None, max(listed, default=0.0))
+        return cls(given, path, scale, listed if counts else None, max(listed, default=float(flow)))
 
     @cached_property
     def _named(self) -> dict[float, float]:
@@ -275,7 +277,7 @@ class _Levels:
 
     def plan(self, rho: Rho, steps: int, solver: Solver, start: str) -> Table:
         """Transitions of `steps` evaluations each, the last of what is left."""
-        given, path, evaluations = self.given, self.path, len(self.given) - 1
+        given, evaluations = self.given, len(self.given) - 1
         if steps > evaluations:
             raise InvalidArgument(
                 f"steps={steps} evaluations per transition, but {len(given)} sigmas are "
@@ -286,20 +288,25 @@ class _Levels:
                 f"start='pure' reads x as noise alone, but sigmas begin at {given[0]:.6g}, below "
                 f"the model's {self.highest:.6g}: use start='trained'"
             )
-        starts = range(0, evaluations, steps)
-        counts = [min(steps, evaluations - first) for first in starts]
-        times = [self.time(given[i]) for i in (*starts, evaluations)]
-        if self.trained is not None:
-            path = KnownTimes(path, sorted({times[0], *map(self.time, self.trained)}))
+        counts = [min(steps, evaluations - first) for first in range(0, evaluations, steps)]
+        path, times = self.outer(steps)
         return plan(
             path,
             transitions=len(counts),
             steps=counts,
             rho=rho,
-            times=snap_to_trained(path, times),
+            times=times,
             solver=solver,
             start=start,
         )
+
+    def outer(self, steps: int) -> tuple[Path, tuple[float, ...]]:
+        """The path as it may be asked, and the times where transitions start, and the end."""
+        path, ends = self.path, (*self.given[:-1:steps], self.given[-1])
+        times = tuple(map(self.time, ends))
+        if self.trained is not None:
+            path = KnownTimes(path, sorted({times[0], *map(self.time, self.trained)}))
+        return path, snap_to_trained(path, times)
 
 
 def _within(model: object) -> Iterator[object]:
@@ -393,23 +400,27 @@ class _Asked(BaseDenoiser):
 
 @dataclass(frozen=True)
 class _Seeded:
-    """Noise of a seed, keyed by the level where it is drawn instead of a number."""
+    """Noise of a seed, keyed by the level where it is drawn instead of a number.
+
+    That is the level of the call: a level that is moved to a trained one is not where the other
+    half of a schedule that is cut there starts.
+    """
 
     source: KeyedNoise
     draw: int
-    levels: _Levels
-    table: Table
+    keys: tuple[float, ...]
 
     @classmethod
-    def of(cls, seed: object, levels: _Levels, table: Table) -> _Seeded:
+    def of(cls, seed: object, levels: _Levels, table: Table, steps: int) -> _Seeded:
         # Seeds there have 64 bits, ours 63: the highest chooses between two draws.
-        given = check_seed(None) if seed is None else check_count("seed", seed, 0, 2**64 - 1)
-        high, low = divmod(given, 2**63)
-        return cls(KeyedNoise(low), high, levels, table)
+        told = check_seed(None) if seed is None else check_count("seed", seed, 0, 2**64 - 1)
+        high, low = divmod(told, 2**63)
+        given = dict(zip(levels.outer(steps)[1], levels.given[:-1:steps]))
+        keys = tuple(given.get(one.t, levels.sigma(one.t)) for one in table)
+        return cls(KeyedNoise(low), high, keys)
 
     def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        sigma = self.levels.sigma(self.table.transitions[step].t)
-        (key,) = struct.unpack("<Q", struct.pack("<d", sigma))
+        (key,) = struct.unpack("<Q", struct.pack("<d", self.keys[step]))
         return self.source(key, like, SINGLE, self.draw)
 
 

@@ -18,7 +18,7 @@ from .laws import COPIES, POINT, SPREADS, Independent
 from .watch import Look
 
 __all__ = ["PARTS", "dependence", "independent_noises", "input_figures", "line_figures",
-           "mode_figures", "unused_answers"]  # fmt: skip
+           "mode_figures", "off_exact", "ratio_of", "unused_answers"]  # fmt: skip
 
 PARTS = {"early": (0.0, 0.5), "middle": (0.5, 2.0), "late": (2.0, math.inf)}
 """Of the way, by α/σ."""
@@ -37,7 +37,8 @@ def line_figures(samples: Tensor, law: Independent) -> dict[str, Measure]:
     for i, spread in enumerate(SPREADS, start=1):
         # about the mean of each coordinate, and over all copies
         ratio = float(groups[i].var(0).mean().sqrt()) / spread
-        found[f"std {spread:g}"] = _ratio(ratio, n)
+        error = max(ratio, 1.0) / math.sqrt(2 * n)
+        found[f"std {spread:g}"] = Measure(off_exact(ratio), error)
         shift = float(groups[i].mean() - law.means[COPIES * i]) / spread
         found[f"mean {spread:g}"] = Measure(shift, ratio / math.sqrt(n))
     scaled = centred / centred.std(0).clamp(min=1e-12)
@@ -56,9 +57,9 @@ def mode_figures(samples: Tensor, law: GaussianMixture, exact: Tensor) -> dict[s
         values = centred[:, i] / stds[i]
         found[f"modes mean {i + 1}"] = Measure(float(values.mean()), float(values.std()) / n**0.5)
         squares = values.square()
-        square = max(float(squares.mean()), _NONE)
-        error = float(squares.std()) / n**0.5 / (2 * square)
-        found[f"modes std {i + 1}"] = Measure(math.log(square) / 2, error)
+        ratio = max(float(squares.mean()), _NONE) ** 0.5
+        error = float(squares.std()) / n**0.5 / (2 * ratio**2) * max(ratio, 1.0)
+        found[f"modes std {i + 1}"] = Measure(off_exact(ratio), error)
     product = centred.prod(1) / stds.prod()
     shift = float(product.mean() - covariance[0, 1] / stds.prod())
     found["modes correlation"] = Measure(shift, float(product.std()) / n**0.5)
@@ -88,28 +89,38 @@ def input_figures(batches: Sequence[Sequence[Look]], rows: int) -> dict[str, Mea
         looks = [one for batch in batches for one in batch if low <= one.amplitude < high]
         if not looks:
             continue
-        offs = torch.tensor([_off(one) for one in looks], dtype=torch.float64).mean(0).tolist()
+        each = torch.tensor([_off(one) for one in looks], dtype=torch.float64)
+        offs, sizes = each.mean(0).tolist(), (1 + each.clamp(min=0)).mean(0).tolist()
         # α̂ has the error σ/m√n; of all looks that of the noisiest
         reach = max(one.sigma / math.hypot(one.alpha, one.sigma) for one in looks)
         found[f"input signal {part}"] = Measure(offs[0], reach / (POINT * math.sqrt(n)))
-        for name, off in zip(("noise", *(f"std {s:g}" for s in SPREADS)), offs[1:], strict=True):
-            found[f"input {name} {part}"] = Measure(off, 1 / math.sqrt(2 * n))
+        for i, name in enumerate(("noise", *(f"std {s:g}" for s in SPREADS)), start=1):
+            found[f"input {name} {part}"] = Measure(offs[i], sizes[i] / math.sqrt(2 * n))
     return found
 
 
 def _off(look: Look) -> list[float]:
-    """Signal in units of the state; logarithms of noise and spreads over exact ones."""
+    """Signal in units of the state; noise and spreads as :func:`off_exact`."""
     means, variances = look.mean.split(COPIES), look.variance.split(COPIES)
     size = math.hypot(look.alpha, look.sigma)
     signal = (float(means[0].mean()) / POINT - look.alpha) / size
     exact = [math.hypot(look.alpha * spread, look.sigma) for spread in (0.0, *SPREADS)]
-    squares = (max(float(v.mean()) / e**2, _NONE) for v, e in zip(variances, exact, strict=True))
-    return [signal, *(math.log(square) / 2 for square in squares)]
+    ratios = (float(v.mean()) ** 0.5 / e for v, e in zip(variances, exact, strict=True))
+    return [signal, *map(off_exact, ratios)]
 
 
-def _ratio(ratio: float, n: int) -> Measure:
-    """log of a standard deviation of n numbers over the exact one: it has no floor at zero."""
-    return Measure(math.log(max(ratio, _NONE)), 1 / math.sqrt(2 * n))
+def off_exact(ratio: float) -> float:
+    """Of a standard deviation over the exact one: less 1 above 1, its logarithm below.
+
+    A ratio 1 + c K^-p then never looks as if it lasted, however large c is. Above 1 a logarithm
+    would flatten it; below, the ratio itself has a floor.
+    """
+    return ratio - 1.0 if ratio > 1.0 else math.log(max(ratio, _NONE))
+
+
+def ratio_of(off: float) -> float:
+    """The ratio that is so far :func:`off_exact`."""
+    return 1.0 + off if off > 0.0 else math.exp(off)
 
 
 def dependence(batches: Iterable[Sequence[Tensor]]) -> Measure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from ...files import replace, written
 from ...jobs.pictures import make_folder
 from ...measures import Measure
 from ..writing import blank_plot, markdown, write_json
+from .figures import ratio_of
 from .laws import SPREADS
 from .verdict import Fault, order, references
 
@@ -141,7 +141,7 @@ def _line(row: Row) -> tuple[str, ...]:
         f"{row.transitions}",
         f"{row.evaluations:g}",
         f"{figures['noise left'].value:.3f}",
-        *(f"{math.exp(figures[f'std {s:g}'].value):.3f}" for s in SPREADS),
+        *(f"{ratio_of(figures[f'std {s:g}'].value):.3f}" for s in SPREADS),
         _signed(row.worst("mean ", "modes mean ")),
         _signed(row.worst("correlation", "modes correlation")),
         f"{figures['energy distance'].value:.4f}",
@@ -160,8 +160,8 @@ def _draw(figure: Any, one: Audit) -> None:
     for spread in SPREADS:
         values = [row.figures[f"std {spread:g}"] for row in one.rows]
         ends.errorbar(
-            counts, [math.exp(v.value) for v in values],
-            [2 * v.error * math.exp(v.value) for v in values], fmt="o-",
+            counts, [ratio_of(v.value) for v in values],
+            [2 * v.error * min(ratio_of(v.value), 1.0) for v in values], fmt="o-",
             markersize=3.5, capsize=2, linewidth=1.2, label=f"s = {spread:g}",
         )  # fmt: skip
     ends.axhspan(1 - one.tolerance, 1 + one.tolerance, color="0.9", zorder=0)

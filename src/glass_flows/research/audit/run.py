@@ -112,6 +112,8 @@ def resolve(
     sampler: Callable[..., Any] | str, options: Mapping[str, Any] | None, path: str | Path | None
 ) -> Subject:
     """What is audited, from what was given."""
+    if not isinstance(options, Mapping | None):
+        raise InvalidArgument(f"options must be a mapping by name, got {shown(options)}")
     own = dict(options or {})
     if isinstance(sampler, str) and ":" not in sampler:
         names = [name for group in SCHEDULERS.values() for name in group]
@@ -129,6 +131,8 @@ def resolve(
 
 
 def _check_counts(given: Sequence[int]) -> tuple[int, ...]:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise InvalidArgument(f"transitions must be a list of numbers, got {shown(given)}")
     counts = sorted({check_count("transitions", k, most=1_000) for k in given})
     if len(counts) < 2 or counts[-1] < 4 * counts[0]:
         raise InvalidArgument(
@@ -151,15 +155,17 @@ class _Run:
         self.whole, self.asked = True, False
 
     def row(self, steps: int, advance: Callable[[], None]) -> Row:
-        parts, looks, asked = [], [], 0
+        parts, looks, asked, whole = [], [], 0, True
         rows = self.samples // _BATCHES
         for batch in range(_BATCHES):
             watch = Watch(self.line, rows, keep=_KEPT * (batch == 0))
             parts.append(self._draw(watch, len(self.line.means), steps, batch))
-            looks.append(watch.looks if watch.whole else [])
+            looks.append(watch.looks)
             asked += watch.asked
-            self.whole &= watch.whole
+            whole &= watch.whole
             advance()
+        if not whole:  # figures of some batches would have another error
+            looks, self.whole = [[] for _ in looks], False
         self.asked |= asked > 0
         self.repeated |= bool(torch.equal(parts[0], parts[1]))
         self.batches.append(parts)
@@ -188,7 +194,9 @@ class _Run:
         if not self.asked:
             return ["it never asked its network: inputs were not looked at"]
         if not self.whole:
-            return ["it asked about some of the samples only: inputs were not looked at"]
+            return [
+                "it asked about some of the samples only at a K: inputs were not looked at there"
+            ]
         return []
 
     def _draw(self, watch: Watch, dimension: int, steps: int, batch: int) -> Tensor:

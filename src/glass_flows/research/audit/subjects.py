@@ -40,6 +40,8 @@ _OURS = frozenset({"model_output", "timestep", "sample", "generator", "return_di
 _LAID_OUT = frozenset({"num_inference_steps", "device", "timesteps", "sigmas"})
 _IDLE = {"FlowMatchEulerDiscreteScheduler": {"s_churn", "s_tmin", "s_tmax", "s_noise"}}
 """Options that a scheduler takes and does nothing with."""
+_LEAST_SIGNAL = 1e-12
+"""α² of tables that are rescaled to end in noise alone, whose logarithm would be infinite."""
 _PREDICTIONS = ("epsilon", "v_prediction", "sample", "flow_prediction")
 
 
@@ -228,6 +230,7 @@ class OfScheduler(Subject):
             sigma = t / one.config.num_train_timesteps
             return 1.0 - sigma, sigma
         table = one.alphas_cumprod.double().numpy()
+        table = np.maximum(table, _LEAST_SIGNAL)
         logs = np.log((1 - table) / table) / 2
         ratio = math.exp(float(np.interp(t, np.arange(len(logs)), logs)))
         return 1 / math.hypot(1, ratio), ratio / math.hypot(1, ratio)

@@ -3,8 +3,9 @@
 A right sampler has an error, too, of discretisation, which falls at least as K^(-1/2). If the error
 e at the largest K is b + c K^-p with p >= 1/2 and e' is that at a quarter of K, then b lies
 between e and 2 e - e' (between e and 3.4 e - 2.4 e' for half of K). An error lasts if all of these,
-with their uncertainty, are beyond the tolerance, on one side: what a finer grid could explain is
-never called a fault.
+with their uncertainty, are beyond the tolerance, on one side. What a finer grid could explain is
+not called a fault, then, but for an error that is not of its order yet at the K compared, as one
+that changes its sign there.
 """
 
 from __future__ import annotations
@@ -120,8 +121,8 @@ def diagnose(evidence: Evidence, tolerance: float, level: float) -> list[Fault]:
     tolerance : float
         Errors that last are allowed up to here, relative to the exact standard deviation.
     level : float
-        Probability of a false alarm, over all figures together, where no error that lasts is
-        larger than `tolerance`.
+        Probability of a false alarm, over all figures together, where errors are as above and none
+        that lasts is larger than `tolerance`.
     """
     figures = evidence.figures
     last = max(figures)
