@@ -147,7 +147,8 @@ def _told(verdicts: Any, rewards: Any) -> tuple[str, str]:
 def guided(quick: bool, moves: int = 60) -> Iterator[str]:
     """Digits of a class under classifier-free guidance, moved again and again without a reward."""
     count, scales = (4, (1.0, 5.0)) if quick else (60, (1.0, 3.0, 5.0, 7.0))
-    model, times = cast(Digits, resolve("digits")), (0.1, 0.3, 0.5, 0.7)
+    model = cast(Digits, resolve("digits"))
+    times: tuple[float | Ramp, ...] = (0.1, 0.3, 0.5, 0.7, Ramp())
     labels = torch.arange(10).repeat_interleave(count)
     rows = []
     for scale in scales:
@@ -160,15 +161,19 @@ def guided(quick: bool, moves: int = 60) -> Iterator[str]:
             after = (_moved(denoiser, begin, t, steps, moves) for t in times)
             told = "as by default" if steps is None else str(steps)
             rows.append((f"{scale:g}", told, *(_digits(model, z, labels) for z in after)))
-    yield markdown(("guidance", "evaluations", *(f"t = {t:g}" for t in times)), rows)
+    titles = ("ramp" if isinstance(t, Ramp) else f"t = {t:g}" for t in times)
+    yield markdown(("guidance", "evaluations", *titles), rows)
     yield (
         "Judge accepts, in percent / squared Fréchet distance to the real digits / diversity / "
         f"standard deviation of the pixels; {len(labels)} digits, before and after {moves} moves "
-        "that all noise to one t. Real digits: diversity 10.8, standard deviation 0.76."
+        "that all noise to one t, or to times from 0.1 to 0.8, as by default. Real digits: "
+        "diversity 10.8, standard deviation 0.76."
     )
 
 
-def _moved(denoiser: Denoiser, begin: Tensor, t: float, steps: int | None, moves: int) -> Tensor:
+def _moved(
+    denoiser: Denoiser, begin: Tensor, t: float | Ramp, steps: int | None, moves: int
+) -> Tensor:
     method = Refine(
         particles=1, scale=0.0, moves=moves, move_times=t, move_steps=steps, ess_threshold=0.0,
         returned="last",
