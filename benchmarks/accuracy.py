@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 import glass_flows
+from benchmarks.pages import write_between_marks
 from glass_flows.denoisers import DenoiserLike
 from glass_flows.paths import Linear
 from glass_flows.worlds import GaussianMixture, digits_mixture
@@ -40,7 +41,6 @@ PRECISION = 0.15
 """Standard error to which a single transition's ratio should be known."""
 FAR = 1e6
 """The q that stands for infinity in the reference: x' is then converged to 1 / q²."""
-END = "<!-- end -->"
 
 PosteriorMean = Callable[[Tensor, float], Tensor]
 """(y, amplitude) → E[z | y = amplitude z + noise of variance 1]."""
@@ -263,7 +263,7 @@ def geometric_mean(values: list[float]) -> float:
 class Report:
     """Markdown lines, printed as they come; remembers whether a check failed."""
 
-    begin: str = "<!-- begin: python -m benchmarks.accuracy -->"
+    command: str = "python -m benchmarks.accuracy"
     lines: list[str] = field(default_factory=list)
     failed: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -284,12 +284,7 @@ class Report:
         print(f"[{time.monotonic() - self.began:5.0f} s] {what}", file=sys.stderr, flush=True)
 
     def write(self, file: Path) -> None:
-        """Into `file` between the markers, or as the whole file if it does not have them."""
-        text = "\n".join(self.lines).strip("\n") + "\n"
-        if file.exists() and self.begin in (old := file.read_text(encoding="utf-8")):
-            head, rest = old.split(self.begin, 1)
-            text = f"{head}{self.begin}\n\n{text}\n{END}{rest.split(END, 1)[1]}"
-        file.write_text(text, encoding="utf-8")
+        write_between_marks(file, self.command, "\n".join(self.lines))
 
 
 @dataclass
@@ -326,6 +321,7 @@ def measure(
     report: Report,
     batches: int = 1,
     cases: tuple[Case, ...] = CASES,
+    ours: tuple[int, ...] = OURS,
 ) -> Errors:
     """Errors of both solvers on these transitions; `steps` are those of the reference.
 
@@ -341,7 +337,7 @@ def measure(
                 size = rms(truth - case.gamma * x)
                 coarse = reference(problem.mean, case, x, eps, steps // 2)
                 result.converged.append(rms(coarse - truth) / size)
-            for solver, counts in (("default", OURS), ("paper", PAPER)):
+            for solver, counts in (("default", ours), ("paper", PAPER)):
                 for count in counts:
                     found = transition(problem, case, x, eps, count, solver)
                     errors = single_errors(found, truth) / size

@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.pages import write_between_marks
 from glass_flows import Sampler
 from glass_flows.jobs.models import Digits, resolve
 from glass_flows.research.digits import draw_digits
 from glass_flows.research.recipe import Recipe
 from glass_flows.steering import Refine, Steering
 
-MARKERS = ("<!-- begin: python -m benchmarks.budget -->", "<!-- end -->")
+COMMAND = "python -m benchmarks.budget"
 PARTICLES = (4, 8, 16)
 SPLITS = ((3, 2), (6, 2), (12, 1), (6, 4), (12, 2), (24, 1), (12, 4), (24, 2))
 MOVED = ((4, 4, 2), (6, 2, 3), (4, 10, 2), (6, 6, 3), (4, 22, 2), (6, 14, 3))
@@ -92,11 +93,7 @@ def main() -> None:
         print(line, flush=True)
         lines.append(line)
     if given.out is not None:
-        page = given.out.read_text(encoding="utf-8")
-        before, _, rest = page.partition(MARKERS[0])
-        after = rest.partition(MARKERS[1])[2]
-        text = "\n".join(lines)
-        given.out.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", "utf-8")
+        write_between_marks(given.out, COMMAND, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.pages import write_between_marks
 from glass_flows import Sampler, sample
 from glass_flows.jobs.models import Digits, digits_denoiser, resolve
 from glass_flows.measures import Measure, diversity, half_samples, share
@@ -28,7 +29,7 @@ from glass_flows.research.recipe import Recipe, Returned
 from glass_flows.steering import BestOf, Method, Steering
 from glass_flows.worlds.digits import FILES, IMAGE, NETWORK
 
-MARKERS = ("<!-- begin: python -m benchmarks.few_steps -->", "<!-- end -->")
+COMMAND = "python -m benchmarks.few_steps"
 RHOS: tuple[Rho, ...] = ("ode", "ddpm", 0.4, 0.0)
 KS, MS = (1, 2, 4, 8), (1, 2, 4)
 TEACHER = "teacher"
@@ -140,13 +141,6 @@ def steered(models: dict[str, Digits], populations: int) -> Iterator[str]:
             )
 
 
-def write(file: Path, text: str) -> None:
-    """Between the markers of `file`."""
-    old, (begin, end) = file.read_text(encoding="utf-8"), MARKERS
-    head, rest = old.split(begin, 1)
-    file.write_text(f"{head}{begin}\n\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="does it run, not what comes out")
@@ -175,7 +169,7 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
     if given.out is not None:
-        write(given.out, "\n".join(lines) + "\n")
+        write_between_marks(given.out, COMMAND, "\n".join(lines))
 
 
 if __name__ == "__main__":

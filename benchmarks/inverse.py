@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.pages import write_between_marks
 from glass_flows import Refine, Sampler, Steering
 from glass_flows.paths import Linear
 from glass_flows.plans import Default
@@ -30,7 +31,7 @@ from glass_flows.worlds import digits_mixture
 
 WIDTH, SIGMA = 0.3, 0.7
 PARTICLES = 64
-MARKERS = ("<!-- begin: python -m benchmarks.inverse -->", "<!-- end -->")
+COMMAND = "python -m benchmarks.inverse"
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,7 @@ def main() -> None:
     text = "\n".join(table(2 if given.quick else 20)) + "\n"
     print(text)
     if given.out is not None:
-        (begin, end), page = MARKERS, given.out.read_text(encoding="utf-8")
-        head, rest = page.split(begin, 1)
-        given.out.write_text(f"{head}{begin}\n\n{text}\n{end}{rest.split(end, 1)[1]}", "utf-8")
+        write_between_marks(given.out, COMMAND, text)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,12 @@ class Row:
         return sum(self.pieces) / self.calls
 
 
+def only_noise(network: FreeNetwork, x: Tensor, generator: torch.Generator) -> None:
+    """No sampler, only torch's own normals: what drawing noise costs at the very least."""
+    network(x, x)
+    torch.empty_like(x).normal_(generator=generator)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=8, help="latents (default: 8)")
@@ -152,6 +158,7 @@ def main() -> int:
     rows = [
         Row("FlowMatchEuler", scheduled(own, 4 * K, network, x)),
         Row("FlowMatchEuler, stochastic", scheduled(noisy, 4 * K, network, x)),
+        Row("torch's own noise alone", partial(only_noise, network, x, torch.Generator())),
         *(
             Row(f"GlassScheduler, M = {M}", scheduled(scheduler, K, network, x))
             for M, scheduler in drop_in.items()

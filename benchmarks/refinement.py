@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.pages import write_between_marks
 from glass_flows import Refine, Sampler, best_of, refine, sample
 from glass_flows.denoisers import Denoiser
 from glass_flows.jobs.models import Digits, Shapes, digits_denoiser, resolve
@@ -45,7 +46,6 @@ from glass_flows.worlds.shapes import prompts
 
 SIGMA = 0.7  # of the digits' pixels
 CYCLE = tuple(round(0.1 * i, 1) for i in range(1, 9))  # where the moves of the law noise to
-END = "<!-- end -->"
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,11 @@ def _told(verdicts: Any, rewards: Any) -> tuple[str, str]:
 # --- under guidance -------------------------------------------------------------------------------
 
 
-def guided(quick: bool, moves: int = 10) -> Iterator[str]:
+def guided(quick: bool, moves: int = 60) -> Iterator[str]:
     """Digits of a class under classifier-free guidance, moved again and again without a reward."""
     count, scales = (4, (1.0, 5.0)) if quick else (60, (1.0, 3.0, 5.0, 7.0))
-    model, times = cast(Digits, resolve("digits")), (0.1, 0.3, 0.5, 0.7)
+    model = cast(Digits, resolve("digits"))
+    times: tuple[float | Ramp, ...] = (0.1, 0.3, 0.5, 0.7, Ramp())
     labels = torch.arange(10).repeat_interleave(count)
     rows = []
     for scale in scales:
@@ -160,15 +161,19 @@ def guided(quick: bool, moves: int = 10) -> Iterator[str]:
             after = (_moved(denoiser, begin, t, steps, moves) for t in times)
             told = "as by default" if steps is None else str(steps)
             rows.append((f"{scale:g}", told, *(_digits(model, z, labels) for z in after)))
-    yield markdown(("guidance", "evaluations", *(f"t = {t:g}" for t in times)), rows)
+    titles = ("ramp" if isinstance(t, Ramp) else f"t = {t:g}" for t in times)
+    yield markdown(("guidance", "evaluations", *titles), rows)
     yield (
         "Judge accepts, in percent / squared Fréchet distance to the real digits / diversity / "
         f"standard deviation of the pixels; {len(labels)} digits, before and after {moves} moves "
-        "that all noise to one t. Real digits: diversity 10.8, standard deviation 0.76."
+        "that all noise to one t, or to times from 0.1 to 0.8, as by default. Real digits: "
+        "diversity 10.8, standard deviation 0.76."
     )
 
 
-def _moved(denoiser: Denoiser, begin: Tensor, t: float, steps: int | None, moves: int) -> Tensor:
+def _moved(
+    denoiser: Denoiser, begin: Tensor, t: float | Ramp, steps: int | None, moves: int
+) -> Tensor:
     method = Refine(
         particles=1, scale=0.0, moves=moves, move_times=t, move_steps=steps, ess_threshold=0.0,
         returned="last",
@@ -364,14 +369,6 @@ def _apart(model: Shapes, images: Sequence[Any]) -> float:
     return 100 * float(torch.pdist(torch.nn.functional.normalize(seen, dim=-1)).mean())
 
 
-def write(file: Path, what: str, text: str) -> None:
-    """Into a page, between the comment that names the command and the next end."""
-    begin = f"<!-- begin: python -m benchmarks.refinement {what} -->"
-    head, rest = file.read_text(encoding="utf-8").split(begin, 1)
-    page = f"{head}{begin}\n\n{text}\n{END}{rest.split(END, 1)[1]}"
-    file.write_text(page, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("law", "guided", "guided-shapes", "improve", "shapes"))
@@ -382,7 +379,7 @@ def main() -> None:
     parser.add_argument(
         "--evaluations", type=int, nargs="+", default=[24, 60], help="of a particle (shapes)"
     )
-    parser.add_argument("--moves", type=int, default=10, help="without a reward (guided)")
+    parser.add_argument("--moves", type=int, default=60, help="without a reward (guided)")
     given = parser.parse_args()
     model = resolve(given.model)
     if not isinstance(model, Shapes):
@@ -397,7 +394,7 @@ def main() -> None:
     text = "\n".join(sections[given.what]()) + "\n"
     print(text)
     if given.out is not None:
-        write(given.out, given.what, text)
+        write_between_marks(given.out, f"python -m benchmarks.refinement {given.what}", text)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.pages import write_between_marks
 from glass_flows import paths
 from glass_flows.plans import Ends, Kernel, Sampler, resolve_rho
 
-MARKERS = ("<!-- begin: python -m benchmarks.samplers -->", "<!-- end -->")
+COMMAND = "python -m benchmarks.samplers"
 Step = Callable[[Ends, Tensor, Tensor, Tensor], Tensor]
 """x' of a transition from x, the clean estimate D and standard normal noise."""
 
@@ -240,9 +241,7 @@ def main() -> None:
     text = "\n".join(report())
     print(text)
     if given.out is not None:
-        before, _, rest = given.out.read_text(encoding="utf-8").partition(MARKERS[0])
-        after = rest.partition(MARKERS[1])[2]
-        given.out.write_text(f"{before}{MARKERS[0]}\n\n{text}\n\n{MARKERS[1]}{after}", "utf-8")
+        write_between_marks(given.out, COMMAND, text)
 
 
 if __name__ == "__main__":

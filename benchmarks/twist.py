@@ -26,6 +26,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from benchmarks.pages import write_between_marks
 from glass_flows import Sampler, Steering, Twist, steer
 from glass_flows.denoisers import DenoiserLike
 from glass_flows.jobs.models import Digits, digits_denoiser
@@ -40,7 +41,7 @@ from glass_flows.worlds.digits import (
     load_digits_classifier,
 )
 
-MARKERS = ("<!-- begin: python -m benchmarks.twist -->", "<!-- end -->")
+COMMAND = "python -m benchmarks.twist"
 SIGMA_DATA = Digits.sigma_data
 OFF = Twist(0.0)
 FIXED = Twist(cap=1.5, sigma_data=SIGMA_DATA, adaptive=False)
@@ -143,13 +144,7 @@ class Report:
         print(f"[{time.perf_counter() - self.start:5.0f}s] {what}", file=sys.stderr, flush=True)
 
     def write(self, file: Path) -> None:
-        body = "\n".join([MARKERS[0], "", *self.lines, "", MARKERS[1]])
-        if file.exists() and all(mark in file.read_text() for mark in MARKERS):
-            before, rest = file.read_text().split(MARKERS[0], 1)
-            body = before + body + rest.split(MARKERS[1], 1)[1]
-        else:
-            body += "\n"
-        file.write_text(body)
+        write_between_marks(file, COMMAND, "\n".join(self.lines))
 
 
 def section(
