@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import contextmanager
 from functools import cache
 
@@ -239,6 +241,20 @@ def test_a_run_that_is_stopped_returns_the_frames_of_its_estimates():
     assert [one.tobytes() for one in seen] == [one.tobytes() for one in result.images]
 
 
+def test_what_is_refused_is_not_advised():
+    result = steer("Wan", red, scale=1e6, ess_threshold=1)
+    advice = result.result.strength.advice
+    assert advice.startswith("all images share one ancestor: lower the scale")
+    assert "refine" not in advice
+
+
+@pytest.mark.slow
+def test_our_import_prints_no_warnings_of_others():
+    code = "from glass_flows import steer_pipeline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 @pytest.mark.slow
 def test_lambda_is_found_in_a_pilot_of_videos():
     result = steer("Wan", red, scale="auto")
@@ -361,7 +377,7 @@ def test_saved_videos_are_exact_and_their_sheets_say_what_they_are(tmp_path):
         "000-00.png": "000-00.webp", "000-01.png": "000-01.webp",
     }  # fmt: skip
     page = result.report(tmp_path / "page.html").read_text()
-    assert "Contact sheets of the videos" in page and "frames that the reward sees" in page
+    assert "Contact sheets of the videos" in page and "frames scored" in page
     assert repr(result).startswith("steering: 2 videos of 'a cat'")
     assert result.sheet().size == (8 * 16, 2 * 16)
     for rank, n in enumerate(result.order[0]):

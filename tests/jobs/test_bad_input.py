@@ -199,6 +199,11 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("--reward :f", "a reward of your own is module:function, and"),
         ("--reward mine", "unknown reward 'mine'. Allowed: 'aesthetic',"),
         ("--reward broken:f", "cannot import the reward's module 'broken':"),
+        (
+            "--reward mine.py:f",
+            "cannot import the reward's module 'mine.py': ModuleNotFoundError: No module named "
+            "'mine.py'; 'mine' is not a package. A module is named without .py: mine:f",
+        ),
         ("--reward raising:f", "cannot import the reward's module 'raising':"),
         ("--reward quitting:f", "cannot import the reward's module 'quitting':"),
         ("--reward ..:f", "a reward of your own is module:function, and"),

@@ -6,14 +6,17 @@ import importlib.util
 
 from ..errors import MissingExtra
 from ..progress import without_widgets
+from ..whole import quiet
 
 if importlib.util.find_spec("diffusers") is None:
     raise MissingExtra("diffusers", "diffusers", "GLASS on diffusers pipelines")
 else:
     without_widgets()
 
+with quiet():  # of image processors of others, which diffusers names as it is imported
+    from .pipeline import can_record, run_pipeline, steer_pipeline
+
 from .asked import Asked
-from .pipeline import can_record, run_pipeline, steer_pipeline
 from .scheduler import GlassScheduler, GlassSchedulerOutput, LatentNoise, compile_table
 from .schedules import Schedule
 

@@ -301,7 +301,10 @@ class _InsideLoop:
                 "transitions: leave out what stops it early (strength, denoising_end, ...)"
             )
         biases = asked.method.biases(_Witness(scheduler.schedule.path))
-        return come_to(self.course, self.last, biases, self.watch), output
+        result = come_to(self.course, self.last, biases, self.watch)
+        if (told := result.strength) is not None:  # refinement is refused here
+            told = replace(told, advice=told.advice.removesuffix(", or refine"))
+        return replace(result, strength=told), output
 
     def _places(self) -> list[int]:
         """Of every sample that is returned its row in the pipeline's batch."""

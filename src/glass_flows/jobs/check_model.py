@@ -18,6 +18,7 @@ from torch import Tensor
 from .. import __version__
 from ..errors import InvalidArgument, UnknownName, check_count, shown
 from ..files import replace
+from ..pixels import opened
 from ..progress import progress_bar
 from ..runs.listing import clean
 from .job import Loading
@@ -216,7 +217,7 @@ def _bench(
     call: dict[str, Any],
 ) -> Bench:
     """The pipeline of a name, its prompts and its call, looked at before anything is drawn."""
-    prompts = _listed(prompt)
+    prompts, call = _listed(prompt), opened(call)  # own loops take no files
     if size is not None:
         if given := {"height", "width"} & set(call):
             raise InvalidArgument(f"size is height and width: leave {' and '.join(given)} out")

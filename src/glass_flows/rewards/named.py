@@ -103,6 +103,8 @@ def import_own(kind: str, text: str, instead: str = "") -> Any:
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # it runs code of somebody's own
+        if name.endswith(".py"):
+            instead = f"A module is named without .py: {name.removesuffix('.py')}:{attribute}"
         raise InvalidArgument(
             f"cannot import the {kind}'s module {name!r}: {type(error).__name__}: {error}"
             + (f". {instead}" if instead else "")

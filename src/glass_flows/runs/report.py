@@ -633,7 +633,7 @@ def _head(run: RunRecord) -> dict[str, str]:
         "reward": job.get("reward") or ("the model's own" if "model" in job else None),
         "λ": None,
         "seed": job.get("seed", 0 if "model" in job else None),
-        "frames that the reward sees": _frames(run),
+        "frames scored": _frames(run),
         "method": run.method,
     }
     try:
