@@ -35,9 +35,7 @@ NEED_AN_ADAPTER = {
 OWN = "its own sampler, M = 1 and ρ = 1"
 UNDRAWN = dict.fromkeys(set(trials.TRIALS) - {OWN, "left as it was"}, "no")
 WITHOUT = dict.fromkeys(NEED_AN_ADAPTER, "-")
-ALIKE = {"sdxl", "qwenimage", "chroma", "chroma_img2img", "flux_control", "flux_controlnet"}
-"""Whose tables show nothing that others' do not."""
-TRUE = {name: {} for name in tiny.FAMILIES if name not in ALIKE} | {
+TRUE = {name: {} for name in ("sd3", "sd", "flux2", "dit", "qwenimage_edit")} | {
     "flux_img2img": {"noise of your own": "-"},
     "AuraFlowPipeline": WITHOUT,
     "WanPipeline": WITHOUT,
@@ -45,7 +43,7 @@ TRUE = {name: {} for name in tiny.FAMILIES if name not in ALIKE} | {
     | WITHOUT
     | {"several prompts": "-", "noise of your own": "-"},
 }
-"""What does not say "yes", by pipeline."""
+"""What does not say "yes", by pipeline: of families those that are asked unlike others."""
 QUICK = ("sd3", "WanPipeline", "KandinskyV22Img2ImgPipeline")
 
 
