@@ -293,16 +293,16 @@ class Bench:
 @contextmanager
 def _means(pipe: Any) -> Iterator[None]:
     """Within, what the autoencoder draws of an image is the mean."""
-    vae = getattr(pipe, "vae", None)
-    if vae is None:
+    vae = pipe.components.get("vae")
+    if not hasattr(vae, "encode"):
         yield
         return
     encode, own = vae.encode, vars(vae).get("encode")
 
     def encoded(*args: Any, **given: Any) -> Any:
         found = encode(*args, **given)
-        law = getattr(found, "latent_dist", None)
-        if law is not None:
+        if "latent_dist" in found:
+            law = found.latent_dist
             law.sample = lambda generator=None: law.mode()
         return found
 
