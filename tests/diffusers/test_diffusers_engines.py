@@ -734,3 +734,18 @@ def test_settings_are_objects_too():
     settings = {"transitions": np.int32(2), "steps": np.int64(2), "seed": np.int64(3)}
     result = steer_pipeline(pipe, prompt, linear, method, **settings, **given)
     assert result.rewards.shape == (1, 2)
+
+
+def test_one_picture_as_a_tensor_is_of_all_prompts():
+    """SD3 takes no batch of one for several, and three prompts do not share three channels."""
+    pipe, _, given = sd3_from_image()
+    picture = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(1))
+    asked = {**given, "strength": 0.5, "particles": 1, "transitions": 2, "steps": 1, "seed": 0}
+    first, other, whole = (
+        steer_pipeline(
+            pipe, ["a", "b", "c"], lambda x: x.mean((1, 2, 3)), "best-of-n", progress=False,
+            **{**asked, "image": image},
+        ).result.samples
+        for image in (picture, picture[None], picture.expand(3, -1, -1, -1))
+    )  # fmt: skip
+    assert torch.equal(first, whole) and torch.equal(other, whole)

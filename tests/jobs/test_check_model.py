@@ -35,22 +35,24 @@ NEED_AN_ADAPTER = {
 OWN = "its own sampler, M = 1 and ρ = 1"
 UNDRAWN = dict.fromkeys(set(trials.TRIALS) - {OWN, "left as it was"}, "no")
 WITHOUT = dict.fromkeys(NEED_AN_ADAPTER, "-")
-TRUE = {name: {} for name in tiny.FAMILIES} | {
+TRUE = {name: {} for name in ("sd3", "sd", "flux2", "dit", "qwenimage_edit")} | {
+    "flux_img2img": {"noise of your own": "-"},
     "AuraFlowPipeline": WITHOUT,
     "WanPipeline": WITHOUT,
     "KandinskyV22Img2ImgPipeline": UNDRAWN
     | WITHOUT
     | {"several prompts": "-", "noise of your own": "-"},
 }
-"""What does not say "yes", by pipeline."""
+"""What does not say "yes", by pipeline: of families those that are asked unlike others."""
 QUICK = ("sd3", "WanPipeline", "KandinskyV22Img2ImgPipeline")
 
 
 def made(name):
-    """A pipeline and its call, without a prompt and a size."""
+    """A pipeline and its call, without a prompt, a size and, of an adapter, images."""
     if name in tiny.FAMILIES:
         pipe, call = tiny.build(name), dict(tiny.CALL[name])
-        drop = {"prompt", "class_labels", "height", "width"}
+        drop = {"prompt", "class_labels", "height", "width", "max_area", "_auto_resize", "strength"}
+        drop |= {key for key in call if key.endswith("image")}
     else:
         pipe, call = more.build(name)
         takes = inspect.signature(pipe.__call__).parameters
@@ -173,6 +175,53 @@ def test_a_size_that_is_refused_is_told_and_the_next_is_taken(monkeypatch):
     check = checked(pipe, call, "sampling", monkeypatch=monkeypatch)
     assert check["sampling"].works == "yes"
     assert check.facts["size"].startswith("32 x 32 pixels, latents (4, 16, 16); not 16 x 16: ")
+
+
+LOOP, NOISE = "the adapter, against its own loop", "noise of your own"
+
+
+@pytest.mark.parametrize(
+    ("name", "latents", "told"),
+    [("kontext", "(16, 16)", "image, _auto_resize=False"),
+     ("flux_img2img", "(16, 16)", "image, strength=0.5"),
+     ("flux_control", "(16, 16)", "control_image")],
+)  # fmt: skip
+def test_pipelines_with_images_are_tried_with_some(name, latents, told, monkeypatch):
+    """At the smallest size, also where an area is filled; what the encoder says has a mean."""
+    pipe, call = made(name)
+    check = checked(pipe, call, "sampling", LOOP, NOISE, "image-to-image", monkeypatch=monkeypatch)
+    begins = name == "flux_img2img"
+    assert not_yes(check) == ({NOISE: "-"} if begins else {}), check
+    assert check["image-to-image"].told.startswith("it begins with noise on the image") == begins
+    assert check.facts["size"] == f"16 x 16 pixels, latents {latents}"
+    assert check.facts["tried with"].endswith(f"; of check-model's own {told}")
+    assert "encode" not in vars(pipe.vae)
+
+
+def test_images_of_your_own_are_opened_first_and_used(tmp_path, monkeypatch):
+    pipe, call = made("flux_img2img")
+    tiny.picture(16, 16).save(tmp_path / "in.png")
+    given = {**call, "image": str(tmp_path / "in.png"), "strength": 0.5, "size": 16}
+    check = checked(pipe, given, "sampling", OWN, LOOP, monkeypatch=monkeypatch)
+    assert check.works and "check-model's own" not in check.facts["tried with"], check
+    with pytest.raises(InvalidArgument, match=r"'none\.png' cannot be read as an image"):
+        glass_flows.check_model("no/such/folder", image="none.png")
+
+
+def test_an_image_that_is_not_looked_at_is_told(monkeypatch):
+    pipe, call = made("flux_img2img")
+    monkeypatch.setattr(
+        pipe.image_processor, "preprocess", lambda image, **size: torch.zeros(1, 3, 16, 16)
+    )
+    check = checked(pipe, call, "sampling", "image-to-image", monkeypatch=monkeypatch, size=16)
+    assert not_yes(check) == {"image-to-image": "no"}
+    assert "another image draws the same sample" in check["image-to-image"].told
+
+
+def test_a_size_is_an_area_where_one_is_filled(monkeypatch):
+    pipe, call = made("kontext")
+    check = checked(pipe, call, "sampling", monkeypatch=monkeypatch, size=24)
+    assert check.facts["size"].startswith("24 x 24 pixels"), check
 
 
 def test_memory_counts_what_is_alive_at_once_in_the_network():

@@ -253,15 +253,19 @@ class _InsideLoop:
 
     def _for_rows(self, given: Any) -> Any:
         """A picture to begin with, of all or of each prompt, for each particle."""
-        prompts, particles = self.asked.prompts, self.asked.method.particles
+        rows = len(self.asked.rows)
         if isinstance(given, Image.Image):
-            return [given] * len(self.asked.rows)
-        if not isinstance(given, (list, Tensor, np.ndarray)) or len(given) != len(prompts):
+            return [given] * rows
+        if isinstance(given, (Tensor, np.ndarray)) and given.ndim == 3:
+            given = given[None]
+        listed = isinstance(given, (list, Tensor, np.ndarray))
+        if not listed or len(given) not in (1, len(self.asked.prompts)):
             return given
+        times = rows // len(given)
         if isinstance(given, list):
-            return [one for one in given for _ in range(particles)]
+            return [one for one in given for _ in range(times)]
         repeat = given.repeat_interleave if isinstance(given, Tensor) else given.repeat
-        return repeat(particles, 0)
+        return repeat(times, 0)
 
     @contextmanager
     def _bar(self) -> Iterator[None]:

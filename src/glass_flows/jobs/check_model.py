@@ -148,7 +148,8 @@ def check_model(
     announce : callable, optional
         Is told what goes on, a line each.
     call
-        The pipeline's own call arguments.
+        The pipeline's own call arguments. Images that an adapter takes are check-model's own
+        without them, as is the strength of image-to-image: 0.5, one of two transitions.
 
     Returns
     -------
@@ -221,10 +222,10 @@ def _bench(
     if size is not None:
         if given := {"height", "width"} & set(call):
             raise InvalidArgument(f"size is height and width: leave {' and '.join(given)} out")
-        call = {**call, **dict.fromkeys(("height", "width"), check_count("size", size))}
+        check_count("size", size)
     from ..diffusers.pipeline import check_arguments
     from ..diffusers.refusals import check_pipeline
-    from .trials import Bench
+    from .trials import Bench, square
 
     if isinstance(model, str):
         model = resolve(model, loading, announce)
@@ -242,8 +243,25 @@ def _bench(
     if not hasattr(pipe, "components"):
         check_pipeline(pipe)  # which says what it is instead
     bench = Bench(pipe, _two(read(prompts), read(_own_prompts(pipe))), call, decode)
-    check_arguments(pipe, call, bench.family)
+    if size is not None:
+        bench.call = {**call, **square(size, bench.areas)}
+    check_arguments(pipe, bench.call, bench.family)
+    bench.own = _own_arguments(bench)
+    bench.call = {**bench.own, **bench.call}
     return bench
+
+
+def _own_arguments(bench: Bench) -> dict[str, Any]:
+    """Images for an adapter that takes some, where none are given, and what goes with them."""
+    from .trials import SAMPLER, own_images
+
+    options = {} if bench.family is None else dict(bench.family.options)
+    found = {name: one for name, one in own_images().items() if name in options}
+    if options.get("strength", 1.0) < 1.0:  # of two transitions one has to be left out
+        found["strength"] = 1 - 1 / SAMPLER.transitions
+    if "_auto_resize" in options and "image" not in bench.call:  # to a million pixels
+        found["_auto_resize"] = False
+    return {name: one for name, one in found.items() if name not in bench.call}
 
 
 def _listed(prompt: Any) -> list[Any]:
@@ -301,7 +319,9 @@ def _facts(bench: Bench) -> dict[str, str]:
     first, second = bench.prompts
     sizes = f"{SAMPLER.transitions} transitions of {SAMPLER.steps} evaluations"
     words = "no prompt" if first is None else f"the prompts {first!r} and {second!r}"
-    facts["tried with"] = f"{sizes}, {words}"
+    more = [n if n.endswith("image") else f"{n}={value}" for n, value in bench.own.items()]
+    ours = f"; of check-model's own {', '.join(more)}" if more else ""
+    facts["tried with"] = f"{sizes}, {words}{ours}"
     return facts
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
 from statistics import median
 from typing import Any
@@ -57,6 +58,20 @@ class Wrong(Exception):
     """What came out is not what must come out."""
 
 
+def own_images() -> dict[str, Any]:
+    """For a pipeline that takes images and is given none, by the names of its arguments."""
+    down = Image.linear_gradient("L")
+    image = Image.merge("RGB", (down, down.rotate(90), Image.radial_gradient("L")))
+    mask = down.point(lambda v: 255 * (v > 127))
+    found = {"image": image, "control_image": image, "mask_image": mask}
+    return {name: one.resize((64, 64)) for name, one in found.items()}
+
+
+def square(side: int, areas: bool) -> dict[str, int]:
+    """Call arguments of a picture of so many pixels a side; some say `areas`, too."""
+    return {"height": side, "width": side, **({"max_area": side * side} if areas else {})}
+
+
 def _tilt(images: Tensor) -> Tensor:
     """How much brighter the right side is than the left, of images (B, 3, H, W) or videos."""
     ramp = torch.linspace(-1.0, 1.0, images.shape[-1], dtype=images.dtype, device=images.device)
@@ -97,6 +112,8 @@ class Bench:
         The pipeline's call arguments; :meth:`settle` adds the size.
     decode : callable, optional
         As of :func:`glass_flows.steer_pipeline`.
+    own : dict
+        Those of them that were not given.
     refused : str
         Why it does not draw at a smaller size.
     figures : dict
@@ -109,6 +126,7 @@ class Bench:
     prompts: tuple[Any, Any]
     call: dict[str, Any]
     decode: Callable[[Tensor], Tensor] | None = None
+    own: dict[str, Any] = field(default_factory=dict)
     refused: str = ""
     figures: dict[str, float] = field(default_factory=dict)
     evaluations: dict[int, int] = field(default_factory=dict)
@@ -130,6 +148,19 @@ class Bench:
     @property
     def adapter(self) -> Any:
         return self.family(self.pipe, **self.call)
+
+    @cached_property
+    def begins_with_image(self) -> bool:
+        """Whether noise on an image of its call is where it begins."""
+        if self.family is None:
+            return False
+        with torch.no_grad():
+            return self.adapter.around([self.prompts[0]]) is not None
+
+    @property
+    def areas(self) -> bool:
+        """Whether it fills an area, which its call does not say."""
+        return "max_area" in self.takes and "max_area" not in self.call
 
     @property
     def passes(self) -> int:
@@ -188,14 +219,15 @@ class Bench:
         if len(own) < 2 or own & set(self.call):
             self.plain()
             return
+        areas = self.areas
         for side in self._sides():
-            self.call |= {"height": side, "width": side}
+            self.call |= square(side, areas)
             try:
                 self.plain()
                 return
             except Exception as error:  # of whatever is too small for it
                 self.refused = self.refused or f"{side} x {side}: {first_line(error)}"
-        for name in ("height", "width"):
+        for name in square(1, areas):
             self.call.pop(name, None)
         self.plain()
 
@@ -204,8 +236,11 @@ class Bench:
         most = math.inf if usual is None else usual * scale
         return [n * scale for n in _SIDES if n * scale < most]
 
-    def loop(self, scheduler: Any) -> Tensor:
-        """The clean state (1, *shape) that the pipeline's own loop ends with, by a scheduler."""
+    def loop(self, scheduler: Any, **more: Any) -> Tensor:
+        """The clean state (1, *shape) that the pipeline's own loop ends with, by a scheduler.
+
+        Where it draws what its encoder says of an image, the mean is taken, as by adapters.
+        """
         pipe, own, last = self.pipe, self.pipe.scheduler, list[Tensor]()
         step = scheduler.step
 
@@ -226,7 +261,13 @@ class Bench:
         try:
             scheduler.step, pipe.scheduler = kept, scheduler
             pipe.set_progress_bar_config(**{**bar, "disable": True})
-            pipe(num_inference_steps=2, generator=torch.Generator().manual_seed(0), **given)
+            with _means(pipe):
+                pipe(
+                    num_inference_steps=SAMPLER.transitions,
+                    generator=torch.Generator().manual_seed(0),
+                    **given,
+                    **more,
+                )
         finally:
             pipe.scheduler = own
             pipe.set_progress_bar_config(**bar)
@@ -247,6 +288,31 @@ class Bench:
         if found > self.alike:
             raise Wrong(f"{otherwise}: relative difference {found:.2g}")
         return "the same bits" if found == 0.0 else f"relative difference {found:.1e}"
+
+
+@contextmanager
+def _means(pipe: Any) -> Iterator[None]:
+    """Within, what the autoencoder draws of an image is the mean."""
+    vae = pipe.components.get("vae")
+    if not hasattr(vae, "encode"):
+        yield
+        return
+    encode, own = vae.encode, vars(vae).get("encode")
+
+    def encoded(*args: Any, **given: Any) -> Any:
+        found = encode(*args, **given)
+        if "latent_dist" in found:
+            law = found.latent_dist
+            law.sample = lambda generator=None: law.mode()
+        return found
+
+    vae.encode = encoded
+    try:
+        yield
+    finally:
+        del vae.encode
+        if own is not None:
+            vae.encode = own
 
 
 def first_line(error: BaseException) -> str:
@@ -319,9 +385,13 @@ def own_loop(bench: Bench) -> str:
     starts: list[Tensor] = []
     scheduler.noise = _of_the_first
     scheduler.at_boundary = lambda boundary: starts.append(boundary.x[:1].clone())
-    theirs = bench.loop(scheduler)
     sampler = build(Sampler, {**vars(SAMPLER), "solver": solver})
-    ours = samples(bench.draw(sampler=sampler, latents=starts[0].float()))
+    if bench.begins_with_image:  # where only we take no other beginning
+        result, steps = bench.watched(BestOf(1), sampler=sampler)
+        ours, theirs = samples(result), bench.loop(scheduler, latents=steps[0].boundary.x)
+    else:
+        theirs = bench.loop(scheduler)
+        ours = samples(bench.draw(sampler=sampler, latents=starts[0].float()))
     otherwise = "the adapter does not draw what the pipeline's own loop draws"
     return bench.same(ours, theirs.cpu().to(ours.dtype), otherwise)
 
@@ -343,6 +413,8 @@ def seeds(bench: Bench) -> str:
 def own_noise(bench: Bench) -> str:
     if bench.family is None and "latents" not in bench.takes:
         raise NotHere(f"{type(bench.pipe).__name__} takes no latents")
+    if bench.begins_with_image:
+        raise NotHere("it begins with noise on the image of its call, and takes no latents")
     shape = samples(bench.plain()).shape
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     one, again, other = (
@@ -516,6 +588,8 @@ def image_to_image(bench: Bench) -> str:
     if bench.family is None:
         bench.draw(method, init=own)  # is refused, and says why
         raise Wrong("a picture to begin with is taken and not used")
+    if bench.begins_with_image:
+        return _of_its_call(bench)
     adapter = bench.adapter
     pictures = [own, own.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     states = [beginning(one, adapter, 1) for one in pictures]
@@ -529,6 +603,15 @@ def image_to_image(bench: Bench) -> str:
     off = bench.figures["rms"] = float((back - to_pictures([own])).square().mean().sqrt())
     told = _refined(*bench.watched(method, init=own))
     return f"{told}; its own picture comes back from its latents {off:.2g} off (rms, of 1)"
+
+
+def _of_its_call(bench: Bench) -> str:
+    other = own_images()["image"].transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    drawn = replace(bench, call={**bench.call, "image": other}, _plain={}).draw()
+    found = bench.figures["difference"] = difference(samples(drawn), samples(bench.plain()))
+    if found <= bench.alike:
+        raise Wrong("another image draws the same sample: it does not reach what is drawn")
+    return "it begins with noise on the image of its call; another image, another sample"
 
 
 # --- what it takes --------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ...denoisers import Denoiser, Fitting
-from ...errors import InvalidArgument, check_name, shown
+from ...errors import InvalidArgument, ShapeError, check_name, shown
 from ...pixels import listed_images, opened
 from ...plans import Sampler
 from ...settings import ANY_COUNT, Count, Kind, Number
@@ -344,11 +344,16 @@ class Family(ABC):
     def pictures(self, name: str, count: int) -> list[Any]:
         """The images given as `name` for so many prompts: one for all, or one for each.
 
-        PIL images, or tensors (1, channels, height, width) in [0, 1].
+        PIL images, or tensors (1, 3, height, width) in [0, 1], of a mask (1, 1, height, width).
         """
-        given = self.given[name]
+        given, channels = self.given[name], 1 if name.startswith("mask") else 3
         if isinstance(given, Tensor) and given.ndim in (3, 4) and given.is_floating_point():
-            listed: list[Any] | None = list((given if given.ndim == 4 else given[None]).split(1))
+            batch = given if given.ndim == 4 else given[None]
+            if batch.shape[1] != channels or not batch.numel():
+                raise ShapeError(
+                    f"{name} must be (B, {channels}, height, width), got {tuple(given.shape)}"
+                )
+            listed: list[Any] | None = list(batch.split(1))
             low, high = (float(one) for one in given.aminmax())
             if not 0.0 <= low <= high <= 1.0:
                 raise InvalidArgument(f"{name} must lie in [0, 1], got {low:.4g} to {high:.4g}")
@@ -357,7 +362,7 @@ class Family(ABC):
         if listed is None:
             raise InvalidArgument(
                 f"{type(self.pipe).__name__} needs {name}: an image or its file, a list of them, "
-                f"or floats (B, 3, height, width) in [0, 1], got {shown(given)}"
+                f"or floats (B, {channels}, height, width) in [0, 1], got {shown(given)}"
             )
         if len(listed) not in (1, count):
             raise InvalidArgument(
