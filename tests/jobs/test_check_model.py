@@ -154,14 +154,6 @@ def test_passes_are_counted_by_what_the_pipelines_own_loop_asks(monkeypatch):
     assert "needs an adapter" in check["refinement"].told
 
 
-def test_files_of_images_are_opened_for_the_own_loop_too(tmp_path, monkeypatch):
-    pipe, call = made("kontext")
-    call["image"].save(tmp_path / "cat.png")
-    call |= {"image": str(tmp_path / "cat.png"), "height": 16, "width": 16}
-    check = checked(pipe, call, OWN, monkeypatch=monkeypatch)
-    assert check[OWN].works == "yes", check
-
-
 def test_particles_one_by_one_under_perturbed_attention(monkeypatch):
     """Whose network tells its three passes apart by their places in the batch."""
     pipe, call = made("SanaPAGPipeline")
