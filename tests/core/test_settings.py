@@ -77,7 +77,7 @@ from glass_flows.steering import (
     method_of,
     read_method,
 )
-from glass_flows.steering.methods import AnyMethod, every_setting
+from glass_flows.steering.methods import AnyMethod, every_setting, sampler_for
 from glass_flows.steering.refinement import BEGINNING
 from glass_flows.steering.strength import Auto
 from glass_flows.steering.values import FreeValue, ValueFunction
@@ -1347,3 +1347,12 @@ def test_no_other_solver_is_without_rho():
     for solver in ("default", "first-order", "paper"):
         with pytest.raises(InvalidArgument, match=r"rho=None \('none'\) is for Euler-Maruyama"):
             Sampler(rho=None, solver=solver)
+
+
+def test_best_of_n_and_the_beginning_of_refinement_are_on_the_ode():
+    sampler = Sampler(5, 3, 0.2)
+    assert sampler_for(Steering(4), sampler, ()) is sampler
+    assert sampler_for(BestOf(4), sampler, ("rho",)) is sampler
+    assert sampler_for(BestOf(4), sampler, ()) == Sampler.ode(15)
+    assert sampler_for(Refine(4), sampler, ()) == Sampler.ode(BEGINNING)
+    assert sampler_for(Refine(4), sampler, ("steps",)) == Sampler.ode(15)

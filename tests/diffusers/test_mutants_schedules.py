@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glass_flows.diffusers import GlassScheduler
-from glass_flows.diffusers.scheduler import LatentNoise, _key
+from glass_flows.diffusers.scheduler import LatentNoise, _key, _on_host
 from glass_flows.diffusers.schedules import Schedule, _told_apart
 from glass_flows.errors import InvalidArgument
 from glass_flows.noise import KeyedNoise
@@ -214,3 +214,9 @@ def test_a_particle_s_noise_is_the_first_stream_of_its_latents():
     each = [KeyedNoise(_key(row.numpy().data, 5)) for row in latents]
     expected = torch.cat([one(3, row[None]) for one, row in zip(each, latents)])
     assert torch.equal(noise(3, latents), expected)
+
+
+def test_a_timestep_without_a_value_is_not_waited_for():
+    assert _on_host(torch.tensor(3.0, device="meta"), wait=True) is None
+    assert _on_host(torch.tensor(3.0)) == _on_host(torch.tensor([3.0]), wait=True) == 3.0
+    assert _on_host(torch.tensor([3.0, 2.0]), wait=True) is None

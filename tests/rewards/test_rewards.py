@@ -691,3 +691,15 @@ def test_a_reward_is_clipped_from_above_alone():
 def test_nothing_to_normalise_by_is_named():
     with pytest.raises(InvalidArgument, match="no samples to normalise by"):
         Normalised.from_samples(FunctionReward(lambda z: z.sum(1)), torch.zeros(0, 3))
+
+
+def test_one_sample_in_batches_of_one_is_one_call():
+    asked = []
+
+    def bright(z):
+        asked.append(len(z))
+        return z.flatten(1).sum(1)
+
+    reward = FunctionReward(bright, "bright", max_batch=1)
+    assert reward(torch.ones(1, 2)).tolist() == [2.0]
+    assert asked == [1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from glass_flows.steering.population import Population, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
 from glass_flows.steering.schedules import share_at
 from glass_flows.steering.search import Beam
+from glass_flows.steering.smc import Weighted
 from glass_flows.steering.strength import Auto
 from glass_flows.steering.twist import Twister, informative, noise_gain
 from glass_flows.steering.values import Scorer, scaled
@@ -474,3 +476,20 @@ def test_noise_around_a_sample_has_the_path_s_amplitudes():
     assert begun.around is around
     with pytest.raises(InvalidArgument, match="noise to begin with"):
         Population.of(3, (2,), 2).noising(around, Linear(), 0.2)
+
+
+def test_the_last_weights_are_those_of_the_ladder():
+    """Independent draws, plain and weighted: by what they weigh at the end, not on the way."""
+    weights = torch.tensor([[[0.5, 0.5]], [[0.9, 0.1]], [[0.2, 0.8]]]).double()
+    ancestors = torch.arange(2).expand(2, 1, 2)
+    model = object()
+    course = SimpleNamespace(
+        settings=SimpleNamespace(twisted=False),
+        run=SimpleNamespace(moving=model, model=model, scale=3.0),
+    )
+    last = SimpleNamespace(also={}, rewards=torch.zeros(1, 2))
+    history = {"beside.weights": weights, "ancestors": ancestors}
+    plain, whole = Weighted.ladder(course, last, history)
+    assert (plain.scale, whole.scale) == (0.0, 3.0)
+    assert torch.equal(whole.weights, weights[2])
+    assert Weighted.ladder(course, last, {**history, "ancestors": ancestors.flip(-1)}) == []
