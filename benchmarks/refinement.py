@@ -381,7 +381,9 @@ def main() -> None:
     parser.add_argument(
         "--evaluations", type=int, nargs="+", default=[24, 60], help="of a particle (shapes)"
     )
-    parser.add_argument("--moves", type=int, default=60, help="without a reward (guided, guided-shapes)")
+    parser.add_argument(
+        "--moves", type=int, default=60, help="without a reward (guided, guided-shapes)"
+    )
     given = parser.parse_args()
     model = resolve(given.model)
     if not isinstance(model, Shapes):
