@@ -145,6 +145,12 @@ def test_a_seed_set_inside_is_seen():
     assert "the seed is set inside" in found.verdict[0]
 
 
+def test_a_constant_is_narrow_and_no_seed_is_blamed():
+    found = audit(lambda denoiser, shape, steps, generator: torch.ones(shape), **SMALL)
+    assert "narrow" in [fault.kind for fault in found.faults]
+    assert not any("reused" in line for line in found.verdict)
+
+
 def test_noise_from_elsewhere_and_no_questions_are_noted():
     torch.manual_seed(0)
 

@@ -37,8 +37,8 @@ _PANELS: dict[str, dict[str, Any]] = {
     "Look at what was drawn": {"report": report, "runs": runs_app, "evaluate": evaluate},
     "Study": {
         "check-model": check_model, "plan": plan, "check": check, "audit": audit,
-        "compare": compare,
-        "reproduce": reproduce, "train": train_app, "convert": convert_app,
+        "compare": compare, "reproduce": reproduce,
+        "train": train_app, "convert": convert_app,
     },
 }  # fmt: skip
 """In the order of a person's work."""

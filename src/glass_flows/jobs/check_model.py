@@ -165,9 +165,9 @@ def check_model(
     >>> print(check_model(pipe))
     >>> check_model("shapes").works
     """
+    bench = _bench(model, prompt, size, decode, loading, announce, call)
     from .trials import TRIALS
 
-    bench = _bench(model, prompt, size, decode, loading, announce, call)
     rows: list[Row] = []
     with (
         warnings.catch_warnings(record=True) as warned,
@@ -223,22 +223,22 @@ def _bench(
         if given := {"height", "width"} & set(call):
             raise InvalidArgument(f"size is height and width: leave {' and '.join(given)} out")
         check_count("size", size)
-    from ..diffusers.pipeline import check_arguments
-    from ..diffusers.refusals import check_pipeline
-    from .trials import Bench, square
-
     if isinstance(model, str):
         model = resolve(model, loading, announce)
     elif loading is not None:
         raise InvalidArgument("loading: only for a model by its name; this one is loaded")
     read: Callable[[Sequence[Any]], Sequence[Any]] = tuple
     pipe = model
-    if isinstance(model, Model):
-        if not isinstance(model, Pipeline):
-            raise InvalidArgument(
-                f"check_model tries diffusers pipelines, and {model.name!r} is none: give a "
-                "folder, a hub id or shapes"
-            )
+    if isinstance(model, Model) and not isinstance(model, Pipeline):
+        raise InvalidArgument(
+            f"check_model tries diffusers pipelines, and {model.name!r} is none: give a folder, a "
+            "hub id or shapes"
+        )
+    from ..diffusers.pipeline import check_arguments  # after what needs no diffusers
+    from ..diffusers.refusals import check_pipeline
+    from .trials import Bench, square
+
+    if isinstance(model, Pipeline):
         pipe, call, read = model.pipe, {**model.call, **call}, _reader(model)
     if not hasattr(pipe, "components"):
         check_pipeline(pipe)  # which says what it is instead

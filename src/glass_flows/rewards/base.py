@@ -257,6 +257,26 @@ class FunctionReward(Reward):
         return f"FunctionReward({self.name!r})"
 
 
+class ReadFunction(FunctionReward):
+    """A function as somebody has it, of which names and annotations say what it is handed."""
+
+    signature: Signature
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str | None = None,
+        *,
+        range: tuple[float, float] = FunctionReward.range,
+        max_batch: int | None = None,
+    ) -> None:
+        if isinstance(function, Reward):
+            raise InvalidArgument(f"{function.name!r} is a Reward already: take it as it is")
+        super().__init__(function, name, range=range, max_batch=max_batch)
+        self.signature = Signature.of(function, self.name)
+        self.takes_prompts = self.signature.prompts is not None
+
+
 def _holds(low: float, high: float) -> bool:
     return low <= high and low < math.inf and high > -math.inf
 

@@ -31,8 +31,7 @@ from ..errors import (
 )
 from ..progress import note
 from ..settings import Switch
-from .base import FunctionReward, Prompts, Reward, numbers
-from .signatures import Signature
+from .base import FunctionReward, Prompts, ReadFunction, Reward, numbers
 
 __all__ = ["FORMS", "KINDS", "Form", "OfImages", "pictures", "recognise", "to_bytes", "try_reward"]
 
@@ -133,7 +132,7 @@ FORMS = (
 # --- rewards in a form ----------------------------------------------------------------------------
 
 
-class OfImages(FunctionReward):
+class OfImages(ReadFunction):
     """A function of images, in whatever form it takes them, as a reward of (B, 3, H, W) in [0, 1].
 
     What is not said is recognised when it is first asked, on three pictures of the size that it is
@@ -163,8 +162,6 @@ class OfImages(FunctionReward):
     >>> dark = OfImages(lambda image: (np.asarray(image) < 64).mean(), takes="pil", each=True)
     """
 
-    signature: Signature
-
     def __init__(
         self,
         function: Callable[..., Any],
@@ -175,11 +172,7 @@ class OfImages(FunctionReward):
         range: tuple[float, float] = FunctionReward.range,
         max_batch: int | None = None,
     ) -> None:
-        if isinstance(function, Reward):
-            raise InvalidArgument(f"{function.name!r} is a Reward already: take it as it is")
         super().__init__(function, name, range=range, max_batch=max_batch)
-        self.signature = Signature.of(function, self.name)
-        self.takes_prompts = self.signature.prompts is not None
         kinds = (check_name("kind of image", takes, KINDS),) if takes is not None else None
         each = Switch(optional=True).read("each", each)
         self._open = [f for f in FORMS if f.takes in (kinds or KINDS) and each in (None, f.each)]

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from ..errors import InvalidArgument, ShapeError
+from ..errors import ShapeError
 from ..settings import Count, Object, Settings, Switch, setting
-from .base import FunctionReward, Prompts, Reward, numbers
+from .base import FunctionReward, Prompts, ReadFunction, numbers
 from .signatures import Signature, name_of
 
 __all__ = ["FRAMES", "OfVideos", "Viewing", "chosen", "says_videos"]
@@ -70,7 +70,7 @@ def _named(function: Callable[..., Any]) -> re.Match[str] | None:
     return None if samples is None else _VIDEO.search(samples.name)
 
 
-class OfVideos(FunctionReward):
+class OfVideos(ReadFunction):
     """A function of videos as a reward of (B, F, 3, H, W) in [0, 1].
 
     It answers with a number, a list, an array or a tensor: one for each video.
@@ -97,7 +97,6 @@ class OfVideos(FunctionReward):
     """
 
     takes_video = True
-    signature: Signature
 
     def __init__(
         self,
@@ -108,11 +107,7 @@ class OfVideos(FunctionReward):
         range: tuple[float, float] = FunctionReward.range,
         max_batch: int | None = None,
     ) -> None:
-        if isinstance(function, Reward):
-            raise InvalidArgument(f"{function.name!r} is a Reward already: take it as it is")
         super().__init__(function, name, range=range, max_batch=max_batch)
-        self.signature = Signature.of(function, self.name)
-        self.takes_prompts = self.signature.prompts is not None
         named, asked = _named(function), Switch(optional=True).read("each", each)
         self.each = bool(named and not named[2]) if asked is None else asked
 

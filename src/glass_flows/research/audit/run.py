@@ -167,7 +167,8 @@ class _Run:
         if not whole:  # figures of some batches would have another error
             looks, self.whole = [[] for _ in looks], False
         self.asked |= asked > 0
-        self.repeated |= bool(torch.equal(parts[0], parts[1]))
+        varied = bool((parts[0].std(0)[COPIES:] > 0.0).any())
+        self.repeated |= varied and torch.equal(parts[0], parts[1])
         self.batches.append(parts)
         figures = line_figures(torch.cat(parts), self.line)
         figures |= input_figures(looks, self.samples)
