@@ -223,6 +223,7 @@ REFINE = {
     "moves": any_of(0, 1, 3, np.int64(2)),
     "move_times": any_of(0.3, "ramp", "adaptive:0.5", (0.2, 0.7), Ramp(), Acceptance(), [0.5]),
     "move_steps": any_of(None, 1, 3, [1, 2], np.array([2])),
+    "move_guidance": any_of(None, 1, 1.0),
     "schedule": any_of(None, "linear", "adaptive", lambda u: u),
     "returned": any_of("best", "last"),
     "until": any_of(None, 0.0, -math.inf, 10**3),

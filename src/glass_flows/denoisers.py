@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import MISSING, dataclass, field, replace
 from typing import Any, Protocol, Union, cast
 
@@ -132,6 +133,10 @@ class BaseDenoiser(ABC):
         """For `part` of a batch of `batch` rows."""
         return self
 
+    def at_cfg_scale(self, scale: float) -> BaseDenoiser | None:
+        """The same network under another classifier-free guidance; None where it cannot tell."""
+        return self if scale == self.cfg_scale else None
+
     @property
     def device(self) -> torch.device | None:
         return None
@@ -173,6 +178,15 @@ class WrappedDenoiser(BaseDenoiser):
 
     def estimate(self, x: Tensor, t: float) -> Estimate:
         return self.denoiser.estimate(x, t)
+
+    def at_cfg_scale(self, scale: float) -> BaseDenoiser | None:
+        """The same around the same network under another classifier-free guidance."""
+        denoiser = self.denoiser.at_cfg_scale(scale)
+        if denoiser is None:
+            return None
+        other = copy(self)
+        other.denoiser = denoiser
+        return other
 
     @property
     def device(self) -> torch.device | None:
@@ -402,6 +416,8 @@ class Denoiser(Checked, BaseDenoiser):
     network_cfg : float
         w of that guidance, for the grid of the samplers. What a network distilled with guidance is
         told is none.
+    network_at : callable, optional
+        w -> that function under another w, which refinement's moves ask for.
     """
 
     network: Callable[..., Tensor] = setting(MISSING, Function("callable"))
@@ -416,6 +432,9 @@ class Denoiser(Checked, BaseDenoiser):
     checkpoint: bool = setting(False, Switch())
     passes: int = setting(1, Count())
     network_cfg: float = setting(1.0, Number())
+    network_at: Callable[[float], Callable[..., Tensor]] | None = setting(
+        None, Function("a callable of w, or None", optional=True)
+    )
 
     @classmethod
     def called(cls, name: str) -> str:
@@ -439,6 +458,15 @@ class Denoiser(Checked, BaseDenoiser):
     @property
     def cfg_scale(self) -> float:
         return self.network_cfg if self.guidance_scale == 1.0 else self.guidance_scale
+
+    def at_cfg_scale(self, scale: float) -> Denoiser | None:
+        if scale == self.cfg_scale:
+            return self
+        if self.network_at is not None and self.guidance_scale == 1.0:
+            return replace(self, network=self.network_at(scale), network_cfg=scale)
+        if self.unconditional is not None and self.network_cfg == 1.0:
+            return replace(self, guidance_scale=scale)
+        return None
 
     @property
     def device(self) -> torch.device | None:

@@ -234,6 +234,7 @@ ANY = {
         moves=st.integers(0, 50),
         move_times=move_times,
         move_steps=sometimes(counts | st.lists(counts, min_size=1, max_size=5)),
+        move_guidance=sometimes(shares),
         schedule=st.sampled_from([None, "constant", "linear", "adaptive:0.3"]),
         resampling=st.sampled_from(sorted(RESAMPLERS)),
         ess_threshold=shares,
@@ -359,6 +360,7 @@ OTHER[Refine] = {
     "move_times": ["0.35", "0.2,0.6", "0.4,", "ramp:0.2", "ramp:last=0.95", "adaptive",
                    "adaptive:0.5", "adaptive:first=0.45"],
     "move_steps": ["1", "7", "2,3", "4,"],
+    "move_guidance": ["0", "0.25", "1"],
     "schedule": ["constant", "linear", "adaptive", "adaptive:0.6"],
     "returned": ["last"],
     "until": ["0", "-2.5"],
@@ -772,6 +774,7 @@ WRONG = {
                        "0.5,x", "ramp:0", "ramp:0.1:2", "ramp:rate=0.5", "adaptive:1",
                        "adaptive:x", Ramp],
         "move_steps": [0, -1, 1.5, NAN, True, "x", {}, [], [0], [1, None], "1,x"],
+        "move_guidance": [-0.1, 1.1, NAN, True, "x", [0.5], {}],
         "schedule": [0, 0.5, NAN, True, "x", "", {}, [-0.1], [NAN], [0.5, 1.0], "adaptive:0"],
         "resampling": [0, True, None, "x", ["ssp"]],
         "ess_threshold": [-0.1, 1.1, NAN, True, None, "x", [0.5]],
@@ -1280,7 +1283,8 @@ CALLS = [
     (greedy, Greedy(), Sampler()),
     (greedy, Greedy(6, 2.0, 3, pick="sample"), Sampler(3, 2, "ddpm")),
     (refine, Refine(), Sampler.ode(BEGINNING)),
-    (refine, Refine(6, 2.0, 4, (0.2, 0.6), 2, "linear", "ssp", 0.9, "last"), Sampler(2, 2, "ddpm")),
+    (refine, Refine(6, 2.0, 4, (0.2, 0.6), 2, 1.0, "linear", "ssp", 0.9, "last"),
+     Sampler(2, 2, "ddpm")),
 ]  # fmt: skip
 
 

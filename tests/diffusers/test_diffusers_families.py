@@ -169,3 +169,26 @@ def test_the_sampler_is_told_of_classifier_free_guidance(name, asked, w):
     prompts = list(prompt) if name in PROMPTLESS else [prompt]
     denoiser = adapter.denoiser(prompts, Schedule.of(config_of(pipe.scheduler)))
     assert denoiser.cfg_scale == w
+
+
+@pytest.mark.parametrize("name", tiny.some())
+def test_another_guidance_is_that_of_another_call(name):
+    """Bit for bit; where it is an input of the network, or there is none, it cannot be told."""
+    pipe = tiny.build(name)
+    given, prompt = settings(name)
+    prompts = list(prompt) if name in PROMPTLESS else [prompt]
+    adapter, schedule = family_of(pipe)(pipe, **given), Schedule.of(config_of(pipe.scheduler))
+    denoiser = adapter.denoiser(prompts, schedule)
+    w = denoiser.cfg_scale
+    if adapter.passes == 1:
+        assert w == 1.0 and denoiser.at_cfg_scale(2.0) is None
+        return
+    other = given | {adapter.guidance_argument: adapter.given[adapter.guidance_argument] + 0.5}
+    expected = family_of(pipe)(pipe, **other).denoiser(prompts, schedule)
+    noise = torch.Generator().manual_seed(0)
+    x, t = torch.randn(len(prompts), *adapter.shape, generator=noise), 0.4
+    t = min(schedule.path.trained_times or [t], key=lambda trained: abs(trained - t))
+    moved = denoiser.at_cfg_scale(w + 0.5)
+    assert moved.cfg_scale == expected.cfg_scale == w + 0.5
+    assert torch.equal(moved(x, t), expected(x, t))
+    assert not torch.equal(moved(x, t), denoiser(x, t))

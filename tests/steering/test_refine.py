@@ -24,7 +24,7 @@ from glass_flows.noise import KeyedNoise
 from glass_flows.paths import Linear
 from glass_flows.plans import Default, plan_transition
 from glass_flows.runs import RunFolder
-from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp, loop
+from glass_flows.steering import RESAMPLERS, Acceptance, Adaptive, Ramp, Shards, loop
 from glass_flows.steering.refinement import BEGINNING, evaluations_of, time_on
 from glass_flows.worlds import GaussianMixture
 from statistics_rules import PATHS, SAMPLES, Mixture, accept, covering, law_p_values
@@ -229,6 +229,111 @@ def test_classifier_free_guidance_is_named():
     )  # fmt: skip
     (bias,) = refine(model, slope, shape=(1,), moves=1, returned="last", seed=0).biases
     assert "classifier-free guidance" in bias
+
+
+# ------------------------------------------------------------------------- under guidance
+#
+# Two networks of N(m, s²) that differ in m alone are under any w one of N(m_w, s²): here a guided D
+# is a posterior mean, and moves have a law.
+
+
+def centre(w):
+    return MEAN + 0.4 * (w - 1.0)
+
+
+def network(x, t, c):
+    """D of N(c, s²)."""
+    a, s = t[:, None], 1.0 - t[:, None]
+    return (c[:, None] * s**2 + SPREAD**2 * a * x) / (s**2 + SPREAD**2 * a**2)
+
+
+def guided(w, inside=False):
+    if not inside:
+        return Denoiser(
+            network, Linear(), "sample", guidance_scale=w,
+            conditioning={"c": torch.tensor([centre(1.0)], dtype=torch.float64)},
+            unconditional={"c": torch.tensor([centre(0.0)], dtype=torch.float64)},
+        )  # fmt: skip
+
+    def network_at(w):
+        return lambda x, t: network(x, t, torch.tensor([centre(w)], dtype=torch.float64))
+
+    return Denoiser(
+        network_at(w), Linear(), "sample", passes=2, network_cfg=w, network_at=network_at
+    )
+
+
+@in_law
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("w", "share", "moved"), [(5.0, None, 3.0), (3.0, 0.25, 1.5), (5.0, 0.0, 1.0), (2.0, 1, 2.0)]
+)
+def test_moves_have_their_share_of_the_guidance(w, share, moved, inside):
+    """Chains that begin in the tilted law of that guidance stay in it."""
+    law = [1.0], [[centre(moved) + 1.2 * SPREAD**2]], [SPREAD**2]
+    noise = torch.randn(SAMPLES, 1, generator=torch.Generator().manual_seed(1)).double()
+    result = refine(
+        guided(w, inside), slope, shape=(1,), init=law[1][0][0] + SPREAD * noise, moves=3,
+        move_times=(0.2, 0.5), particles=SAMPLES, ess_threshold=0.0, solver=EXACT, seed=0,
+        scale=1.2, returned="last", move_guidance=share, move_steps=2,
+    )  # fmt: skip
+    assert accept(law_p_values(result.samples[0], law))
+    passes = 1 if moved == 1.0 and not inside else 2
+    assert result.network_evaluations == SAMPLES * 3 * 2 * passes
+
+
+def test_what_is_drawn_has_all_the_guidance():
+    one = {"shape": (1,), "seed": 0, "moves": 0, "scale": 1.0, "dtype": torch.float64}
+    for share in (None, 0.0, 1.0):
+        drawn = refine(guided(4.0), slope, move_guidance=share, **one).samples
+        torch.testing.assert_close(drawn, refine(guided(4.0, True), slope, **one).samples)
+
+
+def test_moves_under_less_guidance_take_fewer_evaluations():
+    one = {"shape": (1,), "seed": 0, "particles": 1, "move_times": 0.3, "scale": 1.0, "moves": 1}
+    for share, moved in ((None, 3.0), (1.0, 5.0), (0.5, 3.0), (0.25, 2.0)):
+        method = Refine(1, moves=1, move_times=0.3, move_guidance=share)
+        asked = evaluations_of(0.3, moved)
+        assert method.evaluations(Sampler.ode(6), 5.0) == 6 + asked
+        result = refine(guided(5.0), slope, move_guidance=share, **one)
+        assert result.network_evaluations == 2 * (6 + asked)
+
+
+def test_in_micro_batches_moves_are_the_same():
+    one = {"shape": (1,), "seed": 0, "scale": 1.0, "moves": 2, "dtype": torch.float64}
+    parts = refine(guided(5.0, True), slope, shards=Shards(micro_batch=3), **one)
+    whole = refine(guided(5.0, True), slope, **one)
+    assert torch.equal(parts.samples, whole.samples)
+    assert parts.network_evaluations == whole.network_evaluations
+
+
+def test_a_denoiser_that_knows_one_guidance_moves_under_it():
+    """As before there was a choice; and it is not asked for another."""
+    alone = replace(guided(5.0, True), network_at=None)
+    one = {"shape": (1,), "seed": 0, "scale": 1.0, "moves": 3, "dtype": torch.float64}
+    whole = refine(guided(5.0), slope, move_guidance=1, **one)
+    torch.testing.assert_close(refine(alone, slope, **one).samples, whole.samples)
+    with pytest.raises(InvalidArgument, match=r"asks for guidance 2, .* knows 5 alone"):
+        refine(alone, slope, move_guidance=0.25, **one)
+    with pytest.raises(InvalidArgument, match="this denoiser is under none: leave it out"):
+        run(move_guidance=0.25)
+
+
+def test_a_solver_that_was_told_of_guidance_has_its_share_in_moves():
+    one = {"shape": (1,), "seed": 0, "scale": 1.0, "moves": 3, "dtype": torch.float64}
+    told = refine(guided(5.0), slope, solver="default:guidance=5", **one)
+    assert torch.equal(told.samples, refine(guided(5.0), slope, **one).samples)
+    other = refine(guided(5.0), slope, solver="default:guidance=1", **one)
+    assert not torch.allclose(told.samples, other.samples, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(None, "D is no posterior mean"), (0.0, "moves are without"), (1.0, "no p")]
+)
+def test_what_guidance_does_to_the_law_is_named(share, said):
+    one = {"shape": (1,), "seed": 0, "scale": 1.0, "moves": 1, "returned": "last"}
+    (bias,) = refine(guided(5.0), slope, move_guidance=share, **one).biases
+    assert said in bias
 
 
 # ------------------------------------------------------------------------------------- its settings

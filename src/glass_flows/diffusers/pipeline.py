@@ -73,6 +73,7 @@ def steer_pipeline(
     moves: int = 6,
     move_times: MoveTimes | str = _RAMP,
     move_steps: int | Sequence[int] | None = None,
+    move_guidance: float | None = None,
     returned: str = "best",
     until: float | None = None,
     rescore: int = 0,

@@ -349,6 +349,7 @@ def refine(
     moves: int = 6,
     move_times: MoveTimes | str = _RAMP,
     move_steps: int | Sequence[int] | None = None,
+    move_guidance: float | None = None,
     schedule: ScaleSchedule | None = None,
     resampling: str = "systematic",
     ess_threshold: float = 0.5,
@@ -437,6 +438,7 @@ def iterate_steering(
     denoiser call, the rest is as in :func:`steer`. A weighted method yields SteeringSteps.
     """
     check_table(table)
+    method = method.fitted(denoiser)
     method.check_table(table)
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x

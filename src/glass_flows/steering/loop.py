@@ -123,7 +123,7 @@ def conduct(
     """Run a method from its start, or from where it was, to its end."""
     denoiser = as_denoiser(denoiser)
     watch = watch or Watch()
-    table = sampler.plan(denoiser.path, denoiser.cfg_scale)
+    table, method = sampler.plan(denoiser.path, denoiser.cfg_scale), method.fitted(denoiser)
     method.check_table(table)
     watch.resume(population.seed)
     first = 0 if watch.saved is None else watch.saved.index

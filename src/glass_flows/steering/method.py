@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -114,6 +114,10 @@ class Method(Settings, ABC):
     def looks_with(self) -> Value:
         """How values are taken at a boundary."""
         return FreeValue()
+
+    def fitted(self, denoiser: DenoiserLike) -> Self:
+        """With what was left to the denoiser; raises where a setting cannot act on it."""
+        return self
 
     @abstractmethod
     def steered(self, table: Table) -> frozenset[int]:

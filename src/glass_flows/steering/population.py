@@ -244,18 +244,19 @@ class Run:
         about = (prompts and prompts[own], self.shards.pieces, own.start)
         self.scorer = Scorer(scored, *about)
         self.beside = {name: Scorer(one, *about) for name, one in also.items()}
+        self.advance, self.tallies = advance, list[Tally]()
         model = whole.spread(population.count, population.particles)
         guidance = tilt.guidance
         self.guides = guidance is not None and guidance.scale > 0.0
         if isinstance(model, GuidedDenoiser):  # of the user's: values see the model behind it
-            self.moving = self._tally(model, advance)
-            self.model = self._tally(model.denoiser, advance)
+            self.moving = self._tally(model)
+            self.model = self._tally(model.denoiser)
         elif self.guides:
             guided = GuidedDenoiser(model, scored, guidance, scale=self.scale, prompts=prompts)
-            self.moving = self._tally(guided, advance)
-            self.model = self._tally(model, advance)
+            self.moving = self._tally(guided)
+            self.model = self._tally(model)
         else:
-            self.moving = self.model = self._tally(model, advance)
+            self.moving = self.model = self._tally(model)
         self.x = self._start(whole)
 
     def _start(self, denoiser: BaseDenoiser) -> Tensor:
@@ -268,10 +269,26 @@ class Run:
             return starting_noise(self.table, mine, self.noise, begin.dtype, home)
         return begin.x[own]
 
-    def _tally(self, model: BaseDenoiser, advance: Callable[[], None]) -> Tally:
+    def _tally(self, model: BaseDenoiser) -> Tally:
         cut = len(self.shards.pieces) > 1 or self.shards.count > 1
         rows = len(self.population)
-        return Tally(Pieces(model, self.shards, rows) if cut else model, advance)
+        return self._counted(Pieces(model, self.shards, rows) if cut else model)
+
+    def _counted(self, model: BaseDenoiser) -> Tally:
+        self.tallies.append(Tally(model, self.advance))
+        return self.tallies[-1]
+
+    def moving_at(self, cfg_scale: float) -> Tally:
+        """What moves the particles, under another classifier-free guidance, counted with the rest.
+
+        Raises :class:`InvalidArgument` if the denoiser cannot tell.
+        """
+        if cfg_scale == self.moving.cfg_scale:
+            return self.moving
+        other = self.moving.denoiser.at_cfg_scale(cfg_scale)
+        if other is None:
+            raise InvalidArgument(f"this denoiser cannot be asked under guidance {cfg_scale:g}")
+        return self._counted(other)
 
     def boundaries(self) -> Iterator[Boundary]:
         """The executor's pauses, the last with the samples."""
@@ -342,7 +359,7 @@ class Run:
 
     @property
     def costs(self) -> Costs:
-        tallies = {self.model, self.moving}
+        tallies = self.tallies
         own = (
             sum(tally.network_evaluations for tally in tallies),
             sum(tally.network_gradients for tally in tallies),

@@ -49,6 +49,7 @@ __all__ = ["BEGINNING", "Acceptance", "Ramp", "Refine", "RefineStep", "evaluatio
 BEGINNING = 6
 """Evaluations of the ODE that draws the first samples, if nothing else is asked for."""
 _INSIDE = Number("lie in (0, 1)", lambda t: 0.0 < t < 1.0)
+_HALF = 0.5  # of the guidance: measured in docs/refinement.md
 _GAIN = 2.0  # of the adaptation of t: how far log α/σ moves for a move that all refuse
 
 
@@ -102,6 +103,10 @@ class Refine(Method):
     move_steps : int, list of int, or None
         Network evaluations of each move; None is 3, and under classifier-free guidance w more where
         t is below 0.6: 1.5 (w - 1), up to 9.
+    move_guidance : number in [0, 1], or None
+        Share of the model's classifier-free guidance w that moves have, 1 + share (w - 1): under
+        all of it many moves drift away from the data. None is 0.5, or 1 where the denoiser cannot
+        be asked under another w.
     schedule : None, "constant", "linear", "adaptive[:ESS]", a function of k/K, or K shares
         Share of λ that each move accepts by. None is linear from draws of the model, and constant
         from samples that are given, which a small λ would forget.
@@ -122,6 +127,7 @@ class Refine(Method):
     moves: int = setting(6, Count(least=0, most=MOST_EVALUATIONS))
     move_times: MoveTimes = setting(Ramp(), MOVE_TIMES)
     move_steps: int | tuple[int, ...] | None = setting(None, MOVE_STEPS)
+    move_guidance: float | None = setting(None, replace(SHARE, optional=True))
     schedule: ScaleSchedule | None = setting(None, TEMPERING)
     resampling: str = setting("systematic", Choice("resampling scheme", RESAMPLERS))
     ess_threshold: float = setting(0.5, SHARE)
@@ -157,6 +163,30 @@ class Refine(Method):
     def guidance(self) -> Guidance | None:
         return None
 
+    def weaker(self, w: float) -> float:
+        """Classifier-free guidance of the moves, of a network under w."""
+        share = _HALF if self.move_guidance is None else self.move_guidance
+        return w if w <= 1.0 else 1.0 + share * (w - 1.0)
+
+    def fitted(self, denoiser: DenoiserLike) -> Refine:
+        model, share = as_denoiser(denoiser), self.move_guidance
+        w = self.weaker(model.cfg_scale)
+        if share in (None, 1.0):
+            able = model.at_cfg_scale(w) is not None
+            return self if able or share else replace(self, move_guidance=1.0)
+        if w == model.cfg_scale:
+            raise InvalidArgument(
+                f"move_guidance={share:g} is a share of classifier-free guidance, and this "
+                "denoiser is under none: leave it out"
+            )
+        if model.at_cfg_scale(w) is None:
+            raise InvalidArgument(
+                f"move_guidance={share:g} asks for guidance {w:g}, and this denoiser knows "
+                f"{model.cfg_scale:g} alone: give it unconditional={{...}} or network_at=..., or "
+                "leave move_guidance out"
+            )
+        return self
+
     def steered(self, table: Table) -> frozenset[int]:
         return frozenset()
 
@@ -182,7 +212,7 @@ class Refine(Method):
         """Evaluations of a move to a time, of a network under this classifier-free guidance."""
         steps = self.move_steps
         if steps is None:
-            return evaluations_of(time, guidance)
+            return evaluations_of(time, self.weaker(guidance))
         return steps[move % len(steps)] if isinstance(steps, tuple) else steps
 
     def filling(self, evaluations: int, beginning: int, guidance: float = 1.0) -> Refine:
@@ -217,8 +247,11 @@ class Refine(Method):
         found = []
         if isinstance(denoiser, GuidedDenoiser):
             found.append("reward guidance tilts the moves, and their acceptance does not undo it")
-        if as_denoiser(denoiser).cfg_scale not in (0.0, 1.0):
+        given = as_denoiser(denoiser).cfg_scale
+        if self.weaker(given) not in (0.0, 1.0):
             found.append("under classifier-free guidance D is no posterior mean: moves keep no law")
+        elif given > 1.0:
+            found.append("moves are without the classifier-free guidance that samples begin under")
         if isinstance(self.schedule, Adaptive):
             found.append("λ was chosen by the ESS of the chains themselves")
         if isinstance(self.move_times, Acceptance):
@@ -305,8 +338,14 @@ class Refining(Course):
 
     def __init__(self, settings: Refine, run: Run) -> None:
         self.settings, self.run = settings, run
-        self.path, model = run.table.path, run.model
-        self.solver = solver_for(cast(Solver, run.table.solver or Default()), model.cfg_scale)
+        self.path, self.moving = (
+            run.table.path,
+            run.moving_at(settings.weaker(run.moving.cfg_scale)),
+        )
+        solver = cast(Solver, run.table.solver or Default())
+        if isinstance(solver, Default) and solver.guidance is not None:
+            solver = replace(solver, guidance=settings.weaker(solver.guidance))
+        self.solver = solver_for(solver, self.moving.cfg_scale)
         self.tables: dict[tuple[float, int], Table] = {}
         P, N = run.population.count, settings.particles
         self.z: Tensor | None = None  # this process's states
@@ -360,7 +399,7 @@ class Refining(Course):
         """Noise z to x_t, and draw z' from p(z | x_t)."""
         noise, t, z = _OfMove(self.run.noise, boundary.index), table.times[0], boundary.x
         x = self.path.alpha(t) * z + self.path.sigma(t) * noise.of_sample(z)
-        for end in iterate(table, self.run.moving, x, noise):  # noqa: B007
+        for end in iterate(table, self.moving, x, noise):  # noqa: B007
             pass
         return end.x
 

@@ -13,6 +13,7 @@ twisted noise also the gradients and estimates of all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 import torch.distributed as dist
@@ -182,6 +183,17 @@ class Pieces(WrappedDenoiser):
             with rows_from(self.first + piece.start):
                 found.append(denoiser.estimate(x[piece], t))
         return joined(found)
+
+    def at_cfg_scale(self, scale: float) -> Pieces | None:
+        other = copy(self)
+        other.parts = []
+        for piece, one in self.parts:
+            denoiser = one.at_cfg_scale(scale)
+            if denoiser is None:
+                return None
+            other.denoiser = denoiser  # whose costs and guidance are those of all parts
+            other.parts.append((piece, denoiser))
+        return other
 
 
 def joined(parts: Sequence[Estimate]) -> Estimate:

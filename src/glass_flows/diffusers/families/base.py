@@ -11,6 +11,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import Any, ClassVar
 
 import diffusers
@@ -233,6 +234,14 @@ class Family(ABC):
         """w of classifier-free guidance D_u + w (D_c - D_u), 1 without."""
         return float(self.given[self.guidance_argument]) if self.passes == 2 else 1.0
 
+    def guided(self, scale: float) -> Family:
+        """The same call under another w of classifier-free guidance, with as many passes."""
+        if scale == self.cfg_scale:
+            return self
+        other, name = copy(self), self.guidance_argument
+        other.given = {**self.given, name: self.given[name] + scale - self.cfg_scale}
+        return other
+
     @property
     def device(self) -> torch.device:
         """Where the pipeline runs, also under CPU offloading."""
@@ -270,7 +279,7 @@ class Family(ABC):
 
         `max_batch` "auto" finds the largest batch that fits in the device's memory.
         """
-        network: Callable[..., Tensor] = self._predict
+        fits = False
         if self.caches:
             if isinstance(max_batch, int) or checkpoint:
                 raise InvalidArgument(
@@ -280,7 +289,7 @@ class Family(ABC):
             max_batch = None
         if isinstance(max_batch, str):
             check_name("max_batch", max_batch, ("auto",))
-            network, max_batch = Fitting(network), None
+            fits, max_batch = True, None
         config = schedule.base.config
         if config.get("clip_sample") or config.get("thresholding"):
             raise InvalidArgument(
@@ -289,8 +298,13 @@ class Family(ABC):
             )
         with torch.no_grad(), named_before_network(self.pipe):
             conditioning = self.encode(list(prompts))
+
+        def network(scale: float) -> Callable[..., Tensor]:
+            predict = self.guided(scale)._predict
+            return Fitting(predict) if fits else predict
+
         return Denoiser(
-            network,
+            network(self.cfg_scale),
             schedule.path,
             prediction=schedule.prediction,
             time=schedule.model_time,
@@ -300,6 +314,7 @@ class Family(ABC):
             checkpoint=checkpoint,
             passes=self.passes,
             network_cfg=self.cfg_scale,
+            network_at=network if self.passes == 2 else None,
         )
 
     def texts(self, prompts: Sequence[Any], **others: Any) -> Any:
