@@ -2,8 +2,9 @@
 
     python -m benchmarks.refinement law          # the tilted law of the digits, by chains of moves
     python -m benchmarks.refinement guided       # moves without a reward under guidance
-    python -m benchmarks.refinement less-guided  # the same, under less guidance than drew them
+    python -m benchmarks.refinement less-guided  # the same, with a share of that guidance
     python -m benchmarks.refinement guided-shapes
+    python -m benchmarks.refinement less-guided-shapes
     python -m benchmarks.refinement improve      # rejected pictures of Shapes, after some moves
     python -m benchmarks.refinement shapes       # plain, best-of-N, steering, refinement on Shapes
 
@@ -146,7 +147,7 @@ def _told(verdicts: Any, rewards: Any) -> tuple[str, str]:
 
 
 def guided(quick: bool, moves: int = 60) -> Iterator[str]:
-    """Digits of a class under classifier-free guidance, moved again and again without a reward."""
+    """Digits of a class under classifier-free guidance, moved again and again under all of it."""
     count, scales = (4, (1.0, 5.0)) if quick else (60, (1.0, 3.0, 5.0, 7.0))
     model = cast(Digits, resolve("digits"))
     times: tuple[float | Ramp, ...] = (0.1, 0.3, 0.5, 0.7, Ramp())
@@ -159,7 +160,7 @@ def guided(quick: bool, moves: int = 60) -> Iterator[str]:
         blank = [""] * (len(times) - 1)
         rows.append((f"{scale:g}", "before", _digits(model, begin, labels), *blank))
         for steps in (3, None, 12):
-            after = (_moved(denoiser, begin, t, steps, moves) for t in times)
+            after = (_moved(denoiser, begin, t, steps, moves, 1.0) for t in times)
             told = "as by default" if steps is None else str(steps)
             rows.append((f"{scale:g}", told, *(_digits(model, z, labels) for z in after)))
     titles = ("ramp" if isinstance(t, Ramp) else f"t = {t:g}" for t in times)
@@ -173,35 +174,36 @@ def guided(quick: bool, moves: int = 60) -> Iterator[str]:
 
 
 def less_guided(quick: bool) -> Iterator[str]:
-    """Guided digits, moved sixty times by the default's ramp under less guidance than drew them."""
+    """Guided digits, moved sixty times by the default's ramp with a share of their guidance."""
     count, scales = (4, (3.0,)) if quick else (60, (3.0, 5.0, 7.0))
     model, shares = cast(Digits, resolve("digits")), (0.0, 0.25, 0.5, 1.0)
     labels, rows = torch.arange(10).repeat_interleave(count), []
     for scale in scales:
-        drawn, *moving = (
-            replace(digits_denoiser(0, w), conditioning={"label": labels})
-            for w in (scale, *(1.0 + share * (scale - 1.0) for share in shares))
-        )
-        begin = sample(drawn, (len(labels), *IMAGE), Sampler.ode(24), seed=0, progress=False)
-        after = [_moved(one, begin, Ramp(), None, 60) for one in moving]
+        denoiser = replace(digits_denoiser(0, scale), conditioning={"label": labels})
+        begin = sample(denoiser, (len(labels), *IMAGE), Sampler.ode(24), seed=0, progress=False)
+        after = [_moved(denoiser, begin, Ramp(), None, 60, share) for share in shares]
         rows.append((f"{scale:g}", *(_digits(model, z, labels) for z in (begin, *after))))
-    head = ("guidance w", "before", *(f"moves at 1 + {share:g} (w - 1)" for share in shares))
-    yield markdown(head, rows)
+    yield markdown(("guidance", "before", *(f"share {share:g}" for share in shares)), rows)
     yield f"As above; {len(labels)} digits, 60 moves to times from 0.1 to 0.8."
 
 
 def _moved(
-    denoiser: Denoiser, begin: Tensor, t: float | Ramp, steps: int | None, moves: int
+    denoiser: Denoiser, begin: Tensor, t: float | Ramp, steps: int | None, moves: int, share: float
 ) -> Tensor:
-    method = Refine(
-        particles=1, scale=0.0, moves=moves, move_times=t, move_steps=steps, ess_threshold=0.0,
-        returned="last",
-    )  # fmt: skip
+    method = replace(_walk(moves, t, share), move_steps=steps)
     result = refine(
         denoiser, _nothing, method, shape=IMAGE, populations=len(begin), init=begin, seed=1,
         progress=False,
     )  # fmt: skip
     return result.samples[:, 0]
+
+
+def _walk(moves: int, t: float | Ramp, share: float) -> Refine:
+    """Chains that accept everything, and are returned where they stand."""
+    return Refine(
+        particles=1, scale=0.0, moves=moves, move_times=t, move_guidance=share,
+        ess_threshold=0.0, returned="last",
+    )  # fmt: skip
 
 
 def _nothing(z: Tensor) -> Tensor:
@@ -266,24 +268,19 @@ def improve(quick: bool, model: Shapes, picture: Path | None) -> Iterator[str]:
 
 
 def guided_shapes(quick: bool, model: Shapes, moves: int = 60) -> Iterator[str]:
-    """Plain samples of Shapes at several guidances, moved again and again without a reward."""
+    """Plain samples of Shapes at several guidances, moved again and again under all of it."""
     count, scales = (4, (3.0,)) if quick else (30, (1.0, 3.0, 5.0, 7.0))
     times: tuple[float | Ramp, ...] = (0.3, Ramp())
     asked, rows = [str(prompt) for prompt in prompts("test", count)], []
     for scale in scales:
-        call = {**model.call, "true_cfg_scale": scale}
-        if scale == 1.0:
-            del call["true_cfg_scale"], call["negative_prompt"]
+        call = _under(model, scale)
         plain = _moved_shapes(model, asked, call, BestOf(1), Sampler.ode(24), None)
         rows.append((f"{scale:g}", "before", _accepted(model, plain), *[""] * (len(times) - 1)))
         for steps in (3, None):
             told = "as by default" if steps is None else str(steps)
             found = []
             for t in times:
-                method = Refine(
-                    1, 0.0, moves=moves, move_times=t, move_steps=steps, ess_threshold=0.0,
-                    returned="last",
-                )  # fmt: skip
+                method = replace(_walk(moves, t, 1.0), move_steps=steps)
                 begin = plain.result.samples
                 after = _moved_shapes(model, asked, call, method, Sampler.ode(6), begin)
                 found.append(_accepted(model, after))
@@ -295,6 +292,35 @@ def guided_shapes(quick: bool, model: Shapes, moves: int = 60) -> Iterator[str]:
         "to times from 0.1 to 0.8, as by default. An error of a share is about "
         f"{100 * (0.1 / len(asked)) ** 0.5:.0f} points."
     )
+
+
+def less_guided_shapes(quick: bool, model: Shapes) -> Iterator[str]:
+    """Plain samples of Shapes, moved sixty times with a share of their guidance."""
+    count, scales = (4, (3.0,)) if quick else (30, (3.0, 5.0, 7.0))
+    times: tuple[float | Ramp, ...] = (0.3, Ramp())
+    asked, rows = [str(prompt) for prompt in prompts("test", count)], []
+    for scale in scales:
+        call = _under(model, scale)
+        plain = _moved_shapes(model, asked, call, BestOf(1), Sampler.ode(24), None)
+        rows.append((f"{scale:g}", "before", _accepted(model, plain), ""))
+        for share in (0.25, 0.5):
+            found = (
+                _moved_shapes(
+                    model, asked, call, _walk(60, t, share), Sampler.ode(6), plain.result.samples
+                )
+                for t in times
+            )
+            rows.append((f"{scale:g}", f"{share:g}", *(_accepted(model, one) for one in found)))
+    yield markdown(("guidance", "share in moves", "t = 0.3", "ramp"), rows)
+    yield f"As above; {len(asked)} held-out prompts, 60 moves."
+
+
+def _under(model: Shapes, scale: float) -> dict[str, Any]:
+    """The pipeline's call at this guidance."""
+    call = {**model.call, "true_cfg_scale": scale}
+    if scale == 1.0:
+        del call["true_cfg_scale"], call["negative_prompt"]
+    return call
 
 
 def _moved_shapes(
@@ -340,6 +366,8 @@ def shapes(quick: bool, model: Shapes, budgets: Sequence[int]) -> Iterator[str]:
             "steering, a look at each": Recipe(Steering(4, scale), Sampler(evaluations, 1, "ddpm")),
             "refinement": _at(evaluations, 0.5, scale),
             "refinement, no exchange": _at(evaluations, 0.0, scale),
+            "refinement, all the guidance": _at(evaluations, 0.5, scale, 1.0),
+            "refinement, all of it, no exchange": _at(evaluations, 0.0, scale, 1.0),
         }
         for name, recipe in recipes.items():
             rows.append((name, *_worth(model, recipe, asked)))
@@ -352,9 +380,11 @@ def shapes(quick: bool, model: Shapes, budgets: Sequence[int]) -> Iterator[str]:
     )
 
 
-def _at(evaluations: int, threshold: float, scale: float) -> Recipe:
-    """As many moves as the evaluations last, at classifier-free guidance 3."""
-    method = Refine(4, scale, ess_threshold=threshold, move_times=Ramp(0.3, 0.8))
+def _at(evaluations: int, threshold: float, scale: float, share: float | None = None) -> Recipe:
+    """As many moves as the evaluations last, with a share of classifier-free guidance 3."""
+    method = Refine(
+        4, scale, ess_threshold=threshold, move_times=Ramp(0.3, 0.8), move_guidance=share
+    )
     return Recipe(method.filling(evaluations, 6, 3.0), Sampler.ode(6))
 
 
@@ -394,7 +424,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "what",
-        choices=("law", "guided", "less-guided", "guided-shapes", "improve", "shapes"),
+        choices=(
+            "law",
+            "guided",
+            "less-guided",
+            "guided-shapes",
+            "less-guided-shapes",
+            "improve",
+            "shapes",
+        ),
     )
     parser.add_argument("--quick", action="store_true", help="a look at it, in a minute")
     parser.add_argument("--model", default="shapes", help="shapes, or shapes:FOLDER")
@@ -415,6 +453,7 @@ def main() -> None:
         "guided": lambda: guided(given.quick, given.moves),
         "less-guided": lambda: less_guided(given.quick),
         "guided-shapes": lambda: guided_shapes(given.quick, model, given.moves),
+        "less-guided-shapes": lambda: less_guided_shapes(given.quick, model),
         "improve": lambda: improve(given.quick, model, given.picture),
         "shapes": lambda: shapes(given.quick, model, given.evaluations),
     }
