@@ -303,14 +303,14 @@ def less_guided_shapes(quick: bool, model: Shapes) -> Iterator[str]:
         call = _under(model, scale)
         plain = _moved_shapes(model, asked, call, BestOf(1), Sampler.ode(24), None)
         rows.append((f"{scale:g}", "before", _accepted(model, plain), ""))
-        for share in (0.25, 0.5):
+        for part in (0.25, 0.5):
             found = (
                 _moved_shapes(
-                    model, asked, call, _walk(60, t, share), Sampler.ode(6), plain.result.samples
+                    model, asked, call, _walk(60, t, part), Sampler.ode(6), plain.result.samples
                 )
                 for t in times
             )
-            rows.append((f"{scale:g}", f"{share:g}", *(_accepted(model, one) for one in found)))
+            rows.append((f"{scale:g}", f"{part:g}", *(_accepted(model, one) for one in found)))
     yield markdown(("guidance", "share in moves", "t = 0.3", "ramp"), rows)
     yield f"As above; {len(asked)} held-out prompts, 60 moves."
 
