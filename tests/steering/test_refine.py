@@ -325,6 +325,9 @@ def test_a_solver_that_was_told_of_guidance_has_its_share_in_moves():
     assert torch.equal(told.samples, refine(guided(5.0), slope, **one).samples)
     other = refine(guided(5.0), slope, solver="default:guidance=1", **one)
     assert not torch.allclose(told.samples, other.samples, atol=1e-9)
+    told = run(solver="default:guidance=5", moves=3, move_times=0.2, move_steps=4)  # says nothing
+    same = run(solver="default:guidance=5", moves=3, move_times=0.2, move_steps=4, move_guidance=1)
+    assert torch.equal(told.samples, same.samples)
 
 
 @pytest.mark.parametrize(

@@ -171,21 +171,21 @@ class Refine(Method):
     def fitted(self, denoiser: DenoiserLike) -> Refine:
         model, share = as_denoiser(denoiser), self.move_guidance
         w = self.weaker(model.cfg_scale)
-        if share in (None, 1.0):
-            able = model.at_cfg_scale(w) is not None
-            return self if able or share else replace(self, move_guidance=1.0)
+        acts = w != model.cfg_scale and model.at_cfg_scale(w) is not None
+        if share == 1.0 or acts:
+            return self
+        if share is None:
+            return replace(self, move_guidance=1.0)
         if w == model.cfg_scale:
             raise InvalidArgument(
                 f"move_guidance={share:g} is a share of classifier-free guidance, and this "
                 "denoiser is under none: leave it out"
             )
-        if model.at_cfg_scale(w) is None:
-            raise InvalidArgument(
-                f"move_guidance={share:g} asks for guidance {w:g}, and this denoiser knows "
-                f"{model.cfg_scale:g} alone: give it unconditional={{...}} or network_at=..., or "
-                "leave move_guidance out"
-            )
-        return self
+        raise InvalidArgument(
+            f"move_guidance={share:g} asks for guidance {w:g}, and this denoiser knows "
+            f"{model.cfg_scale:g} alone: give it unconditional={{...}} or network_at=..., or leave "
+            "move_guidance out"
+        )
 
     def steered(self, table: Table) -> frozenset[int]:
         return frozenset()
