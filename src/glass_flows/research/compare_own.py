@@ -27,7 +27,7 @@ from ..jobs.job import Job
 from ..jobs.models import Model
 from ..jobs.prompts import PromptEntry
 from ..measures import Measure, mean
-from ..pixels import contact_sheet
+from ..pixels import contact_sheet, open_image
 from ..plans import Sampler
 from ..runs import RunRecord, read_run
 from ..steering import BestOf, Steering
@@ -182,24 +182,20 @@ def _figures(name: str, runs: Sequence[RunRecord], base: np.ndarray[Any, Any]) -
 
 
 def _apart(run: RunRecord) -> float:
-    images = np.stack([_image(run, sample.file) for sample in run.samples[0]]) / 255.0
-    flat = images.reshape(len(images), -1)
+    images = [np.asarray(_image(run, sample.file), float) / 255.0 for sample in run.samples[0]]
+    flat = [image.ravel() for image in images]
     pairs = [(i, k) for i in range(len(flat)) for k in range(i)]
     return float(np.mean([np.sqrt(np.mean((flat[i] - flat[k]) ** 2)) for i, k in pairs]))
 
 
-def _image(run: RunRecord, file: str | None) -> np.ndarray[Any, Any]:
-    with Image.open(run.folder / (file or "")) as image:
-        return np.asarray(image.convert("RGB"), float)
+def _image(run: RunRecord, file: str | None) -> Image.Image:
+    return open_image(run.folder / (file or "")).convert("RGB")
 
 
 def _sheet(drawn: Mapping[str, Sequence[RunRecord]], file: Path) -> Path:
     """A row for each of the first prompts: the best image of each method, in their order."""
     columns = [runs[:_SHOWN] for runs in drawn.values()]
-    rows = [
-        [Image.fromarray(_image(run, _best(run).file).astype(np.uint8)) for run in row]
-        for row in zip(*columns)
-    ]
+    rows = [[_image(run, _best(run).file) for run in row] for row in zip(*columns)]
     sheet = contact_sheet(rows, _LONGEST, Image.Resampling.BICUBIC)
     replace_file(file, written(partial(sheet.save, format="PNG")))
     return file
