@@ -26,8 +26,17 @@ from ..worlds.shapes import Finding, Prompt
 from ..worlds.shapes.clip import build_clip, build_clip_processor, load_clip
 from ..worlds.shapes.pipeline import BUNDLED, clip_tokenizer, tokens
 from ..worlds.shapes.world import OPPOSITE, RELATIONS, related
-from .judged_scenes import SENTENCES, Judged, between, samples, scenes, sentences, steered
-from .train_shapes import TOLD, half_precision, layout_of, matmul_attention, pixels
+from .judged_scenes import (
+    SENTENCES,
+    Judged,
+    between,
+    pixels,
+    samples,
+    scenes,
+    sentences,
+    steered,
+)
+from .train_shapes import TOLD, half_precision, layout_of
 
 __all__ = ["train_clip"]
 
@@ -75,10 +84,7 @@ def train_clip(
     home, pipeline = device_named(device), BUNDLED if pipeline is None else pipeline
     if start is not None:
         load_clip(start)  # refused before the scenes are drawn
-    with (
-        checkpoints(out, settings, checkpoint_every, resume, progress) as fit,
-        matmul_attention(home),
-    ):
+    with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
         settings["start"], settings["pipeline"] = fingerprint(start), fingerprint(pipeline)
         parts = _pictures(scenes, drawn, seed, pipeline, start)
         task = TrainingTask(
