@@ -39,6 +39,7 @@ __all__ = [
     "Reward",
     "Seed",
     "announce",
+    "command_for",
     "print_page",
     "print_table",
     "say",
@@ -290,6 +291,37 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
         return run
 
     return decorate
+
+
+def command_for(function: Callable[..., object], name: str, written: str) -> Callable[..., None]:
+    """A command that calls a function, with its parameters for options, as its docstring tells.
+
+    What the docstring says before the parameters is the command's help. Of those that it does not
+    tell one by one, the function's defaults stay.
+    """
+    help_text, _, told = (inspect.getdoc(function) or "").partition("\n\nParameters\n")
+    meanings = dict(re.findall(r"^(\w+) : (.*(?:\n    .*)*)", told, re.M))
+    hints, signature = typing.get_type_hints(function), inspect.signature(function)
+    places: dict[Any, Any] = {str | Path: Path, str | Path | None: Path | None}
+    annotations: dict[str, Any] = {"out": Out, "seed": Seed}
+    for option, meaning in meanings.items():
+        text = _readable(" ".join(meaning.split()))
+        kind = places.get(hints[option], hints[option])
+        annotations.setdefault(option, Annotated[kind, typer.Option(help=text)])
+
+    def run(**given: Any) -> None:
+        function(**given)
+        typer.echo(f"{written}: {given['out']}")
+
+    run.__doc__ = f"{help_text}\n\nExample: glass-flows {name} --out out/{name.split()[-1]}"
+    run.__annotations__ = annotations
+    parameters = [
+        one.replace(kind=one.KEYWORD_ONLY, annotation=annotations[option])
+        for option, one in signature.parameters.items()
+        if option in annotations
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
 
 
 def _options_of(title: str, group: Group, default: Any) -> dict[str, Any]:

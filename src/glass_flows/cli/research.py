@@ -12,17 +12,28 @@ import typer
 from ..errors import InvalidArgument, check_count, check_number, shown
 from ..jobs.spelling import Options
 from ..research.contest import Contest
+from ..research.distil_digits import distil_digits
+from ..research.train_clip import train_clip
+from ..research.train_digits import train_digits
+from ..research.train_shapes import train_shapes
 from ..runs.command import flag
 from ..settings import MOST, build
-from .options import Model, Out, Seed, announce, print_page, print_table, say, with_settings
+from .options import (
+    Model,
+    Out,
+    Seed,
+    announce,
+    command_for,
+    print_page,
+    print_table,
+    say,
+    with_settings,
+)  # fmt: skip
 
 __all__ = ["audit", "check", "compare", "reproduce", "train_app"]
 
 train_app = typer.Typer(help="Train the small bundled models again.", no_args_is_help=True)
 _PROMPTS = 120
-Scenes = Annotated[int, typer.Option(help="Different scenes to train on.")]
-Resume = Annotated[bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.")]
 
 
 @with_settings("contest", "batching", "loading", "call")
@@ -372,129 +383,10 @@ def _counts(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-@train_app.command("digits")
-def train_digits(
-    out: Out,
-    steps: Annotated[int, typer.Option(help="Training steps of the network.")] = 1000,
-    batch: Annotated[int, typer.Option(help="Images per step.")] = 512,
-    classifier_steps: Annotated[int, typer.Option(help="Training steps of each classifier.")] = 600,
-    seed: Seed = 0,
-    resume: Resume = True,
-) -> None:
-    """Train the digits network and its two classifiers (about a minute on two cores).
-
-    Example: glass-flows train digits --out out/digits
-    """
-    from ..research.train_digits import train_digits as run_training
-
-    run_training(
-        out,
-        steps=steps,
-        batch=batch,
-        seed=seed,
-        resume=resume,
-        classifier_steps=classifier_steps,
-    )
-    typer.echo(f"weights and model card: {out}")
-
-
-@train_app.command("digits-turbo")
-def train_digits_turbo(
-    out: Out,
-    times: Annotated[
-        int, typer.Option(help="Times at which it is trained: 16 (all, so to speak), 8, 4, 2 or 1.")
-    ] = 16,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 4_000,
-    batch: Annotated[int, typer.Option(help="States per step.")] = 512,
-    trajectories: Annotated[
-        int, typer.Option(help="Of the ODE of the bundled network, drawn beforehand.")
-    ] = 40_000,
-    seed: Seed = 0,
-    resume: Resume = True,
-) -> None:
-    """Distil the digits network to few steps (three minutes on one core).
-
-    One evaluation of the student is a digit. The folder is a model by the name digits:FOLDER.
-
-    Example: glass-flows train digits-turbo --out out/turbo
-    """
-    from ..research.distil_digits import distil_digits
-
-    distil_digits(
-        out, times=times, steps=steps, batch=batch, trajectories=trajectories, seed=seed,
-        resume=resume,
-    )  # fmt: skip
-    typer.echo(f"weights: {out}")
-
-
-@train_app.command("shapes")
-def train_shapes(
-    out: Out,
-    steps: Annotated[int, typer.Option(help="Training steps of the flow.")] = 8_000,
-    vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 1_500,
-    text_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Training steps of the text encoders before the flow: 200, none with --start."
-        ),
-    ] = None,
-    scenes: Scenes = 60_000,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a trained Shapes pipeline to go on from (its autoencoder is kept)."
-        ),
-    ] = None,
-    device: Device = None,
-    seed: Seed = 0,
-    resume: Resume = True,
-) -> None:
-    """Train a small FluxPipeline on the Shapes world (one to three hours on two cores).
-
-    The folder can be opened with diffusers, and steered with `glass-flows align --model
-    shapes:FOLDER`.
-
-    Example: glass-flows train shapes --out out/shapes
-    """
-    from ..research.train_shapes import train_shapes as run_training
-
-    run_training(
-        out, steps=steps, vae_steps=vae_steps, text_steps=text_steps, scenes=scenes, start=start,
-        device=device, seed=seed, resume=resume,
-    )  # fmt: skip
-    typer.echo(f"pipeline: {out}")
-
-
-@train_app.command("clip")
-def train_clip(
-    out: Out,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 3_000,
-    scenes: Scenes = 20_000,
-    drawn: Annotated[
-        int, typer.Option(help="Samples of the pipeline to train on, with the judge's verdict.")
-    ] = 4_000,
-    pipeline: Annotated[
-        Path | None, typer.Option(help="Folder of a trained Shapes pipeline; bundled by default.")
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a trained Shapes CLIP to go on from; half of the samples are steered "
-            "by it."
-        ),
-    ] = None,
-    device: Device = None,
-    seed: Seed = 1,
-    resume: Resume = True,
-) -> None:
-    """Train the CLIPModel that serves as reward in the Shapes world (15 minutes on one core).
-
-    Example: glass-flows train clip --out out/clip
-    """
-    from ..research.train_clip import train_clip as run_training
-
-    run_training(
-        out, steps=steps, scenes=scenes, drawn=drawn, pipeline=pipeline, start=start,
-        device=device, seed=seed, resume=resume,
-    )  # fmt: skip
-    typer.echo(f"model: {out}")
+for _name, _function, _written in (
+    ("digits", train_digits, "weights and model card"),
+    ("digits-turbo", distil_digits, "weights"),
+    ("shapes", train_shapes, "pipeline"),
+    ("clip", train_clip, "model"),
+):
+    train_app.command(_name)(command_for(_function, f"train {_name}", _written))

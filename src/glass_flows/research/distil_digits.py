@@ -44,17 +44,21 @@ def distil_digits(
     checkpoint_every: int = 500,
     progress: bool = True,
 ) -> nn.Module:
-    """Train a student of the bundled network; `digits:FOLDER` then is a model by its name.
+    """Distil the digits network to few steps (three minutes on one core).
+
+    One evaluation of the student is a digit. The folder is a model by the name digits:FOLDER.
 
     Parameters
     ----------
     out : folder for the student's ``digits.safetensors``, and the classifiers beside it.
-    times : at how many times it is trained, i/times for i = 0, 1, ...: 16, or a divisor of it.
+    times : At how many times it is trained, i/times for i = 0, 1, ...: 16, or a divisor of it.
         With 16 it knows all times, as latent consistency models do; with 4 four steps only, as
         models for a fixed number of steps.
-    steps, batch : optimiser steps, and states per step.
-    trajectories : of the teacher's ODE, drawn beforehand.
-    seed, resume, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
+    steps : Training steps.
+    batch : States per step.
+    trajectories : Of the ODE of the bundled network, drawn beforehand.
+    resume : Go on from the checkpoints in the folder, if any; else they are discarded.
+    seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Returns
     -------

@@ -84,21 +84,24 @@ def train_shapes(
     checkpoint_every: int = 500,
     progress: bool = True,
 ) -> Path:
-    """Train the Shapes pipeline and write it as a folder of diffusers, in float16.
+    """Train a small FluxPipeline on the Shapes world (one to three hours on two cores).
+
+    The folder, in float16, can be opened with diffusers, and steered with `glass-flows align
+    --model shapes:FOLDER`.
 
     Parameters
     ----------
     out : folder for the pipeline; ``out/checkpoints`` holds the state of an unfinished run.
-    steps : optimiser steps of the flow, 64 noised scenes each. A checkpoint serves any number: one
+    steps : Training steps of the flow, 64 noised scenes each. A checkpoint serves any number: one
         that it has reached ends the training there, with the moving average of its weights.
-    vae_steps : optimiser steps of the autoencoder, 32 scenes each.
-    text_steps : optimiser steps of the text encoders before those of the flow, 128 sentences each,
+    vae_steps : Training steps of the autoencoder, 32 scenes each.
+    text_steps : Training steps of the text encoders before those of the flow, 128 sentences each,
         in which they learn what the nouns stand for; 200, and none with `start`, by default.
-    scenes : different scenes that are drawn, all from sentences of the part "train".
-    seed : at least 0.
-    start : folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
-    device : "cuda" where there is one, else "cpu", by default.
-    resume, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
+    scenes : Different scenes to train on, all from sentences of the part "train".
+    start : Folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
+    device : cpu, cuda or mps; by default cuda where there is one, else cpu.
+    resume : Go on from the checkpoints in the folder, if any; else they are discarded.
+    seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Raises
     ------
