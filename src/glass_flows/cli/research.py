@@ -142,26 +142,7 @@ def _compare_own(
     report = compare_own(
         out, model=found, job=jobs["plain"], entries=entries, scale=size.scale, **rest
     )
-    lines = [
-        (
-            line.method,
-            f"{line.reward.value:.4g} ± {line.reward.error:.2g}",
-            f"{line.gain.value:+.3g} ± {line.gain.error:.2g}",
-            f"{100 * line.wins.value:.0f}",
-            "-" if line.apart is None else f"{line.apart.value:.3f}",
-            f"{line.evaluations:g}",
-            f"{line.seconds:.3g}",
-            "-" if line.memory is None else f"{line.memory:.2f}",
-        )
-        for line in report.methods
-    ]
-    head = ("method", "reward", "gain", "wins, %", "apart", "evals", "s", "GiB")
-    print_table(head, lines, f"{model}: {len(entries)} prompts (± one standard error)")
-    say(
-        "reward: of the best image; gain and wins: over best-of-N, prompt by prompt; apart: "
-        "between the images of a prompt"
-    )
-    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
+    _print_report(report)
 
 
 def _compare_digits(
@@ -179,31 +160,7 @@ def _compare_digits(
         out, rewards=wanted, populations=size.populations,
         tuning_populations=size.tuning_populations, only=only, **shared,
     )  # fmt: skip
-    lines = []
-    for line in report.methods:
-        low, high = (100 * end for end in line.judge.interval)
-        lines.append(
-            (
-                line.method,
-                f"{100 * line.judge.value:.0f} ({low:.0f}-{high:.0f})",
-                f"{100 * line.gain.value:+.0f} ± {196 * line.gain.error:.0f}",
-                f"{line.reward.value:.2f}",
-                f"{line.frechet.value:.0f} ± {1.96 * line.frechet.error:.0f}",
-                f"{line.diversity.value:.1f}",
-                f"{line.forward:g}" + (f"+{line.backward:g}" if line.backward else ""),
-            )
-        )
-    print_table(
-        ("method", "judge, %", "gain", "reward", "Fréchet", "diversity", "passes"),
-        lines,
-        f"{', '.join(reward)}: {size.populations} populations each (95 % intervals)",
-    )
-    say(
-        "judge: share of the returned images that an independent classifier accepts; gain: points "
-        "more than best-of-N with the ODE, population by population; passes: of the network per "
-        f"particle, forward+backward. Real images have diversity {report.real_diversity:.1f}."
-    )
-    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
+    _print_report(report)
 
 
 def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, Any]) -> None:
@@ -220,8 +177,13 @@ def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, 
         tuning_count=max(2, count // 4), transitions=transitions,
         steps=evaluations // transitions, **shared,
     )  # fmt: skip
+    _print_report(report, f"\nreward against judge: {report.hacking}")
+
+
+def _print_report(report: Any, more: str = "") -> None:
+    """The page that was written, and where."""
     print_page(report.table.read_text(encoding="utf-8"))
-    typer.echo(f"figures: {report.results}\npictures: {report.picture}, {report.hacking}")
+    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}{more}")
 
 
 def reproduce(
