@@ -26,6 +26,10 @@ from .models import Model, resolve
 __all__ = ["Options", "able", "jobs_of", "read_arguments", "read_seeds", "swept"]
 
 _MOST_SEEDS = 100_000
+_OF_COMMANDS = (
+    "model", "prompt", "prompts", "reward", "method", "seed", "populations", "budget", "out",
+    "init", "also", "micro_batch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,22 +193,10 @@ def _settings_of(methods: Sequence[str]) -> list[str]:
 
 def _ours() -> set[str]:
     """Names that a pipeline's call argument cannot have, for they are ours."""
-    own = {
-        "model",
-        "prompt",
-        "prompts",
-        "reward",
-        "method",
-        "seed",
-        "populations",
-        "budget",
-        "out",
-        "init",
-        "also",
-    }
+    own = {*_OF_COMMANDS, *every_setting()}
     for cls in (Sampler, Batching, Loading, Viewing):
         own |= set(kinds(cls))
-    return own | set(every_setting()) | {"micro_batch"}
+    return own
 
 
 def read_arguments(given: Sequence[str], option: str = "--argument") -> dict[str, Any]:

@@ -279,8 +279,7 @@ class Bench:
         if self.family is not None:
             decode: Callable[[Tensor], Tensor] = self.adapter.decode
             return decode
-        takes = inspect.signature(self.pipe.__call__).parameters
-        return self.decode or pictures_of(self.pipe, takes, self.call)
+        return self.decode or pictures_of(self.pipe, self.takes, self.call)
 
     def same(self, a: Tensor, b: Tensor, otherwise: str, figure: str = "difference") -> str:
         """How much alike two samples are that must be alike; :class:`Wrong` if they are not."""
