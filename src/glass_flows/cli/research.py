@@ -28,7 +28,7 @@ from .options import (
     print_table,
     say,
     with_settings,
-)  # fmt: skip
+)
 
 __all__ = ["audit", "check", "compare", "reproduce", "train_app"]
 
@@ -177,13 +177,15 @@ def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, 
         tuning_count=max(2, count // 4), transitions=transitions,
         steps=evaluations // transitions, **shared,
     )  # fmt: skip
-    _print_report(report, f"\nreward against judge: {report.hacking}")
+    _print_report(report)
 
 
-def _print_report(report: Any, more: str = "") -> None:
+def _print_report(report: Any) -> None:
     """The page that was written, and where."""
     print_page(report.table.read_text(encoding="utf-8"))
-    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}{more}")
+    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
+    if report.hacking is not None:
+        typer.echo(f"reward against judge: {report.hacking}")
 
 
 def reproduce(

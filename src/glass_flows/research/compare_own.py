@@ -31,10 +31,10 @@ from ..pixels import contact_sheet, open_image
 from ..plans import Sampler
 from ..runs import RunRecord, read_run
 from ..steering import BestOf, Steering
-from .recipe import Recipe, refinement
+from .recipe import Recipe, Report, refinement
 from .writing import write_json, write_markdown
 
-__all__ = ["OwnFigures", "OwnReport", "compare_own", "recipes"]
+__all__ = ["OwnFigures", "compare_own", "recipes"]
 
 _PLAIN, _BEST = "plain", "best-of-n"
 _SHOWN, _LONGEST = 12, 256  # prompts of the sheet, and pixels of an image there
@@ -73,14 +73,6 @@ class OwnFigures:
     memory: float | None
 
 
-@dataclass(frozen=True)
-class OwnReport:
-    methods: tuple[OwnFigures, ...]
-    table: Path
-    results: Path
-    picture: Path
-
-
 def recipes(
     particles: int, evaluations: int, scale: float, guidance: float = 1.0
 ) -> dict[str, Recipe]:
@@ -108,7 +100,7 @@ def compare_own(
     particles: int = 8,
     progress: bool | None = None,
     announce: Callable[[str], None] = lambda text: None,
-) -> OwnReport:
+) -> Report[OwnFigures]:
     """Draw every prompt by every method; table, figures, and a sheet of the best images in `out`.
 
     Parameters
@@ -151,7 +143,7 @@ def compare_own(
     table = write_markdown(folder / "comparison.md", "own", lines=lines, **settings)
     told = [asdict(line) for line in lines]
     results = write_json(folder / "comparison.json", {"settings": settings, "methods": told})
-    return OwnReport(lines, table, results, _sheet(drawn, folder / "comparison.png"))
+    return Report(lines, table, results, _sheet(drawn, folder / "comparison.png"))
 
 
 def _best(run: RunRecord) -> Any:
