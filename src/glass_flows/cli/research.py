@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -347,10 +347,12 @@ def _counts(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-for _name, _function, _written in (
-    ("digits", train_digits, "weights and model card"),
-    ("digits-turbo", distil_digits, "weights"),
-    ("shapes", train_shapes, "pipeline"),
-    ("clip", train_clip, "model"),
-):
-    train_app.command(_name)(command_for(_function, f"train {_name}", _written))
+TRAINERS: dict[str, tuple[Callable[..., object], str]] = {
+    "digits": (train_digits, "weights and model card"),
+    "digits-turbo": (distil_digits, "weights"),
+    "shapes": (train_shapes, "pipeline"),
+    "clip": (train_clip, "model"),
+}
+"""By name the function, and what it writes."""
+for name, (function, written) in TRAINERS.items():
+    train_app.command(name)(command_for(function, f"train {name}", written))

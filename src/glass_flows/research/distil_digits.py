@@ -57,7 +57,7 @@ def distil_digits(
     steps : Training steps.
     batch : States per step.
     trajectories : Of the ODE of the bundled network, drawn beforehand.
-    resume : Go on from the checkpoints in the folder, if any; else they are discarded.
+    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
     seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Returns

@@ -76,7 +76,7 @@ def train_clip(
     pipeline : Folder of a trained Shapes pipeline; the bundled one by default.
     start : Folder of a trained Shapes CLIP to go on from.
     device : cpu, cuda or mps; by default cuda where there is one, else cpu.
-    resume : Go on from the checkpoints in the folder, if any; else they are discarded.
+    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
     seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Raises

@@ -60,7 +60,7 @@ def train_digits(
         1797 that there are.
     batch : Images per step.
     seed : at least 0; the same seed, threads and machine give the same weights bit for bit.
-    resume : Go on from the checkpoints in the folder, if any; else they are discarded.
+    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
     checkpoint_every, progress : steps between checkpoints (in ``out/checkpoints``, removed at the
         end); whether to show progress bars on standard error, if that is a terminal.
     classifier_steps : Training steps of each classifier.

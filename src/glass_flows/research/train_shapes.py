@@ -100,7 +100,7 @@ def train_shapes(
     scenes : Different scenes to train on, all from sentences of the part "train".
     start : Folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
     device : cpu, cuda or mps; by default cuda where there is one, else cpu.
-    resume : Go on from the checkpoints in the folder, if any; else they are discarded.
+    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
     seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Raises
