@@ -32,20 +32,6 @@ from ..runs.listing import clean
 from ..settings import Count, Number, Switch, spelled
 from ..steering.methods import METHODS, AnyMethod
 
-__all__ = [
-    "Device",
-    "Model",
-    "Out",
-    "Reward",
-    "Seed",
-    "announce",
-    "command_for",
-    "print_page",
-    "print_table",
-    "say",
-    "with_settings",
-]
-
 console = Console()
 
 

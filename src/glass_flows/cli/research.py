@@ -30,8 +30,6 @@ from .options import (
     with_settings,
 )
 
-__all__ = ["audit", "check", "compare", "reproduce", "train_app"]
-
 train_app = typer.Typer(help="Train the small bundled models again.", no_args_is_help=True)
 _PROMPTS = 120
 

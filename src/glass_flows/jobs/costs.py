@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Alive", "elapsed", "free_bytes", "peak", "timed"]
-
 
 def peak(networks: Sequence[nn.Module], device: torch.device, run: Callable[[], Any]) -> int | None:
     """Most bytes held while one of these networks was asked, beyond those before the run.

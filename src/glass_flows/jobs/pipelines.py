@@ -14,8 +14,6 @@ from ..whole import load_parts, quiet
 from .costs import free_bytes
 from .job import Loading
 
-__all__ = ["load_pipeline", "memory_line"]
-
 
 def load_pipeline(
     name: str,

@@ -38,8 +38,6 @@ from ..steering import Beam, BestOf, Method, PosteriorValue, Refine, Steering, S
 from ..videos import VideoResult
 from .costs import elapsed, free_bytes, peak, timed
 
-__all__ = ["NEED_AN_ADAPTER", "SAMPLER", "TRIALS", "Bench", "NotHere", "Wrong", "first_line"]
-
 SAMPLER = Sampler(2, 2, 0.4)
 """Of all trials: two transitions of two evaluations."""
 _MANY = 4  # particles

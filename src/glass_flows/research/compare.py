@@ -29,8 +29,6 @@ from ..steering import Beam, BestOf, Refine, Steering, Twist
 from .digits import draw_digits, frechet, judge_features, real_features
 from .recipe import Array, Entry, Methods, Recipe, Report, Returned, contest, trials, write_contest
 
-__all__ = ["MethodFigures", "chosen_methods", "compare", "methods"]
-
 _STEPS = (4, 6, 10)  # evaluations per transition that are tried
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)  # λ
 _MOVES = ((4, 2), (6, 3))  # evaluations of the start and of a move of refinement

@@ -34,8 +34,6 @@ from ..steering import BestOf, Steering
 from .recipe import Recipe, Report, refinement
 from .writing import write_json, write_markdown
 
-__all__ = ["OwnFigures", "compare_own", "recipes"]
-
 _PLAIN, _BEST = "plain", "best-of-n"
 _SHOWN, _LONGEST = 12, 256  # prompts of the sheet, and pixels of an image there
 

@@ -49,8 +49,6 @@ from .recipe import (
 )
 from .writing import blank_plot, key_of
 
-__all__ = ["ShapesFigures", "compare_shapes", "methods"]
-
 _SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 8.0)  # λ, of a reward whose spread is about 10
 # Half way the CLIP is asked about what is no picture yet: all of λ at once follows one lucky guess.
 _ADAPTIVE = "adaptive:0.5"

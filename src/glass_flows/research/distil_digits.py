@@ -23,8 +23,6 @@ from ..training import Loss, TrainingTask, checkpoints, save_tensors
 from ..worlds import digits
 from ..worlds.digits import CLASSES, FILES, IMAGE, NETWORK, NULL_CLASS, load_digits_network
 
-__all__ = ["distil_digits"]
-
 _INTERVALS = 16  # of the teacher's ODE, two evaluations each
 _TOGETHER = 2_000
 _UNCONDITIONAL = 0.5  # share of the trajectories; steering starts from the unconditional model

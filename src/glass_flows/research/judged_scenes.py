@@ -38,18 +38,6 @@ from ..worlds.shapes.pipeline import CALL
 from ..worlds.shapes.world import MAX_WORDS, NUMBERS, RELATIONS, SIDE, related
 from .recipe import Recipe
 
-__all__ = [
-    "SENTENCES",
-    "Judged",
-    "between",
-    "describe",
-    "pixels",
-    "samples",
-    "scenes",
-    "sentences",
-    "steered",
-]
-
 SENTENCES = 11  # of every picture
 _BATCH = 64
 _PARTICLES = 16

@@ -22,21 +22,6 @@ from ..steering import Method, Refine, Steering, Twist
 from ..steering.refinement import BEGINNING
 from .writing import write_json, write_markdown
 
-__all__ = [
-    "Aid",
-    "Array",
-    "Entry",
-    "Methods",
-    "Recipe",
-    "Report",
-    "Returned",
-    "contest",
-    "judged",
-    "refinement",
-    "trials",
-    "write_contest",
-]
-
 Aid = Union[Guidance, Twist]
 Array = np.ndarray[Any, Any]
 Line = TypeVar("Line")

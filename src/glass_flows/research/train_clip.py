@@ -38,8 +38,6 @@ from .judged_scenes import (
 )
 from .train_shapes import TOLD, half_precision, layout_of
 
-__all__ = ["train_clip"]
-
 BATCH, ASKED = 128, 4  # pictures, and sentences about each
 _NOISE = 0.05  # largest standard deviation of the noise that pictures get, of a range of 2
 _SHARES = {"scenes": 0.45, "free": 0.15, "between": 0.15, "samples": 0.25}

@@ -29,8 +29,6 @@ from ..worlds.digits import (
 )
 from .writing import write_markdown
 
-__all__ = ["train_digits"]
-
 LEARNING_RATE = 2e-3
 LABEL_DROPOUT = 0.1
 UNIFORM_TIMES = 0.25

@@ -39,15 +39,6 @@ from ..worlds.shapes.pipeline import (
 from ..worlds.shapes.world import BACKGROUNDS, OPPOSITE, RELATIONS, SIDE, SIZES, coverage
 from .judged_scenes import pixels, scenes
 
-__all__ = [
-    "TOLD",
-    "draw_scenes",
-    "half_precision",
-    "layout_of",
-    "pixels",
-    "train_shapes",
-]
-
 BATCH = {"vae": 32, "text": 128, "flow": 64}
 PROMPT_DROPOUT = 0.1
 _NOISIER = 1.0  # what goes where is decided at high noise

@@ -11,23 +11,6 @@ from typing import Any
 from ..errors import RunFolderError
 from .record import COSTS, Passed, RunRecord, find_runs, mean, plain, read_run, taken
 
-__all__ = [
-    "as_json",
-    "as_text",
-    "clean",
-    "differences",
-    "expand",
-    "facts",
-    "figure",
-    "flat",
-    "names",
-    "overview",
-    "position",
-    "rows",
-    "short",
-]
-
-
 _LONGEST = 40  # of a text in a table
 
 

@@ -26,8 +26,6 @@ from .listing import clean, differences, expand, facts, figure, flat, names, row
 from .record import COSTS, Passed, RunRecord
 from .result import best_first
 
-__all__ = ["lines_of_descent", "report_of", "write_report"]
-
 MOST_RUNS = 24  # on a page
 _MOST_POPULATIONS = 4
 _MOST_PICTURES = 16

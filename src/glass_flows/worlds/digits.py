@@ -23,17 +23,6 @@ from torch.nn import functional as F
 from ..checkpoints import check_tensors
 from ..errors import InvalidArgument, MissingExtra, ShapeError, WeightsFileError, check_name
 
-__all__ = [
-    "NULL_CLASS",
-    "DigitsClassifier",
-    "DigitsNet",
-    "digits_images",
-    "digits_labels",
-    "digits_split",
-    "load_digits_classifier",
-    "load_digits_network",
-]
-
 CLASSES = 10
 NULL_CLASS = 10
 """Label of the unconditional model (what label dropout trains)."""

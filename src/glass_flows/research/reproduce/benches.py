@@ -23,8 +23,6 @@ from ..digits import draw_digits, frechet, judge_features, real_features
 from ..recipe import Aid, Recipe, judged
 from .base import Found, Scale, model_of
 
-__all__ = ["Bench", "DigitsBench", "ImagesBench", "bench_of"]
-
 
 class Bench(ABC):
     """A model with a reward, targets to steer towards, and tuned strengths.

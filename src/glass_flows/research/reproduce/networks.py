@@ -28,8 +28,6 @@ from .base import Cell, Column, Experiment, Found, Result, Scale, digits_of
 from .exact import at_time, draw_posterior, plane_mixture
 from .plots import lines, of
 
-__all__ = ["DISCRETE", "POSTERIOR", "SAMPLING"]
-
 _PATH = Linear()
 _METHODS = ("GLASS", "GLASS, Algorithm 1", "DDPM", "Euler-Maruyama")
 

@@ -28,8 +28,6 @@ from .world import (
     related,
 )
 
-__all__ = ["TOLERANCE", "Finding", "accepts", "examine"]
-
 TOLERANCE = 0.2
 _DIRT = 8.0  # pixels of a colour that belong to no object
 _SPECK = 6.0  # a patch of fewer pixels is dirt

@@ -19,20 +19,6 @@ from ...progress import without_widgets
 from ...whole import load_parts, quiet
 from .world import MAX_WORDS, SIDE
 
-__all__ = [
-    "BUNDLED",
-    "CALL",
-    "MAX_TOKENS",
-    "NEGATIVE",
-    "build_pipeline",
-    "clip_tokenizer",
-    "import_transformers",
-    "load_pipeline",
-    "named_folder",
-    "t5_tokenizer",
-    "tokens",
-]
-
 MAX_TOKENS = MAX_WORDS + 1
 """Words and their end. Pass it to the pipeline as `max_sequence_length`: Flux masks no padding, and
 this network was trained with so much of it."""
