@@ -75,17 +75,16 @@ def distil_digits(
     with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
         states, labels = _drawn(load_digits_network(), trajectories, seed, progress)
         loss = _endpoint_loss(states[:: _INTERVALS // times], states[-1], labels, batch)
-        task = TrainingTask("digits-turbo", _teacher_copy, loss, steps, seed, _LEARNING_RATE)
+        task = TrainingTask(
+            "digits-turbo", lambda: load_digits_network().requires_grad_(True), loss,
+            steps, seed, _LEARNING_RATE,
+        )  # fmt: skip
         student: nn.Module = fit(task, FILES[NETWORK])
         save_tensors(Path(out) / FILES[NETWORK], student.state_dict(), {"model": NETWORK})
     for name, file in FILES.items():
         if name != NETWORK:
             shutil.copyfile(Path(digits.__file__).parent / "weights" / file, Path(out) / file)
     return student
-
-
-def _teacher_copy() -> nn.Module:
-    return load_digits_network().requires_grad_(True)
 
 
 @torch.no_grad()

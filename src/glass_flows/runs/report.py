@@ -145,15 +145,11 @@ def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet], most: int) -> It
         for n in best_first(rewards):
             k, slot = states[n]
             if sheet := sheets.get(k):
-                yield Picture(
-                    rewards[n], f"chain {n}", size=sheet.tile, sheet=sheet, view=sheet.view(p, slot)
-                )
+                yield sheet.picture(p, slot, rewards[n], f"chain {n}")
     elif run.boundary in sheets:
         sheet, rewards = sheets[run.boundary], run.boundaries[-1].rewards[p]
         for n in best_first(rewards):
-            yield Picture(
-                rewards[n], f"particle {n}", size=sheet.tile, sheet=sheet, view=sheet.view(p, n)
-            )
+            yield sheet.picture(p, n, rewards[n], f"particle {n}")
 
 
 def _plain(run: RunRecord, p: int, most: int) -> Iterator[Picture]:
