@@ -79,13 +79,14 @@ def compare(
     pickscore --scale 20 --out out/flux
     """
     from ..jobs.models import Digits, Shapes, resolve
+    from ..research.compare import compare as compare_digits
 
     size = build(Contest, {}, options.contest)
     shared: dict[str, Any] = {"particles": particles, "seed": seed, "announce": announce}
     shared |= {"evaluations": evaluations}
     if prompts is not None:
         _refuse(options.contest, {"count", "scale"}, only, "with --prompts")
-        _compare_own(out, model, prompts, reward, size, shared, options)
+        _print_report(_compare_own(out, model, prompts, reward, size, shared, options))
         return
     if unused := [n for group in ("batching", "loading", "call") for n in vars(options)[group]]:
         raise InvalidArgument(f"{', '.join(map(flag, unused))}: only with --prompts; leave it out")
@@ -93,15 +94,20 @@ def compare(
     where = f"for --model {model}"
     if isinstance(found, Shapes):
         _refuse(options.contest, {"count"}, only, where)
-        _compare_shapes(out, reward, size.count or _PROMPTS, {"model": found, **shared})
+        report = _compare_shapes(out, reward, size.count or _PROMPTS, {"model": found, **shared})
     elif isinstance(found, Digits):
         _refuse(options.contest, {"populations", "tuning_populations"}, None, where)
-        _compare_digits(out, reward or ["class:8"], size, only or [], {"model": found, **shared})
+        wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
+        report = compare_digits(
+            out, model=found, rewards=wanted or ["class:8"], populations=size.populations,
+            tuning_populations=size.tuning_populations, only=only or [], **shared,
+        )  # fmt: skip
     else:
         raise InvalidArgument(
             f"`compare` knows digits and shapes, which have judges, got {model!r}; any other model "
             "takes --prompts FILE and --scale"
         )
+    _print_report(report)
 
 
 def _refuse(
@@ -121,7 +127,7 @@ def _compare_own(
     size: Contest,
     shared: Mapping[str, Any],
     options: Options,
-) -> None:
+) -> Any:
     """On a model, prompts and a reward of the user's own."""
     from ..jobs.prompts import read_prompts
     from ..jobs.spelling import jobs_of
@@ -137,32 +143,12 @@ def _compare_own(
     rest = dict(shared)
     found, jobs = jobs_of(model, ["plain"], options, reward="".join(reward), seed=rest.pop("seed"))
     entries = read_prompts(file, count=size.count)
-    report = compare_own(
+    return compare_own(
         out, model=found, job=jobs["plain"], entries=entries, scale=size.scale, **rest
     )
-    _print_report(report)
 
 
-def _compare_digits(
-    out: Path,
-    reward: list[str],
-    size: Contest,
-    only: list[str],
-    shared: dict[str, Any],
-) -> None:
-    """Run it, and print the table."""
-    from ..research.compare import compare as run_compare
-
-    wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
-    report = run_compare(
-        out, rewards=wanted, populations=size.populations,
-        tuning_populations=size.tuning_populations, only=only, **shared,
-    )  # fmt: skip
-    _print_report(report)
-
-
-def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, Any]) -> None:
-    """Run it, and print what came out."""
+def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, Any]) -> Any:
     from ..research.compare_shapes import compare_shapes
 
     model, transitions, evaluations = shared["model"], 6, shared.pop("evaluations")
@@ -170,12 +156,11 @@ def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, 
         raise InvalidArgument(f"--model {model.name} takes one --reward, got {len(reward)}")
     if evaluations % transitions:
         raise InvalidArgument(f"--evaluations must be a multiple of {transitions}: {evaluations}")
-    report = compare_shapes(
+    return compare_shapes(
         out, reward=(reward or [model.reward_name])[0], count=count,
         tuning_count=max(2, count // 4), transitions=transitions,
         steps=evaluations // transitions, **shared,
     )  # fmt: skip
-    _print_report(report)
 
 
 def _print_report(report: Any) -> None:
