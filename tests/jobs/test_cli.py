@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 
@@ -14,6 +15,7 @@ import glass_flows
 import glass_flows.cli
 from glass_flows import Table, sample
 from glass_flows.cli import app
+from glass_flows.cli.research import TRAINERS, train_app
 from glass_flows.errors import InvalidArgument, UnknownName
 from glass_flows.jobs import Job, compare_digits, digits_denoiser, resolve
 from glass_flows.jobs.pictures import Strip, image_grid, make_folder
@@ -204,6 +206,17 @@ def test_check_reports(monkeypatch):
     shown = invoke("check", "--samples", "500")
     assert shown.exit_code == 1
     assert "FAIL" in shown.output
+
+
+def test_training_commands_have_the_options_and_defaults_of_their_functions():
+    for command in train_app.registered_commands:
+        options = inspect.signature(command.callback).parameters
+        function = inspect.signature(TRAINERS[command.name][0]).parameters
+        assert set(options) == set(function) - {"checkpoint_every", "progress"}
+        assert all(one.default == function[name].default for name, one in options.items())
+        told = {name: one.annotation.__metadata__[0].help for name, one in options.items()}
+        assert all(told.values()) and "None" not in told.values()
+    assert [one.name for one in train_app.registered_commands] == list(TRAINERS)
 
 
 def test_training_from_the_command_line(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from glass_flows.errors import (
     WeightsFileError,
 )
 from glass_flows.jobs import models
+from glass_flows.jobs.costs import Alive
 from glass_flows.measures import Measure
 from glass_flows.paths import Linear
 from glass_flows.research.reproduce import (
@@ -342,16 +343,16 @@ def test_alignment_on_classes_of_a_sit_with_another_reward_beside(tmp_path, monk
 
 
 def test_the_memory_of_tensors_is_counted_while_they_live():
-    with networks.PeakMemory() as memory:
+    with Alive() as memory:
         a = torch.zeros(1000)
         b = a + 1
         del a
         b.add_(1)
         view = b.view(10, 100)
         del b
-        assert (memory.alive, memory.peak) == (4000, 8000)
+        assert (memory.now, memory.most) == (4000, 8000)
         del view
-        assert memory.alive == 0
+        assert memory.now == 0
 
 
 def test_without_matplotlib_nothing_is_begun(tmp_path, monkeypatch):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -103,23 +102,6 @@ def test_scenes_are_of_the_part_train_and_meet_their_sentences():
     images, prompts, _ = shapes.draw_scenes(200, seed=3)
     assert all(holds("train", p) for p in prompts)
     assert all(accepts(images, prompts))
-
-
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mask", [None, "bool", "float"])
-def test_the_training_attention_is_attention(causal, mask):
-    if causal and mask:
-        pytest.skip("torch allows one of them")
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, 7, 8, generator=generator)
-    bias = torch.randn(7, 7, generator=generator)
-    given = {None: None, "bool": bias > -0.5, "float": bias}[mask]
-    wanted = F.scaled_dot_product_attention(q, k, v, given, is_causal=causal, scale=0.3)
-    original = F.scaled_dot_product_attention
-    with shapes.matmul_attention(q.device):
-        found = F.scaled_dot_product_attention(q, k, v, given, is_causal=causal, scale=0.3)
-    assert F.scaled_dot_product_attention is original
-    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -225,12 +225,12 @@ def test_file_of_another_model(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda w: w.pop("time.bias"), r"\['time.bias'\] are missing"),
-        (lambda w: w.update(extra=torch.zeros(1)), r"\['extra'\] do not belong"),
-        (lambda w: w.update({"time.bias": torch.zeros(191)}), r"'time.bias' is .*\(191,\)"),
-        (lambda w: w.update({"time.bias": torch.zeros(192).half()}), "torch.float16"),
-        (lambda w: w["label.weight"][3].fill_(torch.nan), "'label.weight' holds NaN"),
-        (lambda w: w["label.weight"][3, 5].fill_(torch.inf), "'label.weight' holds NaN"),
+        (lambda w: w.pop("time.bias"), "missing: time.bias"),
+        (lambda w: w.update(extra=torch.zeros(1)), "not known: extra"),
+        (lambda w: w.update({"time.bias": torch.zeros(191)}), r"time.bias is \(191,\)"),
+        (lambda w: w.update({"time.bias": torch.zeros(192).half()}), "time.bias is torch.float16"),
+        (lambda w: w["label.weight"][3].fill_(torch.nan), "label.weight holds NaN"),
+        (lambda w: w["label.weight"][3, 5].fill_(torch.inf), "label.weight holds NaN"),
     ],
 )
 def test_damaged_tensors(tmp_path, damage, message):

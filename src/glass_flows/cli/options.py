@@ -7,7 +7,7 @@ import inspect
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,19 +31,6 @@ from ..runs.command import flag
 from ..runs.listing import clean
 from ..settings import Count, Number, Switch, spelled
 from ..steering.methods import METHODS, AnyMethod
-
-__all__ = [
-    "Device",
-    "Model",
-    "Out",
-    "Reward",
-    "Seed",
-    "announce",
-    "print_page",
-    "print_table",
-    "say",
-    "with_settings",
-]
 
 console = Console()
 
@@ -268,12 +255,6 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
             owners |= dict.fromkeys(made, group)
             annotations |= made
             defaults |= dict.fromkeys(made)
-        parameters = [
-            inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=annotation
-            )
-            for name, annotation in annotations.items()
-        ]
 
         @functools.wraps(command)
         def run(**given: Any) -> None:
@@ -285,11 +266,50 @@ def with_settings(*groups: str) -> Callable[[Callable[..., None]], Callable[...,
                 found["call"] |= read_arguments(found["call"].pop("argument", []))
             command(options=Options(**found), **given)
 
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = annotations
-        return run
+        return _signed(run, annotations, defaults)
 
     return decorate
+
+
+def command_for(function: Callable[..., object], name: str, written: str) -> Callable[..., None]:
+    """A command that calls a function, with its parameters for options, as its docstring tells.
+
+    What the docstring says before the parameters is the command's help. Of those that it does not
+    tell one by one, the function's defaults stay.
+    """
+    help_text, _, told = (inspect.getdoc(function) or "").partition("\n\nParameters\n")
+    meanings = dict(re.findall(r"^(\w+) : (.*(?:\n    .*)*)", told, re.M))
+    hints = typing.get_type_hints(function)
+    signature = inspect.signature(function).parameters
+    places: dict[Any, Any] = {str | Path: Path, str | Path | None: Path | None}
+    annotations: dict[str, Any] = {"out": Out}
+    for option, meaning in meanings.items():
+        text = _readable(" ".join(meaning.split()))
+        kind = places.get(hints[option], hints[option])
+        annotations.setdefault(option, Annotated[kind, typer.Option(help=text)])
+    annotations["seed"] = Seed
+
+    def run(**given: Any) -> None:
+        function(**given)
+        typer.echo(f"{written}: {given['out']}")
+
+    run.__doc__ = f"{help_text}\n\nExample: glass-flows {name} --out out/{name.split()[-1]}"
+    return _signed(run, annotations, {n: signature[n].default for n in annotations})
+
+
+def _signed(
+    command: Callable[..., None], annotations: dict[str, Any], defaults: Mapping[str, Any]
+) -> Callable[..., None]:
+    """A command with these parameters, as typer looks at them."""
+    parameters = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=a
+        )
+        for name, a in annotations.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = annotations
+    return command
 
 
 def _options_of(title: str, group: Group, default: Any) -> dict[str, Any]:

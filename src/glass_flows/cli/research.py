@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,17 +12,26 @@ import typer
 from ..errors import InvalidArgument, check_count, check_number, shown
 from ..jobs.spelling import Options
 from ..research.contest import Contest
+from ..research.distil_digits import distil_digits
+from ..research.train_clip import train_clip
+from ..research.train_digits import train_digits
+from ..research.train_shapes import train_shapes
 from ..runs.command import flag
 from ..settings import MOST, build
-from .options import Model, Out, Seed, announce, print_page, print_table, say, with_settings
-
-__all__ = ["audit", "check", "compare", "reproduce", "train_app"]
+from .options import (
+    Model,
+    Out,
+    Seed,
+    announce,
+    command_for,
+    print_page,
+    print_table,
+    say,
+    with_settings,
+)
 
 train_app = typer.Typer(help="Train the small bundled models again.", no_args_is_help=True)
 _PROMPTS = 120
-Scenes = Annotated[int, typer.Option(help="Different scenes to train on.")]
-Resume = Annotated[bool, typer.Option(help="Go on from the checkpoints in the folder, if any.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps.")]
 
 
 @with_settings("contest", "batching", "loading", "call")
@@ -70,13 +79,14 @@ def compare(
     pickscore --scale 20 --out out/flux
     """
     from ..jobs.models import Digits, Shapes, resolve
+    from ..research.compare import compare as compare_digits
 
     size = build(Contest, {}, options.contest)
     shared: dict[str, Any] = {"particles": particles, "seed": seed, "announce": announce}
     shared |= {"evaluations": evaluations}
     if prompts is not None:
         _refuse(options.contest, {"count", "scale"}, only, "with --prompts")
-        _compare_own(out, model, prompts, reward, size, shared, options)
+        _print_report(_compare_own(out, model, prompts, reward, size, shared, options))
         return
     if unused := [n for group in ("batching", "loading", "call") for n in vars(options)[group]]:
         raise InvalidArgument(f"{', '.join(map(flag, unused))}: only with --prompts; leave it out")
@@ -84,15 +94,20 @@ def compare(
     where = f"for --model {model}"
     if isinstance(found, Shapes):
         _refuse(options.contest, {"count"}, only, where)
-        _compare_shapes(out, reward, size.count or _PROMPTS, {"model": found, **shared})
+        report = _compare_shapes(out, reward, size.count or _PROMPTS, {"model": found, **shared})
     elif isinstance(found, Digits):
         _refuse(options.contest, {"populations", "tuning_populations"}, None, where)
-        _compare_digits(out, reward or ["class:8"], size, only or [], {"model": found, **shared})
+        wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
+        report = compare_digits(
+            out, model=found, rewards=wanted or ["class:8"], populations=size.populations,
+            tuning_populations=size.tuning_populations, only=only or [], **shared,
+        )  # fmt: skip
     else:
         raise InvalidArgument(
             f"`compare` knows digits and shapes, which have judges, got {model!r}; any other model "
             "takes --prompts FILE and --scale"
         )
+    _print_report(report)
 
 
 def _refuse(
@@ -112,7 +127,7 @@ def _compare_own(
     size: Contest,
     shared: Mapping[str, Any],
     options: Options,
-) -> None:
+) -> Any:
     """On a model, prompts and a reward of the user's own."""
     from ..jobs.prompts import read_prompts
     from ..jobs.spelling import jobs_of
@@ -128,75 +143,12 @@ def _compare_own(
     rest = dict(shared)
     found, jobs = jobs_of(model, ["plain"], options, reward="".join(reward), seed=rest.pop("seed"))
     entries = read_prompts(file, count=size.count)
-    report = compare_own(
+    return compare_own(
         out, model=found, job=jobs["plain"], entries=entries, scale=size.scale, **rest
     )
-    lines = [
-        (
-            line.method,
-            f"{line.reward.value:.4g} ± {line.reward.error:.2g}",
-            f"{line.gain.value:+.3g} ± {line.gain.error:.2g}",
-            f"{100 * line.wins.value:.0f}",
-            "-" if line.apart is None else f"{line.apart.value:.3f}",
-            f"{line.evaluations:g}",
-            f"{line.seconds:.3g}",
-            "-" if line.memory is None else f"{line.memory:.2f}",
-        )
-        for line in report.methods
-    ]
-    head = ("method", "reward", "gain", "wins, %", "apart", "evals", "s", "GiB")
-    print_table(head, lines, f"{model}: {len(entries)} prompts (± one standard error)")
-    say(
-        "reward: of the best image; gain and wins: over best-of-N, prompt by prompt; apart: "
-        "between the images of a prompt"
-    )
-    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
 
 
-def _compare_digits(
-    out: Path,
-    reward: list[str],
-    size: Contest,
-    only: list[str],
-    shared: dict[str, Any],
-) -> None:
-    """Run it, and print the table."""
-    from ..research.compare import compare as run_compare
-
-    wanted = [f"class:{n}" for n in range(10)] if reward == ["class:all"] else reward
-    report = run_compare(
-        out, rewards=wanted, populations=size.populations,
-        tuning_populations=size.tuning_populations, only=only, **shared,
-    )  # fmt: skip
-    lines = []
-    for line in report.methods:
-        low, high = (100 * end for end in line.judge.interval)
-        lines.append(
-            (
-                line.method,
-                f"{100 * line.judge.value:.0f} ({low:.0f}-{high:.0f})",
-                f"{100 * line.gain.value:+.0f} ± {196 * line.gain.error:.0f}",
-                f"{line.reward.value:.2f}",
-                f"{line.frechet.value:.0f} ± {1.96 * line.frechet.error:.0f}",
-                f"{line.diversity.value:.1f}",
-                f"{line.forward:g}" + (f"+{line.backward:g}" if line.backward else ""),
-            )
-        )
-    print_table(
-        ("method", "judge, %", "gain", "reward", "Fréchet", "diversity", "passes"),
-        lines,
-        f"{', '.join(reward)}: {size.populations} populations each (95 % intervals)",
-    )
-    say(
-        "judge: share of the returned images that an independent classifier accepts; gain: points "
-        "more than best-of-N with the ODE, population by population; passes: of the network per "
-        f"particle, forward+backward. Real images have diversity {report.real_diversity:.1f}."
-    )
-    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
-
-
-def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, Any]) -> None:
-    """Run it, and print what came out."""
+def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, Any]) -> Any:
     from ..research.compare_shapes import compare_shapes
 
     model, transitions, evaluations = shared["model"], 6, shared.pop("evaluations")
@@ -204,13 +156,19 @@ def _compare_shapes(out: Path, reward: list[str], count: int, shared: dict[str, 
         raise InvalidArgument(f"--model {model.name} takes one --reward, got {len(reward)}")
     if evaluations % transitions:
         raise InvalidArgument(f"--evaluations must be a multiple of {transitions}: {evaluations}")
-    report = compare_shapes(
+    return compare_shapes(
         out, reward=(reward or [model.reward_name])[0], count=count,
         tuning_count=max(2, count // 4), transitions=transitions,
         steps=evaluations // transitions, **shared,
     )  # fmt: skip
+
+
+def _print_report(report: Any) -> None:
+    """The page that was written, and where."""
     print_page(report.table.read_text(encoding="utf-8"))
-    typer.echo(f"figures: {report.results}\npictures: {report.picture}, {report.hacking}")
+    typer.echo(f"table: {report.table}\nfigures: {report.results}\npicture: {report.picture}")
+    if report.hacking is not None:
+        typer.echo(f"reward against judge: {report.hacking}")
 
 
 def reproduce(
@@ -372,129 +330,12 @@ def _counts(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-@train_app.command("digits")
-def train_digits(
-    out: Out,
-    steps: Annotated[int, typer.Option(help="Training steps of the network.")] = 1000,
-    batch: Annotated[int, typer.Option(help="Images per step.")] = 512,
-    classifier_steps: Annotated[int, typer.Option(help="Training steps of each classifier.")] = 600,
-    seed: Seed = 0,
-    resume: Resume = True,
-) -> None:
-    """Train the digits network and its two classifiers (about a minute on two cores).
-
-    Example: glass-flows train digits --out out/digits
-    """
-    from ..research.train_digits import train_digits as run_training
-
-    run_training(
-        out,
-        steps=steps,
-        batch=batch,
-        seed=seed,
-        resume=resume,
-        classifier_steps=classifier_steps,
-    )
-    typer.echo(f"weights and model card: {out}")
-
-
-@train_app.command("digits-turbo")
-def train_digits_turbo(
-    out: Out,
-    times: Annotated[
-        int, typer.Option(help="Times at which it is trained: 16 (all, so to speak), 8, 4, 2 or 1.")
-    ] = 16,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 4_000,
-    batch: Annotated[int, typer.Option(help="States per step.")] = 512,
-    trajectories: Annotated[
-        int, typer.Option(help="Of the ODE of the bundled network, drawn beforehand.")
-    ] = 40_000,
-    seed: Seed = 0,
-    resume: Resume = True,
-) -> None:
-    """Distil the digits network to few steps (three minutes on one core).
-
-    One evaluation of the student is a digit. The folder is a model by the name digits:FOLDER.
-
-    Example: glass-flows train digits-turbo --out out/turbo
-    """
-    from ..research.distil_digits import distil_digits
-
-    distil_digits(
-        out, times=times, steps=steps, batch=batch, trajectories=trajectories, seed=seed,
-        resume=resume,
-    )  # fmt: skip
-    typer.echo(f"weights: {out}")
-
-
-@train_app.command("shapes")
-def train_shapes(
-    out: Out,
-    steps: Annotated[int, typer.Option(help="Training steps of the flow.")] = 8_000,
-    vae_steps: Annotated[int, typer.Option(help="Training steps of the autoencoder.")] = 1_500,
-    text_steps: Annotated[
-        int | None,
-        typer.Option(
-            help="Training steps of the text encoders before the flow: 200, none with --start."
-        ),
-    ] = None,
-    scenes: Scenes = 60_000,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a trained Shapes pipeline to go on from (its autoencoder is kept)."
-        ),
-    ] = None,
-    device: Device = None,
-    seed: Seed = 0,
-    resume: Resume = True,
-) -> None:
-    """Train a small FluxPipeline on the Shapes world (one to three hours on two cores).
-
-    The folder can be opened with diffusers, and steered with `glass-flows align --model
-    shapes:FOLDER`.
-
-    Example: glass-flows train shapes --out out/shapes
-    """
-    from ..research.train_shapes import train_shapes as run_training
-
-    run_training(
-        out, steps=steps, vae_steps=vae_steps, text_steps=text_steps, scenes=scenes, start=start,
-        device=device, seed=seed, resume=resume,
-    )  # fmt: skip
-    typer.echo(f"pipeline: {out}")
-
-
-@train_app.command("clip")
-def train_clip(
-    out: Out,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 3_000,
-    scenes: Scenes = 20_000,
-    drawn: Annotated[
-        int, typer.Option(help="Samples of the pipeline to train on, with the judge's verdict.")
-    ] = 4_000,
-    pipeline: Annotated[
-        Path | None, typer.Option(help="Folder of a trained Shapes pipeline; bundled by default.")
-    ] = None,
-    start: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a trained Shapes CLIP to go on from; half of the samples are steered "
-            "by it."
-        ),
-    ] = None,
-    device: Device = None,
-    seed: Seed = 1,
-    resume: Resume = True,
-) -> None:
-    """Train the CLIPModel that serves as reward in the Shapes world (15 minutes on one core).
-
-    Example: glass-flows train clip --out out/clip
-    """
-    from ..research.train_clip import train_clip as run_training
-
-    run_training(
-        out, steps=steps, scenes=scenes, drawn=drawn, pipeline=pipeline, start=start,
-        device=device, seed=seed, resume=resume,
-    )  # fmt: skip
-    typer.echo(f"model: {out}")
+TRAINERS: dict[str, tuple[Callable[..., object], str]] = {
+    "digits": (train_digits, "weights and model card"),
+    "digits-turbo": (distil_digits, "weights"),
+    "shapes": (train_shapes, "pipeline"),
+    "clip": (train_clip, "model"),
+}
+"""By name the function, and what it writes."""
+for name, (function, written) in TRAINERS.items():
+    train_app.command(name)(command_for(function, f"train {name}", written))

@@ -12,8 +12,6 @@ import typer
 from ..errors import RunFolderError
 from .options import print_table, say
 
-__all__ = ["report", "runs_app"]
-
 runs_app = typer.Typer(help="List, show and compare runs.", no_args_is_help=True)
 Folders = Annotated[
     list[Path], typer.Argument(help="Runs, or folders that hold some, such as that of a batch.")

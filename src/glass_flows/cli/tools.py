@@ -10,8 +10,6 @@ import typer
 from ..jobs.spelling import Options
 from .options import Device, Out, Seed, announce, print_page, print_table, say, with_settings
 
-__all__ = ["check_model", "convert_app", "evaluate", "plan"]
-
 convert_app = typer.Typer(
     help="Write published pickled weights as safetensors, reading tensors only.",
     no_args_is_help=True,

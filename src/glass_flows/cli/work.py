@@ -14,8 +14,6 @@ from ..errors import InvalidArgument, check_count
 from ..jobs.spelling import Options
 from .options import Model, Out, Reward, Seed, announce, print_page, print_table, say, with_settings
 
-__all__ = ["align", "batch", "sample"]
-
 _MOST_IMAGES = 10_000  # in one picture
 Budget = Annotated[
     str | None,

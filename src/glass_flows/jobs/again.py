@@ -22,8 +22,6 @@ from .job import Job, Loading, settings_in
 from .models import kind_of
 from .spelling import Options
 
-__all__ = ["Wish", "repeated"]
-
 _BUNDLED = ("digits", "shapes")
 _SIZES = ("particles", "transitions", "steps", "moves")
 

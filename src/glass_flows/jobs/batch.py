@@ -35,8 +35,6 @@ from .on_ray import run_with_ray
 from .pictures import make_folder
 from .workers import run_here, run_in_processes
 
-__all__ = ["BatchReport", "run_batch", "summarise"]
-
 _NONE: Mapping[Item, str] = {}
 _COSTS = ("network_evaluations", "network_gradients", "reward_evaluations")
 

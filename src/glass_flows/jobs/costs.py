@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["elapsed", "free_bytes", "peak", "timed"]
-
 
 def peak(networks: Sequence[nn.Module], device: torch.device, run: Callable[[], Any]) -> int | None:
     """Most bytes held while one of these networks was asked, beyond those before the run.
@@ -24,7 +22,7 @@ def peak(networks: Sequence[nn.Module], device: torch.device, run: Callable[[], 
     while they were alive, without what operations use inside: the size of the process says less,
     since memory that was given back stays with it. None elsewhere.
     """
-    most, alive = 0, _Alive()
+    most, alive = 0, Alive()
     if device.type not in ("cpu", "cuda"):
         return None
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
@@ -49,8 +47,11 @@ def peak(networks: Sequence[nn.Module], device: torch.device, run: Callable[[], 
     return most
 
 
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that operations make, as long as they live."""
+class Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that operations make, as long as they live: `now`, and at `most`.
+
+    What a kernel needs for itself is not seen.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -37,8 +37,6 @@ from .job import Loading
 from .models import Pipeline, kind_of, resolve
 from .pictures import SHEET, make_folder
 
-__all__ = ["FolderFigures", "Found", "Interval", "evaluate_folders", "load_features", "read_images"]
-
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _BATCH = 16
 _BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)

@@ -15,8 +15,6 @@ from ..runs.record import mean
 from ..steering.overoptimisation import Rung, falls
 from .items import Item
 
-__all__ = ["warnings_of"]
-
 Place = tuple[int, int]
 """Prompt and seed."""
 

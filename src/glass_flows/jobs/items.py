@@ -16,18 +16,6 @@ from .job import Job
 from .models import Model, resolve
 from .prompts import PromptEntry
 
-__all__ = [
-    "Item",
-    "Over",
-    "Work",
-    "Worker",
-    "clear_others",
-    "is_finished",
-    "items_of",
-    "load_model",
-]
-
-
 _PATIENCE = 10.0  # seconds for the worker of a batch that was killed to follow it
 
 

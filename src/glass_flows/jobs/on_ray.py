@@ -13,8 +13,6 @@ from pathlib import Path
 from ..errors import InvalidArgument, MissingExtra, RunFolderError
 from .items import Item, Over, Work, Worker
 
-__all__ = ["run_with_ray"]
-
 
 def run_with_ray(
     work: Work, items: Sequence[Item], out: Path, workers: int, address: str

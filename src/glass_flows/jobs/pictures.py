@@ -18,8 +18,6 @@ from torch import Tensor
 from ..errors import InvalidArgument
 from ..files import replace, written
 
-__all__ = ["SHEET", "Strip", "digit_image", "digit_of", "image_grid", "make_folder", "save_png"]
-
 SHEET = "glass-flows sheet"
 """The text inside a PNG that is no sample, but shows several."""
 _GOOD, _BAD, _PLAIN = (34, 139, 60), (200, 60, 50), (205, 205, 205)

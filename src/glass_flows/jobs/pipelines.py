@@ -11,9 +11,8 @@ import torch
 from ..errors import InvalidArgument, MissingExtra
 from ..progress import without_widgets
 from ..whole import load_parts, quiet
+from .costs import free_bytes
 from .job import Loading
-
-__all__ = ["load_pipeline", "memory_line"]
 
 
 def load_pipeline(
@@ -106,10 +105,7 @@ def memory_line(pipe: Any, device: str, offload: str) -> str:
         sum(t.numel() * t.element_size() for t in (*m.parameters(), *m.buffers())) for m in modules
     ]
     needed = max(sizes) if offload == "model" else 0 if offload == "sequential" else sum(sizes)
-    if device.startswith("cuda"):
-        free = torch.cuda.mem_get_info(torch.device(device))[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = free_bytes(torch.device(device))
     line = f"weights: {needed / 1e9:.2f} GB on {device}, {free / 1e9:.1f} GB free there"
     if needed > 0.8 * free:
         line += "; this may not fit: try --offload model, --dtype bfloat16 or --max-batch 1"

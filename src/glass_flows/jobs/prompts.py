@@ -14,7 +14,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -131,13 +131,18 @@ def _refuse(path: Path, line: int, reason: str) -> InvalidArgument:
     return InvalidArgument(f"{str(path)!r}, line {line} {reason}")
 
 
-def _lines(path: Path, text: str) -> Rows:
-    """A prompt each."""
+def _lines(path: Path, text: str) -> Iterator[tuple[int, str]]:
+    """Those that are not empty, with their numbers."""
     for i, line in enumerate(text.split("\n"), start=1):
         if "\r" in line:
             raise _refuse(path, i, "holds a carriage return: end lines with newlines")
         if line.strip():
-            yield i, {"prompt": line}
+            yield i, line
+
+
+def _plain(path: Path, text: str) -> Rows:
+    """A prompt each."""
+    return ((i, {"prompt": line}) for i, line in _lines(path, text))
 
 
 def _json_lines(path: Path, text: str) -> Rows:
@@ -158,11 +163,7 @@ def _json_lines(path: Path, text: str) -> Rows:
 
 def _tabbed(path: Path, text: str) -> Rows:
     """Fields between tabs, a row a line, whatever quotation marks they hold."""
-    for i, line in enumerate(text.split("\n"), start=1):
-        if "\r" in line:
-            raise _refuse(path, i, "holds a carriage return: end lines with newlines")
-        if line.strip():
-            yield i, [_unquoted(part) for part in line.split("\t")]
+    return ((i, [_unquoted(part) for part in line.split("\t")]) for i, line in _lines(path, text))
 
 
 def _unquoted(part: str) -> str:
@@ -216,7 +217,7 @@ def _table(fields: Callable[[Path, str], Rows]) -> Callable[[Path, str], Rows]:
 
 
 _READERS: dict[str, Callable[[Path, str], Rows]] = {
-    ".txt": _lines, ".jsonl": _json_lines, ".tsv": _table(_tabbed), ".csv": _table(_separated)
+    ".txt": _plain, ".jsonl": _json_lines, ".tsv": _table(_tabbed), ".csv": _table(_separated)
 }  # fmt: skip
 
 

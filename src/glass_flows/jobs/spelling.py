@@ -26,6 +26,10 @@ from .models import Model, resolve
 __all__ = ["Options", "able", "jobs_of", "read_arguments", "read_seeds", "swept"]
 
 _MOST_SEEDS = 100_000
+_OF_COMMANDS = (
+    "model", "prompt", "prompts", "reward", "method", "seed", "populations", "budget", "out",
+    "init", "also", "micro_batch",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -151,21 +155,16 @@ def _refuse_unused(
         if name in _ours():
             raise InvalidArgument(f"--argument {name}=...: that is {flag(name)} here")
     given = {
-        "batching": list(options.batching),
-        "loading": list(options.loading),
-        "viewing": list(options.viewing),
-        "call": list(options.call),
-        "micro_batch": ["micro_batch"] if rest.get("micro_batch") is not None else [],
-        "budget": ["budget"] if rest.get("budget") is not None else [],
-        "populations": ["populations"] if rest.get("populations", 1) != 1 else [],
-        "init": ["init"] if rest.get("init") else [],
-        "also": list(options.held_out),
+        group: list(vars(options)[group]) for group in ("batching", "loading", "viewing", "call")
     }
+    none = {"micro_batch": None, "budget": None, "populations": 1, "init": ()}
+    given |= {name: [name] for name, value in none.items() if rest.get(name, value) != value}
+    given["also"] = list(options.held_out)
     foreign = [n for group, names in given.items() if group not in model.takes for n in names]
     unused = [n for n in options.method if all(foreign_settings(m, {n: ""}) for m in methods)]
     reasons = []
     sizes = {"particles", "transitions", "steps", "moves"} & {*options.method, *options.sampler}
-    if sizes and given["budget"]:
+    if sizes and "budget" in given:
         reasons.append(f"{', '.join(map(flag, sorted(sizes)))}: --budget chooses them; give one")
     if foreign:
         others = "the digits" if foreign == ["populations"] else "a diffusers pipeline"
@@ -176,7 +175,7 @@ def _refuse_unused(
         has = ", ".join(flag(n) for n in _settings_of(methods))
         shown, named = ", ".join(map(flag, unused)), ", ".join(methods)
         reasons.append(f"{shown}: nothing to --method {named}, which has {has}")
-    if rest.get("init") and "refine" not in methods:
+    if "init" in given and "refine" not in methods:
         named = ", ".join(methods)
         reasons.append(f"--init: only for --method refine, which begins with it; here is {named}")
     if reasons:
@@ -189,22 +188,10 @@ def _settings_of(methods: Sequence[str]) -> list[str]:
 
 def _ours() -> set[str]:
     """Names that a pipeline's call argument cannot have, for they are ours."""
-    own = {
-        "model",
-        "prompt",
-        "prompts",
-        "reward",
-        "method",
-        "seed",
-        "populations",
-        "budget",
-        "out",
-        "init",
-        "also",
-    }
+    own = {*_OF_COMMANDS, *every_setting()}
     for cls in (Sampler, Batching, Loading, Viewing):
         own |= set(kinds(cls))
-    return own | set(every_setting()) | {"micro_batch"}
+    return own
 
 
 def read_arguments(given: Sequence[str], option: str = "--argument") -> dict[str, Any]:

@@ -38,8 +38,6 @@ from ..steering import Beam, BestOf, Method, PosteriorValue, Refine, Steering, S
 from ..videos import VideoResult
 from .costs import elapsed, free_bytes, peak, timed
 
-__all__ = ["NEED_AN_ADAPTER", "SAMPLER", "TRIALS", "Bench", "NotHere", "Wrong", "first_line"]
-
 SAMPLER = Sampler(2, 2, 0.4)
 """Of all trials: two transitions of two evaluations."""
 _MANY = 4  # particles
@@ -279,8 +277,7 @@ class Bench:
         if self.family is not None:
             decode: Callable[[Tensor], Tensor] = self.adapter.decode
             return decode
-        takes = inspect.signature(self.pipe.__call__).parameters
-        return self.decode or pictures_of(self.pipe, takes, self.call)
+        return self.decode or pictures_of(self.pipe, self.takes, self.call)
 
     def same(self, a: Tensor, b: Tensor, otherwise: str, figure: str = "difference") -> str:
         """How much alike two samples are that must be alike; :class:`Wrong` if they are not."""

@@ -16,8 +16,6 @@ from ..errors import RunFolderError
 from .items import Item, Over, Work, Worker
 from .models import Model
 
-__all__ = ["run_here", "run_in_processes"]
-
 _FRUITLESS = 3  # how often workers may die in a row without finishing anything
 
 

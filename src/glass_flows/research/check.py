@@ -16,8 +16,6 @@ from ..plans import DDIM, Rho, Sampler
 from ..sampling import posterior, sample, transition
 from ..worlds.mixtures import GaussianMixture
 
-__all__ = ["Check", "checks"]
-
 
 @dataclass(frozen=True)
 class Check:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,7 @@ from ..plans import EulerMaruyama, Paper, Sampler
 from ..progress import progress_bar
 from ..steering import Beam, BestOf, Refine, Steering, Twist
 from .digits import draw_digits, frechet, judge_features, real_features
-from .recipe import Array, Entry, Methods, Recipe, Returned, contest, trials, write_contest
-
-__all__ = ["CompareReport", "MethodFigures", "chosen_methods", "compare", "methods"]
+from .recipe import Array, Entry, Methods, Recipe, Report, Returned, contest, trials, write_contest
 
 _STEPS = (4, 6, 10)  # evaluations per transition that are tried
 _SCALES = (1.0, 2.0, 4.0, 8.0, 16.0)  # λ
@@ -72,15 +69,6 @@ class MethodFigures:
     forward: float
     backward: float
     tuned: Recipe
-
-
-@dataclass(frozen=True)
-class CompareReport:
-    methods: tuple[MethodFigures, ...]
-    real_diversity: float
-    table: Path
-    results: Path
-    picture: Path
 
 
 def methods(evaluations: int, particles: int, sigma_data: float = 1.0) -> Methods:
@@ -156,7 +144,7 @@ def compare(
     seed: int = 0,
     progress: bool | None = None,
     announce: Callable[[str], None] = lambda text: None,
-) -> CompareReport:
+) -> Report[MethodFigures]:
     """Tune and run every method, and write the table, the figures and a picture into `out`.
 
     Parameters
@@ -210,7 +198,7 @@ def compare(
             )
     file = stem.with_suffix(".png")
     picture = save_png(image_grid(pictures), file, settings=json.dumps(settings))
-    return CompareReport(tuple(found), bench.real_diversity, table, results, picture)
+    return Report(tuple(found), table, results, picture)
 
 
 def chosen_methods(known: Methods, only: Sequence[str]) -> Methods:

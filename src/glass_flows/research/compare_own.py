@@ -27,14 +27,12 @@ from ..jobs.job import Job
 from ..jobs.models import Model
 from ..jobs.prompts import PromptEntry
 from ..measures import Measure, mean
-from ..pixels import contact_sheet
+from ..pixels import contact_sheet, open_image
 from ..plans import Sampler
 from ..runs import RunRecord, read_run
 from ..steering import BestOf, Steering
-from .recipe import Recipe, refinement
+from .recipe import Recipe, Report, refinement
 from .writing import write_json, write_markdown
-
-__all__ = ["OwnFigures", "OwnReport", "compare_own", "recipes"]
 
 _PLAIN, _BEST = "plain", "best-of-n"
 _SHOWN, _LONGEST = 12, 256  # prompts of the sheet, and pixels of an image there
@@ -73,14 +71,6 @@ class OwnFigures:
     memory: float | None
 
 
-@dataclass(frozen=True)
-class OwnReport:
-    methods: tuple[OwnFigures, ...]
-    table: Path
-    results: Path
-    picture: Path
-
-
 def recipes(
     particles: int, evaluations: int, scale: float, guidance: float = 1.0
 ) -> dict[str, Recipe]:
@@ -108,7 +98,7 @@ def compare_own(
     particles: int = 8,
     progress: bool | None = None,
     announce: Callable[[str], None] = lambda text: None,
-) -> OwnReport:
+) -> Report[OwnFigures]:
     """Draw every prompt by every method; table, figures, and a sheet of the best images in `out`.
 
     Parameters
@@ -151,7 +141,7 @@ def compare_own(
     table = write_markdown(folder / "comparison.md", "own", lines=lines, **settings)
     told = [asdict(line) for line in lines]
     results = write_json(folder / "comparison.json", {"settings": settings, "methods": told})
-    return OwnReport(lines, table, results, _sheet(drawn, folder / "comparison.png"))
+    return Report(lines, table, results, _sheet(drawn, folder / "comparison.png"))
 
 
 def _best(run: RunRecord) -> Any:
@@ -182,24 +172,20 @@ def _figures(name: str, runs: Sequence[RunRecord], base: np.ndarray[Any, Any]) -
 
 
 def _apart(run: RunRecord) -> float:
-    images = np.stack([_image(run, sample.file) for sample in run.samples[0]]) / 255.0
-    flat = images.reshape(len(images), -1)
+    images = [np.asarray(_image(run, sample.file), float) / 255.0 for sample in run.samples[0]]
+    flat = [image.ravel() for image in images]
     pairs = [(i, k) for i in range(len(flat)) for k in range(i)]
     return float(np.mean([np.sqrt(np.mean((flat[i] - flat[k]) ** 2)) for i, k in pairs]))
 
 
-def _image(run: RunRecord, file: str | None) -> np.ndarray[Any, Any]:
-    with Image.open(run.folder / (file or "")) as image:
-        return np.asarray(image.convert("RGB"), float)
+def _image(run: RunRecord, file: str | None) -> Image.Image:
+    return open_image(run.folder / (file or "")).convert("RGB")
 
 
 def _sheet(drawn: Mapping[str, Sequence[RunRecord]], file: Path) -> Path:
     """A row for each of the first prompts: the best image of each method, in their order."""
     columns = [runs[:_SHOWN] for runs in drawn.values()]
-    rows = [
-        [Image.fromarray(_image(run, _best(run).file).astype(np.uint8)) for run in row]
-        for row in zip(*columns)
-    ]
+    rows = [[_image(run, _best(run).file) for run in row] for row in zip(*columns)]
     sheet = contact_sheet(rows, _LONGEST, Image.Resampling.BICUBIC)
     replace_file(file, written(partial(sheet.save, format="PNG")))
     return file

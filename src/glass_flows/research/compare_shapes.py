@@ -39,6 +39,7 @@ from .recipe import (
     Entry,
     Methods,
     Recipe,
+    Report,
     Returned,
     contest,
     judged,
@@ -47,8 +48,6 @@ from .recipe import (
     write_contest,
 )
 from .writing import blank_plot, key_of
-
-__all__ = ["ShapesFigures", "ShapesReport", "compare_shapes", "methods"]
 
 _SCALES = (0.125, 0.25, 0.5, 1.0, 2.0, 8.0)  # λ, of a reward whose spread is about 10
 # Half way the CLIP is asked about what is no picture yet: all of λ at once follows one lucky guess.
@@ -85,15 +84,6 @@ class ShapesFigures:
     reward: Measure
     evaluations: float
     tuned: Recipe
-
-
-@dataclass(frozen=True)
-class ShapesReport:
-    methods: tuple[ShapesFigures, ...]
-    table: Path
-    results: Path
-    picture: Path
-    hacking: Path
 
 
 def methods(particles: int, transitions: int, steps: int, guidance: float = 1.0) -> Methods:
@@ -133,7 +123,7 @@ def compare_shapes(
     seed: int = 0,
     progress: bool | None = None,
     announce: Callable[[str], None] = lambda text: None,
-) -> ShapesReport:
+) -> Report[ShapesFigures]:
     """Tune and run every method; write table, figures, grid and the plot of hacking into `out`.
 
     Parameters
@@ -184,7 +174,7 @@ def compare_shapes(
     hacking = _hacking(entries, plot, folder / "hacking.png")
     announce("drawing the grid")
     picture = _grid(bench, entries[_PLAIN].tuned, entries[_STEERED].tuned, folder / "shapes.png")
-    return ShapesReport(tuple(found), table, results, picture, hacking)
+    return Report(tuple(found), table, results, picture, hacking)
 
 
 class _Bench:

@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from ..settings import MOST, NOT_NEGATIVE, Count, Settings, setting
 
-__all__ = ["Contest"]
-
 
 @dataclass(frozen=True, repr=False)
 class Contest(Settings):

@@ -14,8 +14,6 @@ from ..steering.loop import Watch
 from ..worlds.digits import digits_images, digits_labels
 from .recipe import Array, Recipe, Returned
 
-__all__ = ["draw_digits", "frechet", "judge_features", "real_features"]
-
 
 def draw_digits(model: Digits, recipe: Recipe, label: int, populations: int, seed: int) -> Returned:
     """Populations steered towards a digit; every digit has seeds of its own."""

@@ -23,8 +23,6 @@ from ..training import Loss, TrainingTask, checkpoints, save_tensors
 from ..worlds import digits
 from ..worlds.digits import CLASSES, FILES, IMAGE, NETWORK, NULL_CLASS, load_digits_network
 
-__all__ = ["distil_digits"]
-
 _INTERVALS = 16  # of the teacher's ODE, two evaluations each
 _TOGETHER = 2_000
 _UNCONDITIONAL = 0.5  # share of the trajectories; steering starts from the unconditional model
@@ -44,17 +42,21 @@ def distil_digits(
     checkpoint_every: int = 500,
     progress: bool = True,
 ) -> nn.Module:
-    """Train a student of the bundled network; `digits:FOLDER` then is a model by its name.
+    """Distil the digits network to few steps (three minutes on one core).
+
+    One evaluation of the student is a digit. The folder is a model by the name digits:FOLDER.
 
     Parameters
     ----------
     out : folder for the student's ``digits.safetensors``, and the classifiers beside it.
-    times : at how many times it is trained, i/times for i = 0, 1, ...: 16, or a divisor of it.
+    times : At how many times it is trained, i/times for i = 0, 1, ...: 16, or a divisor of it.
         With 16 it knows all times, as latent consistency models do; with 4 four steps only, as
         models for a fixed number of steps.
-    steps, batch : optimiser steps, and states per step.
-    trajectories : of the teacher's ODE, drawn beforehand.
-    seed, resume, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
+    steps : Training steps.
+    batch : States per step.
+    trajectories : Of the ODE of the bundled network, drawn beforehand.
+    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
+    seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Returns
     -------
@@ -73,17 +75,16 @@ def distil_digits(
     with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
         states, labels = _drawn(load_digits_network(), trajectories, seed, progress)
         loss = _endpoint_loss(states[:: _INTERVALS // times], states[-1], labels, batch)
-        task = TrainingTask("digits-turbo", _teacher_copy, loss, steps, seed, _LEARNING_RATE)
+        task = TrainingTask(
+            "digits-turbo", lambda: load_digits_network().requires_grad_(True), loss,
+            steps, seed, _LEARNING_RATE,
+        )  # fmt: skip
         student: nn.Module = fit(task, FILES[NETWORK])
         save_tensors(Path(out) / FILES[NETWORK], student.state_dict(), {"model": NETWORK})
     for name, file in FILES.items():
         if name != NETWORK:
             shutil.copyfile(Path(digits.__file__).parent / "weights" / file, Path(out) / file)
     return student
-
-
-def _teacher_copy() -> nn.Module:
-    return load_digits_network().requires_grad_(True)
 
 
 @torch.no_grad()

@@ -38,17 +38,6 @@ from ..worlds.shapes.pipeline import CALL
 from ..worlds.shapes.world import MAX_WORDS, NUMBERS, RELATIONS, SIDE, related
 from .recipe import Recipe
 
-__all__ = [
-    "SENTENCES",
-    "Judged",
-    "between",
-    "describe",
-    "samples",
-    "scenes",
-    "sentences",
-    "steered",
-]
-
 SENTENCES = 11  # of every picture
 _BATCH = 64
 _PARTICLES = 16
@@ -75,6 +64,11 @@ class Judged:
     def accepted(self) -> NDArray[np.bool_]:
         """Whether each picture is what it was drawn for."""
         return np.array([f.meets(p) for f, p in zip(self.findings, self.asked)])
+
+
+def pixels(images: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """(B, 3, 32, 32) in [-1, 1]."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_prompt(rng: np.random.Generator) -> Prompt:
@@ -125,7 +119,7 @@ def between(vae: Any, count: int, rng: np.random.Generator) -> Judged:
     images = []
     for i in range(0, count, _BATCH):
         z, other = (
-            vae.encode(_pixels(part.images[i : i + _BATCH])).latent_dist.mean for part in (one, two)
+            vae.encode(pixels(part.images[i : i + _BATCH])).latent_dist.mean for part in (one, two)
         )
         size = len(z)
         mask = torch.rand(size, 1, 3, 3, generator=generator)
@@ -234,10 +228,6 @@ def _lies(prompt: Prompt, rng: np.random.Generator) -> list[Prompt]:
     kinds = [[p for p in kind if holds("train", p)] for kind in contradictions(prompt).values()]
     one_each = [kind[int(rng.integers(len(kind)))] for kind in kinds if kind]
     return [one_each[i] for i in rng.permutation(len(one_each))[:3]] or [train_prompt(rng)]
-
-
-def _pixels(images: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _bytes(images: Tensor) -> NDArray[np.uint8]:

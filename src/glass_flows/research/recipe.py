@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Union, cast
+from typing import Any, Generic, TypeVar, Union, cast
 
 import numpy as np
 import torch
@@ -22,22 +22,9 @@ from ..steering import Method, Refine, Steering, Twist
 from ..steering.refinement import BEGINNING
 from .writing import write_json, write_markdown
 
-__all__ = [
-    "Aid",
-    "Array",
-    "Entry",
-    "Methods",
-    "Recipe",
-    "Returned",
-    "contest",
-    "judged",
-    "refinement",
-    "trials",
-    "write_contest",
-]
-
 Aid = Union[Guidance, Twist]
 Array = np.ndarray[Any, Any]
+Line = TypeVar("Line")
 _TUNED = (
     "transitions", "steps", "scale", "twist", "guidance", "children", "moves", "move_steps",
 )  # fmt: skip
@@ -92,6 +79,17 @@ def refinement(
             f"got {evaluations}"
         )
     return Recipe(method, Sampler.ode(BEGINNING + spare))
+
+
+@dataclass(frozen=True)
+class Report(Generic[Line]):
+    """What a comparison found, a line of its table for each method, and its files."""
+
+    methods: tuple[Line, ...]
+    table: Path
+    results: Path
+    picture: Path
+    hacking: Path | None = None
 
 
 Methods = Mapping[str, Sequence[Recipe | Aid]]

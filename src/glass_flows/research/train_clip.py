@@ -26,10 +26,17 @@ from ..worlds.shapes import Finding, Prompt
 from ..worlds.shapes.clip import build_clip, build_clip_processor, load_clip
 from ..worlds.shapes.pipeline import BUNDLED, clip_tokenizer, tokens
 from ..worlds.shapes.world import OPPOSITE, RELATIONS, related
-from .judged_scenes import SENTENCES, Judged, between, samples, scenes, sentences, steered
-from .train_shapes import TOLD, half_precision, layout_of, matmul_attention, pixels
-
-__all__ = ["train_clip"]
+from .judged_scenes import (
+    SENTENCES,
+    Judged,
+    between,
+    pixels,
+    samples,
+    scenes,
+    sentences,
+    steered,
+)
+from .train_shapes import TOLD, half_precision, layout_of
 
 BATCH, ASKED = 128, 4  # pictures, and sentences about each
 _NOISE = 0.05  # largest standard deviation of the noise that pictures get, of a range of 2
@@ -53,18 +60,22 @@ def train_clip(
     checkpoint_every: int = 500,
     progress: bool = True,
 ) -> Path:
-    """Train the CLIP of the Shapes world and write it, with its processor, as a folder.
+    """Train the CLIPModel that is the reward of the Shapes world (15 minutes on one core).
 
     Parameters
     ----------
-    out : folder for the model; ``out/checkpoints`` holds the state of an unfinished run.
-    steps : optimiser steps, 128 pictures each; of checkpoints as in :func:`.train_shapes`.
-    scenes : different scenes that are drawn; a third as many each of what no sentence asks for, and
+    out : folder for the model and its processor; ``out/checkpoints`` holds the state of an
+        unfinished run.
+    steps : Training steps, 128 pictures each; a checkpoint serves any number.
+    scenes : Different scenes to train on; a third as many each of what no sentence asks for, and
         of pictures between two scenes.
-    drawn : samples of the pipeline; with `start` half of them are steered by that CLIP.
-    pipeline : folder of a trained Shapes pipeline; the bundled one by default.
-    start : folder of a trained Shapes CLIP to go on from.
-    seed, device, resume, checkpoint_every, progress : as in :func:`.train_shapes.train_shapes`.
+    drawn : Samples of the pipeline to train on, with the judge's verdict; with `start` half of them
+        are steered by that CLIP.
+    pipeline : Folder of a trained Shapes pipeline; the bundled one by default.
+    start : Folder of a trained Shapes CLIP to go on from.
+    device : cpu, cuda or mps; by default cuda where there is one, else cpu.
+    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
+    seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Raises
     ------
@@ -75,10 +86,7 @@ def train_clip(
     home, pipeline = device_named(device), BUNDLED if pipeline is None else pipeline
     if start is not None:
         load_clip(start)  # refused before the scenes are drawn
-    with (
-        checkpoints(out, settings, checkpoint_every, resume, progress) as fit,
-        matmul_attention(home),
-    ):
+    with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
         settings["start"], settings["pipeline"] = fingerprint(start), fingerprint(pipeline)
         parts = _pictures(scenes, drawn, seed, pipeline, start)
         task = TrainingTask(

@@ -29,8 +29,6 @@ from ..worlds.digits import (
 )
 from .writing import write_markdown
 
-__all__ = ["train_digits"]
-
 LEARNING_RATE = 2e-3
 LABEL_DROPOUT = 0.1
 UNIFORM_TIMES = 0.25
@@ -50,19 +48,20 @@ def train_digits(
     progress: bool = True,
     classifier_steps: int = 600,
 ) -> dict[str, float]:
-    """Train the digits network and both classifiers; write their weights and a model card.
+    """Train the digits network and its two classifiers (about a minute on two cores).
 
     Parameters
     ----------
     out : folder for ``digits.safetensors``, ``digits_reward.safetensors``,
         ``digits_judge.safetensors`` and ``MODEL_CARD.md``; made if missing.
-    steps, batch : optimiser steps of the network and images per step, at least 1.
-        Far beyond 1000 steps of 512 the network starts to memorise its 1797 images.
+    steps : Training steps of the network. Far beyond 1000 of 512 images it starts to memorise the
+        1797 that there are.
+    batch : Images per step.
     seed : at least 0; the same seed, threads and machine give the same weights bit for bit.
-    resume : go on from the checkpoints of an interrupted run in `out`; False discards them.
-    checkpoint_every : steps between checkpoints (in ``out/checkpoints``, removed at the end).
-    progress : show progress bars on standard error, if that is a terminal.
-    classifier_steps : optimiser steps of each classifier, at least 1.
+    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
+    checkpoint_every, progress : steps between checkpoints (in ``out/checkpoints``, removed at the
+        end); whether to show progress bars on standard error, if that is a terminal.
+    classifier_steps : Training steps of each classifier.
 
     Returns
     -------

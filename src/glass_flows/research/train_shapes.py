@@ -6,8 +6,8 @@ The flow job trains transformer and both text encoders together by flow matching
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -28,10 +28,6 @@ from ..worlds.shapes import (
     SHAPES,
     Placed,
     Prompt,
-    holds,
-    render,
-    sample_prompt,
-    sample_scene,
 )
 from ..worlds.shapes.pipeline import (
     MAX_TOKENS,
@@ -41,16 +37,7 @@ from ..worlds.shapes.pipeline import (
     tokens,
 )
 from ..worlds.shapes.world import BACKGROUNDS, OPPOSITE, RELATIONS, SIDE, SIZES, coverage
-
-__all__ = [
-    "TOLD",
-    "draw_scenes",
-    "half_precision",
-    "layout_of",
-    "matmul_attention",
-    "pixels",
-    "train_shapes",
-]
+from .judged_scenes import pixels, scenes
 
 BATCH = {"vae": 32, "text": 128, "flow": 64}
 PROMPT_DROPOUT = 0.1
@@ -88,21 +75,24 @@ def train_shapes(
     checkpoint_every: int = 500,
     progress: bool = True,
 ) -> Path:
-    """Train the Shapes pipeline and write it as a folder of diffusers, in float16.
+    """Train a small FluxPipeline on the Shapes world (one to three hours on two cores).
+
+    The folder, in float16, can be opened with diffusers, and steered with `glass-flows align
+    --model shapes:FOLDER`.
 
     Parameters
     ----------
     out : folder for the pipeline; ``out/checkpoints`` holds the state of an unfinished run.
-    steps : optimiser steps of the flow, 64 noised scenes each. A checkpoint serves any number: one
+    steps : Training steps of the flow, 64 noised scenes each. A checkpoint serves any number: one
         that it has reached ends the training there, with the moving average of its weights.
-    vae_steps : optimiser steps of the autoencoder, 32 scenes each.
-    text_steps : optimiser steps of the text encoders before those of the flow, 128 sentences each,
+    vae_steps : Training steps of the autoencoder, 32 scenes each.
+    text_steps : Training steps of the text encoders before those of the flow, 128 sentences each,
         in which they learn what the nouns stand for; 200, and none with `start`, by default.
-    scenes : different scenes that are drawn, all from sentences of the part "train".
-    seed : at least 0.
-    start : folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
-    device : "cuda" where there is one, else "cpu", by default.
-    resume, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
+    scenes : Different scenes to train on, all from sentences of the part "train".
+    start : Folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
+    device : cpu, cuda or mps; by default cuda where there is one, else cpu.
+    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
+    seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Raises
     ------
@@ -157,8 +147,7 @@ def train_shapes(
         parts = nn.ModuleDict({**texts, "transformer": pipe.transformer, "layout": layout})
         loss = _flow_loss(pipe, (latents - shift) * scale, language, placed, home)
         job = task("shapes-flow", lambda: parts, loss, steps, ema=0.998, warmup=100)
-        with matmul_attention(home):
-            trained = fit(job, "flow.safetensors", own)
+        trained = fit(job, "flow.safetensors", own)
         for name, part in trained.items():
             if hasattr(pipe, name):
                 setattr(pipe, name, part)
@@ -184,18 +173,9 @@ def draw_scenes(
     Pictures (count, 32, 32, 3), prompts, and what lies where: for each of 4×4 squares of the
     picture (count, 16, shapes · colours) how much of it each kind of object covers.
     """
-    rng = np.random.default_rng(seed)
-    images = np.empty((count, SIDE, SIDE, 3), np.uint8)
-    placed = np.empty((count, 16, len(_KINDS)), np.float16)
-    said: list[Prompt] = []
-    while len(said) < count:
-        prompt = sample_prompt(rng)
-        if holds("train", prompt):
-            scene, background = sample_scene(prompt, rng)
-            images[len(said)] = render(scene, background, rng)
-            placed[len(said)] = layout_of(scene)
-            said.append(prompt)
-    return images, said, placed
+    drawn = scenes(count, np.random.default_rng(seed))
+    placed = np.stack([layout_of(one.objects) for one in drawn.findings]).astype(np.float16)
+    return drawn.images, list(drawn.asked), placed
 
 
 def layout_of(scene: Sequence[Placed]) -> NDArray[np.float64]:
@@ -206,11 +186,6 @@ def layout_of(scene: Sequence[Placed]) -> NDArray[np.float64]:
         squares = cover.reshape(4, SIDE // 4, 4, SIDE // 4).mean((1, 3)).ravel()
         found[:, _KINDS.index((one.shape, one.colour))] += squares
     return found
-
-
-def pixels(images: NDArray[np.uint8], device: torch.device) -> Tensor:
-    """(B, 3, 32, 32) in [-1, 1]."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _vae_loss(images: NDArray[np.uint8], device: torch.device) -> Loss:
@@ -360,40 +335,3 @@ def _noise_levels(count: int, generator: torch.Generator) -> Tensor:
     order = torch.randperm(count, generator=generator)
     quantile = (order + torch.rand(count, generator=generator)) / count
     return (_NOISIER + torch.special.ndtri(quantile.clamp(1e-6, 1 - 1e-6))).sigmoid()
-
-
-@contextmanager
-def matmul_attention(device: torch.device) -> Iterator[None]:
-    """Attention by plain products while training on a CPU.
-
-    The backward pass of the fused kernel takes twice as long there for sequences of 32 tokens.
-    """
-    if device.type != "cpu":
-        yield
-        return
-
-    def attention(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.transpose(-1, -2)
-        if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, -torch.inf)
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        return scores.float().softmax(-1).to(value.dtype) @ value
-
-    original = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = attention
-    try:
-        yield
-    finally:
-        F.scaled_dot_product_attention = original

@@ -15,8 +15,6 @@ from ..errors import MissingExtra
 from ..files import render, replace
 from ..measures import Measure
 
-__all__ = ["blank_plot", "key_of", "markdown", "write_json", "write_markdown"]
-
 
 def blank_plot() -> Any:
     """A matplotlib figure. Ask for it before the work whose result it will show.

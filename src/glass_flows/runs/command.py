@@ -16,8 +16,6 @@ from ..rewards.videos import Viewing
 from ..settings import Settings, Switch, kinds, spelled
 from ..steering import BestOf, Method, Refine, Twist, read_method
 
-__all__ = ["command_of", "flag", "sampler_texts", "text_of", "texts_of"]
-
 _FLAGS = {"guidance": "--reward-guidance", "call": "--argument"}
 _OWN_FLAG = {"negative_prompt": str, "guidance_scale": float, "height": int, "width": int}
 """Call arguments that have an option of their own, and what they are read as."""

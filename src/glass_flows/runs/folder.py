@@ -139,7 +139,7 @@ class RunFolder:
                 self._clear("error.json")
         else:
             self.about["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-            self.about["versions"] = _versions()
+            self.about["versions"] = {"python": platform.python_version(), **_circumstances()}
             self._put("run.json", self.about)
         self._run: Run | None = None
         self._whose: dict[str, Any] | None = None  # of the state that was gone on from
@@ -582,10 +582,6 @@ def _sheet(images: Sequence[Image.Image], like: Tensor) -> bytes:
     content = io.BytesIO()
     contact_sheet(rows, _TILE, Image.Resampling.BILINEAR).save(content, "PNG", compress_level=1)
     return content.getvalue()
-
-
-def _versions() -> dict[str, Any]:
-    return {"python": platform.python_version(), **_circumstances()}
 
 
 def _circumstances() -> dict[str, Any]:

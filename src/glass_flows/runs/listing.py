@@ -11,23 +11,6 @@ from typing import Any
 from ..errors import RunFolderError
 from .record import COSTS, Passed, RunRecord, find_runs, mean, plain, read_run, taken
 
-__all__ = [
-    "as_json",
-    "as_text",
-    "clean",
-    "differences",
-    "expand",
-    "facts",
-    "figure",
-    "flat",
-    "names",
-    "overview",
-    "position",
-    "rows",
-    "short",
-]
-
-
 _LONGEST = 40  # of a text in a table
 
 
@@ -57,9 +40,22 @@ def rows(run: RunRecord, population: int | None = None) -> list[dict[str, str]]:
 
     Without a population those are means over all of them, and costs, which have no share, are told.
     """
-    if run.chains:
-        return [_move(run, k, population) for k in range(len(run.boundaries))]
-    return [_row(boundary, population) for boundary in run.boundaries]
+    chosen = range(run.populations) if population is None else [population]
+    evidence = [b.log_evidence[p] for b in run.boundaries for p in chosen]
+    found = []
+    for k, passed in enumerate(run.boundaries):
+        row = _move(run, k, chosen) if run.chains else _boundary(passed, chosen)
+        again = sum(passed.resampled[p] for p in chosen)
+        every = "yes" if len(chosen) == 1 else f"{again} of {len(chosen)}"
+        row["ESS"] = figure(mean([passed.ess[p] for p in chosen]), 3)
+        row["exchanged" if run.chains else "resampled"] = every if again else ""
+        if not (run.chains and all(map(math.isnan, evidence))):
+            row["log-evidence"] = figure(mean([passed.log_evidence[p] for p in chosen]))
+        if population is None:
+            row["evaluations"] = figure(passed.costs.get("network_evaluations", math.nan))
+            row["seconds"] = figure(passed.seconds)
+        found.append(row)
+    return found
 
 
 def overview(folder: Path) -> dict[str, Any]:
@@ -185,13 +181,10 @@ def as_text(lines: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _move(run: RunRecord, k: int, population: int | None) -> dict[str, str]:
+def _move(run: RunRecord, k: int, chosen: Sequence[int]) -> dict[str, str]:
     """What move k did; 0 is how the chains began."""
-    passed, before = run.boundaries[k], run.boundaries[k - 1].moved if k else None
-    chosen = range(run.populations) if population is None else [population]
+    before = run.boundaries[k - 1].moved if k else None
     chains = [run.chains[p] for p in chosen]
-    again = sum(passed.resampled[p] for p in chosen)
-    every = "yes" if len(chains) == 1 else f"{again} of {len(chains)}"
     row = {"move": str(k) if k else "begin", "noised to": "", "share of λ": "", "accepted": ""}
     if before is not None:
         row["noised to"] = figure(before.time, 3)
@@ -199,33 +192,14 @@ def _move(run: RunRecord, k: int, population: int | None) -> dict[str, str]:
         row["accepted"] = f"{mean([one.acceptance(k) for one in chains]):.0%}"
     row["best seen"] = figure(mean([one.best[k] for one in chains]))
     row["mean"] = figure(mean([r for one in chains for r in one.rewards[k]]))
-    row["ESS"] = figure(mean([passed.ess[p] for p in chosen]), 3)
-    row["exchanged"] = every if again else ""
-    evidence = [b.log_evidence[p] for b in run.boundaries for p in chosen]
-    if not all(map(math.isnan, evidence)):
-        row["log-evidence"] = figure(mean([passed.log_evidence[p] for p in chosen]))
-    return row | (_spent(passed) if population is None else {})
+    return row
 
 
-def _spent(passed: Passed) -> dict[str, str]:
-    return {
-        "evaluations": figure(passed.costs.get("network_evaluations", math.nan)),
-        "seconds": figure(passed.seconds),
-    }
-
-
-def _row(passed: Passed, population: int | None) -> dict[str, str]:
-    chosen = range(len(passed.ess)) if population is None else [population]
+def _boundary(passed: Passed, chosen: Sequence[int]) -> dict[str, str]:
     rewards = taken([passed.rewards[p] for p in chosen])
-    again = sum(passed.resampled[p] for p in chosen)
-    every = "yes" if len(chosen) == 1 else f"{again} of {len(chosen)}"
-    row = {
+    return {
         "boundary": str(passed.boundary),
         "t": figure(passed.t, 3),
         "best": figure(mean([max(row) for row in rewards])),
         "mean": figure(mean([r for row in rewards for r in row])),
-        "ESS": figure(mean([passed.ess[p] for p in chosen]), 3),
-        "resampled": every if again else "",
-        "log-evidence": figure(mean([passed.log_evidence[p] for p in chosen])),
     }
-    return row | (_spent(passed) if population is None else {})

@@ -17,8 +17,6 @@ from ..steering import SearchResult
 from .record import RunRecord
 from .result import samples_of, tell
 
-__all__ = ["RunInMemory"]
-
 _TILE = 96  # longest side of an image in the tree, in pixels
 
 

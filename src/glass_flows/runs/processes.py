@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-__all__ = ["process_group", "started_by_torchrun"]
-
 
 def started_by_torchrun() -> bool:
     """Whether this process is one of several of a launcher."""

@@ -26,8 +26,6 @@ from .listing import clean, differences, expand, facts, figure, flat, names, row
 from .record import COSTS, Passed, RunRecord
 from .result import best_first
 
-__all__ = ["lines_of_descent", "report_of", "write_report"]
-
 MOST_RUNS = 24  # on a page
 _MOST_POPULATIONS = 4
 _MOST_PICTURES = 16
@@ -147,15 +145,11 @@ def _pictures(run: RunRecord, p: int, sheets: dict[int, Sheet], most: int) -> It
         for n in best_first(rewards):
             k, slot = states[n]
             if sheet := sheets.get(k):
-                yield Picture(
-                    rewards[n], f"chain {n}", size=sheet.tile, sheet=sheet, view=sheet.view(p, slot)
-                )
+                yield sheet.picture(p, slot, rewards[n], f"chain {n}")
     elif run.boundary in sheets:
         sheet, rewards = sheets[run.boundary], run.boundaries[-1].rewards[p]
         for n in best_first(rewards):
-            yield Picture(
-                rewards[n], f"particle {n}", size=sheet.tile, sheet=sheet, view=sheet.view(p, n)
-            )
+            yield sheet.picture(p, n, rewards[n], f"particle {n}")
 
 
 def _plain(run: RunRecord, p: int, most: int) -> Iterator[Picture]:
@@ -336,6 +330,7 @@ def _tree_of_chains(run: RunRecord, p: int, sheets: Mapping[int, Sheet]) -> Tree
 # --- charts -------------------------------------------------------------------------------------
 
 
+@dataclass
 class Chart:
     """A small chart over the boundaries; positions in its own units, 380 by 210.
 
@@ -343,26 +338,24 @@ class Chart:
     places of the columns, and `names` what stands below them. `legend` says what the dots are.
     """
 
+    title: str
+    summary: str
+    span: Sequence[float]
+    lines: Sequence[tuple[str, Sequence[float], str]]
+    dots: Sequence[tuple[str, int, float, str]] = ()
+    at: Sequence[float] = ()
+    names: Sequence[str] = ()
+    legend: str = ""
     width, left, right, bottom, top = 380, 50, 334, 176, 14
     height = 210
 
-    def __init__(
-        self,
-        title: str,
-        summary: str,
-        span: Sequence[float],
-        lines: Sequence[tuple[str, Sequence[float], str]],
-        dots: Sequence[tuple[str, int, float, str]] = (),
-        at: Sequence[float] = (),
-        names: Sequence[str] = (),
-        legend: str = "",
-    ) -> None:
-        self.title, self.summary, self.lines, self.dots = title, summary, lines, dots
-        self.legend = legend if any(math.isfinite(dot[2]) for dot in dots) else ""
-        self.columns = len(lines[0][1])
-        self.at = at or range(self.columns)
-        self.names = names or [str(k) for k in range(self.columns)]
-        self.low, self.high = min(span), max(span)
+    def __post_init__(self) -> None:
+        if not any(math.isfinite(dot[2]) for dot in self.dots):
+            self.legend = ""
+        self.columns = len(self.lines[0][1])
+        self.at = self.at or range(self.columns)
+        self.names = self.names or [str(k) for k in range(self.columns)]
+        self.low, self.high = min(self.span), max(self.span)
         if self.low == self.high:
             room = abs(self.low) / 10 or 0.5
             self.low, self.high = self.low - room, self.high + room
@@ -392,8 +385,7 @@ class Chart:
 
 def _charts(run: RunRecord, p: int) -> Iterator[Chart]:
     """Rewards, ESS and log-evidence over the boundaries that were passed."""
-    passed = list(enumerate(run.boundaries))
-    first = next((k for k, b in passed if _finite(b.rewards[p])), 0)
+    first = next((k for k, b in enumerate(run.boundaries) if _finite(b.rewards[p])), 0)
     rewards = [b.rewards[p] for b in run.boundaries[first:]]
     known = [_finite(row) for row in rewards]
     if span := [reward for row in known for reward in row]:
@@ -410,22 +402,7 @@ def _charts(run: RunRecord, p: int) -> Iterator[Chart]:
         yield Chart(
             "reward", told, span, lines, particles, names=labels, legend="a dot for each particle"
         )
-    ess, N = [b.ess[p] for _, b in passed], run.particles
-    if _finite(ess):  # searches have no weights
-        again = [
-            ("resampled", k, ess[k], f"resampled at ESS {figure(ess[k], 3)}")
-            for k, b in passed
-            if b.resampled[p]
-        ]
-        told = f"ESS {_from_to(ess)}, of {N}; dots where resampled."
-        yield Chart(
-            f"effective sample size, of {N}", told, (0.0, N), [("best", ess, "ESS")], again,
-            legend="a dot where resampled",
-        )  # fmt: skip
-    evidence = [b.log_evidence[p] for _, b in passed]
-    if span := _finite(evidence):
-        told = f"Log-evidence {_from_to(evidence)}."
-        yield Chart("log-evidence", told, span, [("best", evidence, "")])
+    yield from _charts_of_weights(run, p, "resampled")
 
 
 def _charts_of_chains(run: RunRecord, p: int) -> Iterator[Chart]:
@@ -455,18 +432,24 @@ def _charts_of_chains(run: RunRecord, p: int) -> Iterator[Chart]:
         lines.sort(key=lambda line: -line[1][-1])  # labels stand below each other
         names, title = [str(k) for k in range(1, len(passed))], "share accepted over moves, and t"
         yield Chart(title, told, (0.0, 1.0), lines, names=names)
-    again = [
-        ("resampled", k, b.ess[p], f"exchanged at ESS {figure(b.ess[p], 3)}")
-        for k, b in enumerate(passed)
-        if b.resampled[p]
-    ]
-    ess = [b.ess[p] for b in passed]
-    told = f"ESS {_from_to(ess)}, of {run.particles}; dots where exchanged."
-    yield Chart(
-        f"effective sample size, of {run.particles}", told, (0.0, run.particles),
-        [("best", ess, "ESS")], again, legend="a dot where exchanged",
-    )  # fmt: skip
-    evidence = [b.log_evidence[p] for b in passed]
+    yield from _charts_of_weights(run, p, "exchanged")
+
+
+def _charts_of_weights(run: RunRecord, p: int, word: str) -> Iterator[Chart]:
+    """ESS, with a dot where particles were resampled or exchanged, and log-evidence."""
+    ess, N = [b.ess[p] for b in run.boundaries], run.particles
+    if _finite(ess):  # searches have no weights
+        again = [
+            ("resampled", k, ess[k], f"{word} at ESS {figure(ess[k], 3)}")
+            for k, b in enumerate(run.boundaries)
+            if b.resampled[p]
+        ]
+        told = f"ESS {_from_to(ess)}, of {N}; dots where {word}."
+        yield Chart(
+            f"effective sample size, of {N}", told, (0.0, N), [("best", ess, "ESS")], again,
+            legend=f"a dot where {word}",
+        )  # fmt: skip
+    evidence = [b.log_evidence[p] for b in run.boundaries]
     if span := _finite(evidence):
         told = f"Log-evidence {_from_to(evidence)}."
         yield Chart("log-evidence", told, span, [("best", evidence, "")])

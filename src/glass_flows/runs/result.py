@@ -14,8 +14,6 @@ from typing import Any
 
 from ..steering import SearchResult
 
-__all__ = ["RESULT", "RESULT_VERSION", "Sample", "best_first", "loose", "samples_of", "tell"]
-
 RESULT = "result.json"
 RESULT_VERSION = 2
 """1 told images best first and rewards by particle, without a version: glass-flows 0.1."""

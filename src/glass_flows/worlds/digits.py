@@ -20,18 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..checkpoints import check_tensors
 from ..errors import InvalidArgument, MissingExtra, ShapeError, WeightsFileError, check_name
-
-__all__ = [
-    "NULL_CLASS",
-    "DigitsClassifier",
-    "DigitsNet",
-    "digits_images",
-    "digits_labels",
-    "digits_split",
-    "load_digits_classifier",
-    "load_digits_network",
-]
 
 CLASSES = 10
 NULL_CLASS = 10
@@ -265,19 +255,10 @@ def _read(path: Path, name: str, expected: dict[str, Tensor]) -> dict[str, Tenso
         raise refuse(f"it is truncated or not a safetensors file ({error})") from error
     if found != name:
         raise refuse(f"its metadata says model={found!r}, needed is {name!r}")
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise refuse(f"the tensors {missing} are missing")
-    if foreign := sorted(tensors.keys() - expected.keys()):
-        raise refuse(f"the tensors {foreign} do not belong to this model")
+    check_tensors(expected, tensors, refuse)
     for key, tensor in tensors.items():
-        wanted = expected[key]
-        if tensor.shape != wanted.shape or tensor.dtype != wanted.dtype:
-            raise refuse(
-                f"tensor {key!r} is {tensor.dtype} of shape {tuple(tensor.shape)}, needed is "
-                f"{wanted.dtype} of shape {tuple(wanted.shape)}"
-            )
-        if not tensor.isfinite().all():
-            raise refuse(f"tensor {key!r} holds NaN or infinity")
+        if tensor.dtype != expected[key].dtype:
+            raise refuse(f"{key} is {tensor.dtype}, needed is {expected[key].dtype}")
     return tensors
 
 

@@ -17,9 +17,6 @@ from ...worlds.mixtures import GaussianMixture
 from .laws import COPIES, POINT, SPREADS, Independent
 from .watch import Look
 
-__all__ = ["PARTS", "dependence", "independent_noises", "input_figures", "line_figures",
-           "mode_figures", "off_exact", "ratio_of", "unused_answers"]  # fmt: skip
-
 PARTS = {"early": (0.0, 0.5), "middle": (0.5, 2.0), "late": (2.0, math.inf)}
 """Of the way, by α/σ."""
 _BLOCKS = 20  # parts of the samples whose energy distances give their mean its error

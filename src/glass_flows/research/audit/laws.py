@@ -9,8 +9,6 @@ from torch import Tensor
 
 from ...worlds.mixtures import GaussianMixture
 
-__all__ = ["CLOSE", "COPIES", "POINT", "SPREADS", "Independent", "line", "modes"]
-
 COPIES = 4  # independent coordinates of each spread, for the figures' errors and the covariance
 POINT = 1.2  # where the coordinates without a spread lie
 SPREADS = (0.2, 0.5, 1.0, 1.5)

@@ -16,8 +16,6 @@ from .figures import ratio_of
 from .laws import SPREADS
 from .verdict import Fault, order, references
 
-__all__ = ["Audit", "Row"]
-
 _HEAD = ("K", "evals", "left", *(f"s={s:g}" for s in SPREADS), "mean", "cov", "energy", "inputs")
 
 

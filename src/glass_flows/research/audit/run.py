@@ -27,8 +27,6 @@ from .subjects import SCHEDULERS, OfFunction, OfScheduler, Subject
 from .verdict import Evidence, diagnose
 from .watch import Look, Watch
 
-__all__ = ["TRANSITIONS", "audit", "resolve"]
-
 TRANSITIONS = (4, 8, 16, 32, 64)
 _BATCHES = 4  # with generators of their own
 _KEPT = 16  # questions whose inputs and answers are kept whole

@@ -17,8 +17,6 @@ from ...errors import InvalidArgument, MissingExtra, NonFinite, check_name, line
 from ...paths import Path
 from .watch import Watch
 
-__all__ = ["OfFunction", "OfScheduler", "Subject"]
-
 SCHEDULERS = {
     "table": (
         "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",

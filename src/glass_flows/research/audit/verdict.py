@@ -19,8 +19,6 @@ from ...measures import Measure
 from .figures import PARTS
 from .laws import CLOSE
 
-__all__ = ["Evidence", "Fault", "diagnose", "lasting", "order", "references"]
-
 _ORDER = 0.5
 _FAR = 4  # the largest K over that with which it is compared
 

@@ -8,8 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Law", "Look", "Watch"]
-
 
 class Law(Protocol):
     """What has an exact posterior mean."""

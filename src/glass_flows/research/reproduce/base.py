@@ -35,19 +35,6 @@ from ...progress import progress_bar
 from ...stops import keep
 from ..writing import blank_plot, key_of, markdown, write_json
 
-__all__ = [
-    "Cell",
-    "Column",
-    "Experiment",
-    "Found",
-    "Result",
-    "Scale",
-    "digits_of",
-    "model_of",
-    "run_experiment",
-    "shown",
-]
-
 Value = Union[str, int, float]
 Settings = dict[str, Value]
 Found = dict[str, Union[Value, Measure]]

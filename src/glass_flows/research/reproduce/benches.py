@@ -8,15 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
-
 from ...errors import InvalidArgument
 from ...jobs import Model
 from ...jobs.models import Digits, Shapes
 from ...jobs.prompts import PromptEntry, read_prompts, write_geneval
 from ...measures import diversity, half_samples, mean, share
+from ...pixels import to_pictures
 from ...plans import Sampler
 from ...rewards import ClassReward, evaluate
 from ...steering import BestOf, Steering
@@ -25,8 +22,6 @@ from ...worlds.shapes import prompts
 from ..digits import draw_digits, frechet, judge_features, real_features
 from ..recipe import Aid, Recipe, judged
 from .base import Found, Scale, model_of
-
-__all__ = ["Bench", "DigitsBench", "ImagesBench", "bench_of"]
 
 
 class Bench(ABC):
@@ -123,10 +118,10 @@ class ImagesBench(Bench):
             "evaluations": costs.network_evaluations + costs.network_gradients,
         }
         for reward in self.others:
-            score = float(evaluate(reward, _pixels([best]), "the best image", [entry.text]))
+            score = float(evaluate(reward, to_pictures([best]), "the best image", [entry.text]))
             found |= {reward.name: score, "other reward": found.get("other reward", score)}
         if len(every) > 1 and hasattr(self.reward, "features"):
-            features = self.reward.features(_pixels(every))
+            features = self.reward.features(to_pictures(every))
             found["diversity"] = diversity(features.double().cpu().numpy())
         if verdicts := judged(self.model, drawn):
             found["judge"] = float(verdicts[0])
@@ -142,12 +137,6 @@ def _entries(model: Model, scale: Scale) -> list[PromptEntry]:
     raise InvalidArgument(
         f"the model {scale.model!r} needs --prompts FILE (.txt, .jsonl, .tsv, .csv)"
     )
-
-
-def _pixels(images: list[Image.Image]) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1]."""
-    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
-    return torch.from_numpy(arrays).permute(0, 3, 1, 2) / 255
 
 
 @lru_cache(maxsize=1)

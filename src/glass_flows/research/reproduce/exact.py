@@ -29,8 +29,6 @@ from ...worlds.mixtures import GaussianMixture, digits_mixture
 from .base import Cell, Column, Experiment, Found, Result, Scale, Value, digits_of
 from .plots import lines, of
 
-__all__ = ["KERNEL", "STABILITY", "VALUES", "draw_posterior", "plane_mixture"]
-
 _PATH = Linear()
 _END = "t'"
 

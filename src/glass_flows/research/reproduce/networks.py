@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from ...denoisers import Denoiser
+from ...jobs.costs import Alive
 from ...jobs.models import Digits
 from ...measures import diversity, half_samples, mean
 from ...paths import DiscreteDiffusion, Linear
@@ -29,8 +27,6 @@ from ..digits import frechet, judge_features, real_features
 from .base import Cell, Column, Experiment, Found, Result, Scale, digits_of
 from .exact import at_time, draw_posterior, plane_mixture
 from .plots import lines, of
-
-__all__ = ["DISCRETE", "POSTERIOR", "SAMPLING"]
 
 _PATH = Linear()
 _METHODS = ("GLASS", "GLASS, Algorithm 1", "DDPM", "Euler-Maruyama")
@@ -139,39 +135,9 @@ def _sampling(scale: Scale, sampler: Sampler) -> Found:
     denoiser, before = model.denoiser, time.perf_counter()
     drawn = sample(denoiser, (count, *IMAGE), sampler, seed=scale.seed, progress=False)
     seconds = time.perf_counter() - before
-    with PeakMemory() as memory:
+    with Alive() as memory:
         sample(denoiser, (100, *IMAGE), sampler, seed=scale.seed, progress=False)
-    return {**quality(model, drawn), "seconds": seconds, "memory": memory.peak / 100}
-
-
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors alive at once that are made under it: `peak`.
-
-    What a kernel needs for itself is not seen.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self.seen: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, out)
-        return out
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        place = storage._cdata
-        if place not in self.seen:  # views and results in place share what was counted
-            self.seen[place] = storage.nbytes()
-            self.alive += storage.nbytes()
-            self.peak = max(self.peak, self.alive)
-            weakref.finalize(storage, self._free, place)
-        return tensor
-
-    def _free(self, place: int) -> None:
-        self.alive -= self.seen.pop(place)
+    return {**quality(model, drawn), "seconds": seconds, "memory": memory.most / 100}
 
 
 def _draw_sampling(results: list[Result], figure: Any) -> None:

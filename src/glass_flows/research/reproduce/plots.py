@@ -7,8 +7,6 @@ from typing import Any
 
 from .base import Result
 
-__all__ = ["lines", "of", "points"]
-
 
 def of(results: Sequence[Result], **settings: object) -> list[Result]:
     """Those with these settings."""

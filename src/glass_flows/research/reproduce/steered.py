@@ -17,8 +17,6 @@ from .base import Cell, Column, Experiment, Result, Scale, Value, shown
 from .benches import Bench, DigitsBench, bench_of
 from .plots import lines, of, points
 
-__all__ = ["ALIGNMENT", "GUIDANCE", "PROMPTS", "RHO", "SETTINGS", "methods"]
-
 _SAMPLER = Sampler(6, 4, 0.4)
 _COLUMNS = (
     Column("judge", "judge accepts, %", "{:.1f}", 100),

@@ -13,8 +13,6 @@ import torch
 from ...whole import load_whole
 from .pipeline import clip_tokenizer, import_transformers, named_folder
 
-__all__ = ["BUNDLED", "build_clip", "build_clip_processor", "load_clip"]
-
 BUNDLED = Path(__file__).parent.parent / "weights" / "shapes-clip"
 """Folder of the trained model, as ``CLIPModel.from_pretrained`` takes it."""
 

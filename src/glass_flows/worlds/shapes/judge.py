@@ -28,8 +28,6 @@ from .world import (
     related,
 )
 
-__all__ = ["TOLERANCE", "Finding", "accepts", "examine"]
-
 TOLERANCE = 0.2
 _DIRT = 8.0  # pixels of a colour that belong to no object
 _SPECK = 6.0  # a patch of fewer pixels is dirt
@@ -57,14 +55,14 @@ class Finding:
     dirt: float
     background: str
 
-    def clean(self, tolerance: float = TOLERANCE) -> bool:
+    def clean(self) -> bool:
         """Whether every object has the shape that it is taken for, and nothing else is there."""
-        return self.dirt <= _DIRT and all(r <= tolerance for r in self.residuals)
+        return self.dirt <= _DIRT and all(r <= TOLERANCE for r in self.residuals)
 
-    def meets(self, prompt: Prompt, tolerance: float = TOLERANCE) -> bool:
+    def meets(self, prompt: Prompt) -> bool:
         """Whether exactly the objects that a prompt names are there, as it names them."""
         wanted = prompt.wanted
-        if len(self.objects) != len(wanted) or not self.clean(tolerance):
+        if len(self.objects) != len(wanted) or not self.clean():
             return False
         if prompt.background not in (None, self.background):
             return False
@@ -141,7 +139,6 @@ def examine(image: NDArray[np.uint8]) -> Finding:
 def accepts(
     images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
     prompts: Sequence[Prompt],
-    tolerance: float = TOLERANCE,
 ) -> list[bool]:
     """Whether each image meets its prompt."""
-    return [examine(i).meets(p, tolerance) for i, p in zip(images, prompts, strict=True)]
+    return [examine(i).meets(p) for i, p in zip(images, prompts, strict=True)]

@@ -22,29 +22,6 @@ from numpy.typing import NDArray
 from ...errors import InvalidArgument, check_name, shown
 from ...noise import check_seed
 
-__all__ = [
-    "BACKGROUNDS",
-    "CATEGORIES",
-    "COLOURS",
-    "MAX_WORDS",
-    "SHAPES",
-    "SIDE",
-    "SINGLE",
-    "SIZES",
-    "TWO",
-    "Placed",
-    "Prompt",
-    "Thing",
-    "contradict",
-    "contradictions",
-    "coverage",
-    "holds",
-    "prompts",
-    "render",
-    "sample_prompt",
-    "sample_scene",
-]
-
 SIDE = 32
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {
