@@ -151,9 +151,8 @@ FROM_IMAGE = ("flux_img2img", "chroma_img2img")  # which begin with noise on an 
 
 
 def some(*names: str) -> list[Any]:
-    """For parametrize: the first ten and these, and the other families as slow tests."""
-    quick = (*FIRST, *names)
-    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+    """For parametrize: these families, and the others as slow tests."""
+    return [n if n in names else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 
 
 def build(

@@ -262,7 +262,7 @@ ANY = {
 
 @each_class
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 def test_text_and_json_are_read_back(cls, data):
     one = data.draw(ANY[cls])
     assert cls.parse(str(one)) == one

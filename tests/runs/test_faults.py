@@ -22,7 +22,7 @@ from glass_flows.errors import InvalidArgument
 from glass_flows.stops import keep, stoppable
 
 # Batches and refinement are killed by tests of their own, too (test_batch.py, test_refine.py).
-QUICK = ("align", "train")
+QUICK = ("align",)
 
 
 def some(names):
@@ -54,8 +54,18 @@ def test_a_full_disk_is_said_by_name_and_nothing_is_lost(name, trials):
     assert "refused" in {trials(name).full(draw) for _ in range(3)}
 
 
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("name", ["align", "batch", "train"])
+@pytest.mark.parametrize(
+    ("name", "finished"),
+    [
+        ("align", False),
+        ("align", True),
+        ("batch", True),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("batch", False), ("train", False), ("train", True))
+        ),
+    ],
+)
 def test_a_damaged_file_is_named_or_written_again(name, finished, trials):
     """In every way that there is, half of them while it runs."""
     draw = random.Random(name)
@@ -73,7 +83,9 @@ def test_of_two_commands_in_one_folder_one_runs_and_one_is_refused(tmp_path):
         faults.two_at_once(tmp_path / f"two{i}", wanted, random.Random(i))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_workers_end_with_their_parent(number, tmp_path):
     faults.orphaned(tmp_path / "out", number, random.Random(number), faults.FORK)
 
@@ -114,7 +126,12 @@ def said(work, tmp_path, number, when):
 @pytest.mark.parametrize(
     ("number", "command", "kept"),
     [
-        (signal.SIGINT, "align --particles 4 --transitions 400", r"kept up to boundary \d+ of 400"),
+        pytest.param(
+            signal.SIGINT,
+            "align --particles 4 --transitions 400",
+            r"kept up to boundary \d+ of 400",
+            marks=pytest.mark.slow,
+        ),
         (
             signal.SIGTERM,
             "batch PROMPTS --seeds 0-999",

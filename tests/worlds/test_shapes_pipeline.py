@@ -31,7 +31,7 @@ def test_every_word_is_one_token_and_every_prompt_fits(build):
     tokenizer = build()
     seen = {}
     for part in ("train", "test"):
-        for prompt in prompts(part, 200):
+        for prompt in prompts(part, 60):
             words = str(prompt).split()
             pieces = tokenizer.tokenize(str(prompt))
             assert [p.strip("▁").removesuffix("</w>") for p in pieces] == words
