@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny_pipelines as tiny
+from cases import fast
 from glass_flows.diffusers import GlassScheduler, LatentNoise, Schedule
 from glass_flows.errors import (
     DegeneratePrediction,
@@ -125,9 +126,7 @@ def test_noise_is_found_from_each_latent_by_itself():
         whole(1, x[:2])
 
 
-@pytest.mark.parametrize(
-    "name", ["flux", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sd3", "sdxl"))]
-)
+@pytest.mark.parametrize("name", fast(["flux"], ["flux", "sd3", "sdxl"]))
 def test_the_progress_bar_counts_right(name, monkeypatch):
     pipe = tiny.build(name)
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=3)

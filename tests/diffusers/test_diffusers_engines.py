@@ -220,6 +220,7 @@ def test_pixels_are_clamped_and_their_gradient_is_not():
         Pictures(lambda z: torch.zeros(1, 3, 2, 4, 4), keep=1)(z)  # channels before frames
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*upcast_vae:FutureWarning")
 def test_half_precision_is_widened_where_it_overflows_and_put_back():
     """SDXL's image-to-image decodes in float32, also for rewards with gradients."""
@@ -333,7 +334,7 @@ LISTS = [
     ("engine", "name", "texts"),
     quick(
         [(engine, *one) for engine in ("adapter", "loop") for one in LISTS],
-        [("adapter", *LISTS[i]) for i in (2, 6)] + [("loop", *LISTS[0])],
+        [("adapter", *LISTS[i]) for i in (2,)] + [("loop", *LISTS[0])],
     ),
 )
 def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):
@@ -730,6 +731,7 @@ def test_one_transition_on_a_grid_with_a_terminal_shift(method):
     assert torch.isfinite(result.rewards).all()
 
 
+@pytest.mark.slow
 def test_settings_are_objects_too():
     """numpy's integers, and a method with all its settings, on a pipeline without an adapter."""
     pipe, prompt, given = shared(controlnet)

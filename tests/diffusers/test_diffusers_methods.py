@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 import tiny_pipelines as tiny
+from cases import fast
 from glass_flows import Beam, Greedy, Sampler, Steering, steer_pipeline
 from glass_flows.batching import Batching
 from glass_flows.diffusers import GlassScheduler, can_record
@@ -307,7 +308,7 @@ STOPS = ([0], [3], [7], [8, 0], [8, 7], [20], [15, 15], [0, 0, 8, 3, 5, 8], [23]
 @pytest.mark.parametrize(
     ("name", "stopped"),
     [
-        ("svdd", [[15, 15]]),
+        pytest.param("svdd", [[15, 15]], marks=pytest.mark.slow),
         *(pytest.param(name, STOPS, marks=pytest.mark.slow) for name in METHODS),
     ],
 )
@@ -344,7 +345,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_bits(name, stopped, tmp_p
 # --- dealt out ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", but("beam", "greedy"))
+@pytest.mark.parametrize("name", but(*METHODS))
 def test_micro_batches_of_one_process(name):
     pipe, shards = tiny.build("sd3"), Shards(2)
     cut = draw(pipe, METHODS[name], shards=shards, seed=7)
@@ -470,7 +471,7 @@ def test_a_single_transition_starts_at_noise_whatever_the_terminal_sigma():
 
 @pytest.mark.parametrize(
     "name",
-    ["sd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dit", "flux", "sdxl", "sana"))],
+    fast(["sd"], ["sd", "dit", "flux", "sdxl", "sana"]),
 )
 def test_the_ode_in_one_go_starts_at_noise(name):
     """A grid of one step with "leading" spacing starts at timestep 1, which is data already."""
@@ -595,6 +596,7 @@ def test_inside_a_loop_what_cannot_act_is_refused(wrong, message, inside):
         draw(tiny.build("sd3"), METHODS["beam"], **wrong)
 
 
+@pytest.mark.slow
 def test_inside_a_loop_the_bar_is_the_one_that_was_asked_for(inside, capsys):
     inside()
     pipe = tiny.build("sd3")

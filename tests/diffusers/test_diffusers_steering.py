@@ -68,7 +68,10 @@ def test_a_saved_pipeline_is_steered_and_its_network_calls_are_counted(name, tmp
         assert "seed" in image.text["settings"]
 
 
-@pytest.mark.parametrize("method", ["best-of-n", "beam", "greedy", "svdd"])
+@pytest.mark.parametrize(
+    "method",
+    ["best-of-n", "svdd", *(pytest.param(m, marks=pytest.mark.slow) for m in ("beam", "greedy"))],
+)
 def test_searches(method):
     pipe = tiny.build("flux")
     prompt, given = call("flux")

@@ -26,7 +26,7 @@ def steered(pipe, **options):
     return steer_pipeline(pipe, prompt, redness, **options)
 
 
-@pytest.mark.parametrize("own_loop", [False, True])
+@pytest.mark.parametrize("own_loop", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_pilot_finds_lambda_and_changes_no_particle(own_loop):
     pipe, samples = build("sd"), pilot.SAMPLES
     more = {}

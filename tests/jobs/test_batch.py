@@ -179,6 +179,7 @@ def go_on_a_small_disk(out, limit, pipe):
         pipe.send(str(error))
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_it_with_a_reason_and_it_recovers(undisturbed, tmp_path):
     for limit in (50, 4_000):  # the last is enough for the items of one method
         here, there = FORK.Pipe()

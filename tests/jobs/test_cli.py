@@ -78,6 +78,7 @@ def test_the_job_steers_and_reports(tmp_path):
         assert Job.from_json(json.loads(picture.text["settings"])) == job
 
 
+@pytest.mark.slow
 def test_the_job_repeats_from_its_seed(tmp_path):
     def figures(folder, seed):
         job = Job("digits", Steering(2), Sampler(2, 2), reward="class:8", populations=3, seed=seed)

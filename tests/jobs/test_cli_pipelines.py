@@ -85,6 +85,7 @@ def test_a_saved_pipeline_of_every_family(name, tmp_path, monkeypatch, short_pil
     assert (tmp_path / "out" / "best-first.png").exists()
 
 
+@pytest.mark.slow
 def test_the_same_seed_writes_the_same_images(tmp_path):
     tiny.save("flux", tmp_path / "flux")
     few = ["--prompt", "a cat", "--height", "16", "--width", "16", "--particles", "2",

@@ -5,6 +5,7 @@ Some of each kind here; `faults.py` is run by hand for many (docs/runs.md).
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -17,6 +18,7 @@ import faults
 import pytest
 import torch
 
+from cases import fast
 from glass_flows.cli import main
 from glass_flows.errors import InvalidArgument
 from glass_flows.stops import keep, stoppable
@@ -56,15 +58,10 @@ def test_a_full_disk_is_said_by_name_and_nothing_is_lost(name, trials):
 
 @pytest.mark.parametrize(
     ("name", "finished"),
-    [
-        ("align", False),
-        ("align", True),
-        ("batch", True),
-        *(
-            pytest.param(*one, marks=pytest.mark.slow)
-            for one in (("batch", False), ("train", False), ("train", True))
-        ),
-    ],
+    fast(
+        [("align", False), ("align", True), ("batch", True)],
+        itertools.product(["align", "batch", "train"], [False, True]),
+    ),
 )
 def test_a_damaged_file_is_named_or_written_again(name, finished, trials):
     """In every way that there is, half of them while it runs."""

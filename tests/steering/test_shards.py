@@ -63,7 +63,7 @@ CASES = {
 }
 
 
-FAST = ("twisted and uneven", "refine")
+FAST = ("twisted and uneven",)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,7 @@ in_law = pytest.mark.usefixtures("one_stream")
 @in_law
 @pytest.mark.parametrize(
     ("threshold", "reward", "resampling", "potential"),
-    fast_first(3, covering([1.0, 0.5], REWARDS, SCHEMES, EXACT)),
+    fast_first(2, covering([1.0, 0.5], REWARDS, SCHEMES, EXACT)),
 )
 def test_exact_kernel(threshold, reward, resampling, potential):
     """Transitions of the exact law: evidence and tilted moments in closed form."""
@@ -367,7 +367,7 @@ SCHEDULES = {
 @in_law
 @pytest.mark.parametrize(
     ("schedule", "potential", "threshold"),
-    fast_first(1, covering(SCHEDULES, ["difference", "immediate", "max"], [1.0, 0.5])),
+    fast_first(0, covering(SCHEDULES, ["difference", "immediate", "max"], [1.0, 0.5])),
 )
 def test_evidence_under_schedules(schedule, potential, threshold):
     scale = SCALES[potential]

@@ -388,6 +388,7 @@ def test_training_writes_models_and_leaves_the_random_stream_alone(quick, tmp_pa
     assert f"| judge is right | {figures['judge_accuracy']:.1%} |" in card
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_other_seed_other_bytes(quick, whole, tmp_path):
     for name, seed in (("again", 0), ("other", 1)):
         training.train_digits(tmp_path / name, seed=seed, **TINY)

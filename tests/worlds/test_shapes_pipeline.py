@@ -59,6 +59,7 @@ def draw(pipe):
     ).images
 
 
+@pytest.mark.slow
 def test_it_is_read_back_by_diffusers_and_draws_the_same(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = diffusers.FluxPipeline.from_pretrained(tmp_path, local_files_only=True)
