@@ -960,7 +960,9 @@ def test_orders_of_convergence_far_out(name, t, t_next, rho):
     assert 1.85 <= slope(coarse - middling, middling - fine) <= 2.2
 
 
-@pytest.mark.parametrize(("name", "rho"), [("linear", 0.4), ("vp", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "rho"), [("linear", 0.4), pytest.param("vp", 1.0, marks=pytest.mark.slow)]
+)
 def test_all_solvers_reach_the_same_transition(name, rho):
     """The limit is one function of (x, ε), whatever the grid, σ_data, σ̄_0 or schedule."""
 

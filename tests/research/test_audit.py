@@ -33,8 +33,7 @@ sys.path.insert(0, str(ROOT))  # of the benchmarks
 bench = importlib.import_module("benchmarks.audit")
 SMALL = {"samples": 1_000, "transitions": (4, 8, 16)}
 FAST = {
-    "DDPM", "Flow-GRPO's SDE", "GLASS, DDPM, M = 2", "Heun", "DDPM, asked in parts",
-    "DDPMScheduler", "EulerAncestralDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
+    "DDPM", "Flow-GRPO's SDE", "GLASS, DDPM, M = 2", "Heun", "FlowMatchEulerDiscreteScheduler",
 }  # fmt: skip
 ALL = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in bench.RIGHT]
 

@@ -26,7 +26,7 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     file = folder / "prompts.txt"
     file.write_text("a red circle\ntwo blue squares\n", encoding="utf-8")
-    given = ("--model", "shapes", "--prompts", file, "--scale", 0.5, "--evaluations", 6)
+    given = ("--model", "shapes", "--prompts", file, "--scale", 0.5, "--evaluations", 12)
     options = (*given, "--particles", 2, "--out", folder / "out")
     return options, invoke(*options), folder / "out"
 
@@ -59,8 +59,8 @@ def test_the_table_the_figures_and_the_sheet(compared):
     assert methods["best-of-n"]["gain"]["value"] == 0.0
     assert methods["best-of-n"]["wins"]["value"] == 0.5
     # Two passes of the network for an evaluation: classifier-free guidance.
-    assert methods["plain"]["evaluations"] == 12
-    assert methods["best-of-n"]["evaluations"] == methods["refine"]["evaluations"] == 24
+    assert methods["plain"]["evaluations"] == 24
+    assert methods["best-of-n"]["evaluations"] == methods["refine"]["evaluations"] == 48
     assert methods["refine"]["rewards"] == 2 * 2  # the start and one move
     with Image.open(folder / "comparison.png") as sheet:
         assert sheet.size == (4 * 32, 2 * 32)
