@@ -9,6 +9,7 @@ import torch
 
 import glass_flows
 import tiny_pipelines
+from cases import fast
 from elsewhere import DEVICE, Elsewhere
 from glass_flows import Denoiser, denoisers
 from glass_flows.paths import Linear
@@ -78,7 +79,11 @@ def elsewhere(run, K, M, **options):
         return result.cpu(), waits
 
 
-@pytest.mark.parametrize("name", RUNS)
+SOME = ("sample", "steer, adaptive", "greedy", "twist", "values of two posterior draws",
+        "guidance through the network")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", fast(SOME, RUNS))
 def test_the_same_bits_and_no_more_waits_than_documented(name):
     run, per_transition, per_step = RUNS[name]
     for options in ({}, {"max_batch": 3}):
@@ -146,7 +151,7 @@ def test_the_scheduler_waits_at_the_ends_of_a_run_only(monkeypatch):
 
 
 def family(name):
-    return pytest.param(name, marks=() if name == "flux" else pytest.mark.slow)
+    return pytest.param(name, marks=() if name == "sd" else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("family", [family(name) for name in tiny_pipelines.FAMILIES])

@@ -70,7 +70,7 @@ def registered_for_now(monkeypatch):
 
 
 # What their examples run for seconds is in tests of its own among the fast ones, too.
-LONG = ("check_model.md", "recipes.md", "refinement.md", "rewards.md", "video.md")
+LONG = ("README.md", "check_model.md", "recipes.md", "refinement.md", "rewards.md", "video.md")
 
 
 @pytest.mark.parametrize(

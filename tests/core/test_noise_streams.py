@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
+from cases import fast
 from glass_flows.noise import (
     POSTERIOR,
     RESAMPLING,
@@ -97,7 +98,7 @@ def p_values_of_normals(found):
     yield equidistributed(16 * cells[:-1:2] + cells[1::2], 256)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", fast(["stream", "particle", "step"], PARTS))
 @pytest.mark.parametrize("purpose", [RESAMPLING, pytest.param(TRANSITION, marks=pytest.mark.slow)])
 def test_integers_are_random_along_a_stream_and_along_every_part_of_the_key(part, purpose):
     assert accept(list(p_values_of_words(words(part, purpose=purpose))))

@@ -235,7 +235,7 @@ class Stopped(Exception):
     ("given", "word"),
     [
         ([], "steering"),
-        (["--rescore", "3"], "refine"),
+        pytest.param(["--rescore", "3"], "refine", marks=pytest.mark.slow),
         pytest.param(["--twist", "1"], "steering", marks=pytest.mark.slow),
         ("no guidance", "refine"),
         pytest.param("its own loop", "steering", marks=pytest.mark.slow),

@@ -41,9 +41,9 @@ def align(*arguments):
     return CliRunner().invoke(app, ["align", *arguments], catch_exceptions=False)
 
 
-# Texts, classes, an image. That every family is loaded and steered is in
+# Classes, a text with an image. That every family is loaded and steered is in
 # tests/diffusers/test_diffusers_steering.py.
-KINDS = ("sd3", "dit", "flux_img2img")
+KINDS = ("dit", "flux_img2img")
 
 
 @pytest.mark.parametrize(

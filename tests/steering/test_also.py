@@ -304,6 +304,7 @@ def test_constant_and_infinite_values_tell_nothing():
     assert falls([rung(0, torch.zeros(2, 8)), rung(1, torch.full((2, 8), -math.inf))]) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", fast(["copies"], ["normal", "verdicts", "copies"]))
 def test_false_alarms_are_at_most_one_in_twenty(kind):
     """Of 300 sweeps over five λ in which nothing falls: more than 26 have a chance of 1 in 300."""

@@ -513,7 +513,7 @@ def exact_value(law, slope):
 @in_law
 @pytest.mark.parametrize(
     ("value", "potential", "threshold"),
-    fast_first(1, covering(["exact", "posterior"], EXACT[:4], [1.0, 0.5])),
+    fast_first(0, covering(["exact", "posterior"], EXACT[:4], [1.0, 0.5])),
 )
 def test_evidence_with_other_values(value, potential, threshold):
     """Exact kernel; for the posterior value the draws behind it come from the solver."""
