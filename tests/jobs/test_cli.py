@@ -21,6 +21,7 @@ from glass_flows.jobs.spelling import twisted
 from glass_flows.plans import Sampler
 from glass_flows.research import train_digits
 from glass_flows.research.check import checks
+from glass_flows.settings import build
 from glass_flows.steering import Steering
 from glass_flows.worlds import load_digits_classifier
 
@@ -116,6 +117,13 @@ def test_every_method_can_be_reached_from_the_command_line(tmp_path, arguments):
     assert shown.exit_code == 0, shown.output
     job = Job.from_json(json.loads((tmp_path / "comparison.json").read_text())["job"])
     assert (job.sampler.transitions, job.method.particles, job.populations) == (3, 4, 2)
+    names = (word[2:].replace("-", "_").replace("reward_", "") for word in arguments[::2])
+    given = dict(zip(names, arguments[1::2]))
+    for found in (job.method, job.sampler):
+        told = {name: given.pop(name) for name in found.every() if name in given}
+        wanted = build(type(found), {}, told)
+        assert all(getattr(found, name) == getattr(wanted, name) for name in told)
+    assert set(given) <= {"method"}
 
 
 def test_sample_writes_a_picture(tmp_path):
