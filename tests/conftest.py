@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib.util
 import os
 import sys
 
@@ -27,6 +28,14 @@ def pytest_collection_finish() -> None:
         main.get_command = testing._get_command = functools.cache(main.get_command)
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture
+def short_pilots(monkeypatch):
+    """Pilots of 6 samples for 24: most of the time of many a test was that of pilots."""
+    for name in ("steering.pilot", "jobs.align", "diffusers.inside_loop"):
+        if not name.startswith("diffusers") or importlib.util.find_spec("diffusers"):
+            monkeypatch.setattr(importlib.import_module(f"glass_flows.{name}"), "SAMPLES", 6)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import shlex
 import sys
@@ -69,15 +69,15 @@ def registered_for_now(monkeypatch):
         monkeypatch.setattr(registry, "_things", dict(registry._things))
 
 
-@pytest.fixture
-def short_pilots(monkeypatch):
-    """Of 6 samples for 24: most of the time of the examples was that of pilots."""
-    monkeypatch.setattr("glass_flows.steering.pilot.SAMPLES", 6)
-    if importlib.util.find_spec("diffusers"):
-        monkeypatch.setattr("glass_flows.diffusers.inside_loop.SAMPLES", 6)
+# What their examples run for seconds is in tests of its own among the fast ones, too.
+LONG = ("README.md", "check_model.md", "recipes.md", "refinement.md", "rewards.md", "video.md")
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(d, marks=[pytest.mark.slow] * (d.name in LONG)) for d in DOCUMENTS],
+    ids=lambda d: d.name,
+)
 def test_examples_run(document, registered_for_now, short_pilots, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = given("\n".join(blocks(document)))

@@ -316,6 +316,7 @@ def fresh(tmp_path_factory):
     return folder, done
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_heavy_dependency(fresh):
     """Nor do the digits; what needs diffusers looks for it when it is wanted."""
     heavy, _, _, *lazy = fresh[1].stdout.splitlines()[:6]
@@ -323,6 +324,7 @@ def test_importing_the_package_imports_no_heavy_dependency(fresh):
     assert lazy == ["missing", "load_reward", "missing"]
 
 
+@pytest.mark.slow
 def test_an_installed_package_reaches_the_command_line(fresh):
     folder, done = fresh
     wrong, right = done.stderr.split("mien ends with 2\n")
@@ -332,6 +334,7 @@ def test_an_installed_package_reaches_the_command_line(fresh):
     assert job["method"]["potential"] == "mine"
 
 
+@pytest.mark.slow
 def test_a_package_that_cannot_be_loaded_does_not_stop_the_others(fresh):
     _, first, second, *_ = fresh[1].stdout.splitlines()
     assert first == "sampler rho=0.3 / 0.25"

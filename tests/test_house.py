@@ -63,8 +63,9 @@ def test_the_rooms_of_the_architecture_page_are_those_of_the_house():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     _, _, rest = page.partition("<!-- begin: python tools/rooms.py -->\n\n")
     found, end, _ = rest.partition("\n\n<!-- end -->")
-    assert end and found == "\n".join(rooms.lines()), "paste what `python tools/rooms.py` prints"
-    told = {line.split(" | ")[0].removeprefix("| ").strip("`") for line in rooms.lines()}
+    lines = list(rooms.lines())
+    assert end and found == "\n".join(lines), "paste what `python tools/rooms.py` prints"
+    told = {line.split(" | ")[0].removeprefix("| ").strip("`") for line in lines}
     for file in rooms.SOURCE.rglob("*.py"):
         place = file.relative_to(rooms.SOURCE).as_posix().removesuffix("__init__.py")
         assert place in told | {"", "__main__.py"}, place

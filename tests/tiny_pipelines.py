@@ -14,7 +14,6 @@ from typing import Any
 
 import diffusers
 import numpy as np
-import pytest
 import torch
 import transformers
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, SchedulerMixin
@@ -22,6 +21,8 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as qwen_edit
 from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
+
+from cases import fast
 
 
 def picture(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -151,9 +152,8 @@ FROM_IMAGE = ("flux_img2img", "chroma_img2img")  # which begin with noise on an 
 
 
 def some(*names: str) -> list[Any]:
-    """For parametrize: the first ten and these, and the other families as slow tests."""
-    quick = (*FIRST, *names)
-    return [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+    """For parametrize: these families, and the others as slow tests."""
+    return fast(names, FAMILIES)
 
 
 def build(

@@ -225,7 +225,7 @@ def test_zero_snr_start_is_the_ode():
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("solver", ["default", "first-order"])
+@pytest.mark.parametrize("solver", ["default", pytest.param("first-order", marks=pytest.mark.slow)])
 def test_ode_steps_follow_the_ode(name, solver):
     path, t, t_next = moments(name)
     x = path.sigma(t) * normal(6, 2)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from scipy import stats
 
+from cases import fast
 from glass_flows.noise import (
     POSTERIOR,
     RESAMPLING,
@@ -97,14 +98,15 @@ def p_values_of_normals(found):
     yield equidistributed(16 * cells[:-1:2] + cells[1::2], 256)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", fast(["stream", "particle", "step"], PARTS))
 @pytest.mark.parametrize("purpose", [RESAMPLING, pytest.param(TRANSITION, marks=pytest.mark.slow)])
 def test_integers_are_random_along_a_stream_and_along_every_part_of_the_key(part, purpose):
     assert accept(list(p_values_of_words(words(part, purpose=purpose))))
 
 
 @pytest.mark.parametrize(  # normals are made of the words, whose keys are all looked at above
-    "part", [pytest.param(p, marks=[pytest.mark.slow] * (p in ("seed", "draw"))) for p in PARTS]
+    "part",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p in ("step", "seed", "draw"))) for p in PARTS],
 )
 def test_normals_are_random_along_a_stream_and_along_every_part_of_the_key(part):
     assert accept(list(p_values_of_normals(normals(part))))
@@ -180,8 +182,8 @@ def test_a_stream_is_that_of_its_key_wherever_it_is_cut_and_whoever_draws_it(bat
     "spoil",
     [
         lambda w: w & ~np.uint64(1 << 17),  # a bit that is stuck
-        lambda w: np.sort(w),  # neighbours that are near
-        lambda w: w >> np.uint64(1),  # half of the range
+        pytest.param(lambda w: np.sort(w), marks=pytest.mark.slow),  # neighbours that are near
+        pytest.param(lambda w: w >> np.uint64(1), marks=pytest.mark.slow),  # half of the range
         lambda w: np.repeat(w[::2], 2),  # numbers that come twice
         lambda w: (w & ~np.uint64(15)) | np.uint64(7),  # low bits that say nothing
     ],

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from cases import fast
 from glass_flows import Sampler
 from glass_flows.paths import EDM, Cosine, Linear, VariancePreserving
 from glass_flows.plans import plan_transition
@@ -13,7 +14,9 @@ from glass_flows.plans import plan_transition
 PATHS = [Linear(), Cosine(), VariancePreserving(), EDM()]
 
 
-@pytest.mark.parametrize("gap", [1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12])
+@pytest.mark.parametrize(
+    "gap", fast([1e-7, 1e-9, 1e-12], [1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12])
+)
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_starts_a_hair_before_data_keep_their_law(path, gap):
     """A float t near 1 holds 1 - t to few digits; what is asked there must not inherit that loss.

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from cases import fast
 from glass_flows.errors import InvalidArgument, PlanError, TimeError, UnknownName
 from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, VariancePreserving
 from glass_flows.plans import (
@@ -939,7 +940,9 @@ TRANSITIONS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "t", "t_next", "rho"), TRANSITIONS)
+@pytest.mark.parametrize(
+    ("name", "t", "t_next", "rho"), fast(TRANSITIONS[1:2] + TRANSITIONS[4:], TRANSITIONS)
+)
 def test_orders_of_convergence(name, t, t_next, rho):
     """Of the default solver by itself; of those of first order by their distance from its limit."""
     problem = (PATHS[name], t, t_next, rho)
@@ -960,7 +963,9 @@ def test_orders_of_convergence_far_out(name, t, t_next, rho):
     assert 1.85 <= slope(coarse - middling, middling - fine) <= 2.2
 
 
-@pytest.mark.parametrize(("name", "rho"), [("linear", 0.4), ("vp", 1.0)])
+@pytest.mark.parametrize(
+    ("name", "rho"), [("linear", 0.4), pytest.param("vp", 1.0, marks=pytest.mark.slow)]
+)
 def test_all_solvers_reach_the_same_transition(name, rho):
     """The limit is one function of (x, ε), whatever the grid, σ_data, σ̄_0 or schedule."""
 

@@ -85,6 +85,7 @@ def test_power_against_five_percent(wrong, law):
     assert found["two-sample"] >= 27
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_stated():
     """p-values of exact laws exceed u with probability at least 1 - u, also in the tail."""
     assert pytest.approx(LEVEL * FAMILY_SIZE) == FAMILY_ALARM == 1e-3

@@ -91,6 +91,7 @@ def test_every_family_has_one(name):
     assert (states[0] != states[1]).any()
 
 
+@pytest.mark.slow
 def test_all_families_are_tested():
     tested = {family_of(tiny.build(name)) for name in tiny.FAMILIES}
     assert tested == set(FAMILIES.values())
@@ -198,6 +199,7 @@ def test_a_grid_that_begins_after_noise_takes_pictures_too():
     torch.testing.assert_close(still.result.samples[0, :1], begun, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_better_picture_comes_of_it(pipe):
     """The best of each chain is at least what it began with, and it says what that was."""
     up = (refined(pipe, None).rewards.mean() > refined(pipe, picture()).rewards.mean()) * 2.0 - 1.0
@@ -264,6 +266,7 @@ def test_a_family_that_only_decodes_is_asked_to_encode(pipe, monkeypatch):
     refined(pipe, picture())
 
 
+@pytest.mark.slow
 def test_a_method_as_an_object_begins_with_a_picture(pipe):
     result = steer_pipeline(
         pipe, "a", redness, Refine(2, moves=1), init=picture(), seed=0, **SIZES
@@ -271,6 +274,7 @@ def test_a_method_as_an_object_begins_with_a_picture(pipe):
     assert result.rewards.shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_killed_after_any_move_the_refinement_of_a_picture_ends_with_the_same_bits(pipe, tmp_path):
     """Samples, images, and the best so far, though the picture itself is not looked at again."""
 

@@ -35,6 +35,7 @@ def random(shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_an_ip_adapter_of_a_unet(name):
     pipe = tiny.build(name)

@@ -24,7 +24,7 @@ METHODS = {
     "refine": Refine(2, scale=20.0, moves=2),
     "refine, last": Refine(2, scale=20.0, moves=2, returned="last"),
 }
-FAST = (("steering", 1), ("refine", None))
+FAST = (("steering", 1),)
 
 
 @cache
@@ -97,6 +97,7 @@ def test_the_same_images_decoded_once(name, decode_batch, monkeypatch):
     assert found.result.also["words"].tolist() == [[5.0, 5.0][: found.rewards.shape[1]]] * 2
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_its_own_loop(monkeypatch):
     import diffusers
 

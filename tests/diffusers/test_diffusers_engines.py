@@ -164,7 +164,7 @@ def check_rewards(images, rewards):
     quick(
         [(k, m) for k in [*tiny.FIRST, *WITHOUT] for m in ("steering", "best-of-n")],
         [
-            *((k, "steering") for k in [*tiny.FIRST, *WITHOUT]),
+            *((k, "steering") for k in ["flux", "sd", "dit", controlnet]),
             ("flux", "best-of-n"),
             (pixels, "best-of-n"),
         ],
@@ -220,6 +220,7 @@ def test_pixels_are_clamped_and_their_gradient_is_not():
         Pictures(lambda z: torch.zeros(1, 3, 2, 4, 4), keep=1)(z)  # channels before frames
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*upcast_vae:FutureWarning")
 def test_half_precision_is_widened_where_it_overflows_and_put_back():
     """SDXL's image-to-image decodes in float32, also for rewards with gradients."""
@@ -291,7 +292,7 @@ def test_what_a_pipeline_returns_is_read_from_its_module(name, field):
     ("name", "method"),
     quick(
         [(n, m) for n in ("flux", "sd3", "sd") for m in ("steering", "best-of-n")],
-        [("flux", "steering"), ("sd", "best-of-n")],
+        [("flux", "steering")],
     ),
 )
 def test_particles_from_one_noise_part_in_both_engines(name, method, monkeypatch):
@@ -333,7 +334,7 @@ LISTS = [
     ("engine", "name", "texts"),
     quick(
         [(engine, *one) for engine in ("adapter", "loop") for one in LISTS],
-        [("adapter", *one) for one in LISTS[1:]] + [("loop", *LISTS[0]), ("loop", *LISTS[6])],
+        [("adapter", *LISTS[i]) for i in (2,)] + [("loop", *LISTS[0])],
     ),
 )
 def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):
@@ -357,7 +358,7 @@ def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):
     assert torch.equal(found, seen[-1])
 
 
-@pytest.mark.parametrize("negative", ["ugly", TEXTS])
+@pytest.mark.parametrize("negative", [pytest.param("ugly", marks=pytest.mark.slow), TEXTS])
 def test_texts_of_pipelines_without_an_adapter(negative):
     pipe, _, given = shared(sd_from_image)
     result, other = (
@@ -597,7 +598,10 @@ def test_a_cache_put_on_without_the_network_knowing_is_seen():
 
 @pytest.mark.parametrize(
     ("name", "extra", "steps"),
-    [("flux", {"negative_prompt": "ugly", "true_cfg_scale": 3.0}, 1), ("qwenimage", {}, 2)],
+    [
+        ("flux", {"negative_prompt": "ugly", "true_cfg_scale": 3.0}, 1),
+        pytest.param("qwenimage", {}, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_the_first_block_cache_runs_as_in_the_pipelines_own_loop(name, extra, steps):
     """The same features are left out, for each of the two passes; nothing stays for the next."""
@@ -648,7 +652,7 @@ def test_a_pipeline_in_which_the_first_block_cache_fails_says_so(family, reason)
 @pytest.mark.parametrize(
     ("kind", "most"),
     [
-        (sd_from_image, 1),
+        pytest.param(sd_from_image, 1, marks=pytest.mark.slow),
         (sd3_from_image, 2),
         *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in WITHOUT),
     ],
@@ -727,6 +731,7 @@ def test_one_transition_on_a_grid_with_a_terminal_shift(method):
     assert torch.isfinite(result.rewards).all()
 
 
+@pytest.mark.slow
 def test_settings_are_objects_too():
     """numpy's integers, and a method with all its settings, on a pipeline without an adapter."""
     pipe, prompt, given = shared(controlnet)
@@ -736,6 +741,7 @@ def test_settings_are_objects_too():
     assert result.rewards.shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_one_picture_as_a_tensor_is_of_all_prompts():
     """SD3 takes no batch of one for several, and three prompts do not share three channels."""
     pipe, _, given = sd3_from_image()

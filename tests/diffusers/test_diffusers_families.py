@@ -56,7 +56,7 @@ def begun(name, adapter, schedule, prompts, K):
     return table, population.noising(around, schedule.path, table.times[0]).x
 
 
-@pytest.mark.parametrize("name", tiny.some(*tiny.OTHERS))
+@pytest.mark.parametrize("name", tiny.some(*tiny.FIRST, *tiny.OTHERS))
 def test_the_drop_in_scheduler_equals_the_executor_through_the_adapter(name, mean):
     """Bit for bit, with the same batch: rho = 0.4, transitions of two evaluations."""
     pipe = tiny.build(name)
@@ -112,7 +112,9 @@ def test_image_to_image_begins_where_the_pipeline_does(name, strength, left, mea
     assert table.times == pytest.approx(pipe.scheduler.running.times, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", [n for n in tiny.some("kontext") if n not in PROMPTLESS])
+@pytest.mark.parametrize(
+    "name", [n for n in tiny.some("flux", "sd", "flux2", "kontext") if n not in PROMPTLESS]
+)
 def test_sizes_need_not_be_square(name):
     pipe = tiny.build(name)
     area = {"max_area": 32 * 64} if name == "kontext" else {}

@@ -43,7 +43,7 @@ def wide(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("name", tiny.some("kontext", "flux_fill", "flux_controlnet"))
+@pytest.mark.parametrize("name", tiny.some("sd3", "sd", "sana", "qwenimage", "flux_controlnet"))
 def test_gradients_agree_with_finite_differences(name, wide):
     """Five-point differences along one direction; Sana's ReLU has a kink close by."""
     adapter, denoiser, x, t = adapted(name)

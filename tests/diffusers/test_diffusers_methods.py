@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 import tiny_pipelines as tiny
+from cases import fast
 from glass_flows import Beam, Greedy, Sampler, Steering, steer_pipeline
 from glass_flows.batching import Batching
 from glass_flows.diffusers import GlassScheduler, can_record
@@ -91,7 +92,7 @@ def inside(monkeypatch):
 # --- inside a pipeline's own loop -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", but("greedy"))
+@pytest.mark.parametrize("name", but("greedy", "svdd"))
 def test_inside_its_own_loop_a_search_is_that_of_the_adapter(name, inside):
     """The same ancestry, rewards, samples and images, from the same latents and seed."""
     latents, pipe = shared_latents(), tiny.build("sd3")
@@ -110,7 +111,7 @@ def test_inside_its_own_loop_a_search_is_that_of_the_adapter(name, inside):
     assert within.settings == through.settings
 
 
-@pytest.mark.parametrize("name", but("svdd"))
+@pytest.mark.parametrize("name", but("beam", "svdd"))
 def test_inside_its_own_loop_it_selects_and_is_counted(name, inside):
     latents, pipe, method = shared_latents(), tiny.build("sd3"), METHODS[name]
     own, told = pipe.scheduler, {}
@@ -175,6 +176,7 @@ def test_children_of_one_parent_part_inside_the_loop(inside):
     assert parted == K - 1
 
 
+@pytest.mark.slow
 def test_a_unet_is_searched_inside_its_loop_too(inside):
     """Stable Diffusion hands its generators to the scheduler."""
     inside()
@@ -229,7 +231,7 @@ def test_lists_and_times_go_through_an_adapter():
 # --- what is returned -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", but("svdd"))
+@pytest.mark.parametrize("name", but("beam", "svdd"))
 def test_images_and_rewards_belong_together(name):
     decoded = []
 
@@ -263,20 +265,20 @@ def test_images_and_rewards_belong_together(name):
 def test_objects_and_names_say_the_same():
     pipe = tiny.build("sd3")
     by_names = steer_pipeline(
-        pipe, PROMPTS, redness, method="beam", particles=6, children=3, scale=2.0,
-        transitions=3, steps=2, rho="ddpm", solver="first-order", decode_batch=2, max_batch=4,
+        pipe, PROMPTS, redness, method="beam", particles=3, children=3, scale=2.0,
+        transitions=2, steps=2, rho="ddpm", solver="first-order", decode_batch=2, max_batch=4,
         seed=3, **GIVEN,
     )  # fmt: skip
     by_objects = steer_pipeline(
-        pipe, PROMPTS, redness, Beam(6, 2.0, children=3),
-        Sampler(3, 2, "ddpm", solver="first-order"), Batching(4, 2), seed=3, **GIVEN,
+        pipe, PROMPTS, redness, Beam(3, 2.0, children=3),
+        Sampler(2, 2, "ddpm", solver="first-order"), Batching(4, 2), seed=3, **GIVEN,
     )  # fmt: skip
     same(by_names, by_objects)
     assert by_names.settings == by_objects.settings
-    for name, made in {"twist": Steering(twist=1.0), "svdd": Greedy(pick="sample")}.items():
+    for name, made in {"twist": Steering(2, twist=1.0), "svdd": Greedy(2, pick="sample")}.items():
         named, given = (
-            steer_pipeline(pipe, "a cat", redness, method, Sampler(2, 1), seed=1, **GIVEN)
-            for method in (name, made)
+            steer_pipeline(pipe, "a cat", redness, method, Sampler(2, 1), seed=1, **GIVEN, **few)
+            for method, few in ((name, {"particles": 2}), (made, {}))
         )
         same(named, given)
         assert named.settings == given.settings
@@ -306,8 +308,7 @@ STOPS = ([0], [3], [7], [8, 0], [8, 7], [20], [15, 15], [0, 0, 8, 3, 5, 8], [23]
 @pytest.mark.parametrize(
     ("name", "stopped"),
     [
-        ("beam", [[3], [8, 7]]),
-        ("svdd", [[15, 15]]),
+        pytest.param("svdd", [[15, 15]], marks=pytest.mark.slow),
         *(pytest.param(name, STOPS, marks=pytest.mark.slow) for name in METHODS),
     ],
 )
@@ -344,7 +345,7 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_bits(name, stopped, tmp_p
 # --- dealt out ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", but("greedy"))
+@pytest.mark.parametrize("name", but(*METHODS))
 def test_micro_batches_of_one_process(name):
     pipe, shards = tiny.build("sd3"), Shards(2)
     cut = draw(pipe, METHODS[name], shards=shards, seed=7)
@@ -470,7 +471,7 @@ def test_a_single_transition_starts_at_noise_whatever_the_terminal_sigma():
 
 @pytest.mark.parametrize(
     "name",
-    ["sd", "dit", "flux", *(pytest.param(n, marks=pytest.mark.slow) for n in ("sdxl", "sana"))],
+    fast(["sd"], ["sd", "dit", "flux", "sdxl", "sana"]),
 )
 def test_the_ode_in_one_go_starts_at_noise(name):
     """A grid of one step with "leading" spacing starts at timestep 1, which is data already."""
@@ -503,7 +504,10 @@ def drawn(name, prompt, **changes):
     return steer_pipeline(shared(name), prompt, redness, **{**given, **SMALL, **changes})
 
 
-@pytest.mark.parametrize("name", NEGATIVE)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("sd", "zimage") else pytest.param(n, marks=pytest.mark.slow) for n in NEGATIVE],
+)
 def test_texts_of_each_prompt_go_to_their_own_particles(name):
     given = {GUIDED.get(name, "guidance_scale"): 5.0}
     both = drawn(name, PROMPTS, negative_prompt=["x", "yy"], **given)
@@ -592,6 +596,7 @@ def test_inside_a_loop_what_cannot_act_is_refused(wrong, message, inside):
         draw(tiny.build("sd3"), METHODS["beam"], **wrong)
 
 
+@pytest.mark.slow
 def test_inside_a_loop_the_bar_is_the_one_that_was_asked_for(inside, capsys):
     inside()
     pipe = tiny.build("sd3")

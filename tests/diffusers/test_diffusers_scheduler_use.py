@@ -355,7 +355,7 @@ def test_grids_that_are_refused_by_the_schedulers_own_class():
         glass(steps=60_000).set_timesteps(4)
 
 
-@pytest.mark.parametrize("K", [20, 50])
+@pytest.mark.parametrize("K", [20, pytest.param(50, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"])
 @pytest.mark.parametrize("levels", ["karras", "exponential", "beta"])
 def test_grids_whose_timesteps_round_to_equal_ones(kind, levels, K):

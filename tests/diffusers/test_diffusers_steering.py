@@ -42,7 +42,7 @@ def counted(pipe, job):
     return result, sum(rows)
 
 
-@pytest.mark.parametrize("name", tiny.some("kontext", "flux_img2img"))
+@pytest.mark.parametrize("name", tiny.some("flux", "sd", "dit", "flux_img2img"))
 def test_a_saved_pipeline_is_steered_and_its_network_calls_are_counted(name, tmp_path):
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         tiny.save(name, tmp_path / name), local_files_only=True, **tiny.unsaved(name)
@@ -68,7 +68,10 @@ def test_a_saved_pipeline_is_steered_and_its_network_calls_are_counted(name, tmp
         assert "seed" in image.text["settings"]
 
 
-@pytest.mark.parametrize("method", ["best-of-n", "beam", "greedy", "svdd"])
+@pytest.mark.parametrize(
+    "method",
+    ["best-of-n", "svdd", *(pytest.param(m, marks=pytest.mark.slow) for m in ("beam", "greedy"))],
+)
 def test_searches(method):
     pipe = tiny.build("flux")
     prompt, given = call("flux")
@@ -176,6 +179,7 @@ def test_a_pipeline_without_an_adapter_is_steered_from_inside_its_own_loop(monke
     assert pipe.scheduler is own
 
 
+@pytest.mark.slow
 def test_controlnet_and_image_to_image_are_steered_from_inside_their_loops():
     base = tiny.build("sd")
     prompt, given = call("sd")

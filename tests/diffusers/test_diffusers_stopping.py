@@ -51,6 +51,7 @@ def test_both_engines_show_and_stop_alike(name, monkeypatch):
     assert [k for k, *_ in told["loop"]] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_looking_at_pictures_changes_nothing():
     latents, pipe = shared_latents(), tiny.build("sd3")
     plain = draw(pipe, METHODS["steering"], latents=latents)

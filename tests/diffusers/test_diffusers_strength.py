@@ -94,7 +94,7 @@ def run(ours, timesteps):
     return len(ours.running)
 
 
-@pytest.mark.parametrize("M", [1, 2, 4])
+@pytest.mark.parametrize("M", [2, *(pytest.param(M, marks=pytest.mark.slow) for M in (1, 4))])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_is_run_is_what_the_pipeline_leaves_of_its_own_steps(name, M):
     ours = glass(PUBLISHED[name], rho=0.4, steps=M)
@@ -241,6 +241,7 @@ def picture(pipe, kind, name, strength, steps=6):
                generator=torch.Generator().manual_seed(2), **given).images  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", pytest.param("sdxl", marks=pytest.mark.slow)])
 def test_the_images_are_ddims_on_the_same_timesteps(name):
     pipe = tiny.build(name)

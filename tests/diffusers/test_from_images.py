@@ -10,6 +10,7 @@ import torch
 from diffusers import FluxMultiControlNetModel
 
 import tiny_pipelines as tiny
+from cases import fast
 from glass_flows import Sampler, Steering, steer_pipeline
 from glass_flows.diffusers import Schedule
 from glass_flows.diffusers.families import family_of
@@ -64,7 +65,7 @@ def adapter_of(name, **changes):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GIVEN_IMAGES],
+    fast(["kontext"], GIVEN_IMAGES),
 )
 def test_each_prompt_has_its_own_image(name):
     """Two prompts with an image each are what they are by themselves; another image is not."""
@@ -86,7 +87,10 @@ def test_each_prompt_has_its_own_image(name):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in tiny.FAMILIES[10:]],
+    [
+        n if n == "flux_img2img" else pytest.param(n, marks=pytest.mark.slow)
+        for n in tiny.FAMILIES[10:]
+    ],
 )
 def test_refined_and_searched(name):
     """No chain ends worse than it began, rewards are those of samples, evaluations are counted."""

@@ -10,7 +10,7 @@ from glass_flows import steer_pipeline
 from glass_flows.diffusers.families import base
 from glass_flows.errors import InvalidArgument
 from glass_flows.rewards import FunctionReward
-from glass_flows.steering.pilot import SAMPLES
+from glass_flows.steering import pilot
 from tiny_pipelines import CALL, build
 
 
@@ -26,9 +26,9 @@ def steered(pipe, **options):
     return steer_pipeline(pipe, prompt, redness, **options)
 
 
-@pytest.mark.parametrize("own_loop", [False, True])
+@pytest.mark.parametrize("own_loop", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_pilot_finds_lambda_and_changes_no_particle(own_loop):
-    pipe = build("sd")
+    pipe, samples = build("sd"), pilot.SAMPLES
     more = {}
     if own_loop:
         vae = pipe.vae
@@ -38,10 +38,10 @@ def test_a_pilot_finds_lambda_and_changes_no_particle(own_loop):
     plain = steered(pipe, scale=strength.scale, **more)
     assert torch.equal(found.result.samples, plain.result.samples)
     assert torch.equal(found.rewards, plain.rewards)
-    assert strength.found.samples == SAMPLES
+    assert strength.found.samples == samples
     more_asked = found.result.network_evaluations - plain.result.network_evaluations
     assert more_asked == strength.found.evaluations > 0
-    assert found.result.decodes - plain.result.decodes == SAMPLES
+    assert found.result.decodes - plain.result.decodes == samples
     assert found.settings["method"]["scale"] == "auto"
     assert steered(pipe, **more).result.strength == strength
 
@@ -84,8 +84,8 @@ def test_as_many_prompts_as_a_pilot_has_samples():
     pipe, call = more_pipelines.build("PixArtSigmaPipeline")
     call.pop("prompt", None)
     pipe.set_progress_bar_config(disable=True)
-    prompts = ["a cat", "a dog"] * (SAMPLES // 2)
+    prompts = ["a cat", "a dog"] * (pilot.SAMPLES // 2)
     found = steer_pipeline(
         pipe, prompts, redness, particles=2, transitions=1, steps=1, seed=0, progress=False, **call
     )  # fmt: skip
-    assert found.result.strength.found.samples == 2 * SAMPLES
+    assert found.result.strength.found.samples == 2 * pilot.SAMPLES

@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tools"))
 pipelines = importlib.import_module("pipelines")
 
 QUICK = (
-    "AuraFlowPipeline", "KandinskyV22Img2ImgPipeline", "PixArtSigmaPipeline",
-    "StableDiffusionControlNetPipeline", "WanPipeline",
+    "AuraFlowPipeline", "KandinskyV22Img2ImgPipeline", "PixArtSigmaPipeline", "WanPipeline",
 )  # fmt: skip
 ALL = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in more.BUILD]
 

@@ -24,6 +24,7 @@ def judged(sources):
     return [pipelines.judge(one) for one in sources]
 
 
+@pytest.mark.slow
 def test_the_table_says_what_is_done_about_all_that_is_found(judged):
     assert not pipelines.faults(judged), (
         "judge these in src/glass_flows/diffusers/refusals.py, then `python tools/pipelines.py "
@@ -31,6 +32,7 @@ def test_the_table_says_what_is_done_about_all_that_is_found(judged):
     )
 
 
+@pytest.mark.slow
 def test_the_page_is_that_of_the_sources(judged):
     page = pipelines.PAGE.read_text(encoding="utf-8")
     made_for = re.search(r"diffusers ([\w.]+)", page).group(1)
@@ -41,6 +43,7 @@ def test_the_page_is_that_of_the_sources(judged):
     assert now == page, f"run `python tools/pipelines.py --write`, which changes {new}"
 
 
+@pytest.mark.slow
 def test_every_pipeline_that_can_be_imported_is_in_it_once(sources):
     names = {one.name for one in sources}
     public = {name for name in dir(diffusers) if name.endswith("Pipeline")}

@@ -102,7 +102,10 @@ def ltx_frames(pipe, z, call):
     return pipe.vae.decode(laid_out * std + mean).sample
 
 
-@pytest.mark.parametrize(("name", "decoded"), [("Wan", wan_frames), ("LTX", ltx_frames)])
+@pytest.mark.parametrize(
+    ("name", "decoded"),
+    [("Wan", wan_frames), pytest.param("LTX", ltx_frames, marks=pytest.mark.slow)],
+)
 def test_rewards_are_those_of_the_frames_that_the_pipeline_returns(name, decoded):
     sizes = {"LTX": {"height": 64, "width": 32}, "Wan": {"num_frames": 9}}[name]
     pipe, call = shared(name)
@@ -124,7 +127,16 @@ def test_rewards_are_those_of_the_frames_that_the_pipeline_returns(name, decoded
     ]
 
 
-@pytest.mark.parametrize(("frames", "places"), [("first", [0]), (2, [0, 4]), ("all", range(5))])
+@pytest.mark.parametrize(
+    ("frames", "places"),
+    [
+        (2, [0, 4]),
+        *(
+            pytest.param(*one, marks=pytest.mark.slow)
+            for one in (("first", [0]), ("all", range(5)))
+        ),
+    ],
+)
 def test_the_frames_that_were_asked_for_are_scored(frames, places):
     check_rewards(steer("Wan", red, frames=frames), list(places))
     held = steer("Wan", grows, frames=frames, also={"red": red}).result.also["red"]

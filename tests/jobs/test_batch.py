@@ -111,10 +111,10 @@ def go_into_write(out, number, pipe):
     pipe.send("finished")
 
 
-@pytest.mark.parametrize("moments", [8, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_at_many_moments_it_ends_with_the_same_bits(moments, undisturbed, tmp_path):
+@pytest.mark.slow
+def test_killed_at_many_moments_it_ends_with_the_same_bits(undisturbed, tmp_path):
     """SIGKILL, half of them at a time and half inside a write, at moments drawn by a seed."""
-    wanted, seconds = undisturbed
+    (wanted, seconds), moments = undisturbed, 20
     draw = random.Random(0)
     kinds = ["write", "time"] * (moments // 2)
     draw.shuffle(kinds)
@@ -179,8 +179,9 @@ def go_on_a_small_disk(out, limit, pipe):
         pipe.send(str(error))
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_it_with_a_reason_and_it_recovers(undisturbed, tmp_path):
-    for limit in (50, 2_500, 4_000):  # the last is enough for the items of one method
+    for limit in (50, 4_000):  # the last is enough for the items of one method
         here, there = FORK.Pipe()
         child = in_child(go_on_a_small_disk, tmp_path, limit, there)
         message = here.recv()

@@ -51,7 +51,7 @@ def test_anything_else_is_refused(text):
         parse_budget(text)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.floats(1e-4, 100),
     st.floats(0, 100),
@@ -133,14 +133,14 @@ class Machine:
         return self.now
 
 
-@pytest.mark.parametrize("seconds", [30, 120, 1000])
 @pytest.mark.parametrize(
-    "machine",
+    ("seconds", "machine"),
     [
-        {"evaluation": 0.05, "look": 0.0},
-        {"evaluation": 0.02, "look": 0.05, "warm": 1.0},
-        {"evaluation": 0.05, "look": 0.001, "run": 0.3},
-        {"evaluation": 0.01, "look": 0.01, "call": 0.2},  # a GPU: one costs as much as twenty
+        (1000, {"evaluation": 0.05, "look": 0.0}),
+        (30, {"evaluation": 0.02, "look": 0.05, "warm": 1.0}),
+        (120, {"evaluation": 0.05, "look": 0.001, "run": 0.3}),
+        (30, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),  # a GPU: one costs as twenty
+        (1000, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),
     ],
 )
 def test_measured_and_spent_it_is_within_fifteen_percent(seconds, machine):
@@ -234,10 +234,13 @@ class Stopped(Exception):
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ([], "steering"), (["--rescore", "3"], "refine"), (["--twist", "1"], "steering"),
-        ("no guidance", "refine"), ("its own loop", "steering"),
+        ([], "steering"),
+        pytest.param(["--rescore", "3"], "refine", marks=pytest.mark.slow),
+        pytest.param(["--twist", "1"], "steering", marks=pytest.mark.slow),
+        ("no guidance", "refine"),
+        pytest.param("its own loop", "steering", marks=pytest.mark.slow),
     ],
-)  # fmt: skip
+)
 def test_without_a_method_the_budget_chooses_it(tmp_path, given, word, monkeypatch):
     """Of those that have the options; Shapes are under guidance, where looks are cheaper. In a
     pipeline's own loop nothing is refined."""
@@ -261,11 +264,10 @@ def test_without_a_method_the_budget_chooses_it(tmp_path, given, word, monkeypat
     assert f"{word}: {drawn[0].method.particles} particles, " in found.output
 
 
-@pytest.mark.parametrize("prompts", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_a_pilot_is_within_the_budget_whatever_the_prompts(tmp_path, prompts, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_a_pilot_is_within_the_budget_whatever_the_prompts(tmp_path, prompts, short_pilots):
     """Its samples, here 6, are of all prompts together, and a price is of one particle of each."""
-    for module in ("jobs.align", "steering.pilot"):
-        monkeypatch.setattr(importlib.import_module(f"glass_flows.{module}"), "SAMPLES", 6)
     command = ["align", "--model", "shapes", "--method", "steering", "--out", str(tmp_path)]
     for sentence in ("a red circle", "two blue squares", "a small circle")[:prompts]:
         command += ["--prompt", sentence]

@@ -44,7 +44,7 @@ TRUE = {name: {} for name in ("sd3", "sd", "flux2", "dit", "qwenimage_edit")} | 
     | {"several prompts": "-", "noise of your own": "-"},
 }
 """What does not say "yes", by pipeline: of families those that are asked unlike others."""
-QUICK = ("sd3", "WanPipeline", "KandinskyV22Img2ImgPipeline")
+QUICK = ("sd3", "KandinskyV22Img2ImgPipeline")
 
 
 def made(name):
@@ -174,10 +174,12 @@ LOOP, NOISE = "the adapter, against its own loop", "noise of your own"
 
 @pytest.mark.parametrize(
     ("name", "latents", "told"),
-    [("kontext", "(16, 16)", "image, _auto_resize=False"),
-     ("flux_img2img", "(16, 16)", "image, strength=0.5"),
-     ("flux_control", "(16, 16)", "control_image")],
-)  # fmt: skip
+    [
+        pytest.param("kontext", "(16, 16)", "image, _auto_resize=False", marks=pytest.mark.slow),
+        ("flux_img2img", "(16, 16)", "image, strength=0.5"),
+        pytest.param("flux_control", "(16, 16)", "control_image", marks=pytest.mark.slow),
+    ],
+)
 def test_pipelines_with_images_are_tried_with_some(name, latents, told, monkeypatch):
     """At the smallest size, also where an area is filled; what the encoder says has a mean."""
     pipe, call = made(name)
@@ -372,7 +374,14 @@ BROKEN = {
 """What is broken, and of each row what it says then; nothing where it works all the same."""
 
 
-@pytest.mark.parametrize("broken", BROKEN, ids=lambda one: one.__name__)
+RARER = (no_gradient, one_sample_only, other_grid, one_picture)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one in RARER)) for one in BROKEN],
+    ids=lambda one: one.__name__,
+)
 def test_what_is_broken_is_told_and_nothing_else(broken, sound, monkeypatch):
     pipe, call = sound
     broken(pipe, monkeypatch)

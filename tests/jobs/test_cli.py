@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from glass_flows.jobs.spelling import twisted
 from glass_flows.plans import Sampler
 from glass_flows.research import train_digits
 from glass_flows.research.check import checks
+from glass_flows.settings import build
 from glass_flows.steering import Steering
 from glass_flows.worlds import load_digits_classifier
 
@@ -51,6 +53,7 @@ def test_help_teaches():
     assert "0.2.0" in invoke("--version").output
 
 
+@pytest.mark.slow
 def test_the_job_steers_and_reports(tmp_path):
     job = Job("digits", Steering(8, 1.0), Sampler(), reward="class:8", populations=40, seed=3)
     methods = twisted(job.method, sigma_data=0.7, asked=False)
@@ -79,6 +82,7 @@ def test_the_job_steers_and_reports(tmp_path):
         assert Job.from_json(json.loads(picture.text["settings"])) == job
 
 
+@pytest.mark.slow
 def test_the_job_repeats_from_its_seed(tmp_path):
     def figures(folder, seed):
         job = Job("digits", Steering(2), Sampler(2, 2), reward="class:8", populations=3, seed=seed)
@@ -103,7 +107,7 @@ def test_align_prints_a_table(tmp_path):
         ["--value", "posterior:2:2", "--boundaries", "2", "--twist", "0"],
         ["--reward-guidance", "network:0.5:clip=1"],
         ["--schedule", "0.2,0.6,1", "--potential", "fkd-difference", "--twist", "1:cap=2"],
-        ["--method", "twist", "--boundaries", "0,2"],
+        pytest.param(["--method", "twist", "--boundaries", "0,2"], marks=pytest.mark.slow),
         ["--method", "best-of-n", "--rho", "ddpm"],
         ["--method", "beam", "--children", "2"],
         ["--method", "svdd", "--children", "4", "--reward-guidance", "reward"],
@@ -116,6 +120,16 @@ def test_every_method_can_be_reached_from_the_command_line(tmp_path, arguments):
     assert shown.exit_code == 0, shown.output
     job = Job.from_json(json.loads((tmp_path / "comparison.json").read_text())["job"])
     assert (job.sampler.transitions, job.method.particles, job.populations) == (3, 4, 2)
+    names = (word[2:].replace("-", "_").replace("reward_", "") for word in arguments[::2])
+    given = dict(zip(names, arguments[1::2]))
+    for found in (job.method, job.sampler):
+        told = {name: given.pop(name) for name in found.every() if name in given}
+        wanted = build(type(found), {}, told)
+        for name in told:
+            one, other = (getattr(of, name) for of in (found, wanted))
+            spread = getattr(other, "sigma_data", None)  # which the model says, if nobody else
+            assert (one if spread is None else replace(one, sigma_data=spread)) == other
+    assert set(given) <= {"method"}
 
 
 def test_sample_writes_a_picture(tmp_path):
@@ -202,8 +216,8 @@ def test_the_checks_pass_and_can_fail(monkeypatch):
 
 
 def test_check_reports(monkeypatch):
-    monkeypatch.setattr("glass_flows.research.check.transition", lambda d, x, *a, **k: 1.05 * x)
-    shown = invoke("check", "--samples", "500")
+    monkeypatch.setattr("glass_flows.research.check.transition", lambda d, x, *a, **k: 1.5 * x)
+    shown = invoke("check", "--samples", "100")
     assert shown.exit_code == 1
     assert "FAIL" in shown.output
 
@@ -228,7 +242,9 @@ def test_training_from_the_command_line(tmp_path, monkeypatch):
     assert "weights and model card" in shown.output
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_conditional_digits_are_what_was_asked(dtype):
     """A real network, guided, its state in float32 whatever it runs in itself."""
     denoiser = digits_denoiser(7, 2.0)

@@ -63,6 +63,7 @@ def content(folder):
     return {file.name: file.read_bytes() for file in sorted(Path(folder).glob("*.*p*"))}
 
 
+@pytest.mark.slow
 def test_videos_from_the_command_line(wan, monkeypatch):
     code, shown = align(*wan, "--frames", "4", "--also", "rewards_of_videos:moves", "--out", "one")
     assert code == 0, shown

@@ -39,7 +39,7 @@ def invoke(*arguments):
 
 def test_the_digits_have_a_column_for_each(tmp_path):
     asked = ["align", "--reward", "class:8", "--also", "judge", "--also", "class:1", *SMALL]
-    asked += ["--populations", "64", "--scale", "8", "--out", tmp_path / "out"]
+    asked += ["--populations", "32", "--scale", "8", "--out", tmp_path / "out"]
     code, shown = invoke(*asked)
     assert code == 0, shown
     told = json.loads((tmp_path / "out" / "comparison.json").read_text())

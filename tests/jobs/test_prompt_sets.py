@@ -188,7 +188,9 @@ def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path):
         read_prompts(tmp_path / "a.txt")
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "txt", "csv", "tsv"])
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "csv", *(pytest.param(k, marks=pytest.mark.slow) for k in ("txt", "tsv"))]
+)
 def test_long_prompts_and_many(kind, tmp_path):
     texts = ["x" * 1_000_000, *(f"prompt {i}" for i in range(20_000))]
     lines = [json.dumps({"text": t}) for t in texts] if kind == "jsonl" else texts

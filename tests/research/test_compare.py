@@ -149,6 +149,7 @@ def test_a_comparison_from_end_to_end(few, tmp_path, monkeypatch):
         assert picture.width > 400
 
 
+@pytest.mark.slow
 def test_a_comparison_repeats_from_its_seed(few, tmp_path):
     one, two, other = (
         compare(tmp_path / name, only=["Euler"], seed=seed, **SMALL).methods[1]

@@ -41,6 +41,7 @@ def test_every_method_may_ask_the_network_as_often():
     assert guided.method.move_steps is None and guided.method.moves < 6
 
 
+@pytest.mark.slow
 def test_the_table_the_figures_and_the_sheet(compared):
     _, shown, folder = compared
     assert shown.exit_code == 0, shown.output
@@ -67,6 +68,7 @@ def test_the_table_the_figures_and_the_sheet(compared):
     assert "| refine |" in (folder / "comparison.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_command_again_draws_nothing(compared):
     options, first, folder = compared
     times = {f: f.stat().st_mtime_ns for f in folder.glob("*/result.json")}

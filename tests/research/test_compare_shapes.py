@@ -99,6 +99,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_with_the_same_figures(
     assert again.methods == whole.methods
 
 
+@pytest.mark.slow
 def test_a_reward_without_weights_is_refused(parts, tmp_path):
     with pytest.raises(InvalidArgument, match="pre-trained reward"):
         compare.compare_shapes(tmp_path, **{**parts, "reward": "builtins:len"}, **SMALL)

@@ -5,6 +5,7 @@ Some of each kind here; `faults.py` is run by hand for many (docs/runs.md).
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import re
@@ -17,12 +18,13 @@ import faults
 import pytest
 import torch
 
+from cases import fast
 from glass_flows.cli import main
 from glass_flows.errors import InvalidArgument
 from glass_flows.stops import keep, stoppable
 
 # Batches and refinement are killed by tests of their own, too (test_batch.py, test_refine.py).
-QUICK = ("align", "train")
+QUICK = ("align",)
 
 
 def some(names):
@@ -54,8 +56,13 @@ def test_a_full_disk_is_said_by_name_and_nothing_is_lost(name, trials):
     assert "refused" in {trials(name).full(draw) for _ in range(3)}
 
 
-@pytest.mark.parametrize("finished", [False, True])
-@pytest.mark.parametrize("name", ["align", "batch", "train"])
+@pytest.mark.parametrize(
+    ("name", "finished"),
+    fast(
+        [("align", True), ("batch", True)],
+        itertools.product(["align", "batch", "train"], [False, True]),
+    ),
+)
 def test_a_damaged_file_is_named_or_written_again(name, finished, trials):
     """In every way that there is, half of them while it runs."""
     draw = random.Random(name)
@@ -69,11 +76,13 @@ def test_of_two_commands_in_one_folder_one_runs_and_one_is_refused(tmp_path):
     for seed in (1, 2):
         faults.aligned(tmp_path / str(seed), seed)
         wanted[seed] = faults.content(tmp_path / str(seed))
-    for i in range(3):
+    for i in range(2):
         faults.two_at_once(tmp_path / f"two{i}", wanted, random.Random(i))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_workers_end_with_their_parent(number, tmp_path):
     faults.orphaned(tmp_path / "out", number, random.Random(number), faults.FORK)
 
@@ -114,7 +123,12 @@ def said(work, tmp_path, number, when):
 @pytest.mark.parametrize(
     ("number", "command", "kept"),
     [
-        (signal.SIGINT, "align --particles 4 --transitions 400", r"kept up to boundary \d+ of 400"),
+        pytest.param(
+            signal.SIGINT,
+            "align --particles 4 --transitions 400",
+            r"kept up to boundary \d+ of 400",
+            marks=pytest.mark.slow,
+        ),
         (
             signal.SIGTERM,
             "batch PROMPTS --seeds 0-999",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_steering import DENOISER, reward
 
+from cases import fast
 from glass_flows import Sampler, Steering, beam, best_of, greedy, plan, refine, steer
 from glass_flows.errors import InvalidArgument, NonFinite, OtherJob, RewardError
 from glass_flows.paths import Linear
@@ -303,7 +304,8 @@ def test_constant_and_infinite_values_tell_nothing():
     assert falls([rung(0, torch.zeros(2, 8)), rung(1, torch.full((2, 8), -math.inf))]) == ()
 
 
-@pytest.mark.parametrize("kind", ["normal", "verdicts", "copies"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", fast(["copies"], ["normal", "verdicts", "copies"]))
 def test_false_alarms_are_at_most_one_in_twenty(kind):
     """Of 300 sweeps over five λ in which nothing falls: more than 26 have a chance of 1 in 300."""
     draws, alarms = torch.Generator().manual_seed(3), 0

@@ -41,6 +41,7 @@ def test_particles_that_an_infinite_reward_drops_on_the_way_are_named(potential)
     assert steer(DENOISER, hard, **{**given, "ess_threshold": 0.0}).biases == ()
 
 
+@pytest.mark.usefixtures("one_stream")
 def test_the_remedies_keep_the_probability_of_what_is_allowed_and_the_other_does_not():
     """E[Z] = P(left of 0 is not): 300 populations, 5 standard errors; alone 1e-6 of false alarm."""
     share = float((GaussianMixture(MEANS, 0.5).sample(200_000, seed=1)[:, 0] > 0).double().mean())

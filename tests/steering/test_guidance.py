@@ -98,12 +98,14 @@ def p_values_of_guided_samples(kind, sampler, strength):
     return law_p_values(z, (law.log_weights.exp(), law.means, law.stds.square()))
 
 
-@pytest.mark.parametrize("kind", ["linear", pytest.param("quadratic", marks=pytest.mark.slow)])
+@pytest.mark.slow  # that its denoiser is that of the tilted law is shown above, exactly
+@pytest.mark.parametrize("kind", ["linear", "quadratic"])
 @pytest.mark.parametrize("sampler", [ODE, GLASS], ids=["ode", "glass"])
 def test_with_the_exact_value_the_sampler_draws_from_the_tilted_law(kind, sampler):
     assert accept(p_values_of_guided_samples(kind, sampler, 1.0))
 
 
+@pytest.mark.slow
 def test_a_tilt_of_nine_tenths_would_be_found():
     assert p_values_of_guided_samples("linear", ODE, 0.9).min() < LEVEL
 
@@ -649,7 +651,7 @@ def test_guidance_of_no_strength_is_no_guidance():
     assert torch.equal(none.log_evidence, zero.log_evidence)
 
 
-@THROUGH
+@pytest.mark.parametrize("through", [pytest.param("reward", marks=pytest.mark.slow), "network"])
 def test_guidance_raises_the_reward_of_a_learned_model(through):
     reward, judge = (ClassReward(load_digits_classifier(n), 8) for n in ("reward", "judge"))
 

@@ -158,7 +158,7 @@ def test_the_evidence_is_unbiased_where_all_is_fixed_beforehand(case):
 
 
 @in_law
-@pytest.mark.parametrize("threshold", [0.0, 0.5])
+@pytest.mark.parametrize("threshold", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_weighted_chains_have_the_law_of_the_target(threshold):
     """Mean of the samples under weights that count the populations' evidence, too."""
     result = run(populations=4_000, moves=3, ess_threshold=threshold, scale=1.5)
@@ -185,6 +185,7 @@ def test_a_chain_leaves_what_is_excluded_and_does_not_come_back():
     assert (result.log_weights == -math.inf).all()  # of what was given; it has no weight
 
 
+@pytest.mark.slow
 @in_law
 def test_a_pilot_fixes_what_it_has_chosen():
     """λ and t from a run with noise of its own: unbiased again, and nothing is named."""
@@ -342,6 +343,7 @@ def test_what_guidance_does_to_the_law_is_named(share, said):
 # ------------------------------------------------------------------------------------- its settings
 
 
+@in_law
 def test_the_best_of_each_chain_is_returned():
     best = run(returned="best", populations=50, moves=6, ess_threshold=0.0, scale=0.2)
     last = run(returned="last", populations=50, moves=6, ess_threshold=0.0, scale=0.2)
@@ -369,7 +371,7 @@ def test_longer_moves_where_more_is_accepted():
     """Adaptive t comes to the acceptance that was asked for."""
     for rate in (0.4, 0.8):
         result = run(
-            particles=250, moves=60, move_times=Acceptance(rate), scale=4.0, schedule="constant",
+            particles=120, moves=60, move_times=Acceptance(rate), scale=4.0, schedule="constant",
             ess_threshold=0.0,
         )  # fmt: skip
         assert float(result.acceptance[30:].mean()) == pytest.approx(rate, abs=0.05)
@@ -402,6 +404,7 @@ def test_an_init_of_another_shape_is_refused():
         run(init=torch.zeros(5, 1), populations=3)
 
 
+@in_law
 def test_rescoring_takes_the_luck_out_of_random_rewards():
     """A judge that answers with noise of standard deviation 1: chains keep lucky scores."""
 
@@ -558,7 +561,9 @@ def test_a_particle_is_the_same_in_any_batch():
     assert torch.equal(every.samples[:1], alone.samples)
 
 
-@pytest.mark.parametrize("given", [{}, {"init": torch.full((1,), 0.5)}])
+@pytest.mark.parametrize(
+    "given", [{}, pytest.param({"init": torch.full((1,), 0.5)}, marks=pytest.mark.slow)]
+)
 def test_killed_after_any_move_it_goes_on_to_the_same_bits(tmp_path, given):
     class Killed(Exception):
         pass

@@ -63,7 +63,7 @@ CASES = {
 }
 
 
-FAST = ("twisted and uneven", "guided", "svdd", "refine")
+FAST = ("twisted and uneven",)
 
 
 @pytest.mark.parametrize(

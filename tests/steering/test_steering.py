@@ -89,7 +89,11 @@ def test_degenerate_weights_stop_with_their_place(values, match):
 @pytest.mark.usefixtures("one_stream")
 @pytest.mark.parametrize(
     ("threshold", "resampling"),
-    [(0.0, "systematic"), (0.6, "systematic"), *((1.0, name) for name in sorted(RESAMPLERS))],
+    [
+        (0.0, "systematic"),
+        (0.6, "systematic"),
+        *(pytest.param(1.0, name, marks=pytest.mark.slow) for name in sorted(RESAMPLERS)),
+    ],
 )
 def test_the_weighted_particles_target_the_tilted_law(threshold, resampling):
     """Evidence and tilted moments, over 1,500 populations of 8 particles.
@@ -218,6 +222,7 @@ def test_best_of_n_returns_the_best():
     torch.testing.assert_close(reward(result.best), result.rewards.amax(1))
 
 
+@pytest.mark.usefixtures("one_stream")
 def test_a_reward_of_minus_infinity_excludes():
     """A hard constraint: without resampling the evidence is the probability of meeting it."""
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from cases import fast
 from glass_flows import Beam, BestOf, Greedy, Refine, Sampler, Steering, steering
 from glass_flows.errors import InvalidArgument
 from glass_flows.jobs import digits_denoiser
@@ -96,7 +97,7 @@ def test_chains_that_are_stopped_end_where_they_stand():
                                30.0 * (1 - seen[2].share[:, None]) * result.rewards)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", fast(["steer", "refine"], METHODS))
 def test_taken_up_again_it_stops_at_the_same_place(name, tmp_path):
     """Killed at the boundary before, and then at the end that stopping made."""
     whole, folder = run(name, on_boundary=at(2)), tmp_path / "run"

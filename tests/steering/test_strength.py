@@ -83,8 +83,8 @@ def test_populations_count_within_themselves():
 
 
 def test_a_few_draws_of_a_gaussian_come_within_a_factor_of_two():
-    """Of 200 pilots about four in five; by the exact KL. Standard error of the share 2.9 %."""
-    scales = torch.tensor([scale_for(gaussian(SAMPLES, i), NATS) for i in range(200)])
+    """Of 100 pilots about four in five; by the exact KL. Standard error of the share 4 %."""
+    scales = torch.tensor([scale_for(gaussian(SAMPLES, i), NATS) for i in range(100)])
     exact = scales.square() / 2
     assert ((exact > NATS / 2) & (exact < 2 * NATS)).double().mean() > 0.66
     assert NATS / 1.4 < exact.median() < 1.4 * NATS
@@ -203,13 +203,13 @@ def test_the_pilot_has_noise_of_its_own():
 
 
 def test_the_evidence_is_unbiased():
-    """At the λ of each run: Ẑ/Z(λ) has the mean 1 over 60 runs of 8 populations, each with a λ of
+    """At the λ of each run: Ẑ/Z(λ) has the mean 1 over 20 runs of 24 populations, each with a λ of
     its own, within 4.5 standard errors."""
     ratios = []
-    for seed in range(60):
+    for seed in range(20):
         result = steer(
             DENOISER, linear, shape=(2,), particles=8, transitions=2, steps=2, rho=0.3,
-            ess_threshold=1.0, populations=8, dtype=torch.float64, seed=seed, progress=False,
+            ess_threshold=1.0, populations=24, dtype=torch.float64, seed=seed, progress=False,
         )  # fmt: skip
         exact = (result.strength.scale * 2 * SLOPE) ** 2 / 2
         ratios.append((result.log_evidence - exact).exp().mean())
@@ -375,6 +375,7 @@ def test_searches_know_no_divergence():
     assert one.strength.ancestors == [3]  # a particle of each pair goes on
 
 
+@pytest.mark.usefixtures("one_stream")
 def test_a_refined_run_spends_what_its_chains_have():
     """Where the chains stand, and not the best that they have seen: (λ σ)²/2, by 2,000 chains, to
     4.5 standard errors of its two parts, about 10 %."""

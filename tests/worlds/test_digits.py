@@ -388,6 +388,7 @@ def test_training_writes_models_and_leaves_the_random_stream_alone(quick, tmp_pa
     assert f"| judge is right | {figures['judge_accuracy']:.1%} |" in card
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_other_seed_other_bytes(quick, whole, tmp_path):
     for name, seed in (("again", 0), ("other", 1)):
         training.train_digits(tmp_path / name, seed=seed, **TINY)
@@ -398,7 +399,10 @@ def test_same_seed_same_bytes_other_seed_other_bytes(quick, whole, tmp_path):
 
 
 # Steps: network 1-6, reward 7-10, judge 11-14; a checkpoint after every second one.
-@pytest.mark.parametrize(("stop", "left"), [(1, 14), (5, 10), (6, 8), (9, 6), (13, 2)])
+@pytest.mark.parametrize(("stop", "left"), [
+    (1, 14), (6, 8), (13, 2),
+    *(pytest.param(*one, marks=pytest.mark.slow) for one in ((5, 10), (9, 6))),
+])  # fmt: skip
 def test_resumed_is_bit_for_bit_uninterrupted(quick, whole, tmp_path, monkeypatch, stop, left):
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
@@ -411,7 +415,13 @@ def test_resumed_is_bit_for_bit_uninterrupted(quick, whole, tmp_path, monkeypatc
     assert weight_files(tmp_path / "parts") == whole
 
 
-@pytest.mark.parametrize("change", [{"steps": 8}, {"batch": 9}, {"seed": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({"steps": 8}, {"batch": 9})),
+        {"seed": 1},
+    ],
+)
 def test_checkpoint_of_other_settings(quick, tmp_path, monkeypatch, change):
     with monkeypatch.context() as patch:
         stop_after(patch, 5)

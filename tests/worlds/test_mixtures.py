@@ -212,6 +212,7 @@ def test_transition_samples(name):
         assert accept(law_p_values(draws, Mixture().transition(x, ends, rho)))
 
 
+@pytest.mark.slow
 def test_transition_samples_by_importance_weights():
     """Prior draws weighted by p(x | z) are the posterior; pushed through the kernel, p(x' | x)."""
     path, t, t_next, rho = PATHS["linear"], 0.4, 0.7, -0.6

@@ -65,17 +65,18 @@ def test_diffusers_alone_draws_what_ours_loads():
 def test_the_score_of_a_scene_is_higher_for_its_own_sentence(name):
     """Against the sentence that contradicts it in a word or two, on held-out sentences.
 
-    Of 120, where 99 % were measured: 1 in 500 that a right one fails.
+    Of 40, where 99 % were measured: 1 in 1,000 that a right one fails; one that tells the two apart
+    in 80 % passes 1 time in 35.
     """
     rng = np.random.default_rng(0)
-    asked = prompts("test", 120)
+    asked = prompts("test", 40)
     wrong = [contradict(p, rng) for p in asked]
     pictures = np.stack([render(*sample_scene(p, rng), rng) for p in asked])
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255
     reward = pretrained_reward(name, CLIP, device="cpu", max_batch=64)
     right = evaluate(reward, images, "here", [str(p) for p in asked])
     other = evaluate(reward, images, "here", [str(p) for p in wrong])
-    assert (right > other).float().mean() > 0.95
+    assert (right > other).float().mean() > 0.9
     # ... and than for the sentences of the other scenes.
     shuffled = evaluate(reward, images, "here", [str(p) for p in asked[1:] + asked[:1]])
     assert (right > shuffled).float().mean() > 0.9
@@ -94,7 +95,7 @@ def test_more_particles_are_no_worse_to_the_judge():
     assert every.value >= 0.6
 
 
-def test_align_works_out_of_the_box(tmp_path):
+def test_align_works_out_of_the_box(tmp_path, short_pilots):
     sentence = "two blue squares"
     shown = CliRunner().invoke(
         app,

@@ -65,7 +65,13 @@ FILES_OF = {
     for home in (BUNDLED, CLIP)
 }
 DAMAGES = [
-    pytest.param(home, name, damage, id=f"{home.name}/{name}-{damage.__name__}")
+    pytest.param(
+        home,
+        name,
+        damage,
+        id=f"{home.name}/{name}-{damage.__name__}",
+        marks=[pytest.mark.slow] * (damage in (empty, foreign, of_integers, of_another_shape)),
+    )
     for home, names in FILES_OF.items()
     for name in names
     for damage in (gone, empty, cut, foreign, without, of_integers, of_another_shape)

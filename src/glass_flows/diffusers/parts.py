@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,11 +60,15 @@ def kinds_of(pipe: Any) -> list[type]:
 
 def code_of(pipe: Any) -> str:
     """The source of its classes; nothing of one that was typed in by hand."""
-    found = []
-    for kind in kinds_of(pipe):
-        with suppress(OSError, TypeError):
-            found.append(inspect.getsource(kind))
-    return "".join(found)
+    return "".join(map(_source, kinds_of(pipe)))
+
+
+@cache
+def _source(kind: type) -> str:
+    """Looked for once: the file is parsed for it, which takes up to a fifth of a second."""
+    with suppress(OSError, TypeError):
+        return inspect.getsource(kind)
+    return ""
 
 
 def caches_of(network: Any) -> list[str]:
