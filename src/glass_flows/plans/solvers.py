@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Protocol, cast
 
-from ..errors import InvalidArgument, PlanError, check_name, shown
+from ..errors import InvalidArgument, PlanError, shown
 from ..grids import snap_to_trained
 from ..paths import Path
 from ..registry import Registry
@@ -521,10 +521,8 @@ SOLVERS: Registry[type[Solver]] = Registry(
 )
 
 
-def resolve_solver(solver: str | Solver) -> Solver:
-    """A solver object from its name, "default" or another of `SOLVERS`."""
-    if isinstance(solver, str):
-        return SOLVERS[check_name("solver", solver, SOLVERS)]()
+def resolve_solver(solver: Solver) -> Solver:
+    """A solver of one's own, which is none of `SOLVERS`."""
     if isinstance(solver, type) or not callable(getattr(solver, "transitions", None)):
         raise InvalidArgument(
             f"solver must be one of {sorted(SOLVERS)} or an object like Default(), "

@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Union, cast, runtime_checkable
+from typing import Protocol, TypeVar, Union, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
-from ..errors import MOST_EVALUATIONS, InvalidArgument, check_name, rows_from, shown
+from ..errors import MOST_EVALUATIONS, InvalidArgument, rows_from, shown
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
@@ -27,6 +27,8 @@ from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
 from ..settings import Checked, Count, setting
 
 __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
+
+T = TypeVar("T")
 
 
 class Scorer:
@@ -52,30 +54,22 @@ class Scorer:
 
     def rewards(self, z: Tensor, where: str) -> Tensor:
         """r(z), (B,) float64 on the CPU."""
-        self._count(z)
-        found = []
-        for piece in self.pieces:
-            with rows_from(self.first + piece.start):
-                found.append(evaluate(self.reward, z[piece], where, self._words(piece)))
-        return torch.cat(found)
+        return torch.cat(self._asked(evaluate, z, where))
 
     def with_gradient(self, z: Tensor, where: str) -> tuple[Tensor, Tensor]:
         """r(z) and ∇r(z), the latter shaped like z."""
-        self._count(z)
-        found = []
-        for piece in self.pieces:
-            with rows_from(self.first + piece.start):
-                words = self._words(piece)
-                found.append(evaluate_with_gradient(self.reward, z[piece], where, words))
-        rewards, gradients = zip(*found)
+        rewards, gradients = zip(*self._asked(evaluate_with_gradient, z, where))
         return torch.cat(rewards), torch.cat(gradients)
 
-    def _words(self, piece: slice) -> Sequence[object] | None:
-        return None if self.prompts is None else self.prompts[piece]
-
-    def _count(self, z: Tensor) -> None:
-        self.evaluations += z.shape[0]
-        self.decodes += z.shape[0] * self.reward.decodes
+    def _asked(self, ask: Callable[..., T], z: Tensor, where: str) -> list[T]:
+        self.evaluations += len(z)
+        self.decodes += len(z) * self.reward.decodes
+        found = []
+        for piece in self.pieces:
+            prompts = None if self.prompts is None else self.prompts[piece]
+            with rows_from(self.first + piece.start):
+                found.append(ask(self.reward, z[piece], where, prompts))
+        return found
 
 
 class Look:
@@ -249,13 +243,10 @@ class ValueFunction:
         return 0
 
 
-def resolve_value(value: str | Value | Callable[[Tensor, float, Tensor], Tensor]) -> Value:
-    """The value of a name ("free"), an object, or a function V(x, t, D)."""
+def resolve_value(value: Value | Callable[[Tensor, float, Tensor], Tensor]) -> Value:
+    """The value of an object, or of a function V(x, t, D)."""
     if isinstance(value, Value) and not isinstance(value, type):
         return value
-    if isinstance(value, str):
-        check_name("value", value, ("free", "posterior"))
-        return FreeValue() if value == "free" else PosteriorValue()
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(
             "value must be 'free', 'posterior', PosteriorValue(samples, steps) or a function "
