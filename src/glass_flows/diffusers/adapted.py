@@ -48,16 +48,7 @@ def run_adapted(
     if watch.record is not None:
         watch.record.pictures = pictures.known
     try:
-        result = conduct(
-            denoiser,
-            reward,
-            asked.method,
-            sampler,
-            population,
-            shards=shards,
-            watch=watch,
-            also=beside,
-        )
+        result = conduct(denoiser, reward, asked.method, sampler, population, shards, watch, beside)
         images = pictures.images(result.samples, shards)
     finally:
         adapter.restore()

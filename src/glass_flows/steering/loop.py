@@ -16,7 +16,7 @@ from ..plans import Sampler, Table
 from ..progress import PROGRESS, progress_bar
 from ..rewards import Reward, RewardLike
 from ..settings import Function, Is
-from .held_out import Beside
+from .held_out import Also, Beside, held_out
 from .method import Course, Method
 from .overoptimisation import falls
 from .pilot import Pilot, own_scale, pilot_of, settled
@@ -115,13 +115,12 @@ def conduct(
     method: Method,
     sampler: Sampler,
     population: Population,
-    *,
     shards: Shards | None = None,
     watch: Watch | None = None,
-    also: Mapping[str, Reward] = _NONE,
+    also: Also = None,
 ) -> SearchResult:
     """Run a method from its start, or from where it was, to its end."""
-    denoiser = as_denoiser(denoiser)
+    denoiser, beside = as_denoiser(denoiser), held_out(also)
     watch = watch or Watch()
     table = sampler.plan(denoiser.path, denoiser.cfg_scale)
     method.check_table(table)
@@ -132,11 +131,11 @@ def conduct(
         calls -= table.evaluations
     pilot = None
     if watch.saved is None:
-        pilot = pilot_of(method, reward, table, denoiser, population, shards, also)
+        pilot = pilot_of(method, reward, table, denoiser, population, shards, beside)
         calls += 0 if pilot is None else pilot.calls
     with progress_bar(calls, watch.progress, method.word) as advance:
         course = begin(
-            table, denoiser, reward, method, population, shards, watch, advance, also, pilot
+            table, denoiser, reward, method, population, shards, watch, advance, beside, pilot
         )
         for last in pass_boundaries(course.run, course.boundaries(), course, watch):
             advance.say(last.news())
