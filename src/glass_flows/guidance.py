@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .denoisers import BaseDenoiser, DenoiserLike, Estimate, WrappedDenoiser
+from .denoisers import BaseDenoiser, Costs, DenoiserLike, Estimate, WrappedDenoiser
 from .errors import InvalidArgument, ShapeError
 from .noise import check_tensor
 from .paths import check_time
@@ -144,17 +144,10 @@ class GuidedDenoiser(WrappedDenoiser):
         return self.denoiser.evaluations_per_call * (2 if again else 1)
 
     @property
-    def gradients_per_call(self) -> int:
-        """Backward passes through the network."""
-        return self.denoiser.evaluations_per_call if self._deep else 0
-
-    @property
-    def rewards_per_call(self) -> int:
-        return 0 if self.reward is None else 1
-
-    @property
-    def decodes_per_call(self) -> int:
-        return 0 if self.reward is None else self.reward.decodes
+    def costs_per_call(self) -> Costs:
+        gradients = self.denoiser.evaluations_per_call if self._deep else 0
+        of_reward = (0, 0) if self.reward is None else (1, self.reward.decodes)
+        return Costs(self.evaluations_per_call, gradients, *of_reward)
 
     @property
     def _deep(self) -> bool:

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .denoisers import DEVICE, DTYPE, DenoiserLike, Estimate, WrappedDenoiser, as_denoiser
+from .denoisers import DEVICE, DTYPE, Costs, DenoiserLike, Estimate, WrappedDenoiser, as_denoiser
 from .errors import MOST_PARTICLES, InvalidArgument, TimeError, shown
 from .execute import check_state, check_table, run
 from .fronts import front
@@ -312,23 +312,16 @@ class Tally(WrappedDenoiser):
 
     Attributes
     ----------
-    network_evaluations, network_gradients, reward_evaluations, decodes : int
-        So far; what one call costs is the denoiser's `evaluations_per_call` and, under reward
-        guidance, `gradients_per_call`, `rewards_per_call` and `decodes_per_call`.
+    costs : Costs
+        So far.
     """
 
     def __init__(self, denoiser: DenoiserLike, advance: Callable[[], None] = lambda: None) -> None:
         super().__init__(denoiser)
-        self.advance = advance
-        self.network_evaluations = self.network_gradients = 0
-        self.reward_evaluations = self.decodes = 0
+        self.advance, self.costs = advance, Costs()
 
     def estimate(self, x: Tensor, t: float) -> Estimate:
-        answer, asked = super().estimate(x, t), self.denoiser
-        batch = x.shape[0]
-        self.network_evaluations += batch * asked.evaluations_per_call
-        self.network_gradients += batch * asked.gradients_per_call
-        self.reward_evaluations += batch * asked.rewards_per_call
-        self.decodes += batch * asked.decodes_per_call
+        answer = super().estimate(x, t)
+        self.costs += self.costs_per_call * len(x)
         self.advance()
         return answer

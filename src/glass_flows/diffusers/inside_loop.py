@@ -380,7 +380,7 @@ class _InsideLoop:
                         one.check_samples(made)
         self.boundary = boundary
         self.job.before = self.before
-        self.job.model.network_evaluations = self.called
+        self.job.model.costs = Costs(self.called)
         with _as_it_was(asked.pipe):
             self.last = next(self.steps)
             self.ended = self.last.boundary.final

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..denoisers import DenoiserLike, as_denoiser
+from ..denoisers import Costs, DenoiserLike, as_denoiser
 from ..errors import InvalidArgument, RewardError
 from ..guidance import GuidedDenoiser
 from ..noise import PILOT, START, KeyedNoise, check_sizes
@@ -21,7 +21,6 @@ from ..plans import Sampler, Table
 from ..rewards import Reward, RewardLike, as_reward
 from .method import Method
 from .population import Population, Run, check_asked, kept
-from .results import Costs
 from .shards import Shards
 from .smc import BestOf
 from .strength import NATS, Auto, Found, scale_for, spread

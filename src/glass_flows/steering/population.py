@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..denoisers import DEVICE, DTYPE, BaseDenoiser, DenoiserLike, as_denoiser
+from ..denoisers import DEVICE, DTYPE, BaseDenoiser, Costs, DenoiserLike, as_denoiser
 from ..errors import (
     GlassError,
     InvalidArgument,
@@ -32,7 +32,6 @@ from ..rewards import FunctionReward, Reward, RewardLike, as_reward, evaluate
 from ..sampling import Sizes, Tally, check_whole, starting_noise
 from ..settings import ANY_COUNT, Count, Is
 from .held_out import apart
-from .results import Costs
 from .shards import Pieces, Shards
 from .strength import Found, Scale, number
 from .values import Look, Scorer, Value
@@ -342,14 +341,9 @@ class Run:
 
     @property
     def costs(self) -> Costs:
-        tallies = {self.model, self.moving}
-        own = (
-            sum(tally.network_evaluations for tally in tallies),
-            sum(tally.network_gradients for tally in tallies),
-            sum(tally.reward_evaluations for tally in tallies) + self.scorer.evaluations,
-            sum(tally.decodes for tally in tallies) + self.scorer.decodes,
-        )
-        return self.before + Costs(*self.shards.total(*own))
+        of_scores = Costs(0, 0, self.scorer.evaluations, self.scorer.decodes)
+        own = sum((tally.costs for tally in {self.model, self.moving}), of_scores)
+        return self.before + Costs(*self.shards.total(*astuple(own)))
 
 
 def check_asked(

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..denoisers import Costs
 from ..errors import InvalidArgument
 from ..execute import Boundary
 from .held_out import Beside
 from .population import Run
-from .results import Costs
 
 __all__ = ["History", "Observer", "Recorder", "Saved", "Scene", "Selection", "Step", "under"]
 
