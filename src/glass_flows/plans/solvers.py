@@ -131,18 +131,10 @@ class InnerFlow:
         return t, Mix(x=scale * self.known / self.ends.sigma, u=scale * q)
 
     def finish(self, rows: Sequence[Row], first: Mix, law: float | None) -> Transition:
-        ends, kernel = self.ends, self.kernel
         return Transition(
-            t=ends.t,
-            t_next=ends.t_next,
+            **vars(self.ends),
+            **vars(self.kernel),
             rho=self.rho,
-            gamma=kernel.gamma,
-            alpha_bar=kernel.alpha_bar,
-            sigma_bar=kernel.sigma_bar,
-            alpha=ends.alpha,
-            sigma=ends.sigma,
-            alpha_next=ends.alpha_next,
-            sigma_next=ends.sigma_next,
             input=first,
             rows=tuple(rows),
             law=law,
