@@ -22,6 +22,7 @@ __all__ = [
     "decode_latents",
     "encode_latents",
     "encoding",
+    "latent_statistics",
     "picture",
     "unit_range",
     "wide",
@@ -41,9 +42,10 @@ def decode_latents(
     Pipelines differ in what they read of their autoencoder's configuration: `shift` its
     `shift_factor`, `statistics` its `latents_mean` and `latents_std`, `upcast` its `force_upcast`.
     """
-    if statistics and (known := _statistics(vae, latents)) is not None:
-        latents = latents * known[1]
-        latents = latents + known[0] * vae.config.scaling_factor
+    if statistics and _has_statistics(vae):
+        mean, std = latent_statistics(vae, latents)
+        latents = latents * std
+        latents = latents + mean * vae.config.scaling_factor
     latents = latents / vae.config.scaling_factor
     if shift and getattr(vae.config, "shift_factor", None):
         latents = latents + vae.config.shift_factor
@@ -58,17 +60,22 @@ def encode_latents(
     if shift and getattr(vae.config, "shift_factor", None):
         latents = latents - vae.config.shift_factor
     latents = latents * vae.config.scaling_factor
-    if statistics and (known := _statistics(vae, latents)) is not None:
-        latents = (latents - known[0] * vae.config.scaling_factor) / known[1]
+    if statistics and _has_statistics(vae):
+        mean, std = latent_statistics(vae, latents)
+        latents = (latents - mean * vae.config.scaling_factor) / std
     return latents
 
 
-def _statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation of the latents, if its configuration tells both."""
-    found = [getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std")]
-    if None in found:
-        return None
-    mean, std = (torch.tensor(one).to(latents).view(1, -1, 1, 1) for one in found)
+def _has_statistics(vae: Any) -> bool:
+    """Whether its configuration tells the mean and the standard deviation of its latents."""
+    return all(vae.config.get(name) is not None for name in ("latents_mean", "latents_std"))
+
+
+def latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, shaped to go with latents (B, channels, ...)."""
+    size = (1, -1, *(1,) * (latents.ndim - 2))
+    told = (vae.config.latents_mean, vae.config.latents_std)
+    mean, std = (torch.tensor(one).to(latents).view(size) for one in told)
     return mean, std
 
 

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import check_count
 from .chunks import rows_of
-from .decoding import unit_range
+from .decoding import latent_statistics, unit_range
 from .own_code import needs_decode
 from .parts import code_of
 
@@ -47,10 +46,7 @@ def own_video_decoder(
 
 def _spread(vae: Any, z: Tensor) -> Tensor:
     """Latents of unit variance as the autoencoder has them."""
-    mean, std = (
-        torch.tensor(vae.config[f"latents_{name}"]).view(1, -1, 1, 1, 1).to(z)
-        for name in ("mean", "std")
-    )
+    mean, std = latent_statistics(vae, z)
     return z * std + mean
 
 
