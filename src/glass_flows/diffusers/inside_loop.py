@@ -372,7 +372,7 @@ class _InsideLoop:
                 also=self.beside, asked=asked.method, found=self.found,
             )  # fmt: skip
             self.course = method.begin(self.job)
-            self.steps = pass_boundaries(self.job, self._pending(), self.course, self.watch)
+            self.steps = pass_boundaries(self.course, self.watch, self._pending())
             if not self.checks:  # a user's own decoder fails now, and not at the end
                 made = self.pictures(boundary.x[:1])
                 for one in (asked.scored, *asked.also.values()):

@@ -436,4 +436,4 @@ def iterate_steering(
     course = begin(
         table, denoiser, reward, method, population, shards, watch, advance, beside, pilot
     )
-    return pass_boundaries(course.run, course.boundaries(), course, watch)
+    return pass_boundaries(course, watch, course.boundaries())

@@ -137,7 +137,7 @@ def conduct(
         course = begin(
             table, denoiser, reward, method, population, shards, watch, advance, beside, pilot
         )
-        for last in pass_boundaries(course.run, course.boundaries(), course, watch):
+        for last in pass_boundaries(course, watch, course.boundaries()):
             advance.say(last.news())
         return come_to(course, last, method.biases(denoiser), watch)
 
@@ -183,26 +183,25 @@ def begin(
 
 
 @torch.no_grad()
-def pass_boundaries(
-    run: Run, source: Iterable[Boundary], course: Course, watch: Watch
-) -> Iterator[Step]:
+def pass_boundaries(course: Course, watch: Watch, source: Iterable[Boundary]) -> Iterator[Step]:
     """At every boundary that `source` stops at: look, weigh, select, and shift the noise.
 
     Where `watch` is told to stop, the clean estimates there are the end.
     """
-    history, watch.stopped = History(), None
+    run, history, watch.stopped = course.run, History(), None
     if watch.saved is not None:
         course.restore(watch.saved.carried)
         history = History.of(watch.saved.history)
     for boundary in source:
         watch.before(boundary, course, run, history)
-        yield _passed(run, boundary, course, watch, history)
+        yield _passed(boundary, course, watch, history)
         if watch.stopped is not None:  # no state is kept of it: resumed, the run stops here again
-            yield _passed(run, course.end(boundary), course, watch, history)
+            yield _passed(course.end(boundary), course, watch, history)
             return
 
 
-def _passed(run: Run, boundary: Boundary, course: Course, watch: Watch, history: History) -> Step:
+def _passed(boundary: Boundary, course: Course, watch: Watch, history: History) -> Step:
+    run = course.run
     look = run.look(boundary, gradient=course.wants_gradient(boundary))
     with kept(boundary):
         course.value(look)
