@@ -74,7 +74,7 @@ def check_call(steps: int) -> None:
         frame = frame.f_back
 
 
-def check_caches(pipe: Any, orders: str = "use steps=1") -> None:
+def check_caches(pipe: Any) -> None:
     """Refuse caches that count on ordered steps of the same rows; empty the one that may stay."""
     network = network_of(pipe)
     for name in caches_of(network):
@@ -82,7 +82,7 @@ def check_caches(pipe: Any, orders: str = "use steps=1") -> None:
             raise InvalidArgument(
                 f"the cache {name} on the {type(network).__name__} reuses features from one "
                 "timestep to the next, and these times go back and forth: call disable_cache(), "
-                f"or {orders}"
+                "or use steps=1"
             )
         if "cache_context" not in code_of(pipe):
             raise InvalidArgument(
