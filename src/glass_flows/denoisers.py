@@ -517,7 +517,8 @@ class Denoiser(Checked, BaseDenoiser):
         parameter = self._parameter()
         dtype = self.dtype or (x.dtype if parameter is None else parameter.dtype)
         clock = CLOCKS[self.time] if isinstance(self.time, str) else self.time
-        told = check_number("what `time` returns", clock(self.path, t), "be a number", _any)
+        given = clock(self.path, t)
+        told = check_number("what `time` returns", given, "be a number", lambda value: True)
         if not math.isfinite(told):
             raise DegeneratePrediction(
                 f"time={self.time!r} is {told} at t = {t:g}: ask later than that"
@@ -564,10 +565,6 @@ class Denoiser(Checked, BaseDenoiser):
         if not isinstance(self.network, torch.nn.Module):
             return None
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
-
-
-def _any(value: float) -> bool:
-    return True
 
 
 def _check_places(

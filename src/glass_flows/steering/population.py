@@ -179,7 +179,6 @@ class Tilt(Protocol):
     @property
     def scale(self) -> Scale:
         """λ."""
-        ...
 
     @property
     def guidance(self) -> Guidance | None: ...
@@ -187,20 +186,16 @@ class Tilt(Protocol):
     @property
     def returns(self) -> int:
         """How many particles of each population are returned."""
-        ...
 
     @property
     def differentiates(self) -> bool:
         """Whether gradients of the reward are asked for."""
-        ...
 
     def length(self, table: Table) -> int:
         """Boundaries of a run, without its end."""
-        ...
 
     def as_json(self) -> Mapping[str, object]:
         """All its settings."""
-        ...
 
 
 class Run:

@@ -211,16 +211,12 @@ class Recorder(Protocol):
 
     def saved(self) -> Saved | None:
         """Where an earlier run stopped, if there was one."""
-        ...
 
     def begin(self, run: Run) -> None:
         """Before the first boundary."""
-        ...
 
     def save(self, saved: Saved) -> None:
         """At every boundary, before anything is done there."""
-        ...
 
     def step(self, step: Step) -> None:
         """At every boundary, when everything is done there."""
-        ...

@@ -151,7 +151,6 @@ class Value(Protocol):
 
     def extra_calls(self, path: Path, t: float) -> int:
         """Denoiser calls at time t beyond the transition's own."""
-        ...
 
 
 @dataclass(frozen=True)
