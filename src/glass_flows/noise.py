@@ -32,32 +32,6 @@ from .errors import (
 )
 from .settings import Choice, Is, Kind
 
-__all__ = [
-    "ACCEPTANCE",
-    "GENERATOR",
-    "MOVE",
-    "PILOT",
-    "POSTERIOR",
-    "RANDOMNESS",
-    "RESAMPLING",
-    "SEED",
-    "SINGLE",
-    "START",
-    "TRANSITION",
-    "FixedNoise",
-    "GeneratorNoise",
-    "KeyedNoise",
-    "Noise",
-    "StreamNoise",
-    "check_like",
-    "check_seed",
-    "check_sizes",
-    "check_tensor",
-    "keyed_normals",
-    "noise_source",
-    "wrong",
-]
-
 # Words made into normals at a time: all of it stays in the cache. A thread among several takes as
 # many as torch leaves to one thread, and is worth its start for a few such pieces.
 _ALONE, _SHARED, _WORTH = 2**17, 2**15, 4

@@ -23,8 +23,6 @@ from .refusals import named_before_network
 from .scheduler import config_of
 from .schedules import Schedule
 
-__all__ = ["run_adapted"]
-
 
 def run_adapted(
     asked: Asked, family: type[Family], shards: Shards | None, watch: Watch

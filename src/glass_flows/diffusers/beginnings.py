@@ -14,8 +14,6 @@ from ..errors import InvalidArgument, ShapeError, shown
 from ..pixels import open_image, to_pictures
 from .families import Family
 
-__all__ = ["beginning"]
-
 _ALLOWED = (
     "init must be an image or its file, a list of them, images (B, 3, height, width) in [0, 1], "
     "or clean latents"

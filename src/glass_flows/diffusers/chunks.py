@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ..errors import InvalidArgument
 
-__all__ = ["batch_of", "in_chunks", "rows_of"]
-
 _INPUTS = ("hidden_states", "sample", "x")
 
 

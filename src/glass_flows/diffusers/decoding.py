@@ -16,18 +16,6 @@ from ..steering import Shards
 Picture = Image.Image | list[Image.Image]
 """An image, or the frames of a video."""
 
-__all__ = [
-    "Picture",
-    "Pictures",
-    "decode_latents",
-    "encode_latents",
-    "encoding",
-    "latent_statistics",
-    "picture",
-    "unit_range",
-    "wide",
-]
-
 
 def decode_latents(
     vae: Any,

@@ -36,8 +36,6 @@ from .refusals import named_before_network
 from .scheduler import GlassScheduler
 from .videos import argument, decoding_one, own_video_decoder
 
-__all__ = ["pictures_of", "returns", "run_inside"]
-
 _PROMPTS: tuple[tuple[str, Any], ...] = (("prompt", str), ("class_labels", (int, str)))
 _COUNTS = ("batch_size", "num_images_per_prompt")  # of pipelines that take no prompt
 _TEXT = re.compile(r"(negative_)?prompt(_\d+)?")

@@ -25,8 +25,6 @@ from .few_steps import warn_of_several_evaluations
 from .parts import caches_of, code_of, network_of
 from .rules import RULES, Call
 
-__all__ = ["check_caches", "check_call", "check_pipeline", "named_before_network"]
-
 _UNREAD = ("Flux2Transformer2DModel",)  # whose blocks return what diffusers 0.42's cache fails on
 _CACHES = ("FirstBlock", "fbc_")  # look at what they cache; the others count on ordered steps
 

@@ -15,8 +15,6 @@ from .decoding import latent_statistics, unit_range
 from .own_code import needs_decode
 from .parts import code_of
 
-__all__ = ["argument", "decoding_one", "frame_rate", "own_video_decoder"]
-
 _STATISTICS = re.compile(r"latents / latents_std \+ latents_mean")  # with latents_std = 1 / std
 _PACKED = ("_unpack_latents(", "_denormalize_latents(", "latent_num_frames")
 _RATE = 16.0  # frames a second, Wan's, where a pipeline does not say

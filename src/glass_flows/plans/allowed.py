@@ -8,8 +8,6 @@ from ..settings import Choice, Count, Listed, Number, Object
 from .kernels import RHO_RULES
 from .solvers import SOLVERS, resolve_solver
 
-__all__ = ["GRID", "RHO", "RHOS", "SOLVER", "START", "STEPS", "TIMES", "TRANSITIONS"]
-
 TRANSITIONS = Count(most=MOST_EVALUATIONS)
 STEPS = Listed(Count(most=MOST_EVALUATIONS))
 RHO = Object(

@@ -14,8 +14,6 @@ from .kernels import Ends, Rho
 from .solvers import Paper, Solver
 from .table import Table, Transition
 
-__all__ = ["check_size", "for_each", "plan", "plan_transition"]
-
 
 @front(
     path=PATH,

@@ -28,9 +28,6 @@ from .strength import Found, Strength
 from .values import Look
 from .weights import weighted_mean
 
-__all__ = ["Watch", "begin", "come_to", "conduct", "pass_boundaries"]
-
-
 _RECORD = Is(
     Recorder,
     "glass_flows.runs.RunFolder(...), of a path and not the path itself, or None",

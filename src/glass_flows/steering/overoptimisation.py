@@ -29,8 +29,6 @@ from ..settings import NOT_NEGATIVE
 from .results import SearchResult, WeightedResult
 from .weights import weighted_mean
 
-__all__ = ["LEVEL", "OverOptimised", "Rung", "falls", "over_optimised"]
-
 LEVEL = 0.05
 """How often a whole comparison may warn where no held-out reward falls."""
 _ROUNDING = 1e-9  # of the values: means of equal numbers differ by this

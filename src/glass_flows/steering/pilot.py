@@ -25,18 +25,6 @@ from .shards import Shards
 from .smc import BestOf
 from .strength import NATS, Auto, Found, scale_for, spread
 
-__all__ = [
-    "EVALUATIONS",
-    "SAMPLES",
-    "Pilot",
-    "found_by",
-    "needs_pilot",
-    "own_scale",
-    "pilot_of",
-    "pilot_sampler",
-    "settled",
-]
-
 SAMPLES, EVALUATIONS = 24, 6
 """Plain samples of a pilot in all, and network evaluations of each."""
 

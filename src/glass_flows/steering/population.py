@@ -36,17 +36,6 @@ from .shards import Pieces, Shards
 from .strength import Found, Scale, number
 from .values import Look, Scorer, Value
 
-__all__ = [
-    "Boundaries",
-    "Population",
-    "Run",
-    "Tilt",
-    "check_asked",
-    "kept",
-    "place",
-    "steered_boundaries",
-]
-
 Boundaries = int | Sequence[int] | None
 
 _NONE: Mapping[str, Reward] = {}

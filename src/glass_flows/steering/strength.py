@@ -24,19 +24,6 @@ from ..settings import NOT_NEGATIVE, POSITIVE, Checked, Object, setting
 from .values import scaled
 from .weights import effective_size
 
-__all__ = [
-    "NATS",
-    "SCALE",
-    "Auto",
-    "Found",
-    "Scale",
-    "Strength",
-    "number",
-    "scale_for",
-    "spent",
-    "spread",
-]
-
 NATS = 1.2
 """The strength of "auto", in nats: about that of the best of 8 samples, log 8 - 7/8 = 1.20."""
 _TOP, _WIDTH = 6, 0.7  # best rewards, and of their mean excess over the next: so the tail goes on

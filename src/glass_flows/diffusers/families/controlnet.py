@@ -12,8 +12,6 @@ from ...errors import InvalidArgument
 from .base import OwnDefaults
 from .flux import Flux
 
-__all__ = ["FluxControlNet"]
-
 
 class FluxControlNet(Flux):
     """FluxControlNetPipeline with one ControlNet, which acts at all times."""

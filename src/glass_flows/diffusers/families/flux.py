@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .base import OwnDefaults, Packed
 
-__all__ = ["Flux"]
-
 
 class Flux(Packed):
     """FluxPipeline."""

@@ -11,8 +11,6 @@ from ...errors import InvalidArgument
 from ..decoding import latent_statistics
 from .base import OwnDefaults, Packed, encoding, unit_range
 
-__all__ = ["QwenImage"]
-
 
 class QwenImage(Packed):
     """QwenImagePipeline."""

@@ -18,8 +18,6 @@ from ..decoding import latent_statistics
 from .base import OwnDefaults
 from .qwen import QwenImage
 
-__all__ = ["QwenImageEdit"]
-
 _AREA = 1024 * 1024
 
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .base import Family, OwnDefaults
 
-__all__ = ["StableDiffusion", "StableDiffusionXL"]
-
 _OPTIONS = (
     "negative_prompt guidance_scale guidance_rescale clip_skip cross_attention_kwargs "
     "ip_adapter_image ip_adapter_image_embeds"

@@ -15,8 +15,6 @@ from ...errors import InvalidArgument, ShapeError, check_name
 from ...rewards import Reward
 from ...settings import ANY_COUNT
 
-__all__ = ["Preprocessing", "PretrainedReward"]
-
 
 class Preprocessing:
     """A ``CLIPImageProcessor``'s resize, crop and normalisation for tensors, differentiable.

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .base import Preprocessing, PretrainedReward
 
-__all__ = ["BlipReward"]
-
 _LENGTH = 35  # of prompts, in tokens
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the head's values, by its authors
 

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from ...errors import MissingExtra
 from .base import Preprocessing, PretrainedReward
 
-__all__ = ["AestheticReward", "ImageTextReward"]
-
 
 class ImageTextReward(PretrainedReward):
     """Agreement of image and prompt under a ``CLIPModel``: scale · cos(image, text).
