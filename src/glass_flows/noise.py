@@ -10,6 +10,7 @@ faster for very large populations, and tied to the batch size.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
@@ -52,6 +53,10 @@ class Noise(Protocol):
     ) -> Tensor: ...
 
 
+Draw = Callable[[int, Tensor], Tensor]
+"""What the executor asks of a source: the ε of a transition, by its number, like the state."""
+
+
 def wrong(flag: Tensor) -> bool:
     """Whether a check has failed, as far as it can be known: under vmap nobody can look."""
     try:
@@ -87,6 +92,12 @@ class _Seed(Kind):
 
 SEED = _Seed()
 GENERATOR = Is(torch.Generator, "a torch.Generator or None", optional=True)
+
+
+def key_of(number: float) -> int:
+    """For streams that are keyed by a time or a level in the place of a step."""
+    (key,) = struct.unpack("<Q", struct.pack("<d", number))
+    return int(key)
 
 
 def check_sizes(sizes: Sequence[int]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,10 +20,11 @@ from .noise import (
     SEED,
     SINGLE,
     START,
-    TRANSITION,
+    Draw,
     FixedNoise,
     Noise,
     check_sizes,
+    key_of,
     noise_source,
 )
 from .plans import Rho, Sampler, Solver, Table, plan_transition
@@ -105,9 +104,9 @@ def transition(
     check_state(x)
     planned_by = solver_for(cast(Solver, solver), denoiser.cfg_scale)
     table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=planned_by)
-    source: Noise
+    source: Draw
     if noise is None:
-        source = _AtTime(noise_source(seed, generator), table, SINGLE)
+        source = _at_times(noise_source(seed, generator), table, SINGLE)
     elif generator is not None or seed is not None:
         raise InvalidArgument("give noise, generator or seed, not several of them")
     elif len(table) > 1:
@@ -251,7 +250,7 @@ def posterior(
     check_sizes((samples * x.shape[0], *x.shape[1:]))
     planned_by = solver_for(cast(Solver, solver), denoiser.cfg_scale)
     table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=planned_by)
-    source = _AtTime(noise_source(seed, generator), table, POSTERIOR, samples)
+    source = _at_times(noise_source(seed, generator), table, POSTERIOR, samples)
     repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
     if table.transitions[0].alpha == 0.0:
         repeated = source(0, repeated) * table.start_scale
@@ -288,23 +287,17 @@ def check_whole(table: Table) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _AtTime:
+def _at_times(source: Noise, table: Table, purpose: int, draws: int = 1) -> Draw:
     """Noise of single transitions, keyed by their time instead of a number, for n draws at once.
 
     Draw s of particle b has the same noise whatever the batch and the number of draws.
     """
 
-    source: Noise
-    table: Table
-    purpose: int
-    draws: int = 1
+    def draw(step: int, like: Tensor) -> Tensor:
+        key, one = key_of(table.transitions[step].t), like[: len(like) // draws]
+        return torch.cat([source(key, one, purpose, s) for s in range(draws)])
 
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        t = self.table.transitions[step].t
-        (key,) = struct.unpack("<Q", struct.pack("<d", t))
-        one = like[: like.shape[0] // self.draws]
-        return torch.cat([self.source(key, one, self.purpose, s) for s in range(self.draws)])
+    return draw
 
 
 class Tally(WrappedDenoiser):

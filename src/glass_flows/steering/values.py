@@ -19,7 +19,7 @@ from ..errors import MOST_EVALUATIONS, InvalidArgument, rows_from, shown
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
-from ..plans import Default, Solver, plan_transition
+from ..plans import Default, Solver, Table, plan_transition
 from ..plans.allowed import SOLVER
 from ..plans.planner import check_size
 from ..plans.solvers import solver_for
@@ -196,20 +196,23 @@ class PosteriorValue(Checked):
         table = plan_transition(
             look.denoiser.path, look.t, 1.0, rho=0.0, steps=self.steps, solver=solver
         )
-        rewards = []
-        for s in range(self.samples):
-            noise = _Draw(look.noise, look.index, s)
-            denoiser = look.denoiser
-            x = look.x
-            if table.transitions[0].alpha == 0.0:  # pure noise: a sample of its own
-                x = noise(0, x) * table.start_scale
-            elif table.transitions[0].free_value:
-                denoiser = _Primed(denoiser, look.estimate.untilted)
-            z = run(table, denoiser, x, noise)
-            rewards.append(look.scorer.rewards(z, f"{look.where}, posterior draw {s}"))
-        drawn = torch.stack(rewards)
+        drawn = torch.stack([self._rewards(look, table, s) for s in range(self.samples)])
         value = torch.logsumexp(scaled(look.scale, drawn), 0) - math.log(self.samples)
         return value, drawn.mean(0)
+
+    def _rewards(self, look: Look, table: Table, draw: int) -> Tensor:
+        """Of one draw for each particle."""
+
+        def noise(step: int, like: Tensor) -> Tensor:
+            return look.noise(look.index, like, POSTERIOR, draw)
+
+        denoiser, x = look.denoiser, look.x
+        if table.transitions[0].alpha == 0.0:  # pure noise: a sample of its own
+            x = noise(0, x) * table.start_scale
+        elif table.transitions[0].free_value:
+            denoiser = _Primed(denoiser, look.estimate.untilted)
+        z = run(table, denoiser, x, noise)
+        return look.scorer.rewards(z, f"{look.where}, posterior draw {draw}")
 
     def extra_calls(self, path: Path, t: float) -> int:
         pure = path.alpha(t) == 0.0
@@ -261,18 +264,6 @@ def scaled(scale: float | Tensor, values: Tensor) -> Tensor:
     """scale · values, where a scale of 0 forgets even -inf."""
     scale = torch.as_tensor(scale, dtype=values.dtype)
     return torch.where(scale > 0.0, scale * values, 0.0)
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """The noise of draw s at one boundary."""
-
-    source: Noise
-    index: int
-    draw: int
-
-    def __call__(self, step: int, like: Tensor, purpose: int = POSTERIOR, draw: int = 0) -> Tensor:
-        return self.source(self.index, like, POSTERIOR, self.draw)
 
 
 class _Primed(WrappedDenoiser):
