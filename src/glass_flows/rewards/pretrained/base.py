@@ -121,6 +121,16 @@ class PretrainedReward(Reward):
         with self._placed(stay=False):
             return super().value_and_gradient(z, prompts)
 
+    def _tokens(self, tokenizer: Any, texts: Sequence[str], longest: int) -> Any:
+        """Texts as a text network reads them, all of the same length, cut to it."""
+        return tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        ).to(self.device)
+
     @contextmanager
     def _placed(self, stay: bool) -> Iterator[None]:
         """With `offload`: the weights on the device, and back unless they shall `stay`."""
