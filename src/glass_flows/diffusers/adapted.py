@@ -16,7 +16,7 @@ from ..steering.pilot import needs_pilot
 from ..steering.population import Population
 from .asked import Asked
 from .beginnings import beginning
-from .decoding import Pictures
+from .decoding import Pictures, as_it_was
 from .families import Family
 from .parts import rounds_its_clock
 from .refusals import named_before_network
@@ -45,11 +45,9 @@ def run_adapted(
     watch.decode = pictures.shown
     if watch.record is not None:
         watch.record.pictures = pictures.known
-    try:
+    with as_it_was(asked.pipe):
         result = conduct(denoiser, reward, asked.method, sampler, population, shards, watch, beside)
         images = pictures.images(result.samples, shards)
-    finally:
-        adapter.restore()
     if hasattr(asked.pipe, "maybe_free_model_hooks"):
         asked.pipe.maybe_free_model_hooks()
     return result, images

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ def picture(vae: Any, latents: Tensor, upcast: bool = False) -> Tensor:
     """Images, [0, 1] or so, of what an autoencoder's decoder takes.
 
     With `upcast` one that overflows in float16 is widened, and is left so where a gradient goes
-    back through it, which needs the weights as they were: the caller puts it back.
+    back through it, which needs the weights as they were: :func:`as_it_was` puts it back.
     """
     widened = _widen(vae, upcast)
     image = unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
@@ -98,6 +99,18 @@ def _widen(vae: Any, upcast: bool) -> bool:
         return False
     vae.to(torch.float32)
     return True
+
+
+@contextmanager
+def as_it_was(pipe: Any) -> Iterator[None]:
+    """Put the dtype of its autoencoder back: pipelines, and gradients, leave it widened."""
+    vae = pipe.components.get("vae")
+    dtype = None if vae is None else vae.dtype
+    try:
+        yield
+    finally:
+        if vae is not None and vae.dtype != dtype:
+            vae.to(dtype)
 
 
 def unit_range(image: Tensor) -> Tensor:

@@ -83,10 +83,6 @@ class StableDiffusionXL(StableDiffusion):
     encoded: ClassVar[tuple[str, ...]] = ("words", "-words", "pooled", "-pooled")
     reads: ClassVar[Mapping[str, bool]] = {"statistics": True, "upcast": True}
 
-    def prepare(self) -> None:
-        super().prepare()
-        self.decoder_dtype = self.pipe.vae.dtype  # changed by `decode`
-
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         found = super().encode(prompts)
         words, pooled = found["cond"]["words"], found["cond"]["pooled"]
@@ -110,7 +106,3 @@ class StableDiffusionXL(StableDiffusion):
             else second.config.projection_dim,
         )
         return sizes
-
-    def restore(self) -> None:
-        if self.pipe.vae.dtype != self.decoder_dtype:
-            self.pipe.vae.to(self.decoder_dtype)
