@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import check_count
-from .chunks import rows_of
+from .chunks import replaced, rows_of
 from .decoding import latent_statistics, unit_range
 from .own_code import needs_decode
 from .parts import code_of
@@ -92,14 +92,13 @@ def frame_rate(takes: Mapping[str, Any], call: Mapping[str, Any]) -> float:
     return next((float(one) for one in told if isinstance(one, (int, float)) and one > 0), _RATE)
 
 
-@contextmanager
-def decoding_one(vae: Any, row: Callable[[], int | None]) -> Iterator[None]:
+def decoding_one(vae: Any, row: Callable[[], int | None]) -> AbstractContextManager[None]:
     """Within, an autoencoder decodes a single row of a batch wherever `row` says which.
 
     So a pipeline that decodes all of its videos at once, for which there may be no memory, shows
     one of them, by which is seen whether it decodes as we do.
     """
-    whole, own = vae.decode, vars(vae).get("decode")
+    whole = vae.decode
 
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         if (at := row()) is None:
@@ -107,10 +106,4 @@ def decoding_one(vae: Any, row: Callable[[], int | None]) -> Iterator[None]:
         rest, named = (rows_of(held, [at], len(z)) for held in (args, kwargs))
         return whole(z[at : at + 1], *rest, **named)
 
-    vae.decode = decode
-    try:
-        yield
-    finally:
-        del vae.decode
-        if own is not None:
-            vae.decode = own
+    return replaced(vae, "decode", decode)
