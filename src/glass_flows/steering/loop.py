@@ -236,8 +236,8 @@ def come_to(course: Course, last: Step, biases: tuple[str, ...], watch: Watch) -
     method = cast(Method, course.run.tilt)
     strength = Strength.of(
         course.run.scale,
-        result.ancestry,
-        course.returned(last),
+        course.run.population.particles,
+        result.lineage[0],
         course.weighed(last),
         found=course.run.found,
         tilts=method.tilts,

@@ -226,31 +226,27 @@ class Strength:
     def of(
         cls,
         scale: float,
-        ancestry: Tensor,
-        returned: Tensor,
+        particles: int,
+        roots: Tensor,
         weighed: tuple[Tensor, Tensor, Tensor] | None,
         *,
         found: Found | None = None,
         tilts: bool = True,
         remedy: str = "",
     ) -> Strength:
-        """From ancestors (K, P, N), slots (P, n) of those returned, and what the weights say:
-        rewards and log-weights (P, N) and the log-evidence (P,).
+        """From the particles of the beginning (P, n) that those returned come from, and what the
+        weights say: rewards and log-weights (P, N) and the log-evidence (P,).
 
         `tilts` says whether λ has a say in who goes on, `remedy` what helps where all images share
         an ancestor.
         """
-        P, N = ancestry.shape[1:] if len(ancestry) else returned.shape
-        roots = returned
-        for ancestors in ancestry.flip(0):
-            roots = ancestors.gather(1, roots)
+        (P, count), N = roots.shape, particles
         distinct = [len(set(row)) for row in roots.tolist()]
         nats, ess, advice = [math.nan] * P, list[float](), ""
         if weighed is not None:
             nats = spent(scale, *weighed).tolist()
             ess = effective_size(weighed[1]).tolist()
             advice = _too_weak(scale, nats, weighed[0]) if tilts and N > 1 else ""
-        count = returned.shape[1]
         if count > 1 and 2 * distinct.count(1) > P:
             where = "" if P == 1 else f"in {distinct.count(1)} of {P} populations "
             advice = f"{where}all images share one ancestor: {remedy}"
