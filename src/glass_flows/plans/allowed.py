@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import MOST_EVALUATIONS
-from ..grids import Karras, Shifted, Uniform
+from ..grids import GRIDS
 from ..settings import Choice, Count, Listed, Number, Object
 from .kernels import RHO_RULES
 from .solvers import SOLVERS, resolve_solver
@@ -29,7 +29,7 @@ SOLVER = Object(
 TIMES = Object(
     "time grid",
     "'uniform', 'shifted[:SHIFT]', 'karras[:RHO]', a function of (path, K), or K + 1 times",
-    heads={"uniform": (Uniform, {}), "shifted": (Shifted, {}), "karras": (Karras, {})},
+    heads=GRIDS,
     numbers=Number(),
     functions=True,
     optional=True,

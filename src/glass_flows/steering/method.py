@@ -38,7 +38,7 @@ VALUE = Object(
     "value",
     "'free', 'posterior[:SAMPLES[:STEPS]]', PosteriorValue(samples, steps) or a function "
     "V(x, t, D) in log units",
-    heads={"free": (FreeValue, {}), "posterior": (PosteriorValue, {})},
+    heads={"free": FreeValue, "posterior": PosteriorValue},
     resolve=resolve_value,
 )
 GUIDANCE = Object(

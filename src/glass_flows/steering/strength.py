@@ -68,7 +68,7 @@ class _ScaleKind(Object):
 SCALE = _ScaleKind(
     "scale",
     "a finite number >= 0, 'auto' or 'auto:NATS'",
-    heads={"auto": (Auto, {})},
+    heads={"auto": Auto},
     numbers=NOT_NEGATIVE,
 )
 
