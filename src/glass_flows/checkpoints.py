@@ -18,8 +18,6 @@ from torch import Tensor
 
 from .errors import WeightsFileError
 
-__all__ = ["Refuse", "State", "check_tensors", "identity", "read_tensors"]
-
 State = dict[str, Tensor]
 Refuse = Callable[[str], WeightsFileError]  # of a problem, the error that names the file
 

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
-from dataclasses import MISSING, dataclass, field, replace
+from dataclasses import MISSING, astuple, dataclass, field, fields, replace
 from typing import Any, Protocol, Union, cast
 
 import torch
@@ -48,6 +48,7 @@ __all__ = [
     "PREDICTIONS",
     "BaseDenoiser",
     "Clock",
+    "Costs",
     "Denoiser",
     "DenoiserLike",
     "Estimate",
@@ -79,6 +80,39 @@ class Estimate:
     gradient: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What a run has asked for so far, in all, counted per particle.
+
+    Attributes
+    ----------
+    network_evaluations : int
+        Forward passes (a guided evaluation with two batches counts as two).
+    network_gradients : int
+        Backward passes through the network.
+    reward_evaluations, decodes : int
+        Samples scored, and decoded for it.
+    """
+
+    network_evaluations: int = 0
+    network_gradients: int = 0
+    reward_evaluations: int = 0
+    decodes: int = 0
+
+    def __add__(self, other: Costs) -> Costs:
+        return Costs(*(a + b for a, b in zip(astuple(self), astuple(other))))
+
+    def __sub__(self, other: Costs) -> Costs:
+        return Costs(*(a - b for a, b in zip(astuple(self), astuple(other))))
+
+    def __mul__(self, count: int) -> Costs:
+        return Costs(*(count * one for one in astuple(self)))
+
+    def __str__(self) -> str:
+        told = ((getattr(self, one.name), one.name.replace("_", " ")) for one in fields(self))
+        return ", ".join(f"{count:,} {name}" for count, name in told if count) or "nothing"
+
+
 class DenoiserLike(Protocol):
     """The least that a model of one's own must be; :func:`as_denoiser` makes a whole of it."""
 
@@ -106,10 +140,10 @@ class BaseDenoiser(ABC):
         Where its parameters are; None for a plain function.
     cfg_scale : float
         w of classifier-free guidance, 1 without: samplers make their grid for it.
-    evaluations_per_call, gradients_per_call : int
-        Forward and backward passes of the network per particle of one call.
-    rewards_per_call, decodes_per_call : int
-        Samples scored and decoded per particle of one call.
+    evaluations_per_call : int
+        Forward passes of the network per particle of one call.
+    costs_per_call : Costs
+        All that one call asks for, per particle.
     recomputes : bool
         Whether a backward pass costs a second forward pass.
     """
@@ -150,16 +184,8 @@ class BaseDenoiser(ABC):
         return 1
 
     @property
-    def gradients_per_call(self) -> int:
-        return 0
-
-    @property
-    def rewards_per_call(self) -> int:
-        return 0
-
-    @property
-    def decodes_per_call(self) -> int:
-        return 0
+    def costs_per_call(self) -> Costs:
+        return Costs(self.evaluations_per_call)
 
     @property
     def recomputes(self) -> bool:
@@ -201,16 +227,8 @@ class WrappedDenoiser(BaseDenoiser):
         return self.denoiser.evaluations_per_call
 
     @property
-    def gradients_per_call(self) -> int:
-        return self.denoiser.gradients_per_call
-
-    @property
-    def rewards_per_call(self) -> int:
-        return self.denoiser.rewards_per_call
-
-    @property
-    def decodes_per_call(self) -> int:
-        return self.denoiser.decodes_per_call
+    def costs_per_call(self) -> Costs:
+        return self.denoiser.costs_per_call
 
     @property
     def recomputes(self) -> bool:
@@ -527,7 +545,8 @@ class Denoiser(Checked, BaseDenoiser):
         parameter = self._parameter()
         dtype = self.dtype or (x.dtype if parameter is None else parameter.dtype)
         clock = CLOCKS[self.time] if isinstance(self.time, str) else self.time
-        told = check_number("what `time` returns", clock(self.path, t), "be a number", _any)
+        given = clock(self.path, t)
+        told = check_number("what `time` returns", given, "be a number", lambda value: True)
         if not math.isfinite(told):
             raise DegeneratePrediction(
                 f"time={self.time!r} is {told} at t = {t:g}: ask later than that"
@@ -574,10 +593,6 @@ class Denoiser(Checked, BaseDenoiser):
         if not isinstance(self.network, torch.nn.Module):
             return None
         return next((p for p in self.network.parameters() if p.is_floating_point()), None)
-
-
-def _any(value: float) -> bool:
-    return True
 
 
 def _check_places(

@@ -18,7 +18,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from .denoisers import DenoiserLike, Estimate, as_denoiser
 from .errors import InvalidArgument, NonFinite, ShapeError, check_count, shown
-from .noise import Noise, check_like, check_tensor, wrong
+from .noise import Draw, check_like, check_tensor, wrong
 from .plans.table import Mix, Table, Transition
 from .settings import Function
 
@@ -134,7 +134,7 @@ class Query:
 
 
 def interpret(
-    table: Table, x: Tensor, noise: Noise, patient: bool = False, first: int = 0
+    table: Table, x: Tensor, noise: Draw, patient: bool = False, first: int = 0
 ) -> Generator[Query | Boundary, Estimate | None, None]:
     """Run `table` from x, for those who own the loop: send every :class:`Query` its answer.
 
@@ -190,7 +190,7 @@ _NOISE = Function("a source such as glass_flows.noise.KeyedNoise(seed)")
 
 
 def iterate(
-    table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise, first: int = 0
+    table: Table, denoiser: DenoiserLike, x: Tensor, noise: Draw, first: int = 0
 ) -> Iterator[Boundary]:
     """Run `table` from x at its first time, yielding a :class:`Boundary` at every transition.
 
@@ -237,7 +237,7 @@ def iterate(
             step = steps.send(model.estimate(step.y, step.time))
 
 
-def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Noise) -> Tensor:
+def run(table: Table, denoiser: DenoiserLike, x: Tensor, noise: Draw) -> Tensor:
     """The state at the end of the table."""
     for boundary in iterate(table, denoiser, x, noise):
         x = boundary.x
@@ -310,7 +310,7 @@ def _ours(registers: dict[str, Tensor]) -> bool:
     return u is not None and all(u is not r for name, r in registers.items() if name != "u")
 
 
-def _drawn(noise: Noise, index: int, x: Tensor) -> Tensor:
+def _drawn(noise: Draw, index: int, x: Tensor) -> Tensor:
     eps = noise(index, x)
     _check_like(eps, x, "noise")
     return eps

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["append", "check_regular", "is_temporary", "render", "replace", "written"]
-
 _NONE: Mapping[str, Callable[..., Any]] = {}
 
 

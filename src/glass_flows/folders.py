@@ -22,8 +22,6 @@ from safetensors import SafetensorError
 from .errors import FolderInUse, InvalidArgument, RunFolderError
 from .files import is_temporary
 
-__all__ = ["FULL", "LOCKS", "Hold", "alone", "alone_in_out"]
-
 P = ParamSpec("P")
 R = TypeVar("R")
 LOCKS = (".lock", ".lock.json")

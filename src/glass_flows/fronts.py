@@ -17,8 +17,6 @@ from typing import Any, Protocol, TypeVar, cast
 from .errors import InvalidArgument, UnknownName, did_you_mean, shown
 from .settings import Kind, Settings, explanations, kinds
 
-__all__ = ["FOREIGN", "Group", "One", "front", "refuse_foreign"]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 FOREIGN = {

@@ -114,7 +114,8 @@ class Karras(Checked):
         return snap_to_trained(path, [0.0, *inner, 1.0])
 
 
-_GRIDS: dict[str, Grid] = {"uniform": Uniform(), "shifted": Shifted(), "karras": Karras()}
+GRIDS: dict[str, Callable[[], Grid]] = {"uniform": Uniform, "shifted": Shifted, "karras": Karras}
+"""By name, each with its defaults."""
 
 
 def snap_to_trained(path: Path, times: Sequence[float]) -> tuple[float, ...]:
@@ -153,7 +154,7 @@ def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[floa
     if times is None:
         times = "uniform"
     if isinstance(times, str):
-        times = _GRIDS[check_name("time grid", times, _GRIDS)]
+        times = GRIDS[check_name("time grid", times, GRIDS)]()
     listed: Any = times
     if callable(times) and not isinstance(times, type):
         listed = times(path, transitions)
@@ -161,7 +162,7 @@ def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[floa
         listed = tuple(islice(listed, transitions + 2))  # it might have no end
     except TypeError:
         raise TimeError(
-            f"times must be None, {', '.join(map(repr, _GRIDS))}, a grid such as Shifted(3.0), or "
+            f"times must be None, {', '.join(map(repr, GRIDS))}, a grid such as Shifted(3.0), or "
             f"a list of {transitions + 1} times, got {shown(times)}"
         ) from None
     result = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(listed))

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .denoisers import BaseDenoiser, DenoiserLike, Estimate, WrappedDenoiser
+from .denoisers import BaseDenoiser, Costs, DenoiserLike, Estimate, WrappedDenoiser
 from .errors import InvalidArgument, ShapeError
 from .noise import check_tensor
 from .paths import check_time
@@ -36,7 +36,7 @@ from .rewards import Reward, as_reward, evaluate_with_gradient
 from .rewards.base import check_finite
 from .settings import ANY_COUNT, NOT_NEGATIVE, POSITIVE, Checked, Choice, Function, Is, setting
 
-__all__ = ["Guidance", "GuidedDenoiser"]
+__all__ = ["Guidance", "GuidedDenoiser", "shortened"]
 
 _EARLIEST = 1e-3  # least amplitude at which values are asked: σ²/α is infinite at 0
 _LEARNED = 0.03  # amplitude where a network's ∂D/∂x starts to say something
@@ -144,17 +144,10 @@ class GuidedDenoiser(WrappedDenoiser):
         return self.denoiser.evaluations_per_call * (2 if again else 1)
 
     @property
-    def gradients_per_call(self) -> int:
-        """Backward passes through the network."""
-        return self.denoiser.evaluations_per_call if self._deep else 0
-
-    @property
-    def rewards_per_call(self) -> int:
-        return 0 if self.reward is None else 1
-
-    @property
-    def decodes_per_call(self) -> int:
-        return 0 if self.reward is None else self.reward.decodes
+    def costs_per_call(self) -> Costs:
+        gradients = self.denoiser.evaluations_per_call if self._deep else 0
+        of_reward = (0, 0) if self.reward is None else (1, self.reward.decodes)
+        return Costs(self.evaluations_per_call, gradients, *of_reward)
 
     @property
     def _deep(self) -> bool:
@@ -202,9 +195,7 @@ class GuidedDenoiser(WrappedDenoiser):
             D, rewards, gradient, tilt = self._reward_tilt(x, t)
             tilt = strength * self.scale * tilt
         if self.guidance.clip is not None:
-            longest = self.guidance.clip * math.sqrt(self._variance(t))
-            length = tilt.reshape(len(x), -1).norm(dim=1).clamp(min=torch.finfo(tilt.dtype).tiny)
-            tilt = tilt * (longest / length).clamp(max=1.0).view(-1, *(1,) * (tilt.ndim - 1))
+            tilt = shortened(tilt, self.guidance.clip * math.sqrt(self._variance(t)))
         return Estimate(D + tilt, D, rewards, gradient)
 
     def _reward_tilt(self, x: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -283,3 +274,10 @@ class GuidedDenoiser(WrappedDenoiser):
         if trained is None:
             return self.path.time(_EARLIEST)
         return next((s for s in trained if self.path.amplitude(s) >= _EARLIEST), trained[-1])
+
+
+def shortened(x: Tensor, longest: float) -> Tensor:
+    """(B, *shape) with no row longer than that, the direction of each kept."""
+    length = x.reshape(len(x), -1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+    factor: Tensor = (longest / length).clamp(max=1.0).view(-1, *(1,) * (x.ndim - 1))
+    return x * factor

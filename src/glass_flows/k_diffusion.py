@@ -10,7 +10,6 @@ is asked at (k x_t, σ). Nothing of those programs is imported here.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from .errors import MOST_EVALUATIONS, InvalidArgument, check_count, check_number
 from .execute import run
 from .fronts import front
 from .grids import snap_to_trained
-from .noise import SINGLE, TRANSITION, KeyedNoise, Noise, check_seed, check_tensor
+from .noise import SINGLE, Draw, KeyedNoise, check_seed, check_tensor, key_of
 from .paths import EDM, KnownTimes, Linear, Path
 from .plans import Rho, Solver, Table, plan
 from .plans.allowed import SOLVER, START
@@ -137,11 +136,10 @@ def sample_glass(
     planned_by = solver_for(cast(Solver, solver), _guidance(model, extra_args))
     table = levels.plan(rho, steps, planned_by, start)
     _check_mask(model, extra_args, table)
-    noise: Noise
     if noise_sampler is None:
-        noise = _Seeded.of(extra_args.get("seed"), levels, table, steps)
+        noise = _seeded(extra_args.get("seed"), levels, table, steps)
     else:
-        noise = _Sampled(noise_sampler, levels, table)
+        noise = _sampled(noise_sampler, levels, table)
     state = x if x.dtype == torch.float64 else x.float()
     show = None if disable is None else not disable
     with torch.no_grad(), progress_bar(table.evaluations, show) as advance:
@@ -398,45 +396,31 @@ class _Asked(BaseDenoiser):
         return denoised.to(x.dtype, copy=True)  # its memory may be used again
 
 
-@dataclass(frozen=True)
-class _Seeded:
+def _seeded(seed: object, levels: _Levels, table: Table, steps: int) -> Draw:
     """Noise of a seed, keyed by the level where it is drawn instead of a number.
 
     That is the level of the call: a level that is moved to a trained one is not where the other
     half of a schedule that is cut there starts.
     """
-
-    source: KeyedNoise
-    draw: int
-    keys: tuple[float, ...]
-
-    @classmethod
-    def of(cls, seed: object, levels: _Levels, table: Table, steps: int) -> _Seeded:
-        # Seeds there have 64 bits, ours 63: the highest chooses between two draws.
-        told = check_seed(None) if seed is None else check_count("seed", seed, 0, 2**64 - 1)
-        high, low = divmod(told, 2**63)
-        given = dict(zip(levels.outer(steps)[1], levels.given[:-1:steps]))
-        keys = tuple(given.get(one.t, levels.sigma(one.t)) for one in table)
-        return cls(KeyedNoise(low), high, keys)
-
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        (key,) = struct.unpack("<Q", struct.pack("<d", self.keys[step]))
-        return self.source(key, like, SINGLE, self.draw)
+    # Seeds there have 64 bits, ours 63: the highest chooses between two draws.
+    told = check_seed(None) if seed is None else check_count("seed", seed, 0, 2**64 - 1)
+    high, low = divmod(told, 2**63)
+    source, given = KeyedNoise(low), dict(zip(levels.outer(steps)[1], levels.given[:-1:steps]))
+    keys = [key_of(given.get(one.t, levels.sigma(one.t))) for one in table]
+    return lambda step, like: source(keys[step], like, SINGLE, high)
 
 
-@dataclass(frozen=True)
-class _Sampled:
+def _sampled(sampler: NoiseSampler, levels: _Levels, table: Table) -> Draw:
     """Noise of somebody's noise sampler."""
+    lowest = min(filter(None, levels.given))
 
-    sampler: NoiseSampler
-    levels: _Levels
-    table: Table
-
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        transition, lowest = self.table.transitions[step], min(filter(None, self.levels.given))
-        sigma = self.levels.sigma(transition.t)
-        following = 0.0 if transition.t_next == 1.0 else self.levels.sigma(transition.t_next)
+    def draw(step: int, like: Tensor) -> Tensor:
+        transition = table.transitions[step]
+        sigma = levels.sigma(transition.t)
+        following = 0.0 if transition.t_next == 1.0 else levels.sigma(transition.t_next)
         if following == 0.0 and lowest < sigma:
             following = lowest
-        drawn = self.sampler(like.new_tensor(sigma), like.new_tensor(following))
+        drawn = sampler(like.new_tensor(sigma), like.new_tensor(following))
         return check_tensor(drawn, "what noise_sampler returned").to(like)
+
+    return draw

@@ -8,17 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "Measure",
-    "bootstrap",
-    "diversity",
-    "frechet_distance",
-    "half_samples",
-    "mean",
-    "precision_recall",
-    "share",
-]
-
 Array = npt.NDArray[np.float64]
 _NORMAL_95 = 1.959964
 

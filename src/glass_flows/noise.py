@@ -10,6 +10,7 @@ faster for very large populations, and tied to the batch size.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
@@ -32,32 +33,6 @@ from .errors import (
 )
 from .settings import Choice, Is, Kind
 
-__all__ = [
-    "ACCEPTANCE",
-    "GENERATOR",
-    "MOVE",
-    "PILOT",
-    "POSTERIOR",
-    "RANDOMNESS",
-    "RESAMPLING",
-    "SEED",
-    "SINGLE",
-    "START",
-    "TRANSITION",
-    "FixedNoise",
-    "GeneratorNoise",
-    "KeyedNoise",
-    "Noise",
-    "StreamNoise",
-    "check_like",
-    "check_seed",
-    "check_sizes",
-    "check_tensor",
-    "keyed_normals",
-    "noise_source",
-    "wrong",
-]
-
 # Words made into normals at a time: all of it stays in the cache. A thread among several takes as
 # many as torch leaves to one thread, and is worth its start for a few such pieces.
 _ALONE, _SHARED, _WORTH = 2**17, 2**15, 4
@@ -76,6 +51,10 @@ class Noise(Protocol):
     def __call__(
         self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0
     ) -> Tensor: ...
+
+
+Draw = Callable[[int, Tensor], Tensor]
+"""What the executor asks of a source: the ε of a transition, by its number, like the state."""
 
 
 def wrong(flag: Tensor) -> bool:
@@ -113,6 +92,12 @@ class _Seed(Kind):
 
 SEED = _Seed()
 GENERATOR = Is(torch.Generator, "a torch.Generator or None", optional=True)
+
+
+def key_of(number: float) -> int:
+    """For streams that are keyed by a time or a level in the place of a step."""
+    (key,) = struct.unpack("<Q", struct.pack("<d", number))
+    return int(key)
 
 
 def check_sizes(sizes: Sequence[int]) -> None:

@@ -18,8 +18,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .settings import Switch
 
-__all__ = ["PROGRESS", "Advance", "note", "progress_bar", "track", "without_widgets"]
-
 PROGRESS = Switch(optional=True)
 
 T = TypeVar("T")

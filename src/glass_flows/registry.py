@@ -21,8 +21,6 @@ from typing import Any, Generic, TypeVar
 
 from .errors import InvalidArgument, shown
 
-__all__ = ["Registry"]
-
 T = TypeVar("T")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from .denoisers import DEVICE, DTYPE, DenoiserLike, Estimate, WrappedDenoiser, as_denoiser
+from .denoisers import DEVICE, DTYPE, Costs, DenoiserLike, Estimate, WrappedDenoiser, as_denoiser
 from .errors import MOST_PARTICLES, InvalidArgument, TimeError, shown
 from .execute import check_state, check_table, run
 from .fronts import front
@@ -22,10 +20,11 @@ from .noise import (
     SEED,
     SINGLE,
     START,
-    TRANSITION,
+    Draw,
     FixedNoise,
     Noise,
     check_sizes,
+    key_of,
     noise_source,
 )
 from .plans import Rho, Sampler, Solver, Table, plan_transition
@@ -105,9 +104,9 @@ def transition(
     check_state(x)
     planned_by = solver_for(cast(Solver, solver), denoiser.cfg_scale)
     table = plan_transition(denoiser.path, t, t_next, rho=rho, steps=steps, solver=planned_by)
-    source: Noise
+    source: Draw
     if noise is None:
-        source = _AtTime(noise_source(seed, generator), table, SINGLE)
+        source = _at_times(noise_source(seed, generator), table, SINGLE)
     elif generator is not None or seed is not None:
         raise InvalidArgument("give noise, generator or seed, not several of them")
     elif len(table) > 1:
@@ -251,7 +250,7 @@ def posterior(
     check_sizes((samples * x.shape[0], *x.shape[1:]))
     planned_by = solver_for(cast(Solver, solver), denoiser.cfg_scale)
     table = plan_transition(denoiser.path, t, 1.0, rho=0.0, steps=steps, solver=planned_by)
-    source = _AtTime(noise_source(seed, generator), table, POSTERIOR, samples)
+    source = _at_times(noise_source(seed, generator), table, POSTERIOR, samples)
     repeated = x.repeat(samples, *(1,) * (x.ndim - 1))
     if table.transitions[0].alpha == 0.0:
         repeated = source(0, repeated) * table.start_scale
@@ -288,23 +287,17 @@ def check_whole(table: Table) -> None:
         )
 
 
-@dataclass(frozen=True)
-class _AtTime:
+def _at_times(source: Noise, table: Table, purpose: int, draws: int = 1) -> Draw:
     """Noise of single transitions, keyed by their time instead of a number, for n draws at once.
 
     Draw s of particle b has the same noise whatever the batch and the number of draws.
     """
 
-    source: Noise
-    table: Table
-    purpose: int
-    draws: int = 1
+    def draw(step: int, like: Tensor) -> Tensor:
+        key, one = key_of(table.transitions[step].t), like[: len(like) // draws]
+        return torch.cat([source(key, one, purpose, s) for s in range(draws)])
 
-    def __call__(self, step: int, like: Tensor, purpose: int = TRANSITION, draw: int = 0) -> Tensor:
-        t = self.table.transitions[step].t
-        (key,) = struct.unpack("<Q", struct.pack("<d", t))
-        one = like[: like.shape[0] // self.draws]
-        return torch.cat([self.source(key, one, self.purpose, s) for s in range(self.draws)])
+    return draw
 
 
 class Tally(WrappedDenoiser):
@@ -312,23 +305,16 @@ class Tally(WrappedDenoiser):
 
     Attributes
     ----------
-    network_evaluations, network_gradients, reward_evaluations, decodes : int
-        So far; what one call costs is the denoiser's `evaluations_per_call` and, under reward
-        guidance, `gradients_per_call`, `rewards_per_call` and `decodes_per_call`.
+    costs : Costs
+        So far.
     """
 
     def __init__(self, denoiser: DenoiserLike, advance: Callable[[], None] = lambda: None) -> None:
         super().__init__(denoiser)
-        self.advance = advance
-        self.network_evaluations = self.network_gradients = 0
-        self.reward_evaluations = self.decodes = 0
+        self.advance, self.costs = advance, Costs()
 
     def estimate(self, x: Tensor, t: float) -> Estimate:
-        answer, asked = super().estimate(x, t), self.denoiser
-        batch = x.shape[0]
-        self.network_evaluations += batch * asked.evaluations_per_call
-        self.network_gradients += batch * asked.gradients_per_call
-        self.reward_evaluations += batch * asked.rewards_per_call
-        self.decodes += batch * asked.decodes_per_call
+        answer = super().estimate(x, t)
+        self.costs += self.costs_per_call * len(x)
         self.advance()
         return answer

@@ -27,8 +27,6 @@ from .errors import InvalidArgument, WeightsFileError, check_count
 from .files import replace
 from .paths import Linear
 
-__all__ = ["SiT", "SiTConfig", "convert", "load"]
-
 _FREQUENCIES = 256
 _HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published S, B, L and XL
 _FILES = ("config.json", "model.safetensors")

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Stopped", "keep", "standing", "stoppable"]
-
 _PATIENCE = 1.5  # seconds that a command has to put things in order
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _kept: dict[str, str] = {}

@@ -28,8 +28,6 @@ from .files import replace
 from .progress import track
 from .stops import keep
 
-__all__ = ["Loss", "TrainingTask", "checkpoints", "fingerprint", "fit", "save_tensors"]
-
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
 

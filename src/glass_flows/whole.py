@@ -17,8 +17,6 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["NotWhole", "check_files", "load_parts", "load_whole", "quiet"]
-
 _LIBRARIES = ("diffusers", "transformers")
 _INDEX = "model_index.json"
 

@@ -12,6 +12,7 @@ from glass_flows.denoisers import (
     DEVICE,
     PREDICTIONS,
     BaseDenoiser,
+    Costs,
     Estimate,
     Fitting,
     WrappedDenoiser,
@@ -360,10 +361,8 @@ def test_an_object_with_a_path_and_a_call_becomes_a_whole_denoiser():
     whole = as_denoiser(Own())
     assert torch.equal(whole.estimate(x, 0.4).D, 0.5 * x)
     assert whole.spread(2, 3) is whole.rows(slice(0, 1), 2) is whole
-    costs = (whole.evaluations_per_call, whole.gradients_per_call, whole.rewards_per_call)
-    assert (*costs, whole.decodes_per_call, whole.device, whole.recomputes) == (
-        3, 0, 0, 0, None, False,
-    )  # fmt: skip
+    assert (whole.evaluations_per_call, whole.costs_per_call) == (3, Costs(3, 0, 0, 0))
+    assert (whole.device, whole.recomputes) == (None, False)
     assert as_denoiser(whole) is whole
     for wrong in (lambda x, t: x, torch.nn.Linear(2, 2), 5, Own):
         with pytest.raises(InvalidArgument, match="expected a denoiser"):
@@ -383,14 +382,12 @@ def test_a_wrapper_costs_what_is_inside_and_hands_on_whole_estimates():
             return one
 
         device = torch.device("meta")
-        evaluations_per_call, gradients_per_call, rewards_per_call = 2, 3, 4
-        decodes_per_call, recomputes = 5, True
+        evaluations_per_call, costs_per_call, recomputes = 2, Costs(2, 3, 4, 5), True
 
     wrapper = WrappedDenoiser(Knowing())
     assert wrapper.estimate(torch.zeros(1), 0.4) is one
     assert wrapper(torch.zeros(1), 0.4) is one.D
-    names = ("path", "device", "evaluations_per_call", "gradients_per_call", "rewards_per_call")
-    for name in (*names, "decodes_per_call", "recomputes"):
+    for name in ("path", "device", "evaluations_per_call", "costs_per_call", "recomputes"):
         assert getattr(wrapper, name) == getattr(Knowing(), name)
 
 

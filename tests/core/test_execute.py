@@ -11,6 +11,7 @@ import torch
 
 import glass_flows
 from glass_flows import Denoiser, Guidance, GuidedDenoiser, plan, posterior, sample, transition
+from glass_flows.denoisers import Costs
 from glass_flows.errors import (
     InvalidArgument,
     NonFinite,
@@ -180,13 +181,11 @@ def test_a_tally_counts_what_guidance_asks_for_each_particle(through):
     tally = Tally(guided, lambda: calls.append(1))
     run(TABLE, tally, start(), KeyedNoise(4))
     assert len(calls) == 9
-    assert tally.network_evaluations == tally.reward_evaluations == 6 * 9
-    assert tally.network_gradients == (6 * 9 if through == "network" else 0)
-    assert tally.decodes == 0
+    asked = 6 * 9
+    assert tally.costs == Costs(asked, asked if through == "network" else 0, asked, 0)
     plain = Tally(LINEAR)
     assert torch.equal(plain(start(), 0.4), LINEAR(start(), 0.4))
-    counts = (plain.network_evaluations, plain.network_gradients, plain.reward_evaluations)
-    assert counts == (6, 0, 0)
+    assert plain.costs == Costs(6)
 
 
 def test_shifts_and_selections_are_checked():

@@ -10,7 +10,7 @@ import torch
 
 from glass_flows import Sampler, posterior, sample
 from glass_flows.batching import Batching
-from glass_flows.denoisers import BaseDenoiser
+from glass_flows.denoisers import BaseDenoiser, Costs
 from glass_flows.errors import InvalidArgument, NonFinite, ShapeError
 from glass_flows.execute import check_state
 from glass_flows.noise import (
@@ -109,7 +109,7 @@ def test_a_state_whose_sum_overflows_is_a_state():
 class Counted(BaseDenoiser):
     """Data at 0, on any path, with costs of its own."""
 
-    evaluations_per_call, gradients_per_call, rewards_per_call, decodes_per_call = 2, 3, 5, 7
+    costs_per_call = Costs(2, 3, 5, 7)
 
     def __init__(self, path):
         self.path = path
@@ -123,8 +123,7 @@ def test_costs_are_per_particle_and_call():
     tally = Tally(Counted(Linear()), lambda: calls.append(1))
     assert sample(tally, (4, 3), transitions=2, steps=3, seed=0).shape == (4, 3)
     assert len(calls) == 6
-    counts = tally.network_evaluations, tally.network_gradients, tally.reward_evaluations
-    assert (*counts, tally.decodes) == tuple(24 * cost for cost in (2, 3, 5, 7))
+    assert tally.costs == Costs(*(24 * cost for cost in (2, 3, 5, 7)))
 
 
 class Believer(BaseDenoiser):

@@ -32,7 +32,8 @@ from glass_flows.plans import (
     plan_transition,
     resolve_rho,
 )
-from glass_flows.plans.kernels import RHO_RULES, rho_rules
+from glass_flows.plans.kernels import RHO_RULES
+from glass_flows.plans.planner import for_each
 from glass_flows.plans.solvers import SOLVERS, _Sphere
 from glass_flows.registry import Registry
 from statistics_rules import (
@@ -126,12 +127,12 @@ def test_rho_callables_lists_and_errors():
         with pytest.raises(InvalidArgument, match="eta"):
             DDIM(eta)
     assert DDIM() == DDIM(0.0)
-    assert rho_rules(0.5, 3) == (0.5, 0.5, 0.5)
-    assert rho_rules("ddpm", 2) == ("ddpm", "ddpm")
-    assert rho_rules([0.1, "ddpm"], 2) == (0.1, "ddpm")
-    assert rho_rules(DDIM(0.2), 2) == (DDIM(0.2), DDIM(0.2))
-    with pytest.raises(InvalidArgument, match="2 values for 3"):
-        rho_rules([0.1, 0.2], 3)
+    assert for_each("rho", 0.5, 3) == (0.5, 0.5, 0.5)
+    assert for_each("rho", "ddpm", 2) == ("ddpm", "ddpm")
+    assert for_each("rho", (0.1, "ddpm"), 2) == (0.1, "ddpm")
+    assert for_each("rho", DDIM(0.2), 2) == (DDIM(0.2), DDIM(0.2))
+    with pytest.raises(InvalidArgument, match="rho lists 2 values for 3"):
+        plan(Linear(), transitions=3, steps=1, rho=[0.1, 0.2])
 
 
 class Lasting:

@@ -114,7 +114,7 @@ def exact_steps(law, reward, chosen, *, populations, seed, table=None):
     population = Population.of(chosen.particles, (2,), populations, seed=seed, dtype=torch.float64)
     run = Run(table or table_of(), law.denoiser(PATH), reward, chosen, population)
     boundaries = exact_boundaries(run, law, seed + 1)
-    return list(pass_boundaries(run, boundaries, chosen.begin(run), Watch()))
+    return list(pass_boundaries(chosen.begin(run), Watch(), boundaries))
 
 
 def last_of(steps):

@@ -1,7 +1,5 @@
 """GLASS on diffusers pipelines: a drop-in scheduler, denoiser adapters and steering."""
 
-from __future__ import annotations
-
 import importlib.util
 
 from ..errors import MissingExtra

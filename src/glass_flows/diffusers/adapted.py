@@ -16,14 +16,12 @@ from ..steering.pilot import needs_pilot
 from ..steering.population import Population
 from .asked import Asked
 from .beginnings import beginning
-from .decoding import Pictures
+from .decoding import Pictures, as_it_was
 from .families import Family
 from .parts import rounds_its_clock
 from .refusals import named_before_network
 from .scheduler import config_of
 from .schedules import Schedule
-
-__all__ = ["run_adapted"]
 
 
 def run_adapted(
@@ -47,20 +45,9 @@ def run_adapted(
     watch.decode = pictures.shown
     if watch.record is not None:
         watch.record.pictures = pictures.known
-    try:
-        result = conduct(
-            denoiser,
-            reward,
-            asked.method,
-            sampler,
-            population,
-            shards=shards,
-            watch=watch,
-            also=beside,
-        )
+    with as_it_was(asked.pipe):
+        result = conduct(denoiser, reward, asked.method, sampler, population, shards, watch, beside)
         images = pictures.images(result.samples, shards)
-    finally:
-        adapter.restore()
     if hasattr(asked.pipe, "maybe_free_model_hooks"):
         asked.pipe.maybe_free_model_hooks()
     return result, images

@@ -26,8 +26,6 @@ from ..steering import Method, Refine
 from ..steering.held_out import held_out
 from .decoding import Pictures
 
-__all__ = ["Asked"]
-
 
 def _listed(prompt: Any) -> tuple[Any, ...]:
     """One prompt or several: texts, or classes as integers of any kind, also of an array."""

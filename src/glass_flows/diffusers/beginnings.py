@@ -14,8 +14,6 @@ from ..errors import InvalidArgument, ShapeError, shown
 from ..pixels import open_image, to_pictures
 from .families import Family
 
-__all__ = ["beginning"]
-
 _ALLOWED = (
     "init must be an image or its file, a list of them, images (B, 3, height, width) in [0, 1], "
     "or clean latents"
@@ -31,11 +29,15 @@ def beginning(init: Any, adapter: Family, prompts: int) -> Tensor:
     size = (adapter.height, adapter.width)
     if isinstance(init, Tensor):
         if init.shape[-3:] != (3, *size) or init.ndim not in (3, 4):
-            _refuse_other_size(init, adapter)
+            if init.ndim == 4 and init.shape[1] == 3 and init.shape[1:] != adapter.shape:
+                _check_size(init.shape[2], init.shape[3], *size)  # pictures: no latents gone wrong
             return init
         pictures = _checked(init if init.ndim == 4 else init[None])
     else:
-        pictures = to_pictures([_of_size(image, size) for image in _opened(init)])
+        images = _opened(init)
+        for image in images:
+            _check_size(image.height, image.width, *size)
+        pictures = to_pictures(images)
     if len(pictures) not in (1, prompts):
         raise InvalidArgument(
             f"init has {len(pictures)} images for {prompts} prompt{'s' * (prompts > 1)}: give one "
@@ -77,24 +79,13 @@ def _opened(init: Any) -> list[Image.Image]:
     return found
 
 
-def _of_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if (image.height, image.width) != size:
-        raise ShapeError(_other_size(image.height, image.width, size))
-    return image
-
-
-def _refuse_other_size(init: Tensor, adapter: Family) -> None:
-    """Pictures of another size are no latents with something wrong."""
-    if init.ndim == 4 and init.shape[1] == 3 and init.shape[1:] != adapter.shape:
-        size = (adapter.height, adapter.width)
-        raise ShapeError(_other_size(init.shape[2], init.shape[3], size))
-
-
-def _other_size(height: int, width: int, size: tuple[int, int]) -> str:
-    return (
-        f"init is {width} x {height} pixels, and what is drawn is {size[1]} x {size[0]}: resize it "
-        f"(image.resize(({size[1]}, {size[0]})) of PIL), or give height={height}, width={width}"
-    )
+def _check_size(height: int, width: int, drawn_height: int, drawn_width: int) -> None:
+    if (height, width) != (drawn_height, drawn_width):
+        raise ShapeError(
+            f"init is {width} x {height} pixels, and what is drawn is {drawn_width} x "
+            f"{drawn_height}: resize it (image.resize(({drawn_width}, {drawn_height})) of PIL), or "
+            f"give height={height}, width={width}"
+        )
 
 
 def _checked(pictures: Tensor) -> Tensor:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InvalidArgument
-
-__all__ = ["batch_of", "in_chunks", "rows_of"]
 
 _INPUTS = ("hidden_states", "sample", "x")
 
@@ -25,7 +23,19 @@ def batch_of(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 
 @contextmanager
-def in_chunks(network: nn.Module, rows: int, most: int) -> Iterator[None]:
+def replaced(owner: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Within, an object has another method of this name; hooks keep theirs in the same place."""
+    own = vars(owner).get(name)
+    setattr(owner, name, method)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if own is not None:
+            setattr(owner, name, own)
+
+
+def in_chunks(network: nn.Module, rows: int, most: int) -> AbstractContextManager[None]:
     """Within, `network` sees at most `most` of a pipeline's `rows` particles at a time.
 
     A call of several passes, as of classifier-free guidance, has a multiple of `rows`. Each part
@@ -33,7 +43,7 @@ def in_chunks(network: nn.Module, rows: int, most: int) -> Iterator[None]:
     apart by their place in the batch (perturbed attention). What has a row for each of the batch is
     cut with it, tensors by their first dimension and lists by their length; all else is shared.
     """
-    whole, own = network.forward, vars(network).get("forward")  # hooks keep theirs there
+    whole = network.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         batch = batch_of(network, args, kwargs)
@@ -46,13 +56,7 @@ def in_chunks(network: nn.Module, rows: int, most: int) -> Iterator[None]:
         back = sorted(range(batch), key=[row for part in parts for row in part].__getitem__)
         return _joined(answers, back)
 
-    network.forward = forward
-    try:
-        yield
-    finally:
-        del network.forward
-        if own is not None:
-            network.forward = own
+    return replaced(network, "forward", forward)
 
 
 def _parts(batch: int, rows: int, most: int) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,17 +16,6 @@ from ..steering import Shards
 
 Picture = Image.Image | list[Image.Image]
 """An image, or the frames of a video."""
-
-__all__ = [
-    "Picture",
-    "Pictures",
-    "decode_latents",
-    "encode_latents",
-    "encoding",
-    "picture",
-    "unit_range",
-    "wide",
-]
 
 
 def decode_latents(
@@ -41,9 +31,10 @@ def decode_latents(
     Pipelines differ in what they read of their autoencoder's configuration: `shift` its
     `shift_factor`, `statistics` its `latents_mean` and `latents_std`, `upcast` its `force_upcast`.
     """
-    if statistics and (known := _statistics(vae, latents)) is not None:
-        latents = latents * known[1]
-        latents = latents + known[0] * vae.config.scaling_factor
+    if statistics and _has_statistics(vae):
+        mean, std = latent_statistics(vae, latents)
+        latents = latents * std
+        latents = latents + mean * vae.config.scaling_factor
     latents = latents / vae.config.scaling_factor
     if shift and getattr(vae.config, "shift_factor", None):
         latents = latents + vae.config.shift_factor
@@ -58,17 +49,22 @@ def encode_latents(
     if shift and getattr(vae.config, "shift_factor", None):
         latents = latents - vae.config.shift_factor
     latents = latents * vae.config.scaling_factor
-    if statistics and (known := _statistics(vae, latents)) is not None:
-        latents = (latents - known[0] * vae.config.scaling_factor) / known[1]
+    if statistics and _has_statistics(vae):
+        mean, std = latent_statistics(vae, latents)
+        latents = (latents - mean * vae.config.scaling_factor) / std
     return latents
 
 
-def _statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Mean and standard deviation of the latents, if its configuration tells both."""
-    found = [getattr(vae.config, f"latents_{name}", None) for name in ("mean", "std")]
-    if None in found:
-        return None
-    mean, std = (torch.tensor(one).to(latents).view(1, -1, 1, 1) for one in found)
+def _has_statistics(vae: Any) -> bool:
+    """Whether its configuration tells the mean and the standard deviation of its latents."""
+    return all(vae.config.get(name) is not None for name in ("latents_mean", "latents_std"))
+
+
+def latent_statistics(vae: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, shaped to go with latents (B, channels, ...)."""
+    size = (1, -1, *(1,) * (latents.ndim - 2))
+    told = (vae.config.latents_mean, vae.config.latents_std)
+    mean, std = (torch.tensor(one).to(latents).view(size) for one in told)
     return mean, std
 
 
@@ -76,7 +72,7 @@ def picture(vae: Any, latents: Tensor, upcast: bool = False) -> Tensor:
     """Images, [0, 1] or so, of what an autoencoder's decoder takes.
 
     With `upcast` one that overflows in float16 is widened, and is left so where a gradient goes
-    back through it, which needs the weights as they were: the caller puts it back.
+    back through it, which needs the weights as they were: :func:`as_it_was` puts it back.
     """
     widened = _widen(vae, upcast)
     image = unit_range(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
@@ -103,6 +99,18 @@ def _widen(vae: Any, upcast: bool) -> bool:
         return False
     vae.to(torch.float32)
     return True
+
+
+@contextmanager
+def as_it_was(pipe: Any) -> Iterator[None]:
+    """Put the dtype of its autoencoder back: pipelines, and gradients, leave it widened."""
+    vae = pipe.components.get("vae")
+    dtype = None if vae is None else vae.dtype
+    try:
+        yield
+    finally:
+        if vae is not None and vae.dtype != dtype:
+            vae.to(dtype)
 
 
 def unit_range(image: Tensor) -> Tensor:

@@ -18,8 +18,6 @@ from weakref import WeakSet
 
 from .parts import network_of
 
-__all__ = ["FewSteps", "few_steps_of", "warn_of_several_evaluations"]
-
 
 @dataclass(frozen=True)
 class FewSteps:

@@ -29,14 +29,12 @@ from ..steering.population import Population, Run, kept
 from ..steering.strength import Auto, Found
 from .asked import Asked
 from .chunks import batch_of, in_chunks
-from .decoding import Picture, Pictures
+from .decoding import Picture, Pictures, as_it_was
 from .own_code import own_decoder, returned_fields
 from .parts import caches_of, network_of, networks_of
 from .refusals import named_before_network
 from .scheduler import GlassScheduler
 from .videos import argument, decoding_one, own_video_decoder
-
-__all__ = ["pictures_of", "returns", "run_inside"]
 
 _PROMPTS: tuple[tuple[str, Any], ...] = (("prompt", str), ("class_labels", (int, str)))
 _COUNTS = ("batch_size", "num_images_per_prompt")  # of pipelines that take no prompt
@@ -293,7 +291,7 @@ class _InsideLoop:
             pipe.scheduler = scheduler
             named = named_before_network(pipe, lambda: self.called > 0)
             with (
-                self._counted(), self._bar(), self._one_video(), _as_it_was(pipe), named,
+                self._counted(), self._bar(), self._one_video(), as_it_was(pipe), named,
                 suppress(_Enough),
             ):  # fmt: skip
                 output = pipe(generator=generators, **self.given)
@@ -327,7 +325,7 @@ class _InsideLoop:
         """The pictures of the samples, which are those that the rewards have seen."""
         pipe = self.asked.pipe
         if output is None:  # stopped: the pipeline itself did not come to its pictures
-            with _as_it_was(pipe):
+            with as_it_was(pipe):
                 images = self.pictures.images(result.samples)
             if hasattr(pipe, "maybe_free_model_hooks"):
                 pipe.maybe_free_model_hooks()
@@ -372,7 +370,7 @@ class _InsideLoop:
                 also=self.beside, asked=asked.method, found=self.found,
             )  # fmt: skip
             self.course = method.begin(self.job)
-            self.steps = pass_boundaries(self.job, self._pending(), self.course, self.watch)
+            self.steps = pass_boundaries(self.course, self.watch, self._pending())
             if not self.checks:  # a user's own decoder fails now, and not at the end
                 made = self.pictures(boundary.x[:1])
                 for one in (asked.scored, *asked.also.values()):
@@ -380,8 +378,8 @@ class _InsideLoop:
                         one.check_samples(made)
         self.boundary = boundary
         self.job.before = self.before
-        self.job.model.network_evaluations = self.called
-        with _as_it_was(asked.pipe):
+        self.job.model.costs = Costs(self.called)
+        with as_it_was(asked.pipe):
             self.last = next(self.steps)
             self.ended = self.last.boundary.final
             if self.watch.stopped is not None:
@@ -413,15 +411,3 @@ def _alike(one: Image.Image, other: Image.Image) -> bool:
     """Whether two images differ by no more than rounding in other batches explains."""
     a, b = (np.asarray(image.convert("RGB"), dtype=float) for image in (one, other))
     return a.shape == b.shape and bool(abs(a - b).mean() <= _FAR)
-
-
-@contextmanager
-def _as_it_was(pipe: Any) -> Iterator[None]:
-    """Put the dtype of its autoencoder back: pipelines, and gradients, leave it widened."""
-    vae = pipe.components.get("vae")
-    dtype = None if vae is None else vae.dtype
-    try:
-        yield
-    finally:
-        if vae is not None and vae.dtype != dtype:
-            vae.to(dtype)

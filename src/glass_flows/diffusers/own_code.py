@@ -14,8 +14,6 @@ from ..errors import InvalidArgument
 from .decoding import decode_latents, unit_range
 from .parts import code_of, kinds_of, network_of
 
-__all__ = ["needs_decode", "own_decoder", "returned_fields"]
-
 _OTHERWISE = ("_unpack_latents", "running_mean")  # of code that does more than to scale
 _AUTOENCODERS = ("vae", "vqvae", "movq", "vqgan")
 

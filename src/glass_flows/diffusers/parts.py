@@ -11,16 +11,6 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-__all__ = [
-    "caches_of",
-    "code_of",
-    "kinds_of",
-    "network_of",
-    "networks_of",
-    "rounds_its_clock",
-    "usual_size",
-]
-
 _CACHING = re.compile(r"cache|fbc_|pyramid_attention")  # names of hooks
 _ROUNDING = ("Flux", "Qwen", "Chroma", "HiDream", "Bria", "OmniGen", "Lumina", "LongCat", "Ovis")
 

@@ -20,8 +20,6 @@ from ..execute import Boundary, Query, interpret
 from ..plans import Table
 from ..plans.table import Mix
 
-__all__ = ["Pass"]
-
 
 class Pass:
     """A table on its way from x: :meth:`asked` and :meth:`answered` by turns, row after row.

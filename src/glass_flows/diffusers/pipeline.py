@@ -42,8 +42,6 @@ from .inside_loop import returns, run_inside
 from .refusals import check_caches, check_pipeline
 from .videos import frame_rate
 
-__all__ = ["can_record", "check_arguments", "run_pipeline", "steer_pipeline"]
-
 _SAMPLER, _BATCHING, _VIEWING, _RAMP = Sampler(), Batching(), Viewing(), Ramp()
 
 

@@ -25,8 +25,6 @@ from .few_steps import warn_of_several_evaluations
 from .parts import caches_of, code_of, network_of
 from .rules import RULES, Call
 
-__all__ = ["check_caches", "check_call", "check_pipeline", "named_before_network"]
-
 _UNREAD = ("Flux2Transformer2DModel",)  # whose blocks return what diffusers 0.42's cache fails on
 _CACHES = ("FirstBlock", "fbc_")  # look at what they cache; the others count on ordered steps
 
@@ -74,7 +72,7 @@ def check_call(steps: int) -> None:
         frame = frame.f_back
 
 
-def check_caches(pipe: Any, orders: str = "use steps=1") -> None:
+def check_caches(pipe: Any) -> None:
     """Refuse caches that count on ordered steps of the same rows; empty the one that may stay."""
     network = network_of(pipe)
     for name in caches_of(network):
@@ -82,7 +80,7 @@ def check_caches(pipe: Any, orders: str = "use steps=1") -> None:
             raise InvalidArgument(
                 f"the cache {name} on the {type(network).__name__} reuses features from one "
                 "timestep to the next, and these times go back and forth: call disable_cache(), "
-                f"or {orders}"
+                "or use steps=1"
             )
         if "cache_context" not in code_of(pipe):
             raise InvalidArgument(

@@ -16,8 +16,6 @@ from ..errors import InvalidArgument, check_number
 from ..plans import DDIM
 from .parts import network_of
 
-__all__ = ["HANDLED", "RULES", "Call", "Handled", "Rule"]
-
 
 @dataclass(frozen=True)
 class Call:

@@ -24,8 +24,6 @@ from ..errors import InvalidArgument, PlanError, check_count, check_number, show
 from ..grids import snap_to_trained
 from ..paths import DiscreteDiffusion, KnownTimes, Linear, Path, check_time
 
-__all__ = ["Schedule", "plain"]
-
 _MOST = 10_000  # transitions of a flow, whose times are no table
 
 _FLOW = {

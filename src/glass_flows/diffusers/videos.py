@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import check_count
-from .chunks import rows_of
-from .decoding import unit_range
+from .chunks import replaced, rows_of
+from .decoding import latent_statistics, unit_range
 from .own_code import needs_decode
 from .parts import code_of
-
-__all__ = ["argument", "decoding_one", "frame_rate", "own_video_decoder"]
 
 _STATISTICS = re.compile(r"latents / latents_std \+ latents_mean")  # with latents_std = 1 / std
 _PACKED = ("_unpack_latents(", "_denormalize_latents(", "latent_num_frames")
@@ -47,10 +44,7 @@ def own_video_decoder(
 
 def _spread(vae: Any, z: Tensor) -> Tensor:
     """Latents of unit variance as the autoencoder has them."""
-    mean, std = (
-        torch.tensor(vae.config[f"latents_{name}"]).view(1, -1, 1, 1, 1).to(z)
-        for name in ("mean", "std")
-    )
+    mean, std = latent_statistics(vae, z)
     return z * std + mean
 
 
@@ -98,14 +92,13 @@ def frame_rate(takes: Mapping[str, Any], call: Mapping[str, Any]) -> float:
     return next((float(one) for one in told if isinstance(one, (int, float)) and one > 0), _RATE)
 
 
-@contextmanager
-def decoding_one(vae: Any, row: Callable[[], int | None]) -> Iterator[None]:
+def decoding_one(vae: Any, row: Callable[[], int | None]) -> AbstractContextManager[None]:
     """Within, an autoencoder decodes a single row of a batch wherever `row` says which.
 
     So a pipeline that decodes all of its videos at once, for which there may be no memory, shows
     one of them, by which is seen whether it decodes as we do.
     """
-    whole, own = vae.decode, vars(vae).get("decode")
+    whole = vae.decode
 
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         if (at := row()) is None:
@@ -113,10 +106,4 @@ def decoding_one(vae: Any, row: Callable[[], int | None]) -> Iterator[None]:
         rest, named = (rows_of(held, [at], len(z)) for held in (args, kwargs))
         return whole(z[at : at + 1], *rest, **named)
 
-    vae.decode = decode
-    try:
-        yield
-    finally:
-        del vae.decode
-        if own is not None:
-            vae.decode = own
+    return replaced(vae, "decode", decode)

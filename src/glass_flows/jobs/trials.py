@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..diffusers import GlassScheduler, steer_pipeline
 from ..diffusers.beginnings import beginning
+from ..diffusers.decoding import as_it_was
 from ..diffusers.families import family_of
 from ..diffusers.inside_loop import pictures_of
 from ..diffusers.parts import code_of, networks_of, usual_size
@@ -528,12 +529,8 @@ def posterior_values(bench: Bench) -> str:
 def gradients(bench: Bench) -> str:
     z = samples(bench.plain()).to(bench.device).requires_grad_()
     decode = bench.to_pictures()
-    try:
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(_tilt(decode(z)).sum(), z)
-    finally:
-        if bench.family is not None:
-            bench.adapter.restore()
+    with as_it_was(bench.pipe), torch.enable_grad():
+        (gradient,) = torch.autograd.grad(_tilt(decode(z)).sum(), z)
     norm = bench.figures["norm"] = float(gradient.double().norm())
     if not math.isfinite(norm) or norm == 0.0:
         raise Wrong(f"the gradient of a reward is {norm}: none comes through the decoder")
@@ -594,9 +591,8 @@ def image_to_image(bench: Bench) -> str:
         raise Wrong("two pictures have the same latents: they do not reach what is drawn")
     z = states[0]
     z = z if z.ndim > len(adapter.shape) else z[None]
-    with torch.no_grad():
+    with as_it_was(bench.pipe), torch.no_grad():
         back = adapter.decode(z.float()).clamp(0, 1).cpu()
-    adapter.restore()
     off = bench.figures["rms"] = float((back - to_pictures([own])).square().mean().sqrt())
     told = _refined(*bench.watched(method, init=own))
     return f"{told}; its own picture comes back from its latents {off:.2g} off (rms, of 1)"

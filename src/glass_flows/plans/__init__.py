@@ -1,7 +1,5 @@
 """Planning: (path, times, ρ, steps, solver) compiled into a table of numbers. No torch here."""
 
-from __future__ import annotations
-
 from .kernels import CPS, DDIM, Ancestral, Ends, Kernel, Precise, Rho, resolve_rho
 from .planner import plan, plan_transition
 from .sampler import Sampler

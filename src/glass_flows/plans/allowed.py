@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from ..errors import MOST_EVALUATIONS
-from ..grids import Karras, Shifted, Uniform
+from ..grids import GRIDS
 from ..settings import Choice, Count, Listed, Number, Object
 from .kernels import RHO_RULES
 from .solvers import SOLVERS, resolve_solver
-
-__all__ = ["GRID", "RHO", "RHOS", "SOLVER", "START", "STEPS", "TIMES", "TRANSITIONS"]
 
 TRANSITIONS = Count(most=MOST_EVALUATIONS)
 STEPS = Listed(Count(most=MOST_EVALUATIONS))
@@ -31,7 +29,7 @@ SOLVER = Object(
 TIMES = Object(
     "time grid",
     "'uniform', 'shifted[:SHIFT]', 'karras[:RHO]', a function of (path, K), or K + 1 times",
-    heads={"uniform": (Uniform, {}), "shifted": (Shifted, {}), "karras": (Karras, {})},
+    heads=GRIDS,
     numbers=Number(),
     functions=True,
     optional=True,

@@ -8,7 +8,7 @@ the correlation of the noises of x_t and x_t' (GLASS Flows, arXiv 2509.25170, se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol, Union, runtime_checkable
@@ -28,7 +28,6 @@ __all__ = [
     "Precise",
     "Rho",
     "resolve_rho",
-    "rho_rules",
 ]
 
 Rho = Union[float, str, "DDIM", Callable[[float, float], float], None]
@@ -203,12 +202,3 @@ def resolve_rho(rule: Rho, ends: Ends) -> float:
             "'ddpm' or DDIM(eta), a callable of (t, t'), or a list with one per transition"
         )
     return rho
-
-
-def rho_rules(rho: Rho | Sequence[Rho], transitions: int) -> tuple[Rho, ...]:
-    """One rule per transition; a list must have exactly K entries."""
-    if isinstance(rho, (str, DDIM)) or callable(rho) or not isinstance(rho, Sequence):
-        return (rho,) * transitions
-    if len(rho) != transitions:
-        raise InvalidArgument(f"rho lists {len(rho)} values for {transitions} transitions")
-    return tuple(rho)

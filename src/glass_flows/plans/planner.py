@@ -10,11 +10,9 @@ from ..fronts import front
 from ..grids import PATH, Times, outer_times
 from ..paths import Path, check_time
 from .allowed import GRID, RHOS, SOLVER, START, STEPS, TRANSITIONS
-from .kernels import Ends, Rho, rho_rules
+from .kernels import Ends, Rho
 from .solvers import Paper, Solver
 from .table import Table, Transition
-
-__all__ = ["check_size", "plan", "plan_transition"]
 
 
 @front(
@@ -68,9 +66,8 @@ def plan(
     InvalidArgument, TimeError, UnknownName, PlanError
     """
     listed = outer_times(path, transitions, times)
-    counts = _steps(steps, transitions)
+    counts, rules = for_each("steps", steps, transitions), for_each("rho", rho, transitions)
     check_size(sum(counts))
-    rules = rho_rules(rho, transitions)
     planned_by = cast(Solver, solver)  # the front has resolved its name
     result: list[Transition] = []
     for k, (t, t_next, rule, count) in enumerate(zip(listed, listed[1:], rules, counts)):
@@ -99,10 +96,11 @@ def plan_transition(
     return plan(path, transitions=1, steps=steps, rho=rho, times=(t, t_next), solver=solver)
 
 
-def _steps(steps: Any, transitions: int) -> tuple[int, ...]:
-    listed = steps if isinstance(steps, tuple) else (steps,) * transitions
+def for_each(name: str, given: Any, transitions: int) -> tuple[Any, ...]:
+    """One value for each transition, of one for all or a tuple of them."""
+    listed = given if isinstance(given, tuple) else (given,) * transitions
     if len(listed) != transitions:
-        raise InvalidArgument(f"steps lists {len(listed)} values for {transitions} transitions")
+        raise InvalidArgument(f"{name} lists {len(listed)} values for {transitions} transitions")
     return listed
 
 

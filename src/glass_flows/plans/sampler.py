@@ -12,7 +12,7 @@ from ..paths import Linear, Path
 from ..settings import Settings, setting
 from .allowed import GRID, RHO, RHOS, SOLVER, START, STEPS, TRANSITIONS
 from .kernels import Rho
-from .planner import check_size, plan
+from .planner import check_size, for_each, plan
 from .solvers import Default, EulerMaruyama, Solver, solver_for
 from .table import Table
 
@@ -60,9 +60,7 @@ class Sampler(Settings):
     def check(self) -> None:
         K = self.transitions
         for name in ("steps", "rho"):
-            held = getattr(self, name)
-            if isinstance(held, tuple) and len(held) != K:
-                raise InvalidArgument(f"{name} lists {len(held)} values for {K} transitions")
+            for_each(name, getattr(self, name), K)
         check_size(self.evaluations)
         if isinstance(self.times, (float, tuple)):
             outer_times(Linear(), K, self.times)  # whether they are any, on whatever path

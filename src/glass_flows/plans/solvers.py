@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, is_dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar, Protocol, cast
 
-from ..errors import InvalidArgument, PlanError, check_name, shown
+from ..errors import InvalidArgument, PlanError, shown
 from ..grids import snap_to_trained
 from ..paths import Path
 from ..registry import Registry
@@ -131,18 +131,10 @@ class InnerFlow:
         return t, Mix(x=scale * self.known / self.ends.sigma, u=scale * q)
 
     def finish(self, rows: Sequence[Row], first: Mix, law: float | None) -> Transition:
-        ends, kernel = self.ends, self.kernel
         return Transition(
-            t=ends.t,
-            t_next=ends.t_next,
+            **vars(self.ends),
+            **vars(self.kernel),
             rho=self.rho,
-            gamma=kernel.gamma,
-            alpha_bar=kernel.alpha_bar,
-            sigma_bar=kernel.sigma_bar,
-            alpha=ends.alpha,
-            sigma=ends.sigma,
-            alpha_next=ends.alpha_next,
-            sigma_next=ends.sigma_next,
             input=first,
             rows=tuple(rows),
             law=law,
@@ -521,10 +513,8 @@ SOLVERS: Registry[type[Solver]] = Registry(
 )
 
 
-def resolve_solver(solver: str | Solver) -> Solver:
-    """A solver object from its name, "default" or another of `SOLVERS`."""
-    if isinstance(solver, str):
-        return SOLVERS[check_name("solver", solver, SOLVERS)]()
+def resolve_solver(solver: Solver) -> Solver:
+    """A solver of one's own, which is none of `SOLVERS`."""
     if isinstance(solver, type) or not callable(getattr(solver, "transitions", None)):
         raise InvalidArgument(
             f"solver must be one of {sorted(SOLVERS)} or an object like Default(), "

@@ -1,7 +1,5 @@
 """Rewards: one number per clean sample, (B, *shape) to (B,), higher is better."""
 
-from __future__ import annotations
-
 from .base import (
     Clipped,
     FunctionReward,

@@ -34,18 +34,6 @@ from ..errors import (
 from ..settings import ANY_COUNT, Checked, Is, Listed, Number, Switch, Text, setting
 from .signatures import Signature, name_of
 
-__all__ = [
-    "Clipped",
-    "FunctionReward",
-    "Product",
-    "Reward",
-    "RewardLike",
-    "WeightedSum",
-    "as_reward",
-    "evaluate",
-    "evaluate_with_gradient",
-]
-
 Prompts = Union[Sequence[Any], None]
 Range = tuple[float, float]
 

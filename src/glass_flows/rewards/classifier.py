@@ -12,8 +12,6 @@ from ..errors import ShapeError, shown
 from ..settings import Checked, Count, Function, Number, setting
 from .base import Prompts, Reward
 
-__all__ = ["ClassReward"]
-
 
 @dataclass(frozen=True)
 class ClassReward(Checked, Reward):

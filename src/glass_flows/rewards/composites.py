@@ -17,8 +17,6 @@ from .base import Prompts, RewardLike, Wrapper, evaluate
 from .named import as_image_reward
 from .videos import FRAMES, chosen
 
-__all__ = ["Cached", "Decoded", "Frames", "Normalised"]
-
 Key = tuple[object, ...]
 
 

@@ -15,7 +15,7 @@ from .videos import OfVideos, says_videos
 __all__ = ["as_image_reward", "check_own", "check_reward", "import_own", "load_reward"]
 
 
-def as_image_reward(reward: RewardLike | str, *, device: str | None = None) -> Reward:
+def as_image_reward(reward: RewardLike | str) -> Reward:
     """A reward of images: a Reward unchanged, a function as :class:`OfImages`, a name loaded.
 
     A function of videos (:func:`~.videos.says_videos`) is one as :class:`OfVideos`.
@@ -26,7 +26,7 @@ def as_image_reward(reward: RewardLike | str, *, device: str | None = None) -> R
         It is none of these; and as :func:`load_reward`.
     """
     if isinstance(reward, str):
-        return load_reward(reward, device=device)
+        return load_reward(reward)
     if isinstance(reward, Reward):
         return reward
     return OfVideos(reward) if says_videos(reward) else OfImages(reward)

@@ -15,8 +15,6 @@ from torch import nn
 
 from ..errors import InvalidArgument
 
-__all__ = ["Signature", "name_of"]
-
 _PROMPT = re.compile(r"(^|_)(prompt|caption|text)s?(_|$)")
 _MANY = re.compile(r"(^|_)(images|imgs|pictures|pics|photos|arrays|tensors|batch|samples)(_|$)")
 _TEXT = re.compile(r"\bstr\b")

@@ -14,8 +14,6 @@ from ..settings import Count, Object, Settings, Switch, setting
 from .base import FunctionReward, Prompts, ReadFunction, numbers
 from .signatures import Signature, name_of
 
-__all__ = ["FRAMES", "OfVideos", "Viewing", "chosen", "says_videos"]
-
 FRAMES = Object(
     "frames",
     "an integer >= 1, 'first', 'all' or none",

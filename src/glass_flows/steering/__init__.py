@@ -1,7 +1,5 @@
 """Steering: particles, weights and resampling at transition boundaries, and search."""
 
-from __future__ import annotations
-
 from .api import beam, best_of, greedy, iterate_steering, refine, steer
 from .method import Method
 from .methods import METHODS, method_of, read_method

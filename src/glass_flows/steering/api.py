@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ..denoisers import DenoiserLike
-from ..errors import InvalidArgument
 from ..execute import check_table
 from ..fronts import front
 from ..grids import Times
@@ -151,12 +150,9 @@ def steer(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch, beside = Watch(record, on_boundary, progress), held_out(also)
-    return _weighted(
-        conduct(
-            denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
-        )
-    )
+    watch = Watch(record, on_boundary, progress)
+    found = conduct(denoiser, reward, method, sampler, population, shards, watch, also)
+    return cast(SteeringResult, found)
 
 
 @front(method=BestOf, sampler=Sampler)
@@ -207,12 +203,9 @@ def best_of(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch, beside = Watch(record, on_boundary, progress), held_out(also)
-    return _weighted(
-        conduct(
-            denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
-        )
-    )
+    watch = Watch(record, on_boundary, progress)
+    found = conduct(denoiser, reward, method, sampler, population, shards, watch, also)
+    return cast(SteeringResult, found)
 
 
 @front(method=Beam, sampler=Sampler)
@@ -267,10 +260,8 @@ def beam(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch, beside = Watch(record, on_boundary, progress), held_out(also)
-    return conduct(
-        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
-    )
+    watch = Watch(record, on_boundary, progress)
+    return conduct(denoiser, reward, method, sampler, population, shards, watch, also)
 
 
 @front(method=Greedy, sampler=Sampler)
@@ -330,10 +321,8 @@ def greedy(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device, x=x
     )
-    watch, beside = Watch(record, on_boundary, progress), held_out(also)
-    return conduct(
-        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
-    )
+    watch = Watch(record, on_boundary, progress)
+    return conduct(denoiser, reward, method, sampler, population, shards, watch, also)
 
 
 @front(method=Refine, sampler=Sampler)
@@ -402,10 +391,8 @@ def refine(
     population = Population.of(
         method.particles, shape, populations, prompts, seed=seed, dtype=dtype, device=device
     ).refining(init)
-    watch, beside = Watch(record, on_boundary, progress), held_out(also)
-    found = conduct(
-        denoiser, reward, method, sampler, population, shards=shards, watch=watch, also=beside
-    )
+    watch = Watch(record, on_boundary, progress)
+    found = conduct(denoiser, reward, method, sampler, population, shards, watch, also)
     return cast(RefinedResult, found)
 
 
@@ -451,10 +438,4 @@ def iterate_steering(
     course = begin(
         table, denoiser, reward, method, population, shards, watch, advance, beside, pilot
     )
-    return pass_boundaries(course.run, course.boundaries(), course, watch)
-
-
-def _weighted(result: SearchResult) -> SteeringResult:
-    if not isinstance(result, SteeringResult):
-        raise InvalidArgument(f"expected weighted particles, got {type(result).__name__}")
-    return result
+    return pass_boundaries(course, watch, course.boundaries())

@@ -12,8 +12,6 @@ from torch import Tensor
 from ..errors import InvalidArgument, shown
 from ..rewards import Reward, RewardLike, as_reward
 
-__all__ = ["Also", "Beside", "held_out"]
-
 Also = Union[RewardLike, Mapping[str, RewardLike], list[RewardLike], tuple[RewardLike, ...], None]
 
 _RESERVED = ("reward", "not_finite")  # the one that steers, and a word of result.json

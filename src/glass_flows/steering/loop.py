@@ -16,7 +16,7 @@ from ..plans import Sampler, Table
 from ..progress import PROGRESS, progress_bar
 from ..rewards import Reward, RewardLike
 from ..settings import Function, Is
-from .held_out import Beside
+from .held_out import Also, Beside, held_out
 from .method import Course, Method
 from .overoptimisation import falls
 from .pilot import Pilot, own_scale, pilot_of, settled
@@ -27,9 +27,6 @@ from .state import History, Observer, Recorder, Saved, Scene, Step
 from .strength import Found, Strength
 from .values import Look
 from .weights import weighted_mean
-
-__all__ = ["Watch", "begin", "come_to", "conduct", "pass_boundaries"]
-
 
 _RECORD = Is(
     Recorder,
@@ -115,13 +112,12 @@ def conduct(
     method: Method,
     sampler: Sampler,
     population: Population,
-    *,
     shards: Shards | None = None,
     watch: Watch | None = None,
-    also: Mapping[str, Reward] = _NONE,
+    also: Also = None,
 ) -> SearchResult:
     """Run a method from its start, or from where it was, to its end."""
-    denoiser = as_denoiser(denoiser)
+    denoiser, beside = as_denoiser(denoiser), held_out(also)
     watch = watch or Watch()
     table, method = sampler.plan(denoiser.path, denoiser.cfg_scale), method.fitted(denoiser)
     method.check_table(table)
@@ -132,13 +128,13 @@ def conduct(
         calls -= table.evaluations
     pilot = None
     if watch.saved is None:
-        pilot = pilot_of(method, reward, table, denoiser, population, shards, also)
+        pilot = pilot_of(method, reward, table, denoiser, population, shards, beside)
         calls += 0 if pilot is None else pilot.calls
     with progress_bar(calls, watch.progress, method.word) as advance:
         course = begin(
-            table, denoiser, reward, method, population, shards, watch, advance, also, pilot
+            table, denoiser, reward, method, population, shards, watch, advance, beside, pilot
         )
-        for last in pass_boundaries(course.run, course.boundaries(), course, watch):
+        for last in pass_boundaries(course, watch, course.boundaries()):
             advance.say(last.news())
         return come_to(course, last, method.biases(denoiser), watch)
 
@@ -184,26 +180,25 @@ def begin(
 
 
 @torch.no_grad()
-def pass_boundaries(
-    run: Run, source: Iterable[Boundary], course: Course, watch: Watch
-) -> Iterator[Step]:
+def pass_boundaries(course: Course, watch: Watch, source: Iterable[Boundary]) -> Iterator[Step]:
     """At every boundary that `source` stops at: look, weigh, select, and shift the noise.
 
     Where `watch` is told to stop, the clean estimates there are the end.
     """
-    history, watch.stopped = History(), None
+    run, history, watch.stopped = course.run, History(), None
     if watch.saved is not None:
         course.restore(watch.saved.carried)
         history = History.of(watch.saved.history)
     for boundary in source:
         watch.before(boundary, course, run, history)
-        yield _passed(run, boundary, course, watch, history)
+        yield _passed(boundary, course, watch, history)
         if watch.stopped is not None:  # no state is kept of it: resumed, the run stops here again
-            yield _passed(run, course.end(boundary), course, watch, history)
+            yield _passed(course.end(boundary), course, watch, history)
             return
 
 
-def _passed(run: Run, boundary: Boundary, course: Course, watch: Watch, history: History) -> Step:
+def _passed(boundary: Boundary, course: Course, watch: Watch, history: History) -> Step:
+    run = course.run
     look = run.look(boundary, gradient=course.wants_gradient(boundary))
     with kept(boundary):
         course.value(look)
@@ -241,8 +236,8 @@ def come_to(course: Course, last: Step, biases: tuple[str, ...], watch: Watch) -
     method = cast(Method, course.run.tilt)
     strength = Strength.of(
         course.run.scale,
-        result.ancestry,
-        course.returned(last),
+        course.run.population.particles,
+        result.lineage[0],
         course.weighed(last),
         found=course.run.found,
         tilts=method.tilts,

@@ -38,7 +38,7 @@ VALUE = Object(
     "value",
     "'free', 'posterior[:SAMPLES[:STEPS]]', PosteriorValue(samples, steps) or a function "
     "V(x, t, D) in log units",
-    heads={"free": (FreeValue, {}), "posterior": (PosteriorValue, {})},
+    heads={"free": FreeValue, "posterior": PosteriorValue},
     resolve=resolve_value,
 )
 GUIDANCE = Object(
@@ -165,9 +165,9 @@ class Course(ABC):
         """Where the run stops, the last with the samples: at the transitions of its table."""
         return self.run.boundaries()
 
-    @abstractmethod
     def wants_gradient(self, boundary: Boundary) -> bool:
         """Whether ∇r at D will be wanted with r."""
+        return False
 
     @abstractmethod
     def value(self, look: Look) -> None:
@@ -197,13 +197,13 @@ class Course(ABC):
     def select(self, boundary: Boundary) -> Selection:
         """Who goes on."""
 
-    @abstractmethod
     def gather(self, selection: Selection) -> None:
         """What is known of each particle goes to its copies."""
+        return
 
-    @abstractmethod
     def move(self, look: Look, selection: Selection) -> None:
         """Shift the noise of the transition about to run."""
+        return
 
     @abstractmethod
     def step(
@@ -211,13 +211,13 @@ class Course(ABC):
     ) -> Step:
         """What happened."""
 
-    @abstractmethod
     def carried(self) -> dict[str, Tensor]:
         """All that the next boundary needs."""
+        return {}
 
-    @abstractmethod
     def restore(self, carried: Mapping[str, Tensor]) -> None:
         """Inverse of :meth:`carried`."""
+        return
 
     def end(self, boundary: Boundary) -> Boundary:
         """The end of a run that is stopped at a boundary, once everything is done there: its clean

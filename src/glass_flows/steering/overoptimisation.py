@@ -24,11 +24,10 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, check_number, shown
+from ..errors import InvalidArgument, shown
+from ..settings import NOT_NEGATIVE
 from .results import SearchResult, WeightedResult
 from .weights import weighted_mean
-
-__all__ = ["LEVEL", "OverOptimised", "Rung", "falls", "over_optimised"]
 
 LEVEL = 0.05
 """How often a whole comparison may warn where no held-out reward falls."""
@@ -144,7 +143,7 @@ def over_optimised(results: Mapping[float, SearchResult]) -> tuple[OverOptimised
             f"over_optimised compares two results or more, by their λ, got {shown(results)}"
         )
     for scale, result in results.items():
-        check_number("the λ of a result", scale, "be a finite number >= 0", _is_scale)
+        NOT_NEGATIVE.check("the λ of a result", scale)
         if not isinstance(result, SearchResult):
             raise InvalidArgument(f"λ = {scale:g}: expected a result, got {shown(result)}")
     asked = {tuple(result.also) for result in results.values()}
@@ -212,7 +211,3 @@ def _told(name: str, below: Rung, above: Rung) -> OverOptimised:
     return OverOptimised(
         name, below.scale, above.scale, (held[0], held[1]), (rewards[0], rewards[1]), text
     )
-
-
-def _is_scale(value: float) -> bool:
-    return 0.0 <= value < float("inf")

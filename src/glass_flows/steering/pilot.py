@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ..denoisers import DenoiserLike, as_denoiser
+from ..denoisers import Costs, DenoiserLike, as_denoiser
 from ..errors import InvalidArgument, RewardError
 from ..guidance import GuidedDenoiser
 from ..noise import PILOT, START, KeyedNoise, check_sizes
@@ -21,22 +21,9 @@ from ..plans import Sampler, Table
 from ..rewards import Reward, RewardLike, as_reward
 from .method import Method
 from .population import Population, Run, check_asked, kept
-from .results import Costs
 from .shards import Shards
 from .smc import BestOf
 from .strength import NATS, Auto, Found, scale_for, spread
-
-__all__ = [
-    "EVALUATIONS",
-    "SAMPLES",
-    "Pilot",
-    "found_by",
-    "needs_pilot",
-    "own_scale",
-    "pilot_of",
-    "pilot_sampler",
-    "settled",
-]
 
 SAMPLES, EVALUATIONS = 24, 6
 """Plain samples of a pilot in all, and network evaluations of each."""

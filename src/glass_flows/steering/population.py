@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..denoisers import DEVICE, DTYPE, BaseDenoiser, DenoiserLike, as_denoiser
+from ..denoisers import DEVICE, DTYPE, BaseDenoiser, Costs, DenoiserLike, as_denoiser
 from ..errors import (
     GlassError,
     InvalidArgument,
@@ -32,21 +32,9 @@ from ..rewards import FunctionReward, Reward, RewardLike, as_reward, evaluate
 from ..sampling import Sizes, Tally, check_whole, starting_noise
 from ..settings import ANY_COUNT, Count, Is
 from .held_out import apart
-from .results import Costs
 from .shards import Pieces, Shards
 from .strength import Found, Scale, number
 from .values import Look, Scorer, Value
-
-__all__ = [
-    "Boundaries",
-    "Population",
-    "Run",
-    "Tilt",
-    "check_asked",
-    "kept",
-    "place",
-    "steered_boundaries",
-]
 
 Boundaries = int | Sequence[int] | None
 
@@ -180,7 +168,6 @@ class Tilt(Protocol):
     @property
     def scale(self) -> Scale:
         """λ."""
-        ...
 
     @property
     def guidance(self) -> Guidance | None: ...
@@ -188,20 +175,16 @@ class Tilt(Protocol):
     @property
     def returns(self) -> int:
         """How many particles of each population are returned."""
-        ...
 
     @property
     def differentiates(self) -> bool:
         """Whether gradients of the reward are asked for."""
-        ...
 
     def length(self, table: Table) -> int:
         """Boundaries of a run, without its end."""
-        ...
 
     def as_json(self) -> Mapping[str, object]:
         """All its settings."""
-        ...
 
 
 class Run:
@@ -359,14 +342,9 @@ class Run:
 
     @property
     def costs(self) -> Costs:
-        tallies = self.tallies
-        own = (
-            sum(tally.network_evaluations for tally in tallies),
-            sum(tally.network_gradients for tally in tallies),
-            sum(tally.reward_evaluations for tally in tallies) + self.scorer.evaluations,
-            sum(tally.decodes for tally in tallies) + self.scorer.decodes,
-        )
-        return self.before + Costs(*self.shards.total(*own))
+        of_scores = Costs(0, 0, self.scorer.evaluations, self.scorer.decodes)
+        own = sum((tally.costs for tally in self.tallies), of_scores)
+        return self.before + Costs(*self.shards.total(*astuple(own)))
 
 
 def check_asked(

@@ -33,8 +33,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InvalidArgument, shown
 from ..registry import Registry
+from ..settings import Is
 
 __all__ = ["POTENTIALS", "Potential"]
 
@@ -115,14 +115,7 @@ def _higher(value: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     return highest, highest
 
 
-def _is_potential(name: str, thing: object) -> Potential:
-    if not isinstance(thing, Potential):
-        raise InvalidArgument(
-            f"the potential {name!r} must be a Potential(...), got {shown(thing)}"
-        )
-    return thing
-
-
+_POTENTIAL = Is(Potential, "a Potential(...)")
 _OURS = {
     "difference": Potential(_difference),
     "max": Potential(_max, start=-math.inf),
@@ -134,4 +127,8 @@ _OURS = {
     "fkd-sum": _fkd(lambda value, memory: (value + memory, value + memory), corrected=True),
     "fkd-immediate": _fkd(lambda value, memory: (value, value), corrected=True),
 }
-POTENTIALS: Registry[Potential] = Registry("potentials", _OURS, _is_potential)
+POTENTIALS: Registry[Potential] = Registry(
+    "potentials",
+    _OURS,
+    lambda name, thing: _POTENTIAL.check(f"the potential {name!r}", thing),
+)

@@ -4,46 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..denoisers import Costs
 from .strength import Strength
 
 __all__ = ["Costs", "RefinedResult", "SearchResult", "SteeringResult", "WeightedResult"]
 
 _MOST = 6  # numbers in a row of a result's lines
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a run has asked for so far, in all, counted per particle.
-
-    Attributes
-    ----------
-    network_evaluations : int
-        Forward passes (a guided evaluation with two batches counts as two).
-    network_gradients : int
-        Backward passes through the network.
-    reward_evaluations, decodes : int
-        Samples scored, and decoded for it.
-    """
-
-    network_evaluations: int = 0
-    network_gradients: int = 0
-    reward_evaluations: int = 0
-    decodes: int = 0
-
-    def __add__(self, other: Costs) -> Costs:
-        return Costs(*(a + b for a, b in zip(astuple(self), astuple(other))))
-
-    def __sub__(self, other: Costs) -> Costs:
-        return Costs(*(a - b for a, b in zip(astuple(self), astuple(other))))
-
-    def __str__(self) -> str:
-        told = ((getattr(self, one.name), one.name.replace("_", " ")) for one in fields(self))
-        return ", ".join(f"{count:,} {name}" for count, name in told if count) or "nothing"
 
 
 @dataclass(frozen=True, repr=False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -150,9 +149,6 @@ class Chosen(Course):
         self.values: Tensor | None = None
         self.rewards = torch.full((P, N), math.nan, dtype=torch.float64)
 
-    def wants_gradient(self, boundary: Boundary) -> bool:
-        return False
-
     def value(self, look: Look) -> None:
         run, boundary = self.run, look.boundary
         self.values, self.rewards = None, torch.full_like(self.rewards, math.nan)
@@ -177,22 +173,10 @@ class Chosen(Course):
         grouped = values.reshape(P * self.settings.groups, -1)
         return self.settings.choose(grouped, boundary, self.run).reshape(P, N) + self.first
 
-    def gather(self, selection: Selection) -> None:
-        pass
-
-    def move(self, look: Look, selection: Selection) -> None:
-        pass
-
     def step(
         self, boundary: Boundary, selection: Selection, costs: Costs, history: History
     ) -> Step:
         return Step(boundary, self.rewards, selection.ancestors, selection.selected, costs, history)
-
-    def carried(self) -> dict[str, Tensor]:
-        return {}
-
-    def restore(self, carried: Mapping[str, Tensor]) -> None:
-        pass
 
     def result(self, last: Step, biases: tuple[str, ...]) -> SearchResult:
         """All particles, or of every group the one that is picked at the end."""

@@ -44,7 +44,7 @@ SCHEDULE = Listed(
     Object(
         "schedule",
         "'constant', 'linear', 'adaptive[:ESS]', a function of t, or a list of K shares of lambda",
-        heads={"constant": None, "linear": None, "adaptive": (Adaptive, {})},
+        heads={"constant": None, "linear": None, "adaptive": Adaptive},
         functions=True,
     ),
     item=Number("be a finite number >= 0 (a share of lambda)", lambda v: 0.0 <= v < math.inf),

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..denoisers import Costs
 from ..errors import InvalidArgument
 from ..execute import Boundary
 from .held_out import Beside
 from .population import Run
-from .results import Costs
 
 __all__ = ["History", "Observer", "Recorder", "Saved", "Scene", "Selection", "Step", "under"]
 
@@ -211,16 +211,12 @@ class Recorder(Protocol):
 
     def saved(self) -> Saved | None:
         """Where an earlier run stopped, if there was one."""
-        ...
 
     def begin(self, run: Run) -> None:
         """Before the first boundary."""
-        ...
 
     def save(self, saved: Saved) -> None:
         """At every boundary, before anything is done there."""
-        ...
 
     def step(self, step: Step) -> None:
         """At every boundary, when everything is done there."""
-        ...

@@ -24,19 +24,6 @@ from ..settings import NOT_NEGATIVE, POSITIVE, Checked, Object, setting
 from .values import scaled
 from .weights import effective_size
 
-__all__ = [
-    "NATS",
-    "SCALE",
-    "Auto",
-    "Found",
-    "Scale",
-    "Strength",
-    "number",
-    "scale_for",
-    "spent",
-    "spread",
-]
-
 NATS = 1.2
 """The strength of "auto", in nats: about that of the best of 8 samples, log 8 - 7/8 = 1.20."""
 _TOP, _WIDTH = 6, 0.7  # best rewards, and of their mean excess over the next: so the tail goes on
@@ -81,7 +68,7 @@ class _ScaleKind(Object):
 SCALE = _ScaleKind(
     "scale",
     "a finite number >= 0, 'auto' or 'auto:NATS'",
-    heads={"auto": (Auto, {})},
+    heads={"auto": Auto},
     numbers=NOT_NEGATIVE,
 )
 
@@ -239,31 +226,27 @@ class Strength:
     def of(
         cls,
         scale: float,
-        ancestry: Tensor,
-        returned: Tensor,
+        particles: int,
+        roots: Tensor,
         weighed: tuple[Tensor, Tensor, Tensor] | None,
         *,
         found: Found | None = None,
         tilts: bool = True,
         remedy: str = "",
     ) -> Strength:
-        """From ancestors (K, P, N), slots (P, n) of those returned, and what the weights say:
-        rewards and log-weights (P, N) and the log-evidence (P,).
+        """From the particles of the beginning (P, n) that those returned come from, and what the
+        weights say: rewards and log-weights (P, N) and the log-evidence (P,).
 
         `tilts` says whether λ has a say in who goes on, `remedy` what helps where all images share
         an ancestor.
         """
-        P, N = ancestry.shape[1:] if len(ancestry) else returned.shape
-        roots = returned
-        for ancestors in ancestry.flip(0):
-            roots = ancestors.gather(1, roots)
+        (P, count), N = roots.shape, particles
         distinct = [len(set(row)) for row in roots.tolist()]
         nats, ess, advice = [math.nan] * P, list[float](), ""
         if weighed is not None:
             nats = spent(scale, *weighed).tolist()
             ess = effective_size(weighed[1]).tolist()
             advice = _too_weak(scale, nats, weighed[0]) if tilts and N > 1 else ""
-        count = returned.shape[1]
         if count > 1 and 2 * distinct.count(1) > P:
             where = "" if P == 1 else f"in {distinct.count(1)} of {P} populations "
             advice = f"{where}all images share one ancestor: {remedy}"

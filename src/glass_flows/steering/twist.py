@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..errors import InvalidArgument
 from ..execute import Boundary
+from ..guidance import shortened
 from ..paths import Path
 from ..plans.table import Mix, Table, Transition
 from ..settings import NOT_NEGATIVE, POSITIVE, Checked, Number, Switch, setting
@@ -63,11 +64,7 @@ class Twist(Checked):
             amplitude = transition.alpha_next / transition.sigma_next
             follow = amplitude / transition.sigma_next / (data + amplitude**2)
         delta = self.scale * noise_gain(transition, path, self.sigma_data) * follow * gradient
-        length = delta.reshape(len(delta), -1).norm(dim=1).clamp(min=torch.finfo(delta.dtype).tiny)
-        within: Tensor = delta * (self.cap / length).clamp(max=1.0).view(
-            -1, *(1,) * (delta.ndim - 1)
-        )
-        return within
+        return shortened(delta, self.cap)
 
 
 def noise_gain(transition: Transition, path: Path, sigma_data: float) -> float:

@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Union, cast, runtime_checkable
+from typing import Protocol, TypeVar, Union, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
-from ..errors import MOST_EVALUATIONS, InvalidArgument, check_name, rows_from, shown
+from ..errors import MOST_EVALUATIONS, InvalidArgument, rows_from, shown
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
-from ..plans import Default, Solver, plan_transition
+from ..plans import Default, Solver, Table, plan_transition
 from ..plans.allowed import SOLVER
 from ..plans.planner import check_size
 from ..plans.solvers import solver_for
@@ -27,6 +27,8 @@ from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
 from ..settings import Checked, Count, setting
 
 __all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
+
+T = TypeVar("T")
 
 
 class Scorer:
@@ -52,30 +54,22 @@ class Scorer:
 
     def rewards(self, z: Tensor, where: str) -> Tensor:
         """r(z), (B,) float64 on the CPU."""
-        self._count(z)
-        found = []
-        for piece in self.pieces:
-            with rows_from(self.first + piece.start):
-                found.append(evaluate(self.reward, z[piece], where, self._words(piece)))
-        return torch.cat(found)
+        return torch.cat(self._asked(evaluate, z, where))
 
     def with_gradient(self, z: Tensor, where: str) -> tuple[Tensor, Tensor]:
         """r(z) and ∇r(z), the latter shaped like z."""
-        self._count(z)
-        found = []
-        for piece in self.pieces:
-            with rows_from(self.first + piece.start):
-                words = self._words(piece)
-                found.append(evaluate_with_gradient(self.reward, z[piece], where, words))
-        rewards, gradients = zip(*found)
+        rewards, gradients = zip(*self._asked(evaluate_with_gradient, z, where))
         return torch.cat(rewards), torch.cat(gradients)
 
-    def _words(self, piece: slice) -> Sequence[object] | None:
-        return None if self.prompts is None else self.prompts[piece]
-
-    def _count(self, z: Tensor) -> None:
-        self.evaluations += z.shape[0]
-        self.decodes += z.shape[0] * self.reward.decodes
+    def _asked(self, ask: Callable[..., T], z: Tensor, where: str) -> list[T]:
+        self.evaluations += len(z)
+        self.decodes += len(z) * self.reward.decodes
+        found = []
+        for piece in self.pieces:
+            prompts = None if self.prompts is None else self.prompts[piece]
+            with rows_from(self.first + piece.start):
+                found.append(ask(self.reward, z[piece], where, prompts))
+        return found
 
 
 class Look:
@@ -157,7 +151,6 @@ class Value(Protocol):
 
     def extra_calls(self, path: Path, t: float) -> int:
         """Denoiser calls at time t beyond the transition's own."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -203,20 +196,23 @@ class PosteriorValue(Checked):
         table = plan_transition(
             look.denoiser.path, look.t, 1.0, rho=0.0, steps=self.steps, solver=solver
         )
-        rewards = []
-        for s in range(self.samples):
-            noise = _Draw(look.noise, look.index, s)
-            denoiser = look.denoiser
-            x = look.x
-            if table.transitions[0].alpha == 0.0:  # pure noise: a sample of its own
-                x = noise(0, x) * table.start_scale
-            elif table.transitions[0].free_value:
-                denoiser = _Primed(denoiser, look.estimate.untilted)
-            z = run(table, denoiser, x, noise)
-            rewards.append(look.scorer.rewards(z, f"{look.where}, posterior draw {s}"))
-        drawn = torch.stack(rewards)
+        drawn = torch.stack([self._rewards(look, table, s) for s in range(self.samples)])
         value = torch.logsumexp(scaled(look.scale, drawn), 0) - math.log(self.samples)
         return value, drawn.mean(0)
+
+    def _rewards(self, look: Look, table: Table, draw: int) -> Tensor:
+        """Of one draw for each particle."""
+
+        def noise(step: int, like: Tensor) -> Tensor:
+            return look.noise(look.index, like, POSTERIOR, draw)
+
+        denoiser, x = look.denoiser, look.x
+        if table.transitions[0].alpha == 0.0:  # pure noise: a sample of its own
+            x = noise(0, x) * table.start_scale
+        elif table.transitions[0].free_value:
+            denoiser = _Primed(denoiser, look.estimate.untilted)
+        z = run(table, denoiser, x, noise)
+        return look.scorer.rewards(z, f"{look.where}, posterior draw {draw}")
 
     def extra_calls(self, path: Path, t: float) -> int:
         pure = path.alpha(t) == 0.0
@@ -249,13 +245,10 @@ class ValueFunction:
         return 0
 
 
-def resolve_value(value: str | Value | Callable[[Tensor, float, Tensor], Tensor]) -> Value:
-    """The value of a name ("free"), an object, or a function V(x, t, D)."""
+def resolve_value(value: Value | Callable[[Tensor, float, Tensor], Tensor]) -> Value:
+    """The value of an object, or of a function V(x, t, D)."""
     if isinstance(value, Value) and not isinstance(value, type):
         return value
-    if isinstance(value, str):
-        check_name("value", value, ("free", "posterior"))
-        return FreeValue() if value == "free" else PosteriorValue()
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(
             "value must be 'free', 'posterior', PosteriorValue(samples, steps) or a function "
@@ -271,18 +264,6 @@ def scaled(scale: float | Tensor, values: Tensor) -> Tensor:
     """scale · values, where a scale of 0 forgets even -inf."""
     scale = torch.as_tensor(scale, dtype=values.dtype)
     return torch.where(scale > 0.0, scale * values, 0.0)
-
-
-@dataclass(frozen=True)
-class _Draw:
-    """The noise of draw s at one boundary."""
-
-    source: Noise
-    index: int
-    draw: int
-
-    def __call__(self, step: int, like: Tensor, purpose: int = POSTERIOR, draw: int = 0) -> Tensor:
-        return self.source(self.index, like, POSTERIOR, self.draw)
 
 
 class _Primed(WrappedDenoiser):

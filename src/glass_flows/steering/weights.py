@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ..errors import DegenerateWeights
 
-__all__ = ["LogWeights", "effective_size"]
-
 
 @dataclass(frozen=True)
 class LogWeights:

@@ -214,9 +214,6 @@ class Family(ABC):
         """
         return self.encode_latents(images)
 
-    def restore(self) -> None:  # noqa: B027 (most have nothing to put back)
-        """Leave the pipeline as it was found, when a run is over or has failed."""
-
     # --- what all have --------------------------------------------------------------------------
 
     @classmethod

@@ -11,8 +11,6 @@ from .base import OwnDefaults
 from .flux import Flux
 from .from_image import FromImage
 
-__all__ = ["Chroma", "ChromaImg2Img"]
-
 _OPTIONS = (
     "negative_prompt guidance_scale max_sequence_length joint_attention_kwargs ip_adapter_image "
     "ip_adapter_image_embeds"

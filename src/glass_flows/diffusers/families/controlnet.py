@@ -12,8 +12,6 @@ from ...errors import InvalidArgument
 from .base import OwnDefaults
 from .flux import Flux
 
-__all__ = ["FluxControlNet"]
-
 
 class FluxControlNet(Flux):
     """FluxControlNetPipeline with one ControlNet, which acts at all times."""
@@ -52,23 +50,14 @@ class FluxControlNet(Flux):
     def _added(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> dict[str, Any]:
         """What it adds to the network's blocks."""
         net, mode = self.pipe.controlnet, self.given["control_mode"]
-        extra = dict(self.given["joint_attention_kwargs"] or {})
-        if "images" in texts:
-            extra["ip_adapter_image_embeds"] = texts["images"]
         scale = torch.tensor([self.given["guidance_scale"]], device=x.device).expand(len(x))
         double, single = net(
-            hidden_states=x,
+            **self.inputs(x, timestep, texts),
             controlnet_cond=texts["control"].to(x.dtype),
             controlnet_mode=None if mode is None else torch.full((len(x), 1), mode).to(x.device),
             conditioning_scale=self.given["controlnet_conditioning_scale"],
-            timestep=timestep.to(x.dtype) / 1000,
             guidance=scale if net.config.guidance_embeds else None,
             pooled_projections=texts["pooled"],
-            encoder_hidden_states=texts["words"],
-            txt_ids=self.text_ids,
-            img_ids=self.image_ids,
-            joint_attention_kwargs=extra,
-            return_dict=False,
         )
         return {"double": double, "single": single}
 

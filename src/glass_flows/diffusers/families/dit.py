@@ -11,8 +11,6 @@ from torch import Tensor
 from ...errors import InvalidArgument, UnknownName, did_you_mean
 from .base import Family, OwnDefaults, encoding, picture
 
-__all__ = ["DiT"]
-
 _NULL = 1000  # the pipeline's own null class
 
 

@@ -14,8 +14,6 @@ from .base import OwnDefaults
 from .flux import Flux
 from .from_image import FromImage
 
-__all__ = ["FluxControl", "FluxFill"]
-
 
 class _Beside(Flux):
     """The network's input is the state with the channels of an image beside it."""

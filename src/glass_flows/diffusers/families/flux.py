@@ -12,8 +12,6 @@ from torch import Tensor
 
 from .base import OwnDefaults, Packed
 
-__all__ = ["Flux"]
-
 
 class Flux(Packed):
     """FluxPipeline."""
@@ -50,20 +48,24 @@ class Flux(Packed):
         return {"words": words, "pooled": pooled}
 
     def ask(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> Tensor:
+        inputs = self.inputs(x, timestep, texts)
+        output: Tensor = self.network(**inputs, **self.told(x, texts))[0]
+        return output[:, : x.shape[1]]
+
+    def inputs(self, x: Tensor, timestep: Tensor, texts: dict[str, Any]) -> dict[str, Any]:
+        """What the network is asked with, and a ControlNet beside it."""
         extra = dict(self.given["joint_attention_kwargs"] or {})
         if "images" in texts:
             extra["ip_adapter_image_embeds"] = texts["images"]
-        output: Tensor = self.network(
-            hidden_states=self.seen(x, texts),
-            timestep=timestep.to(x.dtype) / 1000,
-            encoder_hidden_states=texts["words"],
-            txt_ids=self.text_ids,
-            img_ids=self.image_ids,
-            joint_attention_kwargs=extra,
-            return_dict=False,
-            **self.told(x, texts),
-        )[0]
-        return output[:, : x.shape[1]]
+        return {
+            "hidden_states": self.seen(x, texts),
+            "timestep": timestep.to(x.dtype) / 1000,
+            "encoder_hidden_states": texts["words"],
+            "txt_ids": self.text_ids,
+            "img_ids": self.image_ids,
+            "joint_attention_kwargs": extra,
+            "return_dict": False,
+        }
 
     # --- where other pipelines around the network differ ------------------------------------------
 

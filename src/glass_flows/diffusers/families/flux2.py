@@ -10,8 +10,6 @@ from torch import Tensor
 
 from .base import OwnDefaults, Packed, encoding, picture
 
-__all__ = ["Flux2", "Flux2Klein"]
-
 
 class Flux2(Packed):
     """Flux2Pipeline."""

@@ -15,8 +15,6 @@ from ..schedules import Schedule
 from .base import OwnDefaults
 from .flux import Flux
 
-__all__ = ["FluxImg2Img", "FromImage"]
-
 
 class FromImage(Flux):
     """What the image-to-image pipelines of FLUX's kin have in common.

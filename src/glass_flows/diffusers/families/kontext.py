@@ -12,8 +12,6 @@ from ...errors import InvalidArgument, ShapeError
 from .base import OwnDefaults
 from .flux import Flux
 
-__all__ = ["FluxKontext"]
-
 
 class FluxKontext(Flux):
     """FluxKontextPipeline; without an image it draws from the prompt alone."""

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidArgument
+from ..decoding import latent_statistics
 from .base import OwnDefaults, Packed, encoding, unit_range
-
-__all__ = ["QwenImage"]
 
 
 class QwenImage(Packed):
@@ -56,18 +55,11 @@ class QwenImage(Packed):
     def decode(self, x: Tensor) -> Tensor:
         vae = self.pipe.vae
         latents = self.unpacked(x).to(vae.dtype)
-        mean, scale = self._statistics(latents)
-        image = vae.decode(latents / scale + mean, return_dict=False)[0][:, :, 0]
+        mean, std = latent_statistics(vae, latents)
+        image = vae.decode(latents / (1.0 / std) + mean, return_dict=False)[0][:, :, 0]
         return unit_range(image)
 
     def encode_images(self, images: Tensor) -> Tensor:
         latents = encoding(self.pipe.vae, images[:, :, None])  # a video of one frame
-        mean, scale = self._statistics(latents)
-        return self.packed(((latents - mean) * scale)[:, :, 0])
-
-    def _statistics(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and inverse standard deviation of the latents, (1, channels, 1, 1, 1)."""
-        config = self.pipe.vae.config
-        size = (1, config.z_dim, 1, 1, 1)
-        mean = torch.tensor(config.latents_mean).view(size).to(latents)
-        return mean, 1.0 / torch.tensor(config.latents_std).view(size).to(latents)
+        mean, std = latent_statistics(self.pipe.vae, latents)
+        return self.packed(((latents - mean) * (1.0 / std))[:, :, 0])

@@ -14,10 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import ShapeError
 from ...pixels import to_bytes, to_images
+from ..decoding import latent_statistics
 from .base import OwnDefaults
 from .qwen import QwenImage
-
-__all__ = ["QwenImageEdit"]
 
 _AREA = 1024 * 1024
 
@@ -70,11 +69,7 @@ class QwenImageEdit(QwenImage):
         pixels = self.pipe.image_processor.preprocess(image, image.height, image.width)
         found = self.pipe.vae.encode(pixels[:, :, None].to(self.device, self.pipe.vae.dtype))
         latents = retrieve_latents(found, sample_mode="argmax")
-        size = (1, -1, 1, 1, 1)
-        mean, std = (
-            torch.tensor(getattr(self.pipe.vae.config, f"latents_{name}")).view(size).to(latents)
-            for name in ("mean", "std")
-        )
+        mean, std = latent_statistics(self.pipe.vae, latents)
         return self.packed(((latents - mean) / std)[:, :, 0])
 
     def seen(self, x: Tensor, texts: dict[str, Any]) -> Tensor:

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from ...errors import InvalidArgument
 from .base import Family, OwnDefaults, encoding, unit_range, wide
 
-__all__ = ["Sana"]
-
 _BINS = {16: 512, 32: 1024, 64: 2048, 128: 4096}
 
 

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from .base import Family, OwnDefaults
 
-__all__ = ["StableDiffusion3"]
-
 
 class StableDiffusion3(Family):
     """StableDiffusion3Pipeline; the state is the latents, (channels, height, width)."""

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from .base import Family, OwnDefaults
 
-__all__ = ["StableDiffusion", "StableDiffusionXL"]
-
 _OPTIONS = (
     "negative_prompt guidance_scale guidance_rescale clip_skip cross_attention_kwargs "
     "ip_adapter_image ip_adapter_image_embeds"
@@ -85,10 +83,6 @@ class StableDiffusionXL(StableDiffusion):
     encoded: ClassVar[tuple[str, ...]] = ("words", "-words", "pooled", "-pooled")
     reads: ClassVar[Mapping[str, bool]] = {"statistics": True, "upcast": True}
 
-    def prepare(self) -> None:
-        super().prepare()
-        self.decoder_dtype = self.pipe.vae.dtype  # changed by `decode`
-
     def encode(self, prompts: Sequence[Any]) -> dict[str, Any]:
         found = super().encode(prompts)
         words, pooled = found["cond"]["words"], found["cond"]["pooled"]
@@ -112,7 +106,3 @@ class StableDiffusionXL(StableDiffusion):
             else second.config.projection_dim,
         )
         return sizes
-
-    def restore(self) -> None:
-        if self.pipe.vae.dtype != self.decoder_dtype:
-            self.pipe.vae.to(self.decoder_dtype)

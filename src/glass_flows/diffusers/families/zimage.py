@@ -13,8 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 from ...settings import Number
 from .base import Family, OwnDefaults, wide
 
-__all__ = ["ZImage"]
-
 
 class ZImage(Family):
     """ZImagePipeline; the state is the latents, in float32."""

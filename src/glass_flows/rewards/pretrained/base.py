@@ -15,8 +15,6 @@ from ...errors import InvalidArgument, ShapeError, check_name
 from ...rewards import Reward
 from ...settings import ANY_COUNT
 
-__all__ = ["Preprocessing", "PretrainedReward"]
-
 
 class Preprocessing:
     """A ``CLIPImageProcessor``'s resize, crop and normalisation for tensors, differentiable.
@@ -122,6 +120,16 @@ class PretrainedReward(Reward):
     ) -> tuple[Tensor, Tensor]:
         with self._placed(stay=False):
             return super().value_and_gradient(z, prompts)
+
+    def _tokens(self, tokenizer: Any, texts: Sequence[str], longest: int) -> Any:
+        """Texts as a text network reads them, all of the same length, cut to it."""
+        return tokenizer(
+            list(texts),
+            padding="max_length",
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        ).to(self.device)
 
     @contextmanager
     def _placed(self, stay: bool) -> Iterator[None]:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .base import Preprocessing, PretrainedReward
 
-__all__ = ["BlipReward"]
-
 _LENGTH = 35  # of prompts, in tokens
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the head's values, by its authors
 
@@ -52,13 +50,7 @@ class BlipReward(PretrainedReward):
     def score(self, z: Tensor, prompts: Sequence[Any] | None) -> Tensor:
         vision, text, head = (self.network[part] for part in ("vision", "text", "head"))
         seen = vision(pixel_values=self.preprocess(z).to(vision.dtype)).last_hidden_state
-        words = self.tokenizer(
-            [str(p) for p in prompts or ()],
-            padding="max_length",
-            truncation=True,
-            max_length=_LENGTH,
-            return_tensors="pt",
-        ).to(self.device)
+        words = self._tokens(self.tokenizer, [str(p) for p in prompts or ()], _LENGTH)
         read = text(
             input_ids=words.input_ids,
             attention_mask=words.attention_mask,

@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from ...errors import MissingExtra
 from .base import Preprocessing, PretrainedReward
 
-__all__ = ["AestheticReward", "ImageTextReward"]
-
 
 class ImageTextReward(PretrainedReward):
     """Agreement of image and prompt under a ``CLIPModel``: scale · cos(image, text).
@@ -85,13 +83,7 @@ class ImageTextReward(PretrainedReward):
         network = self.network
         length = network.config.text_config.max_position_embeddings
         for new in dict.fromkeys(p for p in prompts if p not in self._texts):
-            words = self.tokenizer(
-                [new] * 2,
-                padding="max_length",
-                truncation=True,
-                max_length=length,
-                return_tensors="pt",
-            ).to(self.device)
+            words = self._tokens(self.tokenizer, [new] * 2, length)
             self._texts[new] = network.get_text_features(**words).pooler_output[0]
         return torch.stack([self._texts[p] for p in prompts])
 

@@ -24,8 +24,6 @@ from ...errors import InvalidArgument, WeightsFileError, check_name
 from .hub import BERT, CLIP_H, CLIP_L, HEAD, Place, transformers_for
 from .load import PRETRAINED
 
-__all__ = ["CONVERTIBLE", "convert_reward"]
-
 Parts = list[tuple[str, Any]]  # a file's path and its tensors, or a folder and what saves itself
 
 _WEIGHTS = "model.safetensors"

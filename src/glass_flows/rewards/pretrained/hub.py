@@ -14,8 +14,6 @@ from torch import nn
 from ...errors import InvalidArgument, MissingExtra
 from ...whole import check_files, load_whole
 
-__all__ = ["BERT", "CLIP_H", "CLIP_L", "HEAD", "Place", "transformers_for"]
-
 HEAD = "head.safetensors"
 
 

@@ -18,8 +18,6 @@ from .blip import BlipReward
 from .clip import AestheticReward, ImageTextReward
 from .hub import CLIP_H, CLIP_L, Place, transformers_for
 
-__all__ = ["PRETRAINED", "REWARDS", "Source", "pretrained_reward"]
-
 _PICKSCORE = Place("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800")
 
 
