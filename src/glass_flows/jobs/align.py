@@ -261,6 +261,8 @@ class Aligned:
         Where the run is over-optimised.
     strength : str
         How strongly the run has steered, in one line; "" of a run of before there was such a line.
+    videos : bool
+        Whether videos lie beside the images, which are their contact sheets.
     """
 
     images: tuple[Path, ...]
@@ -275,6 +277,7 @@ class Aligned:
     means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     strength: str = ""
+    videos: bool = False
 
 
 def align(
@@ -379,7 +382,8 @@ def _kept(job: Job, record: RunFolder) -> Aligned:
         judged = Judged(plain, [[bool(one.accepted) for one in row] for row in found.samples])
     files = [one.file for row in found.samples for one in row if one.file is not None]
     told = found.result if job.also else None
-    return _aligned(job, record.result(), record.folder, files, judged, told)
+    aligned = _aligned(job, record.result(), record.folder, files, judged, told)
+    return replace(aligned, videos=any(one.video for row in found.samples for one in row))
 
 
 def _aligned(
