@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-__all__ = ["append", "check_regular", "is_temporary", "render", "replace", "written"]
+__all__ = ["append", "check_place", "check_regular", "is_temporary", "render", "replace", "written"]
 
 _NONE: Mapping[str, Callable[..., Any]] = {}
 
@@ -44,6 +45,13 @@ def check_regular(path: Path) -> None:
     """Raise OSError if a file is there that is none of bytes: a folder, a link, a device."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OSError(errno.EINVAL, "not a regular file, so that it is not replaced", str(path))
+
+
+def check_place(path: Path) -> None:
+    """Raise OSError if a file cannot be written there, before the work whose result it will hold."""
+    check_regular(path)
+    with tempfile.TemporaryFile(dir=path.parent):  # of no name
+        pass
 
 
 def is_temporary(path: Path) -> bool:

@@ -259,6 +259,7 @@ def reproduce(
 
     Example: glass-flows reproduce all --quick --out out/quick
     """
+    from ..files import check_place
     from ..jobs.models import Digits, resolve
     from ..research.reproduce import Scale, write_page
     from ..research.reproduce import reproduce as run_reproduce
@@ -274,6 +275,8 @@ def reproduce(
     if page is not None and page.suffix != ".md":
         raise InvalidArgument(f"--page is a Markdown file, its name ends in .md: {str(page)!r}")
     chosen = Scale(seed, quick, model, reward or "clip", str(prompts or ""), scale, tuple(also))
+    if page is not None:
+        check_place(page)
     folders = run_reproduce(names, out, scale=chosen, announce=announce)
     for name, folder in folders.items():
         typer.echo(f"{name}: {folder / 'table.md'}, table.csv, plot.png")

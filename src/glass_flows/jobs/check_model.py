@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import __version__
-from ..errors import InvalidArgument, UnknownName, check_count, shown
+from ..errors import MOST_PIXELS, InvalidArgument, UnknownName, check_count, shown
 from ..files import replace
 from ..pixels import opened
 from ..progress import progress_bar
@@ -222,7 +222,7 @@ def _bench(
     if size is not None:
         if given := {"height", "width"} & set(call):
             raise InvalidArgument(f"size is height and width: leave {' and '.join(given)} out")
-        check_count("size", size)
+        check_count("size", size, most=MOST_PIXELS)
     if isinstance(model, str):
         model = resolve(model, loading, announce)
     elif loading is not None:
