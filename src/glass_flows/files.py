@@ -50,8 +50,12 @@ def check_regular(path: Path) -> None:
 def check_place(path: Path) -> None:
     """Raise OSError if a file cannot be written there, before the work whose result it will hold."""
     check_regular(path)
-    with tempfile.TemporaryFile(dir=path.parent):  # of no name
-        pass
+    place = next(one for one in path.absolute().parents if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):  # of no name
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def is_temporary(path: Path) -> bool:

@@ -27,10 +27,12 @@ from glass_flows.stops import keep, stoppable
 
 # Batches and refinement are killed by tests of their own, too (test_batch.py, test_refine.py).
 QUICK = ("align", "train")
+BY_HAND = ("also", "again", "compare shapes", "compare own", "audit")  # which others are like
 
 
 def some(names):
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in names]
+    left = (name for name in names if name not in BY_HAND)
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in left]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,13 @@ def test_killed_at_a_file_or_at_a_time_it_ends_with_the_same_bits(name, trials):
 def test_a_full_disk_is_said_by_name_and_nothing_is_lost(name, trials):
     draw = random.Random(name)
     assert "refused" in {trials(name).full(draw) for _ in range(3)}
+
+
+@pytest.mark.parametrize(
+    "name", ["align digits", "init", pytest.param("budget", marks=pytest.mark.slow)]
+)
+def test_a_finished_run_given_again_draws_nothing(name, trials):
+    trials(name).idle()
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -107,10 +107,12 @@ class ModelCheck:
         }  # fmt: skip
 
     def save(self, file: str | Path) -> Path:
-        """Write :meth:`as_json` to a file."""
+        """Write :meth:`as_json` to a file; its folder is made if it is missing."""
         text = json.dumps(self.as_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        replace(Path(file), f"{text}\n".encode())
-        return Path(file)
+        place = Path(file)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace(place, f"{text}\n".encode())
+        return place
 
 
 def check_model(
