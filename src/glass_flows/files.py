@@ -48,7 +48,7 @@ def check_regular(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Raise OSError if a file cannot be written there, before the work whose result it will hold."""
+    """Raise OSError if a file cannot be written there, before the work that it is to hold."""
     check_regular(path)
     place = next(one for one in path.absolute().parents if one.exists())
     try:

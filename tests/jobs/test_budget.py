@@ -305,8 +305,8 @@ def test_what_its_own_loop_cannot_do_is_refused_before_anything_is_measured(tmp_
     monkeypatch.setattr(Kept, "prices", measured)
     monkeypatch.setattr(Pipeline, "records", False)
     command = ["align", "--model", "shapes", "--prompt", "a red circle", "--budget", "200"]
-    for given, wish in (("--method=refine", "refinement"), ("--reward-guidance=reward:1", "guidan")):
-        found = CliRunner().invoke(app, [*command, given, "--out", str(tmp_path)])
+    for option, wish in (("--method=refine", "refinement"), ("--reward-guidance=reward", "guidan")):
+        found = CliRunner().invoke(app, [*command, option, "--out", str(tmp_path)])
         assert str(found.exception).startswith(wish) and "needs an adapter" in str(found.exception)
 
 

@@ -71,8 +71,8 @@ def test_a_bug_of_a_reward_is_shown_where_it_is(command, tmp_path, monkeypatch):
         f"{tmp_path}/bugs_of_mine.py:2 in helper: return z.no_such_attribute",
     ]
     code, lines = command("align", "--out", "more", "--transitions", "1", "--populations", "2")
-    for shown in (["runs", "show"], ["report"]):
-        told_of = CliRunner().invoke(glass_flows.cli.app, [*shown, str(error.parent)])
+    for words in (["runs", "show"], ["report"]):
+        told_of = CliRunner().invoke(glass_flows.cli.app, [*words, str(error.parent)])
         assert told_of.exit_code == 0
         page = error.parent / "report.html"
         text = "".join((page.read_text() if page.exists() else told_of.output).split())

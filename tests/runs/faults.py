@@ -102,8 +102,8 @@ def begun(out: Path) -> object:
 
 def held_out(out: Path) -> object:
     """With plain samples beside, and a λ that a pilot finds."""
-    method = replace(JOB.method, scale="auto")
-    return align(resolve("digits"), replace(JOB, method=method, also=("judge",)), out, progress=False)
+    job = replace(JOB, method=replace(JOB.method, scale="auto"), also=("judge",))
+    return align(resolve("digits"), job, out, progress=False)
 
 
 def again(out: Path) -> object:
@@ -218,7 +218,7 @@ COMMANDS: dict[str, Command] = {
     "videos": filmed,
     "batch": batched,
     "budget": partial(batched, budget="60"),
-    "batch, two workers": lambda out: batched(out, 2),
+    "batch by two workers": lambda out: batched(out, 2),
     "evaluate": evaluated,
     "compare": compared,
     "compare shapes": compared_shapes,

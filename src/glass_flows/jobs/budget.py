@@ -293,7 +293,10 @@ class Kept:
                 self.chosen = chosen
 
     def prices(
-        self, trial: Trial, among: Sequence[Way], announce: Callable[[str], None] = lambda text: None
+        self,
+        trial: Trial,
+        among: Sequence[Way],
+        announce: Callable[[str], None] = lambda text: None,
     ) -> tuple[Prices, float]:
         """The prices, and what is left of the budget; measured if they are not known."""
         if self.measured is None:

@@ -209,7 +209,7 @@ class Model(ABC):
         """Of the transitions of a job those that are run: the strength of image-to-image."""
         return 1.0
 
-    def check_method(self, method: Method) -> None:
+    def check_method(self, method: Method) -> None:  # noqa: B027 (most run them all)
         """Raise if it is known, once the model is loaded, that a method cannot be run on it."""
 
     @abstractmethod
