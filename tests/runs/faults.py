@@ -63,6 +63,7 @@ RUNS = (  # commands whose results are runs: finished, they draw nothing
     "align", "align digits", "refine", "init", "also", "again", "videos", "batch", "budget",
     "compare own",
 )  # fmt: skip
+_TOGETHER = "two at once"
 DAMAGED = (*RUNS, "compare shapes", "reproduce", "train")
 
 
@@ -533,7 +534,8 @@ def main() -> None:
     draw, ways = random.Random(given.seed), list(DAMAGES)
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
-        for name in given.only.split(",") if given.only else COMMANDS:
+        names = given.only.split(",") if given.only else [*COMMANDS, _TOGETHER]
+        for name in (one for one in names if one != _TOGETHER):
             trial = Trial(name, home / name)
             kinds = {
                 "killed": lambda t: t.killed(draw),
@@ -549,7 +551,7 @@ def main() -> None:
                 trial.idle()
                 print(name, "given again: draws nothing", flush=True)
             shutil.rmtree(trial.home)
-        if given.only:
+        if _TOGETHER not in names:
             return
         wanted = {}
         for seed in (1, 2):

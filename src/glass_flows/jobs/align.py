@@ -191,6 +191,7 @@ def _timed(
     weights = {**model.weights(job.reward, job.also), **job.beginnings()}
     record = RunFolder(home, job.as_json(), title=title, weights=weights)
     if record.finished:
+        record.check()
         announce(f"{name}: finished already")
         return record.result(), read_run(home).figures["seconds"]
     announce(f"{name}: {job.method.particles} particles, {job.populations} populations")
