@@ -21,6 +21,7 @@ __all__ = [
     "MOST_EVALUATIONS",
     "MOST_NUMBERS",
     "MOST_PARTICLES",
+    "MOST_PIXELS",
     "DegeneratePrediction",
     "DegenerateWeights",
     "FolderInUse",
@@ -57,6 +58,8 @@ MOST_EVALUATIONS = 100_000
 """Network evaluations of one sample, K M: their table takes seconds to plan."""
 MOST_PARTICLES = 2**24
 """Rows of a batch, P N: each has a stream of its own."""
+MOST_PIXELS = 2**14
+"""Of a side of an image: the largest square has three gigabytes in float32."""
 MOST_NUMBERS = 2**33
 """In a state, P N samples: 32 GiB in float32."""
 _HERE, _PYTHON = Path(__file__).parent, Path(os.__file__).parent

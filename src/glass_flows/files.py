@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -42,6 +43,17 @@ def check_regular(path: Path) -> None:
     """Raise OSError if a file is there that is none of bytes: a folder, a link, a device."""
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OSError(errno.EINVAL, "not a regular file, so that it is not replaced", str(path))
+
+
+def check_place(path: Path) -> None:
+    """Raise OSError if a file cannot be written there, before the work that it is to hold."""
+    check_regular(path)
+    place = next(one for one in path.absolute().parents if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):  # of no name
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def is_temporary(path: Path) -> bool:

@@ -74,7 +74,7 @@ class Kind:
     Attributes
     ----------
     optional : bool
-        Whether it may be None, as a text "none".
+        Whether it may be None, as a text "none", of whatever case.
     """
 
     optional: bool = False
@@ -85,7 +85,7 @@ class Kind:
 
     def parse(self, name: str, text: str) -> Any:
         """The value for a text."""
-        if text == "none" and self.optional:
+        if self.optional and _is_none(text):
             return None
         return self.check(name, self.said(name, text))
 
@@ -194,7 +194,7 @@ class Text(Kind):
     def check(self, name: str, given: object) -> str | None:
         if not isinstance(given, str):
             raise InvalidArgument(f"{name} must be a text, got {shown(given)}")
-        return None if given == "none" and self.optional else given
+        return None if self.optional and _is_none(given) else given
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ class Object(Kind):
         raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(given)}")
 
     def parse(self, name: str, text: str) -> Any:
-        if text == "none" and self.optional:
+        if self.optional and _is_none(text):
             return None
         if "<" in text:
             raise InvalidArgument(
@@ -323,7 +323,7 @@ class Object(Kind):
             if self.bare is not None:
                 return _made(name, self.what, self.bare, {}, [head, *parts])
         elif self.heads:
-            hint = did_you_mean(head, self.heads)
+            hint = did_you_mean(head, [*self.heads, *["none"] * self.optional])
             raise UnknownName(f"unknown {self.what} {head!r}.{hint} {name} must be {self.allowed}")
         raise InvalidArgument(f"{name} must be {self.allowed}, got {shown(text)}")
 
@@ -415,6 +415,10 @@ def _scalar(text: str, whole: Callable[[str], Any]) -> Any:
     if _is_integer(text):
         return whole(text)
     return float(text) if _is_number_text(text) else text
+
+
+def _is_none(text: str) -> bool:
+    return text.lower() == "none"
 
 
 def _is_integer(text: str) -> bool:

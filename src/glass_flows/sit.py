@@ -25,6 +25,7 @@ from .checkpoints import State, check_tensors, read_tensors
 from .denoisers import Denoiser, check_device
 from .errors import InvalidArgument, WeightsFileError, check_count
 from .files import replace
+from .folders import alone
 from .paths import Linear
 
 _FREQUENCIES = 256
@@ -145,6 +146,8 @@ def convert(checkpoint: str | Path, folder: str | Path, *, heads: int | None = N
     ------
     WeightsFileError
         No such file, not a SiT, or a file that holds more than tensors.
+    FolderInUse, InvalidArgument, RunFolderError
+        Another process writes into the folder; it cannot be made; the disk is full.
     """
 
     def refuse(problem: str) -> WeightsFileError:
@@ -157,10 +160,9 @@ def convert(checkpoint: str | Path, folder: str | Path, *, heads: int | None = N
         raise refuse(f"it is not a SiT ({error})") from error
     check_tensors(SiT(config).state_dict(), state, refuse)
     text = json.dumps({"model": "SiT", **asdict(config)}, indent=2)
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    replace(target / _FILES[1], save({k: v.contiguous() for k, v in state.items()}))
-    replace(target / _FILES[0], f"{text}\n".encode())
+    with alone(folder) as target:
+        replace(target / _FILES[1], save({k: v.contiguous() for k, v in state.items()}))
+        replace(target / _FILES[0], f"{text}\n".encode())
     return config
 
 

@@ -45,6 +45,7 @@ from glass_flows.grids import Karras, Shifted, Uniform
 from glass_flows.jobs.job import Loading
 from glass_flows.paths import Linear
 from glass_flows.plans import Default, EulerMaruyama, FirstOrder, Paper, plan
+from glass_flows.plans.sampler import RHO
 from glass_flows.rewards import Viewing
 from glass_flows.settings import (
     Choice,
@@ -873,6 +874,9 @@ def test_children_divide_the_particles(cls):
         (Count(), " +3 ", 3),
         (Count(0), "0", 0),
         (Count(optional=True), "none", None),
+        (Count(optional=True), "None", None),
+        (RHO, "None", None),
+        (Text(optional=True), "NONE", None),
         (Number(), "-1e3", -1000.0),
         (Number(optional=True), "none", None),
         (Choice("letter", "ab"), "a", "a"),

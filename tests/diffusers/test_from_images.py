@@ -16,8 +16,13 @@ from glass_flows.diffusers import Schedule
 from glass_flows.diffusers.families import family_of
 from glass_flows.diffusers.scheduler import config_of
 from glass_flows.errors import InvalidArgument, ShapeError, UnknownName
+from glass_flows.jobs import Job
+from glass_flows.jobs.align import within
+from glass_flows.jobs.job import Loading
+from glass_flows.jobs.models import Pipeline
 from glass_flows.noise import PILOT, START, KeyedNoise
 from glass_flows.rewards import as_reward
+from glass_flows.steering.loop import Watch
 from glass_flows.steering.pilot import pilot_of
 from glass_flows.steering.population import Population
 
@@ -51,6 +56,26 @@ def drawn(name, prompts="a cat", method="steering", pipe=None, **changes):
         asked = {"particles": 2, **given, **changes}
     pipe = pipe or shared(name)
     return steer_pipeline(pipe, prompts, redness, method, seed=0, progress=False, **asked)
+
+
+def test_a_budget_is_spent_on_the_transitions_that_are_run(tmp_path):
+    """Prices are measured from an image too, whose K the smallest trials would not reach."""
+    model = Pipeline("small", "", Loading())
+    model.__dict__["pipe"] = shared("flux_img2img")
+    model._rewards["red"] = as_reward(redness)
+    call = {k: v for k, v in tiny.CALL["flux_img2img"].items() if k != "prompt"}
+    assert call["strength"] == 0.5
+    call["image"] = str(tmp_path / "cat.png")
+    ONE.save(call["image"])
+    job = Job("small", Steering(scale=5.0), Sampler(), ("a cat",), "red", call=call)
+    told = []
+    (sized,) = within("60", model, [[job]], tmp_path, told.append)
+    spent = model.run(sized, Watch(progress=False)).result.network_evaluations
+    assert 0.85 * 60 <= spent <= 60
+    assert "of which" in told[-1]
+    model.__dict__["pipe"] = None  # what was chosen needs no pipeline
+    assert within("60", model, [[job]], tmp_path, told.append) == [sized]
+    assert told[-1] == told[-2]
 
 
 def adapter_of(name, **changes):

@@ -30,7 +30,7 @@ def test_sizes_are_read_off_the_shapes(tmp_path):
     for config in (TINY, dataclasses.replace(TINY, learned_sigma=False, patch_size=4, depth=1)):
         torch.save(tiny_state(config), tmp_path / "sit.pt")
         assert convert(tmp_path / "sit.pt", tmp_path / "out", heads=4) == config
-    assert sorted(os.listdir(tmp_path / "out")) == ["config.json", "model.safetensors"]
+    assert sorted(os.listdir(tmp_path / "out")) == [".lock", "config.json", "model.safetensors"]
 
 
 def test_the_published_names_are_the_networks():

@@ -26,9 +26,9 @@ from typer.testing import CliRunner
 from glass_flows.cli import app
 from glass_flows.errors import FolderInUse, InvalidArgument, RunFolderError, UnknownName
 from glass_flows.folders import alone
-from glass_flows.jobs import workers
+from glass_flows.jobs import items, workers
 from glass_flows.jobs.batch import run_batch
-from glass_flows.jobs.items import Work, items_of
+from glass_flows.jobs.items import Work, Worker, items_of
 from glass_flows.jobs.models import Digits
 from glass_flows.jobs.prompts import PromptEntry
 from glass_flows.jobs.spelling import Options, jobs_of, read_seeds
@@ -300,6 +300,32 @@ def test_two_batches_do_not_share_a_folder(tmp_path, monkeypatch):
     child.kill()
     child.join()
     run_batch(WORK, ITEMS[:1], tmp_path, progress=False)
+
+
+def test_what_a_task_does_is_refused_in_a_folder_that_another_process_holds(tmp_path, monkeypatch):
+    """A task of Ray is this call, on whatever node."""
+    monkeypatch.setattr(items, "_PATIENCE", 0.1)
+    worker = pickle.loads(pickle.dumps(Worker))(WORK)
+    here, there = FORK.Pipe()
+    child = in_child(hold, tmp_path / ITEMS[0].name, there)
+    who = here.recv()
+    item, problem = worker.do(ITEMS[0], tmp_path)
+    assert item == ITEMS[0] and f"process {who} on " in problem and "since 20" in problem
+    child.kill()
+    child.join()
+    assert worker.do(ITEMS[0], tmp_path) == (ITEMS[0], None)
+    assert worker.do(ITEMS[0], tmp_path) == (ITEMS[0], None)  # finished
+
+
+@pytest.mark.slow
+def test_a_ray_actor_leaves_a_folder_that_another_process_holds(tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    with alone(tmp_path / ITEMS[0].name):
+        report = run_batch(WORK, ITEMS[:3], tmp_path, ray="local", progress=False)
+    assert (report.finished, report.failed + report.left) == (2, 1)
+    assert f"process {os.getpid()} on " in report.table.read_text()
+    assert run_batch(WORK, ITEMS[:3], tmp_path, ray="local", progress=False).finished == 3
 
 
 def test_unknown_methods_are_refused():

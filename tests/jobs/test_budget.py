@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,15 +18,16 @@ from glass_flows.errors import InvalidArgument
 from glass_flows.jobs import Job
 from glass_flows.jobs.budget import (
     Budget,
+    Kept,
     Prices,
     choose,
+    left_out,
     measure,
     parse_budget,
-    prices_for,
     told,
     ways,
 )
-from glass_flows.jobs.models import Pipeline
+from glass_flows.jobs.models import Digits, Pipeline
 
 STEERING, BEST = Job("shapes", Steering(), Sampler()), Job("shapes", BestOf(), Sampler.ode(24))
 REFINE = Job("shapes", Refine(), Sampler.ode(6))
@@ -98,7 +100,7 @@ def test_refinement_is_chosen_where_its_moves_keep_a_law():
         for amount in (200, 1000):
             split = choose(Prices(1.0, 0.2), amount, both)
             assert split.way.job.method.word == split.sized(guidance).method.word == word
-    said = told(split, Prices(1.0, 0.2), "1000")
+    said = told(split, Prices(1.0, 0.2), Budget(evaluations=1000))
     assert said.startswith(f"steering: {split.particles} particles, ")
     assert said.endswith("a look at the reward costs as much as 0.2 evaluations")
 
@@ -108,6 +110,24 @@ def test_moves_after_a_given_picture_have_all_evaluations():
     given, drawn = (choose(Prices(1.0, 0.0), 400, ways(job)).way for job in (begun, REFINE))
     assert given.evaluations == drawn.evaluations
     assert given.looks == drawn.looks + 2
+
+
+def test_where_the_way_begins_with_an_image_only_what_is_run_is_counted():
+    """Of K transitions, or of the ODE's evaluations, all but int(K - K strength) at the front."""
+    assert [left_out(k, 0.75) for k in (1, 3, 4, 7, 8)] == [0, 0, 1, 1, 2]
+    for way in ways(STEERING, share=0.75):
+        run = way.transitions - way.transitions // 4
+        assert way.transitions > 3
+        assert (way.evaluations, way.looks) == (run * way.steps, run)
+    for way in ways(BEST, share=0.75):
+        assert way.evaluations == way.steps - way.steps // 4
+    begun, whole = (list(ways(REFINE, share=share)) for share in (0.5, 1.0))
+    assert [w.evaluations for w in begun] == [w.evaluations - 3 for w in whole]  # of six
+    split = choose(Prices(1.0, 0.0), 300, ways(STEERING, share=0.5))
+    assert 0.94 * 300 <= split.particles * split.way.evaluations <= 300
+    assert "of which" in told(split, Prices(1.0, 0.0), Budget(evaluations=300))
+    with pytest.raises(InvalidArgument, match="all begin with noise alone and the image"):
+        choose(Prices(1.0, 0.0), 300, ways(STEERING, share=0.99))
 
 
 def test_too_little_is_refused_with_what_it_takes():
@@ -164,14 +184,14 @@ def test_evaluations_are_counted_and_never_exceeded():
 
 def test_prices_are_kept_so_that_a_run_can_be_gone_on_with(tmp_path):
     numbers = itertools.count(1)
-    first = prices_for("600", tmp_path, lambda *n: next(numbers), STEERED)
+    first = Kept("600", tmp_path).prices(lambda *n: next(numbers), STEERED)
     calls = next(numbers)
-    assert prices_for("600", tmp_path, lambda *n: next(numbers), STEERED) == first
+    assert Kept("600", tmp_path).prices(lambda *n: next(numbers), STEERED) == first
     assert next(numbers) == calls + 1  # nothing was measured
     assert json.loads((tmp_path / "budget.json").read_text())["budget"] == "600 network evaluations"
 
 
-def test_a_batch_within_a_number_of_evaluations(tmp_path):
+def test_a_batch_within_a_number_of_evaluations(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("8\n")
     command = ["batch", str(tmp_path / "prompts.txt"), "--model", "digits"]
     command += ["--budget", "300", "--out", str(tmp_path / "out")]
@@ -179,6 +199,10 @@ def test_a_batch_within_a_number_of_evaluations(tmp_path):
     assert result.exit_code == 0, result.output
     (found,) = (tmp_path / "out").glob("*/result.json")
     assert 255 <= json.loads(found.read_text())["costs"]["network_evaluations"] <= 300
+    with monkeypatch.context() as patch:  # given again, nothing is loaded
+        patch.setattr(Digits, "load", None)
+        again = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert again.exit_code == 0 and "finished 1" in again.output
     (tmp_path / "prompts.txt").write_text("seven\n")
     bad = CliRunner().invoke(app, [*command[:-1], str(tmp_path / "bad")])
     assert isinstance(bad.exception, InvalidArgument)
@@ -193,13 +217,26 @@ def test_a_batch_within_a_number_of_evaluations(tmp_path):
     assert "--budget: only for a diffusers pipeline" in str(digits.exception)
 
 
+def test_a_choice_is_of_its_jobs_and_number_of_prompts(tmp_path):
+    asked = [replace(job, prompts=("a",), seed=3) for job in (STEERING, REFINE)]
+    chosen = asked[1].sized(4, 1, 20)
+    kept = Kept("600", tmp_path)
+    kept.prices(lambda *n: 1, STEERED)
+    kept.choose(asked, chosen, "so")
+    others = [replace(job, prompts=("b",), seed=5) for job in asked]
+    assert Kept("600", tmp_path).choice(others) == (replace(chosen, prompts=("b",), seed=5), "so")
+    two = [replace(job, prompts=("a", "b")) for job in asked]
+    for jobs, budget in ((two, "600"), (asked[:1], "600"), (asked, "601")):
+        assert Kept(budget, tmp_path).choice(jobs) is None
+
+
 def test_prices_are_those_of_their_job(tmp_path):
     def model(*sizes):
         asked.append(sizes)
         return sizes[0] * sizes[1] * sizes[2]
 
     def prices(job):
-        return prices_for("600", tmp_path, model, STEERED, job=job)
+        return Kept("600", tmp_path, job).prices(model, STEERED)
 
     asked = []
     first = prices({"model": "a"})
@@ -255,13 +292,25 @@ def test_without_a_method_the_budget_chooses_it(tmp_path, given, word, monkeypat
 
     drawn = []
     align = importlib.import_module("glass_flows.jobs.align")  # not the function of that name
-    monkeypatch.setattr(align, "prices_for", lambda *n: (Prices(1.0, 0.1), 200.0))
+    monkeypatch.setattr(align.Kept, "prices", lambda *n: (Prices(1.0, 0.1), 200.0))
     monkeypatch.setattr(Pipeline, "run", run)
     command = ["align", "--model", "shapes", "--prompt", "a red circle", "--budget", "200"]
     found = CliRunner().invoke(app, [*command, *given, "--out", str(tmp_path)])
     assert isinstance(found.exception, Stopped), found.exception
     assert [job.method.word for job in drawn] == [word]
     assert f"{word}: {drawn[0].method.particles} particles, " in found.output
+
+
+def test_what_its_own_loop_cannot_do_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+    def measured(*given):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(Kept, "prices", measured)
+    monkeypatch.setattr(Pipeline, "records", False)
+    command = ["align", "--model", "shapes", "--prompt", "a red circle", "--budget", "200"]
+    for option, wish in (("--method=refine", "refinement"), ("--reward-guidance=reward", "guidan")):
+        found = CliRunner().invoke(app, [*command, option, "--out", str(tmp_path)])
+        assert str(found.exception).startswith(wish) and "needs an adapter" in str(found.exception)
 
 
 @pytest.mark.slow

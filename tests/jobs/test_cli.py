@@ -50,6 +50,8 @@ def test_help_teaches():
         "Example: glass-flows align --model digits --reward class:8"
         in invoke("align", "--help").output
     )
+    (switch,) = (line for line in invoke("align", "--help").output.splitlines() if "--no-c" in line)
+    assert "TEXT" not in switch
     assert "0.2.0" in invoke("--version").output
 
 

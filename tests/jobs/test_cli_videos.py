@@ -73,6 +73,7 @@ def test_videos_from_the_command_line(wan, monkeypatch):
     best = told["samples"][told["populations"][0]["best_first"][0]]
     assert (best["file"], best["video"]) == ("000-00.png", "000-00.webp")
     assert f"{best['reward']:.4g}" in shown and best["also"]["rewards_of_videos:moves"] > 0
+    assert "videos: one\n" in shown and "images: " not in shown
     with Image.open("one/000-00.webp") as video:
         assert video.n_frames == 9
     names = {f"{kind}000-0{n}.{end}" for kind in ("", "plain-") for n in (0, 1)

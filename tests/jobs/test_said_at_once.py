@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import glass_flows.cli
 from glass_flows.errors import InvalidArgument, check_text, shown
@@ -70,6 +71,12 @@ def test_a_bug_of_a_reward_is_shown_where_it_is(command, tmp_path, monkeypatch):
         f"{tmp_path}/bugs_of_mine.py:2 in helper: return z.no_such_attribute",
     ]
     code, lines = command("align", "--out", "more", "--transitions", "1", "--populations", "2")
+    for words in (["runs", "show"], ["report"]):
+        told_of = CliRunner().invoke(glass_flows.cli.app, [*words, str(error.parent)])
+        assert told_of.exit_code == 0
+        page = error.parent / "report.html"
+        text = "".join((page.read_text() if page.exists() else told_of.output).split())
+        assert all("".join(line.split()) in text for line in told["frames"])
     assert code == 2
     assert lines[0].startswith("error: the reward 'mine' raised AttributeError")
     assert [line.strip() for line in lines[1:]] == told["frames"]

@@ -8,15 +8,18 @@ from functools import partial
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
+from glass_flows import BestOf, Sampler
 from glass_flows.cli import app
-from glass_flows.errors import GlassError, InvalidArgument
-from glass_flows.jobs import resolve
+from glass_flows.errors import GlassError, InvalidArgument, WeightsFileError
+from glass_flows.jobs import Job, resolve
 from glass_flows.research import compare_shapes as compare
 from glass_flows.research import recipe
+from glass_flows.research.writing import key_of
 from glass_flows.worlds.shapes.clip import build_clip, build_clip_processor
 from glass_flows.worlds.shapes.pipeline import build_pipeline
 
@@ -55,6 +58,24 @@ def compared(parts, tmp_path_factory):
         return found[0]
 
     return once
+
+
+def test_what_was_drawn_is_of_its_weights_and_threads_and_whole_or_named(tmp_path):
+    job = Job("shapes", BestOf(2), Sampler.ode(2), ("a red circle",))
+    bench = compare._Bench.__new__(compare._Bench)
+    bench.folder, bench.weights = tmp_path, "some"
+    name = key_of([job.as_json(), "some"])
+    file = tmp_path / f"{name}.safetensors"
+    for content in (b"", b"x" * 99, save({"images": torch.zeros(1)})):
+        file.write_bytes(content)
+        with pytest.raises(WeightsFileError, match=f"{name}.* is damaged.*; delete it"):
+            bench._chunk(job)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        assert key_of([job.as_json(), "some"]) != name
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import json
 import multiprocessing
 import os
@@ -22,26 +23,35 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from multiprocessing.context import BaseContext
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import nn
 
-from glass_flows import Refine, Sampler, Steering, files
-from glass_flows.errors import FolderInUse, GlassError, OtherJob
+from glass_flows import BestOf, Refine, Sampler, Steering, files
+from glass_flows.errors import FolderInUse, GlassError, InvalidArgument, OtherJob
 from glass_flows.folders import LOCKS, alone
 from glass_flows.jobs import Job, resolve, workers
 from glass_flows.jobs.align import align, compare_digits
 from glass_flows.jobs.batch import run_batch
 from glass_flows.jobs.evaluate import evaluate_folders
 from glass_flows.jobs.items import Work, items_of
+from glass_flows.jobs.job import Loading
+from glass_flows.jobs.models import Digits, Pipeline
+from glass_flows.jobs.pictures import digit_image
 from glass_flows.jobs.prompts import PromptEntry
+from glass_flows.research import recipe
+from glass_flows.research.audit import audit
 from glass_flows.research.compare import compare
+from glass_flows.research.compare_own import compare_own
 from glass_flows.research.reproduce import Scale, base, reproduce
+from glass_flows.rewards import Viewing
 from glass_flows.training import TrainingTask, checkpoints, save_tensors
+from glass_flows.worlds.digits import digits_images
 
 FORK = multiprocessing.get_context("fork")
 Command = Callable[[Path], object]
@@ -49,6 +59,12 @@ JOB = Job("digits", Steering(4, 4.0, ess_threshold=1.0), Sampler(3, 1), ("8",), 
 WORK = Work({"steering": replace(JOB, prompts=())})
 ITEMS = items_of([PromptEntry(i, str(digit)) for i, digit in enumerate((8, 3))], [0], ["steering"])
 NOTIMES = ("seconds", "created", "resumed")
+RUNS = (  # commands whose results are runs: finished, they draw nothing
+    "align", "align digits", "refine", "init", "also", "again", "videos", "batch", "budget",
+    "compare own",
+)  # fmt: skip
+_TOGETHER = "two at once"
+DAMAGED = (*RUNS, "compare shapes", "reproduce", "train")
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -70,9 +86,62 @@ def refined(out: Path) -> object:
     return compare_digits(job, out, progress=False)
 
 
-def batched(out: Path, count: int = 1) -> object:
+def picture(out: Path) -> str:
+    """A file of a digit, beside what a trial writes."""
+    file = out.parent.parent / "digit.png"
+    if not file.exists():
+        digit_image(digits_images()[3]).save(file)
+    return str(file)
+
+
+def begun(out: Path) -> object:
+    """Refinement from a picture, which may end early."""
+    method = Refine(3, 4.0, moves=3, ess_threshold=1.0, until=-0.5)
+    job = replace(JOB, method=method, sampler=Sampler.ode(2), init=(picture(out),))
+    return align(resolve("digits"), job, out, progress=False)
+
+
+def held_out(out: Path) -> object:
+    """With plain samples beside, and a λ that a pilot finds."""
+    job = replace(JOB, method=replace(JOB.method, scale="auto"), also=("judge",))
+    return align(resolve("digits"), job, out, progress=False)
+
+
+def again(out: Path) -> object:
+    """What a picture says that it was drawn with."""
+    file = out.parent.parent / "again" / "000-00.png"
+    if not file.exists():
+        aligned(file.parent)
+    return align(resolve("digits"), Job.from_image(file), out, progress=False)
+
+
+@cache
+def shapes() -> Any:
+    model = resolve("shapes")
+    model.load()
+    return model
+
+
+@cache
+def films() -> Any:
+    """A pipeline of videos."""
+    import more_pipelines
+
+    model = Pipeline("wan", "", Loading())
+    pipe, model.call = more_pipelines.build("WanPipeline")
+    model.__dict__ |= {"pipe": pipe, "call": {k: v for k, v in model.call.items() if k != "prompt"}}
+    return model
+
+
+def filmed(out: Path) -> object:
+    method = Steering(2, 1.0, ess_threshold=1.0)
+    job = Job("wan", method, Sampler(2, 1), ("a cat",), "faults:ink", viewing=Viewing(2))
+    return align(films(), job, out, progress=False)
+
+
+def batched(out: Path, count: int = 1, **more: str) -> object:
     workers.get_context = lambda name: FORK  # the models are imported already
-    report = run_batch(WORK, ITEMS, out, workers=count, progress=False)
+    report = run_batch(WORK, ITEMS, out, workers=count, progress=False, **more)
     if report.failed:
         raise GlassError(report.table.read_text(encoding="utf-8"))
     return report
@@ -98,6 +167,32 @@ def compared(out: Path) -> object:
     )
 
 
+def compared_shapes(out: Path) -> object:
+    """On the bundled pipeline, cut down to what a child has time for."""
+    module = importlib.import_module("glass_flows.research.compare_shapes")
+    module._SCALES, module._GUIDES, module._CAPS, module._COLUMNS = (0.5, 1), (1.0, 2), (0.75,), 1
+    module.refinement, recipe.BEGINNING = partial(recipe.refinement, move_steps=1), 1
+    sizes = {"count": 12, "tuning_count": 2, "particles": 2, "transitions": 2, "steps": 1}
+    return module.compare_shapes(out, model=shapes(), progress=False, **sizes)
+
+
+def compared_own(out: Path) -> object:
+    entries = [PromptEntry(i, str(digit)) for i, digit in enumerate((8, 3))]
+    job = Job("digits", BestOf(1), Sampler.ode(9), reward="class")
+    try:
+        return compare_own(
+            out, model=resolve("digits"), job=job, entries=entries, scale=4.0, evaluations=9,
+            particles=2, progress=False,
+        )  # fmt: skip
+    except InvalidArgument as error:  # which names the summary
+        raise GlassError((out / "summary.md").read_text(encoding="utf-8")) from error
+
+
+def audited(out: Path) -> object:
+    with alone(out):
+        return audit("DDIMScheduler", transitions=(2, 8), samples=1000, progress=False).save(out)
+
+
 def reproduced(out: Path) -> object:
     return reproduce(["kernel"], out, scale=Scale(quick=True), progress=False)
 
@@ -118,10 +213,18 @@ COMMANDS: dict[str, Command] = {
     "align": aligned,
     "align digits": compared_digits,
     "refine": refined,
+    "init": begun,
+    "also": held_out,
+    "again": again,
+    "videos": filmed,
     "batch": batched,
-    "batch, two workers": lambda out: batched(out, 2),
+    "budget": partial(batched, budget="60"),
+    "batch by two workers": lambda out: batched(out, 2),
     "evaluate": evaluated,
     "compare": compared,
+    "compare shapes": compared_shapes,
+    "compare own": compared_own,
+    "audit": audited,
     "reproduce": reproduced,
     "train": trained,
 }
@@ -141,6 +244,8 @@ def content(out: Path) -> dict[str, object]:
                 found[name] = [_timeless(json.loads(one)) for one in file.read_bytes().splitlines()]
             elif file.suffix == ".json":
                 found[name] = _timeless(json.loads(file.read_bytes()))
+            elif b"| seconds |" in found[name]:  # the last column but one
+                found[name] = [row.split(b" | ")[:-2] for row in found[name].split(b"\n")]
     return found
 
 
@@ -260,10 +365,11 @@ class Trial:
 
     def __init__(self, name: str, home: Path) -> None:
         self.command, self.home, self.number = COMMANDS[name], home, 0
-        with Faults() as counted:  # in this process first: what is imported, children have
+        self.whole = self.fresh()
+        self.command(self.whole)  # in this process first: what is imported, children have
+        with Faults() as counted:
             self.command(self.fresh())
-        self.events, self.last_write, self.whole = counted.count, counted.last, self.fresh()
-        assert run(self.command, self.whole) == ("done", "")
+        self.events, self.last_write = counted.count, counted.last
         self.wanted = content(self.whole)
 
     def fresh(self) -> Path:
@@ -297,6 +403,14 @@ class Trial:
         self.again(out)
         return "killed" if "killed" in kinds else "done"
 
+    def idle(self) -> None:
+        """Given again once it is finished, it draws nothing, and changes nothing."""
+        out = self.fresh()
+        shutil.copytree(self.whole, out)
+        found = run(partial(_drawing_nothing, self.command), out)
+        assert found == ("done", ""), found
+        assert not (names := self.differing(out)), names
+
     def full(self, draw: random.Random) -> str:
         """A full disk is said by name, and nothing is lost."""
         out = self.fresh()
@@ -325,11 +439,20 @@ class Trial:
             differs = self.differing(out)
             assert not differs - {str(file.relative_to(out))}, (told, differs)  # at worst as it was
             if differs:
-                assert file.suffix != ".safetensors", told
-                assert file.parent.name == "estimates" or (out / "result.json").exists(), told
+                assert file.suffix not in (".safetensors", ".jsonl"), told
+                over = any((place / "result.json").exists() for place in (out, file.parent))
+                assert file.parent.name == "estimates" or over, told
         else:
             assert str(file.parent) in why, told
         return kind
+
+
+def _drawing_nothing(command: Command, out: Path) -> None:
+    def drawn(*given: object, **named: object) -> None:
+        raise AssertionError("something is drawn")
+
+    Digits.steer = Digits.run = Pipeline.run = drawn
+    command(out)
 
 
 def _cut(file: Path, draw: random.Random) -> None:
@@ -407,12 +530,13 @@ def main() -> None:
     reading = argparse.ArgumentParser(description=__doc__)
     reading.add_argument("--count", type=int, default=10, help="of each kind and command")
     reading.add_argument("--seed", type=int, default=0)
-    reading.add_argument("--only", default="", help="part of the name of a command")
+    reading.add_argument("--only", default="", help="of these commands, with commas between them")
     given = reading.parse_args()
     draw, ways = random.Random(given.seed), list(DAMAGES)
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
-        for name in (one for one in COMMANDS if given.only in one):
+        names = given.only.split(",") if given.only else [*COMMANDS, _TOGETHER]
+        for name in (one for one in names if one != _TOGETHER):
             trial = Trial(name, home / name)
             kinds = {
                 "killed": lambda t: t.killed(draw),
@@ -421,10 +545,15 @@ def main() -> None:
                 "damaged when finished": lambda t: t.damaged(draw, True, draw.choice(ways)),
             }
             for kind, act in kinds.items():
-                if kind.startswith("damaged") and name not in ("align", "batch", "train"):
+                if kind.startswith("damaged") and name not in DAMAGED:
                     continue
                 print(name, kind, dict(Counter(act(trial) for _ in range(given.count))), flush=True)
+            if name in RUNS:
+                trial.idle()
+                print(name, "given again: draws nothing", flush=True)
             shutil.rmtree(trial.home)
+        if _TOGETHER not in names:
+            return
         wanted = {}
         for seed in (1, 2):
             aligned(home / f"seed{seed}", seed)

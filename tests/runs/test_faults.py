@@ -9,6 +9,7 @@ import itertools
 import os
 import random
 import re
+import shlex
 import signal
 import sys
 import time
@@ -17,18 +18,23 @@ from contextlib import suppress
 import faults
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from cases import fast
-from glass_flows.cli import main
-from glass_flows.errors import InvalidArgument
+from glass_flows.cli import app, main
+from glass_flows.errors import FolderInUse, InvalidArgument
+from glass_flows.folders import LOCKS, alone
+from glass_flows.sit import SiT, SiTConfig, convert
 from glass_flows.stops import keep, stoppable
 
 # Batches and refinement are killed by tests of their own, too (test_batch.py, test_refine.py).
 QUICK = ("align",)
+BY_HAND = ("also", "again", "compare shapes", "compare own", "audit")  # which others are like
 
 
 def some(names):
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in names]
+    left = (name for name in names if name not in BY_HAND)
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in left]
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,13 @@ def test_a_full_disk_is_said_by_name_and_nothing_is_lost(name, trials):
 
 
 @pytest.mark.parametrize(
+    "name", ["align digits", "init", pytest.param("budget", marks=pytest.mark.slow)]
+)
+def test_a_finished_run_given_again_draws_nothing(name, trials):
+    trials(name).idle()
+
+
+@pytest.mark.parametrize(
     ("name", "finished"),
     fast(
         [("align", True), ("batch", True)],
@@ -78,6 +91,55 @@ def test_of_two_commands_in_one_folder_one_runs_and_one_is_refused(tmp_path):
         wanted[seed] = faults.content(tmp_path / str(seed))
     for i in range(2):
         faults.two_at_once(tmp_path / f"two{i}", wanted, random.Random(i))
+
+
+def held(folder, pipe):
+    with alone(folder):
+        pipe.send(os.getpid())
+        time.sleep(60)
+
+
+WRITING = (  # every command that is given a folder
+    "align --out OUT",
+    "align --model shapes --prompt 'two blue squares' --out OUT",
+    "sample --count 1 --out OUT",
+    "batch P.txt --out OUT",
+    "evaluate IMAGES --reward faults:ink --out OUT",
+    "audit DDIMScheduler --out OUT",
+    "compare --out OUT",
+    "compare --model shapes --out OUT",
+    "compare --model shapes --prompts P.txt --scale 1 --out OUT",
+    "reproduce kernel --quick --out OUT",
+    "train digits --out OUT",
+    "train digits-turbo --out OUT",
+    "train shapes --out OUT",
+    "train clip --out OUT",
+    "convert reward hps P.txt OUT",
+)
+
+
+def test_no_command_writes_into_a_folder_that_another_process_holds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "P.txt").write_text("8\n")
+    here, there = faults.FORK.Pipe()
+    monkeypatch.setattr("sys.argv", ["glass-flows", "align"])
+    child = faults.FORK.Process(target=held, args=(tmp_path / "OUT", there))
+    child.start()
+    who = f"process {here.recv()} on .*, `glass-flows align`, since 20.* writes into 'OUT': wait"
+    faults.wait_for((tmp_path / "OUT" / LOCKS[1]).exists)
+    faults.evaluated(tmp_path / "a" / "b")  # makes images
+    (tmp_path / "images").rename("IMAGES")
+    tiny = SiTConfig(4, 2, 4, hidden_size=8, depth=1, heads=4, classes=2, learned_sigma=False)
+    torch.save(SiT(tiny).state_dict(), "sit.pt")
+    for command in WRITING:
+        found = CliRunner().invoke(app, shlex.split(command))
+        assert isinstance(found.exception, FolderInUse), (command, found.output, found.exception)
+        assert re.match(who, str(found.exception)), command
+    with pytest.raises(FolderInUse, match=who):
+        convert("sit.pt", "OUT", heads=4)
+    assert {file.name for file in (tmp_path / "OUT").iterdir()} == set(LOCKS)
+    child.kill()
+    child.join()
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ def _options_of(title: str, group: Group, default: Any) -> dict[str, Any]:
         option = typer.Option(
             f"{flag(name)}/--no-{flag(name)[2:]}" if switch else flag(name),
             help=_readable(f"{meaning} ({allowed})"),
-            metavar={Count: "INTEGER", Number: "NUMBER"}.get(type(kind), "TEXT"),
+            metavar={Count: "INTEGER", Number: "NUMBER", Switch: ""}.get(type(kind), "TEXT"),
             show_default=False if text == "none" or switch else text,
             rich_help_panel=title,
         )

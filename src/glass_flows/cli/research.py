@@ -217,6 +217,7 @@ def reproduce(
 
     Example: glass-flows reproduce all --quick --out out/quick
     """
+    from ..files import check_place
     from ..jobs.models import Digits, resolve
     from ..research.reproduce import Scale, write_page
     from ..research.reproduce import reproduce as run_reproduce
@@ -232,6 +233,8 @@ def reproduce(
     if page is not None and page.suffix != ".md":
         raise InvalidArgument(f"--page is a Markdown file, its name ends in .md: {str(page)!r}")
     chosen = Scale(seed, quick, model, reward or "clip", str(prompts or ""), scale, tuple(also))
+    if page is not None:
+        check_place(page)
     folders = run_reproduce(names, out, scale=chosen, announce=announce)
     for name, folder in folders.items():
         typer.echo(f"{name}: {folder / 'table.md'}, table.csv, plot.png")
@@ -301,24 +304,26 @@ def audit(
 
     Example: glass-flows audit DDIMScheduler --option eta=1 --out out/audit
     """
-    from ..jobs.pictures import make_folder
+    from contextlib import nullcontext
+
+    from ..folders import alone
     from ..jobs.spelling import read_arguments
     from ..research.audit import audit as run_audit
     from ..research.writing import blank_plot
 
-    if out is not None:
-        blank_plot()  # is there something to draw it with, and somewhere to write it?
-        make_folder(out)
-    found = run_audit(
-        sampler, transitions=_counts(transitions), samples=samples, path=path,
-        options=read_arguments(option, "--option"), tolerance=tolerance, seed=seed,
-    )  # fmt: skip
-    print_table(*found.table, found.name)
-    say(found.legend)
-    for line in (*found.verdict, *found.notes):
-        say(line)
-    if out is not None:
-        typer.echo("\n".join(f"{name}: {file}" for name, file in found.save(out).items()))
+    with nullcontext() if out is None else alone(out):
+        if out is not None:
+            blank_plot()  # is there something to draw it with?
+        found = run_audit(
+            sampler, transitions=_counts(transitions), samples=samples, path=path,
+            options=read_arguments(option, "--option"), tolerance=tolerance, seed=seed,
+        )  # fmt: skip
+        print_table(*found.table, found.name)
+        say(found.legend)
+        for line in (*found.verdict, *found.notes):
+            say(line)
+        if out is not None:
+            typer.echo("\n".join(f"{name}: {file}" for name, file in found.save(out).items()))
     if not found.right:
         raise typer.Exit(1)
 

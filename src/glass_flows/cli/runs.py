@@ -93,6 +93,8 @@ def show_run(
     print_table(("", "figures"), facts(run).items())
     if run.error is not None:
         say(f"{run.error['type']}: {run.error['message']}")
+        for frame in run.error["frames"]:  # of somebody's own code
+            say(f"  {frame}")
     if table := rows(run):
         print_table(list(table[0]), [list(row.values()) for row in table])
 

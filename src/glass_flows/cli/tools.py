@@ -73,10 +73,17 @@ def check_model(
 
     Example: glass-flows check-model FOLDER --dtype bfloat16 --size 256 --json check.json
     """
+    from ..files import check_place
     from ..jobs.check_model import check_model as check
     from ..jobs.job import Loading
+    from ..jobs.spelling import check_json
+    from ..runs.command import flag
     from ..settings import build
 
+    if json is not None:
+        check_place(json)
+    for name, value in options.call.items():
+        check_json(flag(name), value)
     loading = build(Loading, {}, options.loading)
     _ = loading.home  # refused if it is not there
     found = check(

@@ -164,6 +164,7 @@ def _align_images(model: Any, jobs: Any, out: Path, budget: str | None, overwrit
         )
     if rank:  # the first tells of all
         return
+    word = "videos" if report.videos else "images"
     for prompt, values in zip(report.prompts, report.rewards):
         shown = ", ".join(f"{r:.4g}" for r in sorted(values, reverse=True))
         typer.echo(f"{clean(prompt)}: rewards {shown}")
@@ -177,7 +178,7 @@ def _align_images(model: Any, jobs: Any, out: Path, budget: str | None, overwrit
             )
     if report.means:
         print_table(
-            ("mean of all images", "reward", *job.also),
+            (f"mean of all {word}", "reward", *job.also),
             [
                 (name, *(f"{value:.4g}" for value in means.values()))
                 for name, means in report.means.items()
@@ -191,7 +192,7 @@ def _align_images(model: Any, jobs: Any, out: Path, budget: str | None, overwrit
         typer.echo(f"strength: {report.strength}")
     for reason in report.biases:
         typer.echo(f"biased: {reason}")
-    typer.echo(f"best first: {report.picture}\nimages: {report.images[0].parent}")
+    typer.echo(f"best first: {report.picture}\n{word}: {report.images[0].parent}")
     typer.echo(f"figures: {report.results}")
 
 

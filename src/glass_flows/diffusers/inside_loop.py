@@ -22,7 +22,7 @@ from ..paths import Path
 from ..pixels import opened
 from ..plans.sampler import RHO, SOLVER
 from ..rewards import Frames
-from ..steering import BestOf, Costs, PosteriorValue, Refine, SearchResult, Step
+from ..steering import BestOf, Costs, Method, PosteriorValue, Refine, SearchResult, Step
 from ..steering.loop import Watch, come_to, pass_boundaries
 from ..steering.pilot import SAMPLES, found_by, needs_pilot, own_scale, pilot_sampler, settled
 from ..steering.population import Population, Run, kept
@@ -156,21 +156,26 @@ def _size(asked: Asked, takes: Mapping[str, Any]) -> tuple[int, int]:
     return height, width
 
 
-def _check_sampler(asked: Asked) -> None:
-    if isinstance(asked.method, Refine):
+def check_method(name: str, method: Method) -> None:
+    """Raise if the own loop of the pipeline of this name cannot be steered by a method."""
+    if isinstance(method, Refine):
         raise InvalidArgument(
-            f"refinement needs an adapter, which {asked.name} has not: it noises and redraws again "
+            f"refinement needs an adapter, which {name} has not: it noises and redraws again "
             "and again, and a loop of its own runs once. Use steering, or write an adapter "
             "(docs/diffusers/new-family.md)"
         )
-    posterior = isinstance(asked.method.looks_with, PosteriorValue)
-    if asked.method.guided or posterior:
+    posterior = isinstance(method.looks_with, PosteriorValue)
+    if method.guided or posterior:
         wish = "a posterior value" if posterior else "guidance"
         raise InvalidArgument(
-            f"{wish} needs an adapter, which {asked.name} has not: its network is asked by its own "
+            f"{wish} needs an adapter, which {name} has not: its network is asked by its own "
             "loop only. Use value='free' and twist=1, or write an adapter "
             "(docs/diffusers/new-family.md)"
         )
+
+
+def _check_sampler(asked: Asked) -> None:
+    check_method(asked.name, asked.method)
     sampler = asked.sampler
     listed = isinstance(sampler.steps, tuple) or isinstance(sampler.rho, tuple)
     if listed or callable(sampler.rho) or sampler.times is not None:

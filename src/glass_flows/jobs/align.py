@@ -38,7 +38,7 @@ from ..steering import (
 )
 from ..steering.loop import Watch
 from ..steering.pilot import EVALUATIONS, SAMPLES, needs_pilot
-from .budget import choose, prices_for, told, ways
+from .budget import Kept, choose, told, ways
 from .job import Job
 from .models import Digits, Model
 from .pictures import Strip, digit_image, image_grid, save_png
@@ -191,6 +191,7 @@ def _timed(
     weights = {**model.weights(job.reward, job.also), **job.beginnings()}
     record = RunFolder(home, job.as_json(), title=title, weights=weights)
     if record.finished:
+        record.check()
         announce(f"{name}: finished already")
         return record.result(), read_run(home).figures["seconds"]
     announce(f"{name}: {job.method.particles} particles, {job.populations} populations")
@@ -261,6 +262,8 @@ class Aligned:
         Where the run is over-optimised.
     strength : str
         How strongly the run has steered, in one line; "" of a run of before there was such a line.
+    videos : bool
+        Whether videos lie beside the images, which are their contact sheets.
     """
 
     images: tuple[Path, ...]
@@ -275,6 +278,7 @@ class Aligned:
     means: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     strength: str = ""
+    videos: bool = False
 
 
 def align(
@@ -320,7 +324,7 @@ def align(
                 shards.total(0)  # the others wait until it is gone
         if budget is not None:
             every = [job, *others]
-            job = within(budget, model, every, folder, announce)(every)
+            (job,) = within(budget, model, [every], folder, announce)
         if not (folder / RESULT).exists():
             model.reward(job), model.beside(job)
             model.load()
@@ -379,7 +383,8 @@ def _kept(job: Job, record: RunFolder) -> Aligned:
         judged = Judged(plain, [[bool(one.accepted) for one in row] for row in found.samples])
     files = [one.file for row in found.samples for one in row if one.file is not None]
     told = found.result if job.also else None
-    return _aligned(job, record.result(), record.folder, files, judged, told)
+    aligned = _aligned(job, record.result(), record.folder, files, judged, told)
+    return replace(aligned, videos=any(one.video for row in found.samples for one in row))
 
 
 def _aligned(
@@ -417,32 +422,54 @@ def _means(job: Job, told: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def within(
-    budget: str, model: Model, jobs: Sequence[Job], folder: Path, announce: Announce
-) -> Callable[[Sequence[Job]], Job]:
-    """The best of some jobs in the sizes for a budget; prices are measured on the first of them,
-    and kept in the folder."""
+    budget: str,
+    model: Model,
+    every: Sequence[Sequence[Job]],
+    folder: Path,
+    announce: Announce,
+    load: Callable[[], object] | None = None,
+) -> list[Job]:
+    """Of each of some lists of jobs the best, in the sizes for a budget.
 
-    def trial(*sizes: int) -> int:
-        """Draw once, without keeping anything; the evaluations it took."""
-        sized = replace(jobs[0], method=Steering(scale=1.0), init=(), also=()).sized(*sizes)
-        return model.run(sized, Watch(progress=False)).result.network_evaluations
+    Prices are measured on the very first job, and kept in the folder with what was chosen; nothing
+    is loaded where that is known.
+    """
+    first = every[0][0]
+    about = replace(first, prompts=(), seed=0, method=Steering(), init=(), also=()).as_json()
+    kept = Kept(budget, folder, about)
+    if not all(kept.choice(jobs) for jobs in every):
+        (load or model.load)()  # or its time would be taken for that of an evaluation
+    return [_within(kept, model, jobs, first, announce) for jobs in every]
 
-    model.load()  # or its time would be taken for that of an evaluation
-    guidance = model.guidance(jobs[0])
-    about = replace(jobs[0], prompts=(), seed=0, method=Steering(), init=(), also=()).as_json()
-    among = [way for job in _possible(model, jobs) for way in ways(job, guidance)]
-    prices, left = prices_for(budget, folder, trial, among, announce, about)
 
-    def sized(jobs: Sequence[Job]) -> Job:
-        pilot, jobs = 0.0, _possible(model, jobs)
-        if any(needs_pilot(job.method, model.reward(job)) for job in jobs):
+def _within(kept: Kept, model: Model, jobs: Sequence[Job], first: Job, announce: Announce) -> Job:
+    """The best of some jobs in the sizes for a budget."""
+    if (known := kept.choice(jobs)) is None:
+        possible = _possible(model, jobs)
+        for job in possible:
+            model.check_method(job.method)
+        guidance, share = model.guidance(first), model.share(first)
+        among = [way for job in possible for way in ways(job, guidance, share)]
+        prices, left = kept.prices(partial(_trial, model, first), among, announce)
+        pilot = 0.0
+        if any(needs_pilot(job.method, model.reward(job)) for job in possible):
             of_each = max(2, -(-SAMPLES // max(1, len(jobs[0].prompts))))
             pilot = of_each * (EVALUATIONS * prices.evaluation + prices.look)
-        split = choose(prices, left, (way for job in jobs for way in ways(job, guidance)), pilot)
-        announce(told(split, prices, budget))
-        return split.sized(guidance)
+        split = choose(prices, left, among, pilot)
+        known = split.sized(guidance), told(split, prices, kept.budget)
+        kept.choose(jobs, *known)
+    job, text = known
+    announce(text)
+    return job
 
-    return sized
+
+def _trial(model: Model, job: Job, particles: int, transitions: int, steps: int) -> int:
+    """Draw once, without keeping anything; the evaluations it took."""
+    sized = replace(job, method=Steering(scale=1.0), init=(), also=())
+    if model.share(job) < 1.0:  # of twice as many transitions one half
+        sized, transitions = replace(sized, call={**job.call, "strength": 0.5}), 2 * transitions
+    sized = sized.sized(particles, transitions, steps)
+    return model.run(sized, Watch(progress=False)).result.network_evaluations
 
 
 def _possible(model: Model, jobs: Sequence[Job]) -> Sequence[Job]:

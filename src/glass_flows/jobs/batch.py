@@ -96,16 +96,11 @@ def run_batch(
     RunFolderError
         The disk is full.
     """
-    home, loaded, also = make_folder(out), model, work.any.also
-    model = loaded or work.model
+    home, also = make_folder(out), work.any.also
+    model = model or work.model
     with progress_bar(len(items), progress, "batch") as advance:
         if budget is not None:
-            model = loaded = load_model(work)
-            first = work.of(items[0])
-            sized = within(budget, model, [first], home, announce)
-            asked = {n: replace_job(job, prompts=first.prompts) for n, job in work.jobs.items()}
-            jobs = {n: replace_job(sized([job]), prompts=()) for n, job in asked.items()}
-            work = Work(jobs, work.numbers)
+            work = _sized(work, items[0], model, budget, home, announce)
         if overwrite:
             clear_others(model, work, items, home)
         missing = [item for item in items if not is_finished(model, work, item, home)]
@@ -118,9 +113,9 @@ def run_batch(
         if missing and ray is not None:
             finished = run_with_ray(work, missing, home, workers, ray)
         elif missing and workers == 1:
-            finished = run_here(work, missing, home, loaded)
+            finished = run_here(work, missing, home, model)
         elif missing:
-            del model, loaded  # its memory is for the workers
+            del model  # its memory is for the workers
             finished = run_in_processes(work, missing, home, workers)
         problems: dict[Item, str] = {}
         keep("batch", f"{count} of {len(items)} items")
@@ -139,6 +134,17 @@ def run_batch(
             raise
         keep("batch", None)
         return summarise(items, home, problems, also)
+
+
+def _sized(
+    work: Work, item: Item, model: Model, budget: str, out: Path, announce: Callable[[str], None]
+) -> Work:
+    """In the sizes for a budget for each item, as that of this one."""
+    prompts, load = work.of(item).prompts, partial(load_model, work, model)
+    asked = [[replace_job(job, prompts=prompts)] for job in work.jobs.values()]
+    sized = within(budget, model, asked, out, announce, load)
+    jobs = {name: replace_job(job, prompts=()) for name, job in zip(work.jobs, sized)}
+    return Work(jobs, work.numbers)
 
 
 # --- the summary ----------------------------------------------------------------------------------

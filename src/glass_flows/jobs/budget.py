@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from dataclasses import replace as replace_job
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +27,14 @@ from .job import Job
 
 __all__ = [
     "Budget",
+    "Kept",
     "Prices",
     "Split",
     "Way",
     "choose",
+    "left_out",
     "measure",
     "parse_budget",
-    "prices_for",
     "told",
     "ways",
 ]
@@ -107,6 +109,8 @@ class Way(NamedTuple):
         Of the method.
     transitions, steps : int
         K and M; of refinement and the ODE one transition of all.
+    evaluations : int
+        K M, or those of them that are run where a part is left out.
     looks : int
         At the reward.
     worth : float
@@ -116,12 +120,9 @@ class Way(NamedTuple):
     job: Job
     transitions: int
     steps: int
+    evaluations: int
     looks: int
     worth: float
-
-    @property
-    def evaluations(self) -> int:
-        return self.transitions * self.steps
 
 
 class Split(NamedTuple):
@@ -159,22 +160,37 @@ def parse_budget(text: str) -> Budget:
     )
 
 
-def ways(job: Job, guidance: float = 1.0) -> Iterator[Way]:
-    """How a job can spend its evaluations, its network under this classifier-free guidance."""
+def ways(job: Job, guidance: float = 1.0, share: float = 1.0) -> Iterator[Way]:
+    """How a job can spend its evaluations, its network under this classifier-free guidance.
+
+    `share` of the transitions are run, where a pipeline begins with noise on an image; ways that
+    would begin with noise alone are none.
+    """
     method = job.method
     if isinstance(method, (Refine, BestOf)):
         for count in _E:
-            looks, worth = 1, 0.0
+            looks, worth, begin = 1, 0.0, count
             if isinstance(method, Refine):
                 begin = 0 if job.init else job.sampler.evaluations
                 looks += method.filling(count, begin, guidance).moves
                 worth = _LOOKS * math.log(looks)
                 if guidance in (0.0, 1.0):  # else moves are as good as looks, not better
                     worth = math.log(min(count, _MOVED) / _MOVES)
-            yield Way(job, 1, count, looks, worth + _images(count))
+            left = left_out(begin, share)
+            if left or share == 1.0:
+                yield Way(job, 1, count, count - left, looks, worth + _images(count - left))
     else:
         for k, m in product(_K, _M):
-            yield Way(job, k, m, k, _LOOKS * math.log(k) + _images(k * m))
+            left = left_out(k, share)
+            if left or share == 1.0:
+                looks = k - left
+                worth = _LOOKS * math.log(looks) + _images(looks * m)
+                yield Way(job, k, m, looks * m, looks, worth)
+
+
+def left_out(count: int, share: float) -> int:
+    """Of so many transitions those before the noise that is put on an image, as pipelines count."""
+    return int(max(count - min(count * share, count), 0))
 
 
 def _images(evaluations: int) -> float:
@@ -191,6 +207,11 @@ def choose(prices: Prices, amount: float, among: Iterable[Way], pilot: float = 0
     """
     amount -= pilot
     every = [Split(way, n, prices.of(n, way.evaluations, way.looks)) for way in among for n in _N]
+    if not every:
+        raise InvalidArgument(
+            f"of up to {_K[-1]} transitions none is left out at this strength, so that all begin "
+            "with noise alone and the image does nothing: lower it, or leave out --budget"
+        )
     within = [one for one in every if one.price <= amount]
     if not within:
         least = min(every, key=lambda one: one.price)
@@ -251,38 +272,77 @@ def measure(
     return prices, left()
 
 
-def prices_for(
-    text: str,
-    folder: Path,
-    trial: Trial,
-    among: Sequence[Way],
-    announce: Callable[[str], None] = lambda text: None,
-    job: Mapping[str, Any] = _NO_JOB,
-) -> tuple[Prices, float]:
-    """What was measured for a budget, and what is left of it, kept in the folder.
+class Kept:
+    """`budget.json`: what was measured for a budget, and what was chosen with it.
 
-    Gone on with, a run has the same prices and so the same sizes. They are those of a `job`, as
-    JSON without its prompts and its seed; for another one, and where the file cannot be read, they
-    are measured again.
+    Gone on with, a run has the same sizes, and of a finished one nothing has to be loaded to know
+    them. They are those of a budget and a `job`, as JSON without prompts, seed and method; for
+    others, and where the file cannot be read, it is as if there were none.
     """
-    budget, file = parse_budget(text), folder / "budget.json"
-    what = {"budget": str(budget), "job": dict(job)}
-    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
-        known = json.loads(file.read_text(encoding="utf-8"))
-        if {name: known[name] for name in what} == what:
-            return Prices(**known["prices"]), _price("left", known["left"])
-    announce(f"measuring, to spend {budget}")
-    prices, left = measure(trial, budget, among)
-    replace(file, json.dumps({**what, "prices": asdict(prices), "left": left}).encode())
-    return prices, left
+
+    def __init__(self, budget: str, folder: Path, job: Mapping[str, Any] = _NO_JOB) -> None:
+        self.budget, self.file = parse_budget(budget), folder / "budget.json"
+        self.what = {"budget": str(self.budget), "job": dict(job)}
+        self.measured: tuple[Prices, float] | None = None
+        self.chosen: list[dict[str, Any]] = []
+        with suppress(OSError, ValueError, TypeError, LookupError, AttributeError):
+            known = json.loads(self.file.read_text(encoding="utf-8"))
+            if {name: known[name] for name in self.what} == self.what:
+                chosen = [dict(one) for one in known["chosen"]]
+                self.measured = Prices(**known["prices"]), _price("left", known["left"])
+                self.chosen = chosen
+
+    def prices(
+        self,
+        trial: Trial,
+        among: Sequence[Way],
+        announce: Callable[[str], None] = lambda text: None,
+    ) -> tuple[Prices, float]:
+        """The prices, and what is left of the budget; measured if they are not known."""
+        if self.measured is None:
+            announce(f"measuring, to spend {self.budget}")
+            self.measured = measure(trial, self.budget, among)
+            self._write(*self.measured)
+        return self.measured
+
+    def choice(self, among: Sequence[Job]) -> tuple[Job, str] | None:
+        """What was chosen among some jobs, and what was told of it."""
+        with suppress(ValueError, TypeError, LookupError, AttributeError):
+            (found,) = [one for one in self.chosen if one.items() >= _of(among).items()]
+            job = Job.from_json(found["job"])
+            return replace_job(job, prompts=among[0].prompts, seed=among[0].seed), found["told"]
+        return None
+
+    def choose(self, among: Sequence[Job], chosen: Job, told: str) -> None:
+        """Keep a choice that was made at the prices."""
+        self.chosen.append({**_of(among), "job": _plain(chosen), "told": told})
+        if self.measured is not None:
+            self._write(*self.measured)
+
+    def _write(self, prices: Prices, left: float) -> None:
+        found = {**self.what, "prices": asdict(prices), "left": left, "chosen": self.chosen}
+        replace(self.file, json.dumps(found).encode())
 
 
-def told(split: Split, prices: Prices, budget: str) -> str:
+def _of(jobs: Sequence[Job]) -> dict[str, Any]:
+    """What a choice among jobs depends on beside the prices: a pilot is of all prompts together."""
+    return {"of": list(map(_plain, jobs)), "prompts": len(jobs[0].prompts)}
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    """As JSON, without prompts and seed."""
+    found: dict[str, Any] = json.loads(json.dumps(replace_job(job, prompts=(), seed=0).as_json()))
+    return found
+
+
+def told(split: Split, prices: Prices, budget: Budget) -> str:
     """What was chosen, and why."""
-    way, unit = split.way, " s" if parse_budget(budget).seconds is not None else " evaluations"
+    way, unit = split.way, " evaluations" if budget.seconds is None else " s"
     shape = f"{way.transitions} transitions of {way.steps} evaluations"
     if way.transitions == 1:
         shape = f"{way.steps} evaluations"
+    if way.evaluations < way.transitions * way.steps:
+        shape += f", of which {way.evaluations} evaluations are run"
     dear = prices.look / prices.evaluation
     why = f", since a look at the reward costs as much as {dear:.2g} evaluations" * bool(dear)
     return (

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .. import __version__
-from ..errors import InvalidArgument, UnknownName, check_count, shown
+from ..errors import MOST_PIXELS, InvalidArgument, UnknownName, check_count, shown
 from ..files import replace
 from ..pixels import opened
 from ..progress import progress_bar
@@ -107,10 +107,12 @@ class ModelCheck:
         }  # fmt: skip
 
     def save(self, file: str | Path) -> Path:
-        """Write :meth:`as_json` to a file."""
+        """Write :meth:`as_json` to a file; its folder is made if it is missing."""
         text = json.dumps(self.as_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        replace(Path(file), f"{text}\n".encode())
-        return Path(file)
+        place = Path(file)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        replace(place, f"{text}\n".encode())
+        return place
 
 
 def check_model(
@@ -222,7 +224,7 @@ def _bench(
     if size is not None:
         if given := {"height", "width"} & set(call):
             raise InvalidArgument(f"size is height and width: leave {' and '.join(given)} out")
-        check_count("size", size)
+        check_count("size", size, most=MOST_PIXELS)
     if isinstance(model, str):
         model = resolve(model, loading, announce)
     elif loading is not None:

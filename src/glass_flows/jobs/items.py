@@ -80,12 +80,12 @@ def items_of(
     ]
 
 
-def load_model(work: Work) -> Model:
+def load_model(work: Work, model: Model | None = None) -> Model:
     """The model of a batch, loaded; sets torch's threads of this process."""
     job = work.any
     if job.threads is not None:
         torch.set_num_threads(job.threads)
-    model = work.model
+    model = model or work.model
     model.load()
     return model
 
@@ -94,7 +94,7 @@ class Worker:
     """A process with the model: this one, one of this machine, or an actor of Ray."""
 
     def __init__(self, work: Work, model: Model | None = None) -> None:
-        self.work, self.model = work, model or load_model(work)
+        self.work, self.model = work, load_model(work, model)
 
     def do(self, item: Item, out: Path) -> Over:
         """Run one item in its folder; what it raises is written there.

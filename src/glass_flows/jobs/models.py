@@ -11,6 +11,7 @@ ORGANISATION/NAME            a diffusers pipeline on the Hugging Face hub
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from abc import ABC, abstractmethod
@@ -44,7 +45,7 @@ from ..registry import Registry
 from ..rewards import ClassReward, Decoded, FunctionReward, Reward
 from ..rewards.forms import try_reward
 from ..rewards.named import check_reward, load_reward
-from ..steering import SearchResult, Shards
+from ..steering import Method, SearchResult, Shards
 from ..steering.loop import Watch, conduct
 from ..steering.population import Population
 from ..whole import load_whole
@@ -203,6 +204,13 @@ class Model(ABC):
     def guidance(self, job: Job) -> float:
         """w of the classifier-free guidance that a job's network is under; 1 is none."""
         return 1.0
+
+    def share(self, job: Job) -> float:
+        """Of the transitions of a job those that are run: the strength of image-to-image."""
+        return 1.0
+
+    def check_method(self, method: Method) -> None:  # noqa: B027 (most run them all)
+        """Raise if it is known, once the model is loaded, that a method cannot be run on it."""
 
     @abstractmethod
     def run(
@@ -389,6 +397,19 @@ class Pipeline(Model):
         if family is None:
             return 1.0
         return float(family(self.pipe, **{**self.call, **job.call}).cfg_scale)
+
+    def share(self, job: Job) -> float:
+        takes = inspect.signature(self.pipe.__call__).parameters
+        if "strength" not in takes:
+            return 1.0
+        given = {**self.call, **job.call}.get("strength", takes["strength"].default)
+        return check_number("strength", given, "lie in (0, 1]", lambda s: 0.0 < s <= 1.0)
+
+    def check_method(self, method: Method) -> None:
+        from ..diffusers.inside_loop import check_method
+
+        if not self.records:
+            check_method(type(self.pipe).__name__, method)
 
     def as_asked(self, prompts: Sequence[str]) -> list[Any]:
         """As the pipeline takes them: DiT is asked for classes."""

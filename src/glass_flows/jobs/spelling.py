@@ -23,7 +23,7 @@ from .budget import parse_budget
 from .job import Job, Loading
 from .models import Model, resolve
 
-__all__ = ["Options", "able", "jobs_of", "read_arguments", "read_seeds", "swept"]
+__all__ = ["Options", "able", "check_json", "jobs_of", "read_arguments", "read_seeds", "swept"]
 
 _MOST_SEEDS = 100_000
 _OF_COMMANDS = (
@@ -150,7 +150,7 @@ def _refuse_unused(
 ) -> None:
     """What neither the model nor a method has a use for is refused, not ignored."""
     for name, value in options.call.items():
-        _check_json(flag(name), value)
+        check_json(flag(name), value)
         refuse_foreign(name)
         if name in _ours():
             raise InvalidArgument(f"--argument {name}=...: that is {flag(name)} here")
@@ -205,11 +205,11 @@ def read_arguments(given: Sequence[str], option: str = "--argument") -> dict[str
             found[name] = json.loads(value)
         except (ValueError, RecursionError):
             found[name] = value
-        _check_json(f"{option} {name}", found[name])
+        check_json(f"{option} {name}", found[name])
     return found
 
 
-def _check_json(name: str, value: Any) -> None:
+def check_json(name: str, value: Any) -> None:
     """A value of a call is a part of the job, which is strict JSON."""
     try:
         json.dumps(value, allow_nan=False)

@@ -21,6 +21,7 @@ from PIL import Image
 from ..errors import InvalidArgument, check_count
 from ..files import replace as replace_file
 from ..files import written
+from ..folders import alone_in_out
 from ..jobs.batch import run_batch
 from ..jobs.items import Work, items_of
 from ..jobs.job import Job
@@ -87,6 +88,7 @@ def recipes(
     }
 
 
+@alone_in_out
 def compare_own(
     out: str | os.PathLike[str],
     *,

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ..errors import InvalidArgument, check_count
+from ..errors import InvalidArgument, WeightsFileError, check_count
 from ..files import replace, written
 from ..folders import alone_in_out
 from ..guidance import Guidance
@@ -209,9 +210,14 @@ class _Bench:
         """The best image of every prompt of a job, from its file if it was drawn before."""
         file = self.folder / f"{key_of([job.as_json(), self.weights])}.safetensors"
         if file.exists():
-            kept = load_file(file)
-            rewards, verdicts, evaluations = (kept[name].numpy() for name in _NUMBERS)
-            return Returned(kept["images"], rewards, verdicts, float(evaluations))
+            try:
+                kept = load_file(file)
+                rewards, verdicts, evaluations = (kept[name].numpy() for name in _NUMBERS)
+                return Returned(kept["images"], rewards, verdicts, float(evaluations))
+            except (SafetensorError, OSError, LookupError, TypeError) as error:
+                raise WeightsFileError(
+                    f"{str(file)!r} is damaged ({error}); delete it, and it is drawn again"
+                ) from error
         result = self.model.run(job, Watch(progress=False))
         found = Returned(
             torch.from_numpy(np.stack([np.asarray(image) for image in result.best])),

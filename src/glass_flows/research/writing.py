@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..errors import MissingExtra
 from ..files import render, replace
@@ -60,5 +63,9 @@ def write_json(file: Path, payload: object) -> Path:
 
 
 def key_of(identity: object) -> str:
-    """The name of a file for what has this identity, which is JSON."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
+    """The name of a file for what has this identity, which is JSON, and is computed as here.
+
+    That is by this torch with as many threads: others come to other last bits.
+    """
+    here = [torch.__version__, torch.get_num_threads(), platform.machine()]
+    return hashlib.sha256(json.dumps([identity, here], sort_keys=True).encode()).hexdigest()[:24]

@@ -282,6 +282,7 @@ def read_run(folder: str | Path) -> RunRecord:
     with _undamaged(home / "error.json"):
         if (error := _json(home / "error.json")) is not None:
             error["type"], error["message"]
+            error["frames"] = list(map(str, error.get("frames", ())))
     samples: list[list[Sample]] = []
     with _undamaged(home / RESULT):
         if (result := _json(home / RESULT)) is not None:

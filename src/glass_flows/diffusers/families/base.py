@@ -21,10 +21,10 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
 from ...denoisers import Denoiser, Fitting
-from ...errors import InvalidArgument, ShapeError, check_name, shown
+from ...errors import MOST_PIXELS, InvalidArgument, ShapeError, check_name, shown
 from ...pixels import listed_images, opened
 from ...plans import Sampler
-from ...settings import ANY_COUNT, Count, Kind, Number
+from ...settings import Count, Kind, Number
 from ..decoding import decode_latents, encode_latents, encoding, picture, unit_range, wide
 from ..parts import caches_of, usual_size
 from ..refusals import named_before_network
@@ -42,6 +42,7 @@ __all__ = [
     "wide",
 ]
 
+_SIDE = Count(optional=True, most=MOST_PIXELS)
 _KINDS: dict[str, Kind] = {
     "guidance_scale": Number(),
     "true_cfg_scale": Number(),
@@ -123,8 +124,8 @@ class Family(ABC):
             check_name(f"argument of {type(pipe).__name__}", name, self.takes())
         self.pipe = pipe
         self.caches = bool(caches_of(self.network))
-        self.height: Any = ANY_COUNT.read("height", height)  # numbers after `prepare`
-        self.width: Any = ANY_COUNT.read("width", width)
+        self.height: Any = _SIDE.read("height", height)  # numbers after `prepare`
+        self.width: Any = _SIDE.read("width", width)
         self.asked = frozenset(options)
         self.given: dict[str, Any] = {**self.options, **opened(options)}
         for name in self.asked.intersection(_KINDS):

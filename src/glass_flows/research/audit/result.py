@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import replace, written
-from ...jobs.pictures import make_folder
+from ...folders import alone
 from ...measures import Measure
 from ..writing import blank_plot, markdown, write_json
 from .figures import ratio_of
@@ -120,16 +120,17 @@ class Audit:
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write audit.md, audit.json and audit.png into the folder; their places by name."""
-        picture, place = blank_plot(), make_folder(folder)  # before anything is written
-        files = {
-            "table": place / "audit.md",
-            "figures": place / "audit.json",
-            "picture": place / "audit.png",
-        }
-        replace(files["table"], self.text.encode())
-        write_json(files["figures"], {**asdict(self), "verdict": self.verdict})
-        _draw(picture, self)
-        replace(files["picture"], written(partial(picture.savefig, dpi=120)))
+        picture = blank_plot()  # before anything is written
+        with alone(folder) as place:
+            files = {
+                "table": place / "audit.md",
+                "figures": place / "audit.json",
+                "picture": place / "audit.png",
+            }
+            replace(files["table"], self.text.encode())
+            write_json(files["figures"], {**asdict(self), "verdict": self.verdict})
+            _draw(picture, self)
+            replace(files["picture"], written(partial(picture.savefig, dpi=120)))
         return files
 
 

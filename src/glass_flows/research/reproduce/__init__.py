@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...errors import check_name
 from ...files import replace
-from ...folders import alone_in_out
+from ...folders import alone, alone_in_out
 from ...jobs.pictures import make_folder
 from ..writing import write_markdown
 from .base import Experiment, Result, Scale, model_of, run_experiment
@@ -94,7 +94,6 @@ def write_page(
     """
     target = Path(file)
     given = scale or Scale()
-    images = make_folder(target.with_suffix(""))
     command = [*folders] if set(folders) != set(EXPERIMENTS) else [ALL]
     command += ["--quick"] if given.quick else []
     options = {"seed": "seed", "model": "model", "reward": "reward", "prompts": "prompts"}
@@ -103,16 +102,17 @@ def write_page(
             command.append(f"--{option} {getattr(given, field)}")
     command += [f"--also {name}" for name in given.also]
     told = []
-    for name, folder in folders.items():
-        replace(images / f"{name}.png", (folder / "plot.png").read_bytes())
-        table = (folder / "table.md").read_text(encoding="utf-8").rstrip()
-        told.append({"name": name, "table": table, **EXPERIMENTS[name].says})
-    return write_markdown(
-        target,
-        "results",
-        command=" ".join(command),
-        name=target.name,
-        images=images.name,
-        experiments=told,
-        full=given == Scale(),
-    )
+    with alone(target.with_suffix("")) as images:
+        for name, folder in folders.items():
+            replace(images / f"{name}.png", (folder / "plot.png").read_bytes())
+            table = (folder / "table.md").read_text(encoding="utf-8").rstrip()
+            told.append({"name": name, "table": table, **EXPERIMENTS[name].says})
+        return write_markdown(
+            target,
+            "results",
+            command=" ".join(command),
+            name=target.name,
+            images=images.name,
+            experiments=told,
+            full=given == Scale(),
+        )
