@@ -70,6 +70,14 @@ LOOPS = (  # the tests of a large file that state what happens to each particle,
     "test_a_threshold_of_one_resamples_equal_weights_too"
 )
 STEERING = ("test_steering_details", LOOPS, "test_steering")
+TILTS = (  # those that draw no samples
+    "test_guidance::test_for_gaussian_data_and_a_linear_reward_both_rules_are_the_exact_tilt,"
+    "test_both_rules_are_the_gradients_they_say,test_the_schedule_multiplies_the_strength,"
+    "test_a_clip_bounds_the_step_in_posterior_deviations_and_keeps_its_direction,"
+    "test_the_earliest_times_are_guided_too,test_the_costs_are_the_true_ones,"
+    "test_bad_guided_denoisers_are_named,test_a_part_of_the_batch_is_named_in_errors,"
+    "test_bad_value_functions_are_named"
+)
 TARGETS: dict[str, tuple[str, ...]] = {
     "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
     "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
@@ -88,7 +96,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "noise.py": ("test_mutants_core", "test_execute"),
     "sampling.py": ("test_mutants_core", "test_execute"),
     "k_diffusion.py": ("test_k_diffusion",),
-    "guidance.py": ("test_guidance",),
+    "guidance.py": (TILTS, "test_guidance"),
     "batching.py": ("test_mutants_core",),
     "rewards/base.py": ("test_rewards", "test_video_rewards"),
     "rewards/composites.py": ("test_rewards", "test_video_rewards"),
