@@ -78,6 +78,13 @@ TILTS = (  # those that draw no samples
     "test_bad_guided_denoisers_are_named,test_a_part_of_the_batch_is_named_in_errors,"
     "test_bad_value_functions_are_named"
 )
+GUIDED = (  # of the tests of guidance those that look at how a run is steered
+    "test_guidance::test_the_costs_are_the_true_ones,test_what_guidance_took_is_not_taken_again,"
+    "test_values_and_twist_see_the_untilted_estimate,"
+    "test_a_posterior_value_draws_from_the_model_itself,"
+    "test_the_result_says_that_guidance_biases_it,"
+    "test_a_guided_denoiser_of_ones_own_is_steered_with_its_prompts_spread"
+)
 TARGETS: dict[str, tuple[str, ...]] = {
     "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
     "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
@@ -127,7 +134,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_exact::test_network_evaluations_of_the_posterior_value,"
         "test_one_evaluation_is_the_posterior_mean,test_the_first_evaluation_is_not_repeated",
         "test_steering_errors",
-        "test_guidance",
+        GUIDED,
     ),
     "steering/smc.py": (
         f"{FORMULAS} test_steering_details",
@@ -147,9 +154,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
         FORMULAS,
         *STEERING,
         "test_steering_errors",
-        "test_guidance",
+        GUIDED,
     ),
-    "steering/method.py": (FORMULAS, *STEERING, "test_steering_errors", "test_guidance"),
+    "steering/method.py": (FORMULAS, *STEERING, "test_steering_errors", GUIDED),
     "steering/methods.py": ("test_steering_errors", "test_settings"),
     "steering/loop.py": (
         "test_refine::test_a_bar_knows_how_long_it_will_be",
