@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glass_flows import Guidance, Steering, Twist, beam, best_of, greedy, steer
+from glass_flows import Denoiser, Guidance, Steering, Twist, beam, best_of, greedy, steer
 from glass_flows.denoisers import Estimate
 from glass_flows.errors import InvalidArgument, NonFinite
 from glass_flows.execute import Boundary
+from glass_flows.noise import POSTERIOR, KeyedNoise
 from glass_flows.paths import EDM, Linear
 from glass_flows.plans import Default, plan
 from glass_flows.rewards import FunctionReward
@@ -25,7 +26,7 @@ from glass_flows.steering.search import Beam
 from glass_flows.steering.smc import Weighted
 from glass_flows.steering.strength import Auto
 from glass_flows.steering.twist import Twister, informative, noise_gain
-from glass_flows.steering.values import Scorer, scaled
+from glass_flows.steering.values import FreeValue, Look, Scorer, ValueFunction, scaled
 from glass_flows.steering.weights import effective_size, weighted_mean
 from glass_flows.worlds import GaussianMixture
 
@@ -435,10 +436,88 @@ def test_posterior_values_take_the_first_evaluation_from_the_boundary():
     assert value.extra_calls(Linear(), 0.0) == 3 * 4  # draws from noise of their own
 
 
+def test_other_values_take_no_evaluations():
+    for value in (FreeValue(), ValueFunction(lambda x, t, D: x[:, 0])):
+        assert value.extra_calls(Linear(), 0.0) == value.extra_calls(Linear(), 0.5) == 0
+
+
 def test_what_posterior_values_cost_by_default():
     """Four draws of three evaluations, the first of which the boundary has made already."""
     assert PosteriorValue().extra_calls(Linear(), 0.5) == 4 * 2
     assert PosteriorValue().extra_calls(Linear(), 0.0) == 4 * 3
+
+
+class Wide(Linear):
+    """Noise of deviation two."""
+
+    def sigma(self, t):
+        return 2.0 * (1.0 - t)
+
+    def sigma_dot(self, t):
+        return -2.0
+
+    def _time(self, amplitude):
+        return 2.0 * amplitude / (1.0 + 2.0 * amplitude)
+
+
+def look_at(t, estimate, *, path=None, noise=None, pieces=None, first=0, **options):
+    """A look with V = z summed, of four particles of two numbers."""
+    pieces = [slice(0, 4)] if pieces is None else pieces
+    scorer = Scorer(FunctionReward(lambda z: z.sum(1)), None, pieces, first)
+    boundary = Boundary(1, t, normal(4, 2), estimate, None)
+    denoiser = Denoiser(lambda x, t: x, path or Linear(), "sample")
+    return Look(boundary, denoiser, scorer, 1.0, noise or KeyedNoise(0), "here", **options)
+
+
+def guided_estimate():
+    return Estimate(normal(4, 2, seed=1), normal(4, 2, seed=2))
+
+
+def test_a_scorer_counts_from_nothing():
+    scorer = Scorer(FunctionReward(lambda z: z.sum(1)), None, [slice(0, 4)])
+    assert (scorer.evaluations, scorer.decodes) == (0, 0)
+    scorer.rewards(normal(4, 2), "here")
+    assert (scorer.evaluations, scorer.decodes) == (4, 0)
+
+
+def test_a_look_shows_the_guided_estimate_and_the_untilted_one():
+    estimate = guided_estimate()
+    seen = look_at(0.4, estimate).estimate
+    assert torch.equal(seen.D, estimate.D) and torch.equal(seen.untilted, estimate.untilted)
+    assert seen.D is not estimate.D and seen.untilted is not estimate.untilted
+    seen = look_at(0.4, Estimate(estimate.D, estimate.D)).estimate
+    assert torch.equal(seen.D, estimate.D) and seen.untilted is seen.D
+
+
+def test_a_look_takes_no_gradient_that_nobody_wants():
+    for wanted in ({}, {"gradient": False}, {"gradient": True}):
+        look = look_at(0.4, guided_estimate(), **wanted)
+        look.rewards()
+        assert (look._gradient is not None) == wanted.get("gradient", False)
+
+
+def test_draws_of_a_posterior_begin_with_the_noise_of_the_path():
+    """V at pure noise: draws of M = 1, which are D = x itself, and x has deviation two."""
+    look = look_at(0.0, guided_estimate(), path=Wide())
+    _, rewards = PosteriorValue(1, 1)(look)
+    noise = KeyedNoise(0)(1, normal(4, 2), POSTERIOR, 0)
+    torch.testing.assert_close(rewards, 2.0 * noise.sum(1))
+
+
+def test_a_posterior_value_is_not_larger_than_a_table():
+    PosteriorValue(1000, 100)
+    with pytest.raises(InvalidArgument, match="at most 100,000 network evaluations"):
+        PosteriorValue(1000, 101)
+
+
+def test_a_value_that_is_not_finite_is_named_by_its_row_of_the_batch():
+    pieces = [slice(0, 2), slice(2, 4)]
+    look = look_at(0.4, Estimate(normal(4, 2), normal(4, 2)), pieces=pieces, first=10)
+    bad = look.x[3, 0]
+    value = ValueFunction(lambda x, t, D: torch.where(x[:, 0] == bad, math.nan, x[:, 0]))
+    with pytest.raises(NonFinite) as raised:
+        value(look)
+    assert raised.value.particles == (13,)
 
 
 def test_a_weighted_mean_is_along_the_particles_and_forgets_what_has_no_weight():
