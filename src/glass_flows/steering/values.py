@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers import BaseDenoiser, Estimate, WrappedDenoiser
-from ..errors import MOST_EVALUATIONS, InvalidArgument, check_name, rows_from, shown
+from ..errors import MOST_EVALUATIONS, InvalidArgument, rows_from, shown
 from ..execute import Boundary, run
 from ..noise import POSTERIOR, Noise
 from ..paths import Path
@@ -249,13 +249,10 @@ class ValueFunction:
         return 0
 
 
-def resolve_value(value: str | Value | Callable[[Tensor, float, Tensor], Tensor]) -> Value:
-    """The value of a name ("free"), an object, or a function V(x, t, D)."""
+def resolve_value(value: Value | Callable[[Tensor, float, Tensor], Tensor]) -> Value:
+    """The value that an object is, or a function V(x, t, D) makes."""
     if isinstance(value, Value) and not isinstance(value, type):
         return value
-    if isinstance(value, str):
-        check_name("value", value, ("free", "posterior"))
-        return FreeValue() if value == "free" else PosteriorValue()
     if not callable(value) or isinstance(value, type):
         raise InvalidArgument(
             "value must be 'free', 'posterior', PosteriorValue(samples, steps) or a function "
