@@ -144,6 +144,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_guidance",
     ),
     "steering/search.py": (
+        FORMULAS,
         "test_steering_exact::test_a_beam_keeps_the_best,test_greedy_takes_the_best_child,"
         "test_greedy_draws_children_in_proportion",
         "test_steering_errors",

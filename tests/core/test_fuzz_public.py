@@ -134,7 +134,7 @@ def a_run(result: Any, given: Mapping[str, Any]) -> None:
     particles, prompts = int(given.get("particles", 8)), given.get("prompts")
     count = given.get("populations")
     populations = int(count) if count is not None else 1 if prompts is None else len(prompts)
-    x = given.get("x")
+    x = given.get("x") if given.get("init") is None else given["init"]
     dtype = given.get("dtype") or torch.float32 if x is None else x.dtype
     returned = result.rewards.shape[1]
     shape = tuple(int(size) for size in given["shape"])

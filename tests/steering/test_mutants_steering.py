@@ -22,7 +22,7 @@ from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, Poste
 from glass_flows.steering.population import Population, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
 from glass_flows.steering.schedules import share_at
-from glass_flows.steering.search import Beam
+from glass_flows.steering.search import Beam, Greedy
 from glass_flows.steering.smc import Weighted
 from glass_flows.steering.strength import Auto
 from glass_flows.steering.twist import Twister, informative, noise_gain
@@ -395,6 +395,30 @@ def test_the_calls_that_a_progress_bar_counts():
     assert chosen.calls(table) == 9 + 3 * 5 + 2 * 3 * 4  # pure noise is asked once more
     assert chosen.calls(table, 1) == 7 + 2 * 3 * 4
     assert Steering().calls(table) == 9
+
+
+def test_when_lambda_has_a_say_in_a_search():
+    """The order of λ r(D) is that of r(D); guidance, posterior values and shares depend on λ."""
+    plain, own = {}, {"value": lambda x, t, D: x[:, 0]}
+    deep, guided = {"value": PosteriorValue(2, 2)}, {"guidance": "reward"}
+    for given, told in ((plain, False), (own, False), (deep, True), (guided, True)):
+        assert Beam(**given).tilts == Greedy(**given, pick="best").tilts == told
+        assert Greedy(**given, pick="sample").tilts
+    assert Beam(**deep, **guided).tilts
+
+
+def test_a_search_looks_where_it_is_told_and_takes_no_gradients():
+    steps = []
+    result = beam(
+        Denoiser(lambda x, t: 0.5 * x, Linear(), "sample"),
+        FunctionReward(torch.no_grad()(lambda z: z.sum(1)), differentiable=False),
+        shape=(2,), particles=4, children=2, boundaries=[2], transitions=4, steps=1, rho=0.3,
+        seed=0, on_boundary=steps.append,
+    )  # fmt: skip
+    assert [bool(step.rewards.isnan().all()) for step in steps] == [True, True, False, True, False]
+    assert [len(set(line.tolist())) for line in result.ancestry[:, 0]] == [4, 4, 2, 4]
+    assert result.reward_evaluations == 8
+    assert result.slots is None and result.samples.shape == (1, 4, 2)
 
 
 def test_populations_in_one_batch():
