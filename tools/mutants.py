@@ -167,7 +167,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_errors",
     ),
     "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering", "test_also"),
-    "steering/state.py": STEERING,
+    "steering/state.py": (FORMULAS, *STEERING),
     "steering/shards.py": ("test_shards",),
     "steering/api.py": (FORMULAS, "test_steering_errors"),
     "diffusers/schedules.py": (

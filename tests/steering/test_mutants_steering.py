@@ -24,6 +24,7 @@ from glass_flows.steering.results import Costs, SearchResult
 from glass_flows.steering.schedules import share_at
 from glass_flows.steering.search import Beam, Greedy
 from glass_flows.steering.smc import Weighted
+from glass_flows.steering.state import History, Scene, Selection, Step
 from glass_flows.steering.strength import Auto
 from glass_flows.steering.twist import Twister, informative, noise_gain
 from glass_flows.steering.values import FreeValue, Look, Scorer, ValueFunction, scaled
@@ -419,6 +420,23 @@ def test_a_search_looks_where_it_is_told_and_takes_no_gradients():
     assert [len(set(line.tolist())) for line in result.ancestry[:, 0]] == [4, 4, 2, 4]
     assert result.reward_evaluations == 8
     assert result.slots is None and result.samples.shape == (1, 4, 2)
+
+
+def test_where_nothing_is_selected_everyone_is_their_own_ancestor():
+    everyone = Selection.everyone(3, 2)
+    assert everyone.ancestors.tolist() == [[0, 1]] * 3
+    assert everyone.selected.tolist() == [False] * 3
+
+
+def test_the_pictures_of_a_step_are_decoded_from_its_estimates():
+    x = normal(2, 3)
+    boundary = Boundary(1, 1.0, x, Estimate(x, x), None)
+    everyone = Selection.everyone(1, 2)
+    told = (boundary, pair(0.0, 0.0), everyone.ancestors, everyone.selected, Costs(), History())
+    step = Step(*told, scene=Scene(decode=lambda z: [float(one.sum()) for one in z]))
+    assert step.images() == pytest.approx(x.sum(1).tolist())
+    with pytest.raises(InvalidArgument, match="make pictures of step.estimates"):
+        Step(*told).images()
 
 
 def test_populations_in_one_batch():
