@@ -435,7 +435,7 @@ def test_the_pictures_of_a_step_are_decoded_from_its_estimates():
     told = (boundary, pair(0.0, 0.0), everyone.ancestors, everyone.selected, Costs(), History())
     step = Step(*told, scene=Scene(decode=lambda z: [float(one.sum()) for one in z]))
     assert step.images() == pytest.approx(x.sum(1).tolist())
-    with pytest.raises(InvalidArgument, match="make pictures of step.estimates"):
+    with pytest.raises(InvalidArgument, match=r"make pictures of step\.estimates"):
         Step(*told).images()
 
 
