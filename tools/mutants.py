@@ -85,6 +85,25 @@ GUIDED = (  # of the tests of guidance those that look at how a run is steered
     "test_the_result_says_that_guidance_biases_it,"
     "test_a_guided_denoiser_of_ones_own_is_steered_with_its_prompts_spread"
 )
+COMPOSED = (  # of the tests of rewards those that look at one number at a time
+    "test_rewards::test_values_and_ranges_of_composites,test_normalised_from_samples,"
+    "test_composites_take_over_what_their_parts_need,test_composites_check_their_arguments,"
+    "test_the_cache_asks_once_about_equal_samples,"
+    "test_the_cache_tells_dtypes_shapes_and_prompts_apart,"
+    "test_the_cache_drops_the_least_recently_used,test_gradients_pass_the_cache,"
+    "test_the_cache_keeps_no_graph,test_flat_samples_can_be_cached,test_decoding_is_split,"
+    "test_nothing_to_normalise_by_is_named"
+)
+ANSWERED = (
+    "test_rewards::test_batches_are_split_and_joined_in_order,test_prompts_must_be_one_per_sample,"
+    "test_functions_become_rewards,test_gradients_are_taken_chunk_by_chunk,"
+    "test_evaluate_gives_detached_float64_on_the_cpu,test_shapes_are_checked,"
+    "test_answers_of_plain_functions_are_one_number_per_sample,"
+    "test_values_that_are_no_numbers_are_named,test_the_declared_range_is_held,"
+    "test_exceptions_become_reward_errors_with_their_place,"
+    "test_named_errors_keep_their_type_and_name_the_place,"
+    "test_values_and_ranges_of_composites,test_a_reward_is_clipped_from_above_alone"
+)
 TARGETS: dict[str, tuple[str, ...]] = {
     "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
     "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
@@ -105,8 +124,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "k_diffusion.py": ("test_k_diffusion",),
     "guidance.py": (TILTS, "test_guidance"),
     "batching.py": ("test_mutants_core",),
-    "rewards/base.py": ("test_rewards", "test_video_rewards"),
-    "rewards/composites.py": ("test_rewards", "test_video_rewards"),
+    "rewards/base.py": (ANSWERED, "test_rewards", "test_video_rewards"),
+    "rewards/composites.py": (COMPOSED, "test_rewards", "test_video_rewards"),
     "rewards/videos.py": ("test_video_rewards",),
     "steering/weights.py": (f"{FORMULAS} test_steering",),
     "steering/resampling.py": ("test_resampling",),
