@@ -92,7 +92,8 @@ COMPOSED = (  # of the tests of rewards those that look at one number at a time
     "test_the_cache_tells_dtypes_shapes_and_prompts_apart,"
     "test_the_cache_drops_the_least_recently_used,test_gradients_pass_the_cache,"
     "test_the_cache_keeps_no_graph,test_flat_samples_can_be_cached,test_decoding_is_split,"
-    "test_nothing_to_normalise_by_is_named"
+    "test_nothing_to_normalise_by_is_named,test_rewards_differ_by_more_than_rounding,"
+    "test_the_cache_tells_numbers_from_lists_of_one"
 )
 ANSWERED = (
     "test_rewards::test_batches_are_split_and_joined_in_order,test_prompts_must_be_one_per_sample,"
@@ -125,7 +126,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "guidance.py": (TILTS, "test_guidance"),
     "batching.py": ("test_mutants_core",),
     "rewards/base.py": (ANSWERED, "test_rewards", "test_video_rewards"),
-    "rewards/composites.py": (COMPOSED, "test_rewards", "test_video_rewards"),
+    "rewards/composites.py": (COMPOSED, "test_video_rewards", "test_rewards"),
     "rewards/videos.py": ("test_video_rewards",),
     "steering/weights.py": (f"{FORMULAS} test_steering",),
     "steering/resampling.py": ("test_resampling",),

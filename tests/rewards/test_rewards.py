@@ -656,6 +656,14 @@ def test_flat_samples_can_be_cached():
     assert reward(z).tolist() == [2.0, 4.0, 2.0] and reward.misses == 2
 
 
+def test_the_cache_tells_numbers_from_lists_of_one():
+    reward = Cached(lambda z: z.reshape(len(z)) + z.ndim)
+    numbers = torch.tensor([1.0, 2.0])
+    assert reward(numbers).tolist() == [2.0, 3.0]
+    assert reward(numbers[:, None]).tolist() == [3.0, 4.0]
+    assert Cached(sines).size == 1024
+
+
 def test_the_cache_reads_samples_whatever_their_strides():
     reward = Cached(sines)
     reward(Z[:, :, 0].contiguous())
@@ -691,6 +699,21 @@ def test_a_reward_is_clipped_from_above_alone():
 def test_nothing_to_normalise_by_is_named():
     with pytest.raises(InvalidArgument, match="no samples to normalise by"):
         Normalised.from_samples(FunctionReward(lambda z: z.sum(1)), torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "differ"),
+    [([99.0, 101.0], True), ([0.0, 0.0], False), ([1e6, 1e6 + 2e-10], False), ([0, 1e-9], True)],
+)
+def test_rewards_differ_by_more_than_rounding(rewards, differ):
+    """Which is 1e-16 of their size."""
+    values = torch.tensor(rewards, dtype=torch.float64)
+    if differ:
+        found = Normalised.from_samples(lambda z: values, values)
+        assert (found.mean, found.std) == (sum(rewards) / 2, (rewards[1] - rewards[0]) / 2)
+        return
+    with pytest.raises(InvalidArgument, match="give samples whose rewards are finite and differ"):
+        Normalised.from_samples(lambda z: values, values)
 
 
 def test_one_sample_in_batches_of_one_is_one_call():
