@@ -342,6 +342,7 @@ def test_the_settings_of_methods_have_ends():
 
 def test_the_settings_that_are_documented():
     assert (Steering().particles, Steering().scale, Steering().ess_threshold) == (8, Auto(), 0.5)
+    assert (Beam().particles, Beam().scale) == (8, Auto())
     assert Steering.weighted
     assert BestOf.weighted
     assert not Beam.weighted
@@ -520,6 +521,9 @@ def test_a_scorer_counts_from_nothing():
     assert (scorer.evaluations, scorer.decodes) == (0, 0)
     scorer.rewards(normal(4, 2), "here")
     assert (scorer.evaluations, scorer.decodes) == (4, 0)
+    with pytest.raises(NonFinite) as raised:
+        scorer.rewards(real([[0.0], [0.0], [math.nan], [0.0]]), "here")
+    assert raised.value.particles == (2,)
 
 
 def test_a_look_shows_the_guided_estimate_and_the_untilted_one():
