@@ -182,9 +182,13 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "steering/loop.py": (
         "test_refine::test_a_bar_knows_how_long_it_will_be",
         FORMULAS,
+        "test_stopping",
         *STEERING,
         "test_run_folder",
         "test_steering_errors",
+        "test_also::test_every_boundary_with_values_is_scored_and_no_other,"
+        "test_on_the_way_the_estimates_are_scored_and_weighted_before_selection,"
+        "test_of_refinement_the_chains_are_scored,test_a_run_that_was_stopped_has_the_same",
     ),
     "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering", "test_also"),
     "steering/state.py": (FORMULAS, *STEERING),

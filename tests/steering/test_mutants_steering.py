@@ -14,15 +14,16 @@ from glass_flows import Denoiser, Guidance, Steering, Twist, beam, best_of, gree
 from glass_flows.denoisers import Estimate
 from glass_flows.errors import InvalidArgument, NonFinite
 from glass_flows.execute import Boundary
-from glass_flows.noise import POSTERIOR, KeyedNoise
+from glass_flows.noise import POSTERIOR, START, KeyedNoise
 from glass_flows.paths import EDM, Linear
 from glass_flows.plans import Default, plan
 from glass_flows.rewards import FunctionReward
 from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
-from glass_flows.steering.population import Population, steered_boundaries
+from glass_flows.steering.population import Population, Run, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
 from glass_flows.steering.schedules import share_at
 from glass_flows.steering.search import Beam, Greedy
+from glass_flows.steering.shards import Pieces, Shards
 from glass_flows.steering.smc import Weighted
 from glass_flows.steering.state import History, Scene, Selection, Step
 from glass_flows.steering.strength import Auto
@@ -383,6 +384,10 @@ def test_where_a_method_looks_by_default():
     assert Steering(boundaries=[]).steered(table) == set()
     assert BestOf().steered(table) == BestOf()._steering.steered(table) == set()
     assert steered_boundaries(table, [2], decides=False) == {2}
+    assert steered_boundaries(table, [0], decides=True) == {0}
+    one = plan(Linear(), transitions=1, steps=2, rho=0.3)
+    assert steered_boundaries(one, [], decides=True) == steered_boundaries(one, None, True) == set()
+    assert steered_boundaries(table, None, decides=False) == set()
     with pytest.raises(InvalidArgument, match="numbered 0 to 2"):
         steered_boundaries(table, [0, 3], decides=True)
     with pytest.raises(InvalidArgument, match="2 shares of lambda for 3"):
@@ -456,6 +461,46 @@ def test_populations_in_one_batch():
     for bad in (2, "2", None):
         with pytest.raises(InvalidArgument, match="shape"):
             Population.of(3, bad)
+
+
+def test_the_ends_of_a_population():
+    assert not Population(3, 1, (2,)).given
+    assert Population.of(3, (2,), dtype=torch.float64).dtype == torch.float64
+    assert Population.of(3, (2,)).dtype == torch.float32
+    with pytest.raises(InvalidArgument, match="populations x particles, got 33554432"):
+        Population.of(2**13, (1,), 2**12)
+    with pytest.raises(InvalidArgument, match="comes first"):
+        Population.of(3, (2,)).noising(normal(1, 2), Linear(), 0.5)
+
+
+def a_run(shards=None, **given):
+    model = Denoiser(lambda x, t: 0.5 * x, Linear(), "sample")
+    table = plan(Linear(), transitions=2, steps=2, rho=0.4)
+    population = Population.of(4, (2,), seed=0)
+    return Run(
+        table, model, lambda z: z.sum(1), Steering(4, 1.0), population, shards=shards, **given
+    )
+
+
+@pytest.mark.parametrize(
+    ("micro", "count", "cut"), [(None, 1, False), (4, 1, False), (2, 1, True), (None, 2, True)]
+)
+def test_a_batch_is_cut_where_its_rows_do_not_go_together(micro, count, cut):
+    """Into micro-batches, or for processes: the second of two has rows 2 and 3."""
+    shards = Shards(micro)
+    shards.rank, shards.count = count - 1, count
+    run = a_run(shards)
+    assert isinstance(run.model.denoiser, Pieces) == cut
+    assert len(run.x) == 4 // count
+    assert torch.equal(run.x, KeyedNoise(0)(0, torch.empty(4, 2), START)[run.shards.own])
+
+
+def test_a_run_begins_with_its_first_boundary_and_no_gradient():
+    run = a_run()
+    assert (run.first, run.asked, run.found) == (0, run.tilt, None)
+    boundary = next(iter(run.boundaries()))
+    assert boundary.index == 0
+    assert run.look(boundary)._wanted is False
 
 
 def test_costs_add_up():
