@@ -76,7 +76,9 @@ TILTS = (  # those that draw no samples
     "test_a_clip_bounds_the_step_in_posterior_deviations_and_keeps_its_direction,"
     "test_the_earliest_times_are_guided_too,test_the_costs_are_the_true_ones,"
     "test_bad_guided_denoisers_are_named,test_a_part_of_the_batch_is_named_in_errors,"
-    "test_bad_value_functions_are_named"
+    "test_bad_value_functions_are_named,test_what_a_call_asks_for,"
+    "test_where_every_level_is_nearly_noise_the_last_is_asked,"
+    "test_the_data_are_of_deviation_one_unless_it_is_said"
 )
 GUIDED = (  # of the tests of guidance those that look at how a run is steered
     "test_guidance::test_the_costs_are_the_true_ones,test_what_guidance_took_is_not_taken_again,"
