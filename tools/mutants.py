@@ -194,7 +194,14 @@ TARGETS: dict[str, tuple[str, ...]] = {
     ),
     "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering", "test_also"),
     "steering/state.py": (FORMULAS, *STEERING),
-    "steering/shards.py": ("test_shards",),
+    "steering/shards.py": (
+        "test_shards::test_one_process_holds_all,test_estimates_of_parts_are_one_estimate,"
+        "test_what_the_first_process_says_is_no_longer_ones_own,"
+        "test_an_error_names_the_row_of_the_whole_batch,"
+        "test_more_processes_than_micro_batches_are_refused,"
+        "test_micro_batches_lie_at_the_same_places_for_any_number_of_processes",
+        "test_shards",
+    ),
     "steering/api.py": (FORMULAS, "test_steering_errors"),
     "diffusers/schedules.py": (
         "test_mutants_schedules",
