@@ -19,6 +19,7 @@ from glass_flows.paths import EDM, Linear
 from glass_flows.plans import Default, plan
 from glass_flows.rewards import FunctionReward
 from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
+from glass_flows.steering.method import Course, Method
 from glass_flows.steering.population import Population, Run, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
 from glass_flows.steering.schedules import share_at
@@ -402,6 +403,26 @@ def test_the_calls_that_a_progress_bar_counts():
     assert chosen.calls(table) == 9 + 3 * 5 + 2 * 3 * 4  # pure noise is asked once more
     assert chosen.calls(table, 1) == 7 + 2 * 3 * 4
     assert Steering().calls(table) == 9
+
+
+def test_a_method_of_ones_own_is_taken_to_steer_by_lambda():
+    assert Method.tilts.fget(Beam()) and not Method.weighted
+
+
+def test_a_run_that_is_stopped_ends_at_data_one_boundary_on():
+    boundary = next(iter(a_run().boundaries()))
+    end = Course.end(None, boundary)
+    assert (end.index, end.t, end.final) == (1, 1.0, True)
+    assert end.x is boundary.D and end.estimate.D is end.estimate.untilted is boundary.D
+
+
+def test_boundaries_are_listed_from_0_or_left_to_the_method():
+    assert Steering(boundaries=None).boundaries is None
+    assert Steering(boundaries=[0, 2]).boundaries == (0, 2)
+    assert Steering(guidance=None).guidance is None
+    for bad in ([-1], [None], 0):
+        with pytest.raises(InvalidArgument, match="boundaries"):
+            Steering(boundaries=bad)
 
 
 def test_when_lambda_has_a_say_in_a_search():
