@@ -179,7 +179,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_errors",
         GUIDED,
     ),
-    "steering/method.py": (FORMULAS, *STEERING, "test_steering_errors", GUIDED),
+    "steering/method.py": (
+        f"{FORMULAS} test_strength::test_files_of_before_mean_a_lambda_of_one",
+        *STEERING,
+        "test_steering_errors",
+        GUIDED,
+    ),
     "steering/methods.py": ("test_steering_errors", "test_settings"),
     "steering/loop.py": (
         "test_refine::test_a_bar_knows_how_long_it_will_be",
