@@ -10,14 +10,25 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glass_flows import Denoiser, Guidance, Steering, Twist, beam, best_of, greedy, steer
+from glass_flows import (
+    Denoiser,
+    Guidance,
+    GuidedDenoiser,
+    Steering,
+    Table,
+    Twist,
+    beam,
+    best_of,
+    greedy,
+    steer,
+)
 from glass_flows.denoisers import Estimate
-from glass_flows.errors import InvalidArgument, NonFinite
+from glass_flows.errors import InvalidArgument, NonFinite, ShapeError, TimeError
 from glass_flows.execute import Boundary
 from glass_flows.noise import POSTERIOR, START, KeyedNoise
 from glass_flows.paths import EDM, Linear
 from glass_flows.plans import Default, plan
-from glass_flows.rewards import FunctionReward
+from glass_flows.rewards import Decoded, FunctionReward
 from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
 from glass_flows.steering.method import Course, Method
 from glass_flows.steering.population import Population, Run, steered_boundaries
@@ -494,12 +505,19 @@ def test_the_ends_of_a_population():
         Population.of(3, (2,)).noising(normal(1, 2), Linear(), 0.5)
 
 
-def a_run(shards=None, **given):
-    model = Denoiser(lambda x, t: 0.5 * x, Linear(), "sample")
-    table = plan(Linear(), transitions=2, steps=2, rho=0.4)
-    population = Population.of(4, (2,), seed=0)
+def halving(x, t):
+    return 0.5 * x
+
+
+def a_run(shards=None, *, table=None, model=halving, reward=None, method=None, **population):
+    denoiser = model if isinstance(model, GuidedDenoiser) else Denoiser(model, Linear(), "sample")
     return Run(
-        table, model, lambda z: z.sum(1), Steering(4, 1.0), population, shards=shards, **given
+        table or plan(Linear(), transitions=3, steps=2, rho=0.4),
+        denoiser,
+        reward or (lambda z: z.sum(1)),
+        method or Steering(4, 1.0),
+        Population.of(4, (2,), seed=0, **population),
+        shards=shards,
     )
 
 
@@ -522,6 +540,72 @@ def test_a_run_begins_with_its_first_boundary_and_no_gradient():
     boundary = next(iter(run.boundaries()))
     assert boundary.index == 0
     assert run.look(boundary)._wanted is False
+
+
+def test_who_may_begin_with_what():
+    assert Population.of(3, ()).shape == ()
+    assert not Population.of(3, (2,)).given and Population.of(3, (2,), x=normal(3, 2)).given
+    whole = plan(Linear(), transitions=3, steps=2, rho=0.4)
+    late = whole.since(1)
+    with pytest.raises(TimeError, match="samples start at noise"):
+        a_run(table=late)
+    x = normal(4, 2)
+    assert torch.equal(a_run(table=late, x=x).x, x)
+    early = Table(whole.path, whole.transitions[:2], {})
+    with pytest.raises(TimeError, match="steering ends at data"):
+        a_run(table=early, x=x)
+    with pytest.raises(ShapeError, match="one for each particle"):
+        a_run(x=x[:3])
+    chains = Population.of(4, (2,), seed=0).refining(x)
+    model = Denoiser(halving, Linear(), "sample")
+    Run(late, model, lambda z: z.sum(1), Steering(4, 1.0), chains)
+
+
+def test_who_may_be_guided_by_what():
+    told = {None: False, Guidance(0.0): False, Guidance(0.5): True}
+    flat = FunctionReward(lambda z: z.sum(1), differentiable=False)
+    guided = GuidedDenoiser(Denoiser(halving, Linear(), "sample"), lambda z: z.sum(1))
+    for guidance, guides in told.items():
+        method = Steering(4, 1.0, guidance=guidance)
+        assert a_run(method=method).guides == guides
+        for options, match in (({"reward": flat}, "no gradient"), ({"model": guided}, "already")):
+            if guides:
+                with pytest.raises(InvalidArgument, match=match):
+                    a_run(method=method, **options)
+            else:
+                a_run(method=method, **options)
+    asking = FunctionReward(lambda z, prompts: z.sum(1), takes_prompts=True)
+    with pytest.raises(InvalidArgument, match="takes prompts"):
+        a_run(reward=asking)
+    a_run(reward=asking, prompts=["a"])
+    a_run(prompts=["a"])
+
+
+def test_what_a_run_has_cost_is_counted_on_from_before():
+    run = a_run(reward=Decoded(lambda z: z.sum(1), lambda z: z))
+    next(iter(run.boundaries()))
+    run.scorer.rewards(normal(4, 2), "here")
+    assert run.costs == Costs(4, 0, 4, 4)
+    run.resume(Costs(10, 20, 30, 40))
+    assert run.costs == Costs(10, 20, 30, 40)
+    run.scorer.rewards(normal(4, 2), "here")
+    assert run.costs == Costs(10, 20, 34, 44)
+
+
+def test_an_error_between_boundaries_has_the_last_one():
+    boundaries = a_run(model=lambda x, t: x / (t < 0.5)[:, None]).boundaries()
+    with pytest.raises(NonFinite) as raised:
+        for last in boundaries:
+            seen = last
+    assert raised.value.boundary is seen
+
+
+@pytest.mark.parametrize("answer", [[1.0, None], (1.0,), (1.0, None, None)])
+def test_a_value_is_a_pair(answer):
+    run = a_run()
+    look = run.look(next(iter(run.boundaries())))
+    with pytest.raises(InvalidArgument, match=r"a value returns \(V, rewards or None\)"):
+        run.valued(lambda look: answer, look)
 
 
 def test_costs_add_up():
