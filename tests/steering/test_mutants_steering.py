@@ -608,6 +608,84 @@ def test_a_value_is_a_pair(answer):
         run.valued(lambda look: answer, look)
 
 
+class Memory:
+    """A recorder that keeps what it is told, and goes on from `at`."""
+
+    pictures = None
+
+    def __init__(self, at=None):
+        self.at, self.begun, self.kept, self.steps = at, [], [], []
+
+    def saved(self):
+        return self.at
+
+    def begin(self, run):
+        self.begun.append(run)
+
+    def save(self, saved):
+        self.kept.append(saved)
+
+    def step(self, step):
+        self.steps.append(step)
+
+
+def recorded(record, **options):
+    given = {"transitions": 4, "steps": 1, "rho": 0.3, "seed": 3, "ess_threshold": 1.0}
+    given |= {"also": {"held": lambda z: z[:, 0]}, **options}
+    model = Denoiser(halving, Linear(), "sample")
+    return steer(model, lambda z: z.sum(1), shape=(2,), particles=4, record=record, **given)
+
+
+@pytest.mark.parametrize("scale", [1.5, "auto"])
+def test_from_every_boundary_that_is_kept_it_goes_on_to_the_same_end(scale):
+    first = Memory()
+    whole = recorded(first, scale=scale)
+    assert [one.index for one in first.kept] == [0, 1, 2, 3, 4]
+    assert len(first.steps) == 5 and len(first.begun) == 1
+    assert recorded(None, scale=scale).rewards.tolist() == whole.rewards.tolist()
+    for saved in first.kept:
+        record = Memory(saved)
+        again = recorded(record, scale=scale)
+        assert record.begun[0].first == record.kept[0].index == saved.index
+        for name in ("samples", "rewards", "log_weights", "ancestry"):
+            assert torch.equal(getattr(again, name), getattr(whole, name))
+        assert torch.equal(again.also["held"], whole.also["held"])
+        assert again.strength.scale == whole.strength.scale
+        assert again.costs == whole.costs
+
+
+def test_a_recorded_run_needs_a_seed():
+    with pytest.raises(InvalidArgument, match="needs a seed="):
+        recorded(Memory(), scale=1.0, seed=None)
+    with pytest.raises(InvalidArgument, match="record must be"):
+        recorded("run", scale=1.0)
+
+
+@pytest.mark.parametrize(("answer", "at"), [(True, 1), (False, None), (None, None)])
+def test_only_true_ends_a_run(answer, at):
+    """At the boundary where it is said: its clean estimates are the samples."""
+    seen = []
+
+    def watch(step):
+        seen.append(step)
+        return answer if step.boundary.index == 1 else False
+
+    result = recorded(None, scale=1.0, on_boundary=watch)
+    assert result.stopped == at
+    assert [step.boundary.index for step in seen] == ([0, 1, 2] if at else [0, 1, 2, 3, 4])
+    for bad in (1, "yes"):
+        with pytest.raises(InvalidArgument, match="on_boundary returns True"):
+            recorded(None, scale=1.0, on_boundary=lambda step, bad=bad: bad)
+    at_the_end = recorded(None, scale=1.0, on_boundary=lambda step: step.boundary.final)
+    assert at_the_end.stopped is None
+
+
+def test_held_out_rewards_follow_the_lines_of_what_is_returned():
+    result = recorded(None, scale=5.0)
+    assert torch.equal(result.also["held"], result.samples[..., 0].double())
+    assert recorded(None, scale=5.0, also=None).also == {}
+
+
 def test_costs_add_up():
     one, two = Costs(1, 2, 3, 4), Costs(10, 20, 30, 40)
     assert one + two == Costs(11, 22, 33, 44)
