@@ -513,8 +513,8 @@ def test_a_cut_between_trained_levels_has_the_noise_of_the_whole(rho):
 
 def test_less_than_two_levels_are_nothing_to_do():
     x = start_of(Flow())
-    assert sample_glass(None, x, [0.5]) is x
-    assert sample_glass(None, x, torch.zeros(0)) is x
+    assert sample_glass(Model(Flow()), x, [0.5]) is x
+    assert sample_glass(Model(Flow()), x, torch.zeros(0)) is x
 
 
 def test_a_noise_sampler_is_never_asked_down_to_zero():

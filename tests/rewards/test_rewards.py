@@ -726,3 +726,10 @@ def test_one_sample_in_batches_of_one_is_one_call():
     reward = FunctionReward(bright, "bright", max_batch=1)
     assert reward(torch.ones(1, 2)).tolist() == [2.0]
     assert asked == [1]
+
+
+@pytest.mark.parametrize("bad", [5.0, (0.0,), (0.0, 1.0, 2.0), (1.0, 0.0), (0.0, math.nan)])
+def test_a_range_is_a_pair_that_rises(bad):
+    with pytest.raises(InvalidArgument, match="range"):
+        FunctionReward(lambda z: z.sum(1), range=bad)
+    assert FunctionReward(lambda z: z.sum(1), range=(0, 0)).range == (0.0, 0.0)
