@@ -33,6 +33,7 @@ from glass_flows.rewards import (
     evaluate,
     evaluate_with_gradient,
 )
+from glass_flows.rewards.base import numbers
 
 Z = torch.randn(7, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 WORDS = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "ggggggg"]
@@ -733,3 +734,20 @@ def test_a_range_is_a_pair_that_rises(bad):
     with pytest.raises(InvalidArgument, match="range"):
         FunctionReward(lambda z: z.sum(1), range=bad)
     assert FunctionReward(lambda z: z.sum(1), range=(0, 0)).range == (0.0, 0.0)
+
+
+def test_numbers_that_a_function_returned():
+    assert numbers([1.5], 1).tolist() == [1.5]
+    assert numbers(torch.ones(1, 1, 1), 1, alone=True).tolist() == [1.0]
+    assert numbers(torch.ones(2), 1, alone=True) is None
+    for kind, dtype in ((np.float32, torch.float32), (np.longdouble, torch.float64)):
+        found = numbers(np.array([1.0, 2.0], dtype=kind), 2)
+        assert found.tolist() == [1.0, 2.0] and found.dtype == dtype
+
+
+def test_a_range_is_held_but_for_four_roundings():
+    reward = FunctionReward(lambda z: z, range=(-1.0, 1.0))
+    top = torch.tensor([1.03125], dtype=torch.bfloat16)  # eps is 2^-7
+    assert evaluate(reward, top, place).tolist() == [1.03125]
+    with pytest.raises(RewardError, match="outside its declared range"):
+        evaluate(reward, top + 2.0**-7, place)
