@@ -204,6 +204,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_what_the_first_process_says_is_no_longer_ones_own,"
         "test_an_error_names_the_row_of_the_whole_batch,"
         "test_more_processes_than_micro_batches_are_refused,"
+        "test_what_is_sent_is_where_the_processes_can_send_it,"
+        "test_without_micro_batches_a_process_takes_its_share_at_once,"
         "test_micro_batches_lie_at_the_same_places_for_any_number_of_processes",
         "test_shards",
     ),

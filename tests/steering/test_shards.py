@@ -206,3 +206,33 @@ def test_micro_batches_lie_at_the_same_places_for_any_number_of_processes(rows, 
         start = shards.own.start
         found += [(start + p.start, start + p.stop) for p in shards.pieces]
     assert found == [(i, min(i + micro, rows)) for i in range(0, rows, micro)]
+
+
+@pytest.mark.parametrize(
+    ("call", "name"), [("gather", "all_gather"), ("agreed", "broadcast")], ids=["gather", "agreed"]
+)
+def test_what_is_sent_is_where_the_processes_can_send_it(call, name, monkeypatch):
+    """With NCCL from a GPU, here a device without values; of the longest share its shape."""
+
+    class Sent(Exception):
+        pass
+
+    def send(*given):
+        (sent,) = [one for one in given if isinstance(one, torch.Tensor)]
+        raise Sent(sent.device.type, tuple(sent.shape))
+
+    monkeypatch.setattr(shards.dist, name, send)
+    first = Shards(2)
+    first.rank, first.count, first.wire = 0, 2, torch.device("meta")
+    first.cut(5)
+    with pytest.raises(Sent) as caught:
+        getattr(first, call)(torch.ones(2, 3))
+    assert caught.value.args == ("meta", (3, 3) if call == "gather" else (2, 3))
+
+
+@pytest.mark.parametrize(("count", "share"), [(1, 7), (2, 4), (3, 3)])
+def test_without_micro_batches_a_process_takes_its_share_at_once(count, share):
+    first = Shards()
+    first.count = count
+    first.cut(7)
+    assert (first.own, first.pieces) == (slice(0, share), [slice(0, share)])
