@@ -28,6 +28,7 @@ import glass_flows as g
 from glass_flows import grids, paths, plans, rewards
 from glass_flows.errors import GlassError
 from glass_flows.steering import Acceptance, Adaptive, PosteriorValue, Ramp
+from glass_flows.steering.strength import Auto
 
 TESTS = Path(__file__).parent
 PATIENCE = 10.0  # seconds that a call may take
@@ -200,7 +201,7 @@ SAMPLER = {
 }
 METHOD = {
     "particles": any_of(2, 4, np.int64(4)),
-    "scale": any_of(0, 1.0, 5, np.float32(2), torch.tensor(0.5)),
+    "scale": any_of(0, 1.0, 5, np.float32(2), torch.tensor(0.5), "auto", "auto:0.5", Auto(2)),
     "value": any_of(
         "free", "posterior:2:2", PosteriorValue(1, 2), lambda x, t, D: D.mul_(2).sum(1)
     ),

@@ -70,6 +70,43 @@ LOOPS = (  # the tests of a large file that state what happens to each particle,
     "test_a_threshold_of_one_resamples_equal_weights_too"
 )
 STEERING = ("test_steering_details", LOOPS, "test_steering")
+TILTS = (  # those that draw no samples
+    "test_guidance::test_for_gaussian_data_and_a_linear_reward_both_rules_are_the_exact_tilt,"
+    "test_both_rules_are_the_gradients_they_say,test_the_schedule_multiplies_the_strength,"
+    "test_a_clip_bounds_the_step_in_posterior_deviations_and_keeps_its_direction,"
+    "test_the_earliest_times_are_guided_too,test_the_costs_are_the_true_ones,"
+    "test_bad_guided_denoisers_are_named,test_a_part_of_the_batch_is_named_in_errors,"
+    "test_bad_value_functions_are_named,test_what_a_call_asks_for,"
+    "test_where_every_level_is_nearly_noise_the_last_is_asked,"
+    "test_the_data_are_of_deviation_one_unless_it_is_said"
+)
+GUIDED = (  # of the tests of guidance those that look at how a run is steered
+    "test_guidance::test_the_costs_are_the_true_ones,test_what_guidance_took_is_not_taken_again,"
+    "test_values_and_twist_see_the_untilted_estimate,"
+    "test_a_posterior_value_draws_from_the_model_itself,"
+    "test_the_result_says_that_guidance_biases_it,"
+    "test_a_guided_denoiser_of_ones_own_is_steered_with_its_prompts_spread"
+)
+COMPOSED = (  # of the tests of rewards those that look at one number at a time
+    "test_rewards::test_values_and_ranges_of_composites,test_normalised_from_samples,"
+    "test_composites_take_over_what_their_parts_need,test_composites_check_their_arguments,"
+    "test_the_cache_asks_once_about_equal_samples,"
+    "test_the_cache_tells_dtypes_shapes_and_prompts_apart,"
+    "test_the_cache_drops_the_least_recently_used,test_gradients_pass_the_cache,"
+    "test_the_cache_keeps_no_graph,test_flat_samples_can_be_cached,test_decoding_is_split,"
+    "test_nothing_to_normalise_by_is_named,test_rewards_differ_by_more_than_rounding,"
+    "test_the_cache_tells_numbers_from_lists_of_one"
+)
+ANSWERED = (
+    "test_rewards::test_batches_are_split_and_joined_in_order,test_prompts_must_be_one_per_sample,"
+    "test_functions_become_rewards,test_gradients_are_taken_chunk_by_chunk,"
+    "test_evaluate_gives_detached_float64_on_the_cpu,test_shapes_are_checked,"
+    "test_answers_of_plain_functions_are_one_number_per_sample,"
+    "test_values_that_are_no_numbers_are_named,test_the_declared_range_is_held,"
+    "test_exceptions_become_reward_errors_with_their_place,"
+    "test_named_errors_keep_their_type_and_name_the_place,"
+    "test_values_and_ranges_of_composites,test_a_reward_is_clipped_from_above_alone"
+)
 TARGETS: dict[str, tuple[str, ...]] = {
     "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
     "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
@@ -88,10 +125,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "noise.py": ("test_mutants_core", "test_execute"),
     "sampling.py": ("test_mutants_core", "test_execute"),
     "k_diffusion.py": ("test_k_diffusion",),
-    "guidance.py": ("test_guidance",),
+    "guidance.py": (TILTS, "test_guidance"),
     "batching.py": ("test_mutants_core",),
-    "rewards/base.py": ("test_rewards", "test_video_rewards"),
-    "rewards/composites.py": ("test_rewards", "test_video_rewards"),
+    "rewards/base.py": (ANSWERED, "test_rewards", "test_video_rewards"),
+    "rewards/composites.py": (COMPOSED, "test_video_rewards", "test_rewards"),
     "rewards/videos.py": ("test_video_rewards",),
     "steering/weights.py": (f"{FORMULAS} test_steering",),
     "steering/resampling.py": ("test_resampling",),
@@ -119,7 +156,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_exact::test_network_evaluations_of_the_posterior_value,"
         "test_one_evaluation_is_the_posterior_mean,test_the_first_evaluation_is_not_repeated",
         "test_steering_errors",
-        "test_guidance",
+        GUIDED,
     ),
     "steering/smc.py": (
         f"{FORMULAS} test_steering_details",
@@ -129,6 +166,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_guidance",
     ),
     "steering/search.py": (
+        FORMULAS,
         "test_steering_exact::test_a_beam_keeps_the_best,test_greedy_takes_the_best_child,"
         "test_greedy_draws_children_in_proportion",
         "test_steering_errors",
@@ -139,20 +177,38 @@ TARGETS: dict[str, tuple[str, ...]] = {
         FORMULAS,
         *STEERING,
         "test_steering_errors",
-        "test_guidance",
+        GUIDED,
     ),
-    "steering/method.py": (FORMULAS, *STEERING, "test_steering_errors", "test_guidance"),
+    "steering/method.py": (
+        f"{FORMULAS} test_strength::test_files_of_before_mean_a_lambda_of_one",
+        *STEERING,
+        "test_steering_errors",
+        GUIDED,
+    ),
     "steering/methods.py": ("test_steering_errors", "test_settings"),
     "steering/loop.py": (
         "test_refine::test_a_bar_knows_how_long_it_will_be",
         FORMULAS,
+        "test_stopping",
         *STEERING,
         "test_run_folder",
         "test_steering_errors",
+        "test_also::test_every_boundary_with_values_is_scored_and_no_other,"
+        "test_on_the_way_the_estimates_are_scored_and_weighted_before_selection,"
+        "test_of_refinement_the_chains_are_scored,test_a_run_that_was_stopped_has_the_same",
     ),
     "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering", "test_also"),
-    "steering/state.py": STEERING,
-    "steering/shards.py": ("test_shards",),
+    "steering/state.py": (FORMULAS, *STEERING),
+    "steering/shards.py": (
+        "test_shards::test_one_process_holds_all,test_estimates_of_parts_are_one_estimate,"
+        "test_what_the_first_process_says_is_no_longer_ones_own,"
+        "test_an_error_names_the_row_of_the_whole_batch,"
+        "test_more_processes_than_micro_batches_are_refused,"
+        "test_what_is_sent_is_where_the_processes_can_send_it,"
+        "test_without_micro_batches_a_process_takes_its_share_at_once,"
+        "test_micro_batches_lie_at_the_same_places_for_any_number_of_processes",
+        "test_shards",
+    ),
     "steering/api.py": (FORMULAS, "test_steering_errors"),
     "diffusers/schedules.py": (
         "test_mutants_schedules",

@@ -119,11 +119,20 @@ GRIDS: dict[str, Callable[[], Grid]] = {"uniform": Uniform, "shifted": Shifted, 
 
 
 def snap_to_trained(path: Path, times: Sequence[float]) -> tuple[float, ...]:
-    """Move interior times to the nearest trained ones, kept distinct; continuous paths pass."""
-    trained = path.trained_times
-    if trained is None:
-        return tuple(times)
+    """Move interior times to the nearest trained ones, kept distinct; continuous paths pass.
+
+    Raises
+    ------
+    InvalidArgument, TimeError, PlanError
+        No path; times outside [0, 1], or none; more of them than trained timesteps.
+    """
+    trained = PATH.read("path", path).trained_times
+    times = _read(times, "a list of times")
     count = len(times) - 1
+    if count < 0:
+        raise TimeError("times must be a list of one or more, got none")
+    if trained is None:
+        return times
     if count > len(trained):
         raise PlanError(
             f"{count} transitions do not fit on {len(trained)} trained timesteps; "
@@ -136,6 +145,14 @@ def snap_to_trained(path: Path, times: Sequence[float]) -> tuple[float, ...]:
         ceiling = len(trained) - (count - position)
         indices.append(min(max(nearest, floor), ceiling))
     return (*(trained[j] for j in indices), times[-1])
+
+
+def _read(times: Any, allowed: str, most: int | None = None) -> tuple[float, ...]:
+    """A list's times, or the first `most` of them: it might have no end."""
+    try:
+        return tuple(check_time(t, f"times[{i}]") for i, t in enumerate(islice(times, most)))
+    except TypeError:
+        raise TimeError(f"times must be {allowed}, got {shown(times)}") from None
 
 
 def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[float, ...]:
@@ -158,14 +175,11 @@ def outer_times(path: Path, transitions: int, times: Times = None) -> tuple[floa
     listed: Any = times
     if callable(times) and not isinstance(times, type):
         listed = times(path, transitions)
-    try:
-        listed = tuple(islice(listed, transitions + 2))  # it might have no end
-    except TypeError:
-        raise TimeError(
-            f"times must be None, {', '.join(map(repr, GRIDS))}, a grid such as Shifted(3.0), or "
-            f"a list of {transitions + 1} times, got {shown(times)}"
-        ) from None
-    result = tuple(check_time(t, f"times[{i}]") for i, t in enumerate(listed))
+    allowed = (
+        f"None, {', '.join(map(repr, GRIDS))}, a grid such as Shifted(3.0), or a list of "
+        f"{transitions + 1} times"
+    )
+    result = _read(listed, allowed, transitions + 2)
     if len(result) != transitions + 1:
         raise TimeError(
             f"{transitions} transitions need {transitions + 1} times (starts and the end), "

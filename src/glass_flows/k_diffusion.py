@@ -29,7 +29,7 @@ from .paths import EDM, KnownTimes, Linear, Path
 from .plans import Rho, Solver, Table, plan
 from .plans.allowed import SOLVER, START
 from .plans.solvers import solver_for
-from .progress import progress_bar
+from .progress import PROGRESS, progress_bar
 from .settings import Count, Function, Switch
 
 __all__ = ["sample_glass"]
@@ -43,8 +43,10 @@ _FUNCTION = Function("a function", optional=True)
 
 
 @front(
+    model=Function("a function model(x, sigma, **extra_args)"),
     noise_sampler=_FUNCTION,
     callback=_FUNCTION,
+    disable=PROGRESS,
     flow=Switch(optional=True),
     steps=Count(most=MOST_EVALUATIONS),
     solver=SOLVER,

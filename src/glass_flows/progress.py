@@ -46,6 +46,7 @@ def progress_bar(
     `show` None shows the bar on a terminal or in a notebook once two seconds have passed; False
     never.
     """
+    show = PROGRESS.read("progress", show)
     console = Console(stderr=True)
     if show is False or (show is None and not (console.is_terminal or console.is_jupyter)):
         yield Advance(lambda: None, lambda text: None)

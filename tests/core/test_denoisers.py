@@ -10,6 +10,7 @@ import torch
 from glass_flows import Denoiser
 from glass_flows.denoisers import (
     DEVICE,
+    DTYPE,
     PREDICTIONS,
     BaseDenoiser,
     Costs,
@@ -559,3 +560,53 @@ def test_what_does_not_fit_is_asked_in_parts(most):
 
     x, t = torch.arange(8.0).view(4, 2), torch.arange(4.0)
     assert torch.equal(Fitting(network)(x, t), x + t[:, None])
+
+
+def test_what_a_call_costs_by_default():
+    class Plain(BaseDenoiser):
+        path = Linear()
+
+        def __call__(self, x, t):
+            return x
+
+    plain, denoiser = Plain(), Denoiser(lambda x, t: x, Linear(), "sample")
+    for one in (plain, denoiser):
+        assert one.costs_per_call == Costs(1)
+        assert one.cfg_scale == 1.0 and not one.recomputes
+
+
+def test_a_signal_is_there_while_its_inverse_is_a_number():
+    assert PREDICTIONS["epsilon"](Linear(), 7e-309)[0] == 1.0 / 7e-309
+    for t in (0.0, 1e-309):
+        with pytest.raises(DegeneratePrediction, match="says nothing about the data"):
+            PREDICTIONS["epsilon"](Linear(), t)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_network_that_writes_into_its_input_changes_no_particle(dtype):
+    x = torch.ones(4, 3, dtype=dtype)
+    for options in ({}, {"max_batch": 2}):
+        D = Denoiser(lambda x, t: x.mul_(0.5), Linear(), "sample", **options)(x, 0.3)
+        assert torch.equal(D, torch.full_like(x, 0.5)) and torch.equal(x, torch.ones_like(x))
+
+
+def test_only_what_is_elsewhere_is_named_where_a_call_fails():
+    def network(x, t, y):
+        raise RuntimeError("no such kernel")
+
+    for device, error, match in (
+        ("cpu", RuntimeError, "no such kernel"),
+        ("meta", ShapeError, "'y' is on meta and x on cpu, which the network cannot take"),
+    ):
+        conditioning = {"y": torch.zeros(4, 2, device=device)}
+        with pytest.raises(error, match=match):
+            Denoiser(network, Linear(), "sample", conditioning=conditioning)(torch.ones(4, 3), 0.3)
+
+
+def test_a_state_is_of_32_or_64_bits():
+    assert [DTYPE.read("dtype", one) for one in (torch.float32, torch.float64, None)] == [
+        torch.float32, torch.float64, torch.float32
+    ]  # fmt: skip
+    for bad in (torch.float16, torch.int64, "float32"):
+        with pytest.raises(ShapeError, match=r"dtype must be torch\.float32 or torch\.float64"):
+            DTYPE.read("dtype", bad)

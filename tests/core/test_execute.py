@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 from itertools import pairwise
 
@@ -197,11 +198,27 @@ def test_shifts_and_selections_are_checked():
         first.select(torch.zeros(5, dtype=torch.long))
     with pytest.raises(ShapeError, match=r"int64 .* got torch.bool"):
         first.select(torch.ones(6, dtype=torch.bool))
+    for stranger in (6, -1):
+        with pytest.raises(InvalidArgument, match=r"ancestors must lie in 0\.\.5, got"):
+            first.select(torch.tensor([0, 1, 2, 3, 4, stranger]))
     second = next(steps)
     with pytest.raises(ShapeError, match="delta must be shaped like x"):
         second.shift(torch.zeros(1, 3))
-    second.x = second.x[:3]
-    with pytest.raises(ShapeError, match="a boundary's x must stay"):
+
+
+@pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        (start()[:3], r"a boundary's x must stay torch.float64 of shape \(6, 3\)"),
+        (start().float(), "must stay torch.float64 .* got torch.float32"),
+        (start().to("meta"), "a boundary's x must be a tensor on cpu, got meta"),
+        ("x", "a boundary's x must be a tensor on cpu, got 'x'"),
+    ],
+)
+def test_what_is_put_into_a_boundary_is_checked(changed, match):
+    steps = iterate(TABLE, LINEAR, start(), KeyedNoise(0))
+    next(steps).x = changed
+    with pytest.raises(ShapeError, match=match):
         next(steps)
 
 
@@ -254,6 +271,83 @@ def test_a_handmade_table_never_writes_into_the_noise():
     noise = start()
     run(table, LINEAR, start(), FixedNoise([noise]))
     assert torch.equal(noise, start())
+
+
+def handmade(seed):
+    """Four rows that combine what there is with coefficients of 0, 1/2, 1 and 2."""
+    rng, rows, there = random.Random(seed), [], ["x", "eps", "D"]
+    for number in range(4):
+        if number == 1:
+            there.append("D_prev")
+        update, emit = ({}, {})
+        for mix in (update, emit):
+            if mix is emit and update and "u" not in there:
+                there.append("u")
+            mix.update((name, rng.choice((0, 0, 0, 0.5, 1.0, 1.0, 2.0))) for name in there)
+            if mix is update and number % 2 and rng.random() < 0.3:
+                update = {}
+        rows.append(Row(0.5 + number / 10, Mix(**update) if update else None, Mix(**emit)))
+    return tuple(rows)
+
+
+def test_rows_of_any_kind_are_the_sums_they_say():
+    """Against sums written down anew, whatever is kept in place of a register or written into."""
+    (planned,) = plan_transition(Linear(), 0.5, 0.8, rho=0.4, steps=4)
+    eps = start().flip(0)
+
+    def summed(mix, held):
+        return sum((weight * held[name] for name, weight in mix.terms()), torch.zeros(6, 3))
+
+    for seed in range(60):
+        transition = replace(planned, rows=handmade(seed), law=None)
+        held, y = {"x": start(), "eps": eps}, start()
+        for row in transition.rows:
+            held |= {"D_prev": held.get("D"), "D": torch.tanh(y + row.time)}
+            if row.update is not None:
+                held["u"] = summed(row.update, held)
+            y = summed(row.emit, held)
+        denoiser = Denoiser(lambda x, t: torch.tanh(x + t[:, None]), Linear(), "sample")
+        table = Table(Linear(), (transition,), {})
+        given = (start(), eps.clone())
+        torch.testing.assert_close(run(table, denoiser, given[0], FixedNoise([given[1]])), y)
+        assert torch.equal(given[0], start()) and torch.equal(given[1], eps)
+
+
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [
+        ({"rho": "ode"}, []),
+        ({"rho": 0.4}, [1, 2]),
+        ({"rho": 0.4, "solver": Paper(s_range=(0.001, 0.999))}, [0, 1, 2]),
+    ],
+)
+def test_noise_is_drawn_once_where_a_transition_needs_it(options, drawn):
+    asked = []
+
+    def noise(step, like):
+        asked.append(step)
+        return KeyedNoise(0)(step, like)
+
+    table = plan(Linear(), transitions=3, steps=2, **options)
+    run(table, LINEAR, start(), noise)
+    assert asked == drawn == [i for i, one in enumerate(table) if one.stochastic]
+
+
+@pytest.mark.parametrize("rho", ["ode", 0.4])
+def test_forward_gradients_are_differences(rho):
+    """Of dual numbers, where the noise is none."""
+    table = plan(Linear(), transitions=2, steps=3, rho=rho)
+    tangent = start().flip(1)
+
+    def moved(x):
+        return run(table, LINEAR, x, KeyedNoise(3))
+
+    with torch.autograd.forward_ad.dual_level():
+        dual = moved(torch.autograd.forward_ad.make_dual(start(), tangent))
+        found = torch.autograd.forward_ad.unpack_dual(dual).tangent
+    h = 1e-5
+    differences = (moved(start() + h * tangent) - moved(start() - h * tangent)) / (2 * h)
+    torch.testing.assert_close(found, differences, rtol=1e-7, atol=1e-7)
 
 
 def test_a_loop_of_transitions_may_share_one_seed():
@@ -363,6 +457,18 @@ def test_nan_from_a_network_names_the_step_and_the_particles(bad):
         run(TABLE, denoiser, start(), KeyedNoise(0))
     assert caught.value.particles == (1, 4)
     assert len(calls) <= 7  # found at the next boundary at the latest
+
+
+@pytest.mark.parametrize(("bad", "shown"), [(8, "6, 7"), (9, "6, 7, ...")])
+def test_of_many_particles_with_nan_eight_are_shown(bad, shown):
+    def network(x, t):
+        return torch.where(torch.arange(len(x))[:, None] < bad, math.nan, x)
+
+    denoiser = Denoiser(network, Linear(), prediction="sample")
+    with pytest.raises(NonFinite) as caught:
+        run(TABLE, denoiser, start(10), KeyedNoise(0))
+    assert f"particles 0, 1, 2, 3, 4, 5, {shown} ({bad} of 10)" in str(caught.value)
+    assert caught.value.particles == tuple(range(bad))
 
 
 def test_a_denoiser_of_the_wrong_shape_or_dtype_is_named():

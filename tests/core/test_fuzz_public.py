@@ -57,7 +57,9 @@ from fuzzing import (
 )
 from glass_flows import execute, grids, noise, paths, plans, rewards
 from glass_flows.batching import Batching
+from glass_flows.k_diffusion import sample_glass
 from glass_flows.pixels import to_bytes
+from glass_flows.rewards import Viewing
 from glass_flows.steering import (
     Acceptance,
     Adaptive,
@@ -71,6 +73,7 @@ from glass_flows.steering import (
     read_method,
 )
 from glass_flows.steering.shards import Shards
+from glass_flows.steering.strength import Auto
 
 FOUND = SearchResult(
     torch.zeros(1, 2, 3),
@@ -131,7 +134,7 @@ def a_run(result: Any, given: Mapping[str, Any]) -> None:
     particles, prompts = int(given.get("particles", 8)), given.get("prompts")
     count = given.get("populations")
     populations = int(count) if count is not None else 1 if prompts is None else len(prompts)
-    x = given.get("x")
+    x = given.get("x") if given.get("init") is None else given["init"]
     dtype = given.get("dtype") or torch.float32 if x is None else x.dtype
     returned = result.rewards.shape[1]
     shape = tuple(int(size) for size in given["shape"])
@@ -177,7 +180,10 @@ def spelled(result: Any, given: Mapping[str, Any]) -> None:
 
 
 def surfaces() -> list[Surface]:
-    return [*samplers(), *numbers(), *models_(), *scored(), *steered(), *settings()]
+    return [
+        *(*samplers(), *numbers(), *models_(), *scored(), *steered(), *settings()),
+        *(*of_videos(), *of_others()),
+    ]
 
 
 def samplers() -> list[Surface]:
@@ -547,6 +553,113 @@ def scored() -> list[Surface]:
     ]
 
 
+def of_videos() -> list[Surface]:
+    z = any_of(New(lambda: torch.rand(4, 3, 3, 5, 6)))
+    frames = any_of(None, 1, "first", "all", np.int64(2))
+
+    def around(cls: Any) -> Callable[..., Tensor]:
+        return lambda z, **given: rewards.evaluate(cls(**given), z, "here")
+
+    return [
+        Surface(
+            "OfVideos",
+            around(rewards.OfVideos),
+            {
+                "function": any_of(lambda videos: [0.5] * len(videos), lambda video: 0.5),
+                "z": z,
+            },
+            {
+                "name": any_of(None, "a"),
+                "each": any_of(None),
+                "range": any_of((-99.0, 99), (-math.inf, math.inf)),
+                "max_batch": any_of(None, 1, 3),
+            },
+            per_row,
+        ),
+        Surface(
+            "Frames",
+            around(rewards.Frames),
+            {"part": any_of(total, lambda image: 0.5, lambda video: 0.5), "z": z},
+            {"frames": frames},
+            per_row,
+        ),
+    ]
+
+
+def of_others() -> list[Surface]:
+    """Samplers that other programs call, and the audit of somebody's sampler."""
+    falling = any_of([5.0, 2.0, 1.0, 0.0], (9, 3, 0.5), torch.tensor([5.0, 1.0, 0.0]))
+    return [
+        Surface(
+            "sample_glass",
+            sample_glass,
+            {
+                "model": any_of(lambda x, sigma, **_: 0.5 * x, writing),
+                "x": states,
+                "sigmas": falling,
+                "flow": any_of(False),
+            },
+            {
+                "extra_args": any_of(None, {}, {"seed": 5}, {"seed": 2**64 - 1}),
+                "callback": any_of(None, returning(None)),
+                "disable": any_of(True),
+                "noise_sampler": any_of(None, lambda sigma, to: torch.ones(4, 3)),
+                "rho": any_of(0.4, "ddpm", "ode", [0.3], g.DDIM(0.5)),
+                "steps": any_of(1, 2, np.int64(2)),
+                "solver": any_of("second-order", "default", plans.FirstOrder()),
+                "start": any_of("trained", "pure"),
+            },
+            like_x,
+        ),
+        Surface(
+            "audit",
+            g.audit,
+            {
+                "sampler": any_of(normals, "DDIMScheduler"),
+                "transitions": any_of((1, 4), [2, np.int64(8)]),
+                "samples": any_of(1000, np.int64(1020)),
+                "progress": any_of(False),
+            },
+            {
+                "options": any_of(None, {}),
+                "path": any_of(None, "linear", "cosine"),
+                "tolerance": any_of(0.02, np.float32(0.5)),
+                "level": any_of(0.01, 1e-6),
+                "seed": any_of(0, np.int64(5), 2**63 - 1),
+            },
+            an_audit,
+        ),
+        Surface(
+            "snap_to_trained",
+            grids.snap_to_trained,
+            {"path": any_of(TRAINED, LINEAR), "times": any_of((0.0, 0.5, 1.0), [0.2, 1])},
+        ),
+        Surface("CPS", plans.CPS, {"eta": any_of(0, 0.5, 1.0)}),
+        Surface("Ancestral", plans.Ancestral, {"eta": any_of(0, 0.5, 1.0)}),
+        Surface("Precise", plans.Precise, {"eta": any_of(0, 0.5, 3.0)}),
+        Surface(
+            "SecondOrder",
+            plans.SecondOrder,
+            {"sigma_data": positive},
+            {"guidance": any_of(None, 0, 3.5)},
+        ),
+        Surface("Auto", Auto, {"nats": any_of(None, 0.5, 3)}),
+    ]
+
+
+def normals(
+    denoiser: Any, shape: tuple[int, ...], steps: int, generator: torch.Generator
+) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def an_audit(result: Any, given: Mapping[str, Any]) -> None:
+    assert [row.transitions for row in result.rows] == [int(k) for k in given["transitions"]]
+    kept = (result.tolerance, result.level, result.samples, result.seed)
+    assert [type(one) for one in kept] == [float, float, int, int]
+    assert str(result)
+
+
 def steered() -> list[Surface]:
     asked = {
         "denoiser": models,
@@ -653,6 +766,7 @@ def settings() -> list[Surface]:
         g.Greedy: {**SEARCH, "pick": any_of("best", "sample")},
         g.Refine: REFINE,
         Batching: batching,
+        Viewing: {"frames": any_of(None, 1, "first", "all")},
     }
     found = []
     for cls, given in fields.items():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glass_flows.errors import InvalidArgument, PlanError, TimeError, UnknownName
-from glass_flows.grids import Karras, Shifted, Uniform, outer_times
+from glass_flows.grids import Karras, Shifted, Uniform, outer_times, snap_to_trained
 from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, VariancePreserving
 from statistics_rules import CONTINUOUS, PATHS
 
@@ -237,3 +237,35 @@ def test_errors_say_where():
         outer_times(Linear(), 2, [0.0, 1.0])
     with pytest.raises(UnknownName, match="'uniform'"):
         outer_times(Linear(), 2, "unifrom")
+
+
+def test_times_move_to_trained_ones_and_stay_apart():
+    path = DiscreteDiffusion([0.9, 0.7, 0.5, 0.3])
+    trained = path.trained_times
+    assert snap_to_trained(path, [1.0]) == (1.0,)
+    assert snap_to_trained(path, np.array([0.0, 0.0, 1.0])) == (*trained[:2], 1.0)
+    assert snap_to_trained(Linear(), [0, 0.25, 1]) == (0.0, 0.25, 1.0)
+    assert snap_to_trained(path, [*trained, 1.0]) == (*trained, 1.0)
+    with pytest.raises(PlanError, match="5 transitions do not fit on 4 trained timesteps"):
+        snap_to_trained(path, [0.0, *trained, 1.0])
+
+
+@pytest.mark.parametrize("path", [Linear(), DiscreteDiffusion([0.9, 0.5])])
+@pytest.mark.parametrize(
+    ("times", "match"),
+    [
+        ([], "times must be a list of one or more, got none"),
+        (0.5, "times must be a list of times, got 0.5"),
+        ("ab", r"times\[0\] must be a number in \[0, 1\], got 'a'"),
+        ([0.0, 1.5], r"times\[1\] must lie in \[0, 1\]"),
+        (range(10**12), r"times\[2\] must lie in \[0, 1\]"),
+    ],
+)
+def test_times_that_are_none_are_not_moved(path, times, match):
+    with pytest.raises(TimeError, match=match):
+        snap_to_trained(path, times)
+
+
+def test_only_times_of_a_path_are_moved():
+    with pytest.raises(InvalidArgument, match=r"path must be an object such as .*Linear\(\)"):
+        snap_to_trained("linear", [0.0, 1.0])

@@ -513,8 +513,8 @@ def test_a_cut_between_trained_levels_has_the_noise_of_the_whole(rho):
 
 def test_less_than_two_levels_are_nothing_to_do():
     x = start_of(Flow())
-    assert sample_glass(None, x, [0.5]) is x
-    assert sample_glass(None, x, torch.zeros(0)) is x
+    assert sample_glass(Model(Flow()), x, [0.5]) is x
+    assert sample_glass(Model(Flow()), x, torch.zeros(0)) is x
 
 
 def test_a_noise_sampler_is_never_asked_down_to_zero():
@@ -597,6 +597,7 @@ def test_a_pure_start_is_an_ode_and_only_at_the_highest_level():
         ({"flow": "yes"}, InvalidArgument, "flow must be"),
         ({"noise_sampler": 3}, InvalidArgument, "noise_sampler must be"),
         ({"callback": "x"}, InvalidArgument, "callback must be"),
+        ({"disable": "yes"}, InvalidArgument, "disable must be"),
         ({"extra_args": ["seed", 0]}, InvalidArgument, "extra_args must be a mapping"),
         ({"eta": 1.0}, InvalidArgument, "rho='ddim:ETA'"),
         ({"x": [1.0]}, ShapeError, "x must be a tensor"),
@@ -801,3 +802,8 @@ def test_the_node_of_the_page_registers_a_sampler_that_samples(monkeypatch, tmp_
     ours = made.function(Model(Flow()), x, FLOW_SIGMAS, extra_args={"seed": 0}, callback=None,
                          disable=True, **made.extra_options)  # fmt: skip
     assert torch.equal(ours, sample_glass(Model(Flow()), x, FLOW_SIGMAS, {"seed": 0}))
+
+
+def test_a_model_is_a_function():
+    with pytest.raises(InvalidArgument, match=r"model must be a function model\(x, sigma"):
+        sample_glass(normals(2, 3), normals(2, 3), [2.0, 1.0], flow=False)

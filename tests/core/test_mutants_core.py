@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import struct
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from glass_flows import Sampler, posterior, sample
+from glass_flows import Denoiser, Sampler, noise, posterior, sample, transition
 from glass_flows.batching import Batching
 from glass_flows.denoisers import BaseDenoiser, Costs
 from glass_flows.errors import InvalidArgument, NonFinite, ShapeError
@@ -159,6 +161,83 @@ def test_posterior_draws_of_pure_noise_are_samples_and_others_see_x():
         assert not torch.equal(drawn[0], drawn[1])
         again = posterior(Believer(Linear()), x[:1], t, samples=1, steps=2, seed=4)
         torch.testing.assert_close(again[0], drawn[0, :1])
+
+
+class Wide(Linear):
+    """Noise of deviation two."""
+
+    def sigma(self, t):
+        return 2.0 * (1.0 - t)
+
+    def sigma_dot(self, t):
+        return -2.0
+
+    def _time(self, amplitude):
+        return 2.0 * amplitude / (1.0 + 2.0 * amplitude)
+
+
+def test_a_state_may_be_a_number_for_each_particle():
+    assert sample(Believer(Linear()), (3,), transitions=2, steps=1, seed=0).shape == (3,)
+    with pytest.raises(InvalidArgument, match=r"must be \(batch, \*sizes\), got \(\)"):
+        sample(Believer(Linear()), (), transitions=2, steps=1, seed=0)
+
+
+def test_posterior_draws_begin_with_the_noise_of_the_path():
+    asked = []
+    for path in (Linear(), Wide()):
+        model = Believer(path)
+        posterior(model, torch.zeros(3, 2), 0.0, samples=2, steps=2, seed=4)
+        asked.append(model.asked[0])
+    torch.testing.assert_close(asked[1], 2.0 * asked[0])
+
+
+@pytest.mark.parametrize("draw", [partial(posterior, t=0.3, samples=2, steps=2), sample])
+def test_a_graph_is_kept_where_it_is_asked_for_and_may_be(draw):
+    x = torch.ones(3, 2).requires_grad_()
+    model = Denoiser(lambda x, t: x.sin(), Linear(), "sample")
+    for wanted in (True, False):
+        assert draw(model, x, differentiable=wanted, seed=0).requires_grad == wanted
+        with torch.no_grad():
+            assert not draw(model, x, differentiable=wanted, seed=0).requires_grad
+    assert not draw(model, x, seed=0).requires_grad
+
+
+def test_draws_of_a_posterior_count_as_particles():
+    model = Believer(Linear())
+    with pytest.raises(InvalidArgument, match=r"particles go into one batch, .*got 25165824"):
+        posterior(model, torch.zeros(3, 2), 0.3, samples=2**23, steps=1)
+    assert not model.asked
+
+
+def test_draws_of_a_posterior_are_counted_number_by_number(monkeypatch):
+    monkeypatch.setattr(noise, "MOST_NUMBERS", 120)
+    x, model = torch.zeros(3, 5), Believer(Linear())
+    assert posterior(model, x, 0.3, samples=8, steps=1).shape == (8, 3, 5)
+    with pytest.raises(InvalidArgument, match="at most 120 numbers, batch x shape, got 27 x 5"):
+        posterior(model, x, 0.3, samples=9, steps=1)
+
+
+def test_the_noise_of_a_single_transition_is_keyed_by_its_time():
+    x, seen = torch.zeros(4, 2), Believer(Linear())
+    (key,) = struct.unpack("<Q", struct.pack("<d", 0.3))
+    eps = KeyedNoise(5)(key, x, SINGLE)
+    given = {"rho": 0.4, "steps": 2}
+    expected = transition(seen, x, 0.3, 0.6, noise=eps, **given)
+    torch.testing.assert_close(transition(seen, x, 0.3, 0.6, seed=5, **given), expected)
+    torch.testing.assert_close(transition(seen, x[:1], 0.3, 0.6, seed=5, **given), expected[:1])
+    with pytest.raises(InvalidArgument, match="noise is one ε, but this sampler draws 2 of them"):
+        given = {"rho": None, "solver": "euler-maruyama", "steps": 2}
+        transition(seen, x, 0.3, 0.6, noise=eps, **given)
+
+
+def test_a_state_is_where_it_is_wanted_and_else_where_the_network_is():
+    class Elsewhere(Believer):
+        device = torch.device("meta")
+
+    model = Elsewhere(Linear())
+    assert sample(model, (2, 3), transitions=1, steps=1, seed=0, device="cpu").device.type == "cpu"
+    with pytest.raises(InvalidArgument, match="meta"):
+        sample(model, (2, 3), transitions=1, steps=1, seed=0)
 
 
 def test_the_longest_and_the_shortest_radius():

@@ -1,5 +1,5 @@
 """Calls of the scheduler and of `steer_pipeline` with arguments drawn at random, as those of the
-rest of what is public (tests/core/test_fuzz_fuzzing.py). More of them, or others, by hand:
+rest of what is public (tests/core/test_fuzz_public.py). More of them, or others, by hand:
 
     PYTHONPATH=tests python tests/diffusers/test_fuzz_pipelines.py --seed 7 --calls 5000
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from torch import Tensor
 import fuzzing
 import tiny_pipelines as tiny
 from fuzzing import REFINE, SAMPLER, STEERING, New, Surface, any_of, check
-from glass_flows import steer_pipeline
+from glass_flows import check_model, steer_pipeline
 from glass_flows.diffusers import GlassScheduler
+from glass_flows.jobs.trials import TRIALS
 
 SIZES = {"height": 16, "width": 16, "max_sequence_length": 32}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
@@ -50,6 +52,15 @@ def reward(images: Tensor) -> Tensor:
 
 def by_prompt(images: Tensor, prompts: list[str]) -> Tensor:
     return images.flatten(1).mean(1) + len(prompts[0])
+
+
+ASKED = {
+    "prompt": any_of("a cat", ["a cat"], ["a cat", "a dog"]),
+    "reward": any_of(reward, by_prompt, lambda image: float(np.asarray(image).mean())),
+    "particles": any_of(2, np.int64(2)),
+    "transitions": any_of(1, 2),
+    "steps": any_of(1, 2),
+}
 
 
 def made(**given: Any) -> GlassScheduler:
@@ -103,7 +114,7 @@ def pipeline(name: str) -> Any:
 
 
 def steered(pipe: str, **given: Any) -> Any:
-    call = SIZES if pipe == "flux" else {}
+    call = SIZES if pipe.startswith("flux") else {}
     return steer_pipeline(pipeline(pipe), progress=False, **call, **given)
 
 
@@ -114,6 +125,18 @@ def pictures(result: Any, given: Any) -> None:
     assert not bool(torch.isnan(result.rewards).any())
     assert bool(torch.isfinite(result.result.samples).all())
     assert all(image.size == (16, 16) for image in result.images)
+    assert str(result)
+
+
+def tried(model: str, **given: Any) -> Any:
+    """A pipeline's table, with the first of its trials only."""
+    first = dict(list(TRIALS.items())[:1])
+    with mock.patch.dict(TRIALS, first, clear=True):
+        return check_model(pipeline(model), **given)
+
+
+def a_table(result: Any, given: Any) -> None:
+    assert [row.what for row in result.rows] == list(TRIALS)[:1]
     assert str(result)
 
 
@@ -139,13 +162,6 @@ def scheduled() -> list[Surface]:
 
 
 def piped() -> list[Surface]:
-    asked = {
-        "prompt": any_of("a cat", ["a cat"], ["a cat", "a dog"]),
-        "reward": any_of(reward, by_prompt, lambda image: float(np.asarray(image).mean())),
-        "particles": any_of(2, np.int64(2)),
-        "transitions": any_of(1, 2),
-        "steps": any_of(1, 2),
-    }
     rest = {
         **{name: draw for name, draw in STEERING.items() if name != "particles"},
         **{name: draw for name, draw in REFINE.items() if name.startswith("move")},
@@ -164,13 +180,47 @@ def piped() -> list[Surface]:
     }
     return [
         Surface(
-            "steer_pipeline", steered, {"pipe": any_of("flux"), **asked}, rest, pictures, "pipe"
+            "steer_pipeline", steered, {"pipe": any_of("flux"), **ASKED}, rest, pictures, "pipe"
         )
     ]
 
 
+def of_others() -> list[Surface]:
+    """An image to begin with, and the table of what works."""
+    begun = {
+        "image": any_of(tiny.picture(16, 16), [tiny.picture(16, 16)]),
+        "strength": any_of(0.5, np.float64(0.4)),
+        "transitions": any_of(2, 4),
+    }
+    rest = {
+        "method": any_of("steering", "plain", "best-of-n", "beam", "refine", "twist"),
+        "seed": fuzzing.seeds,
+        "also": any_of(None, reward, {"mean": reward}),
+        "frames": any_of(None),
+    }
+    return [
+        Surface(
+            "image-to-image", steered, {"pipe": any_of("flux_img2img"), **ASKED, **begun},
+            rest, pictures, "pipe",
+        ),
+        Surface(
+            "check_model", tried, {"model": any_of("dit")},
+            {
+                "prompt": any_of(None, 1, [0, 2]),
+                "size": any_of(None, 16, np.int64(32)),
+                "decode": any_of(None),
+                "loading": any_of(None),
+                "progress": any_of(False),
+                "announce": any_of(lambda text: None),
+                "guidance_scale": any_of(4.0),
+            },
+            a_table, "model",
+        ),
+    ]  # fmt: skip
+
+
 def surfaces() -> list[Surface]:
-    return [*scheduled(), *piped()]
+    return [*scheduled(), *piped(), *of_others()]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +228,8 @@ def surfaces() -> list[Surface]:
 )
 @pytest.mark.filterwarnings("ignore")  # of few steps, of settings that are worth a word
 def test_every_call_is_right_or_refused_by_name(seed, calls):
-    right = check(scheduled(), seed, calls) + check(piped(), seed, calls // 4)
+    right = check(scheduled(), seed, calls * 9 // 10) + check(piped(), seed, calls // 4)
+    right += check(of_others(), seed, calls // 10)
     assert all(right[one.name] for one in surfaces()), "one was never right"
 
 

@@ -470,6 +470,9 @@ def test_a_few_step_model_is_told(monkeypatch):
         ({"num_inference_steps": 3}, "transitions"),
         ({"prompt": ["a", "b", "c"]}, "one prompt, or two that differ"),
         ({"prompt": ["a", "a"]}, "one prompt, or two that differ"),
+        ({"prompt": 1.5}, "one prompt, or two that differ, got 1.5"),
+        ({"prompt": [["a"]]}, "one prompt, or two that differ"),
+        ({"prompt": range(10**12)}, "one prompt, or two that differ"),
         ({"loading": glass_flows.jobs.Loading()}, "loading: only for a model by its name"),
     ],
 )

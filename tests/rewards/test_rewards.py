@@ -33,6 +33,7 @@ from glass_flows.rewards import (
     evaluate,
     evaluate_with_gradient,
 )
+from glass_flows.rewards.base import numbers
 
 Z = torch.randn(7, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 WORDS = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff", "ggggggg"]
@@ -656,6 +657,14 @@ def test_flat_samples_can_be_cached():
     assert reward(z).tolist() == [2.0, 4.0, 2.0] and reward.misses == 2
 
 
+def test_the_cache_tells_numbers_from_lists_of_one():
+    reward = Cached(lambda z: z.reshape(len(z)) + z.ndim)
+    numbers = torch.tensor([1.0, 2.0])
+    assert reward(numbers).tolist() == [2.0, 3.0]
+    assert reward(numbers[:, None]).tolist() == [3.0, 4.0]
+    assert Cached(sines).size == 1024
+
+
 def test_the_cache_reads_samples_whatever_their_strides():
     reward = Cached(sines)
     reward(Z[:, :, 0].contiguous())
@@ -693,6 +702,21 @@ def test_nothing_to_normalise_by_is_named():
         Normalised.from_samples(FunctionReward(lambda z: z.sum(1)), torch.zeros(0, 3))
 
 
+@pytest.mark.parametrize(
+    ("rewards", "differ"),
+    [([99.0, 101.0], True), ([0.0, 0.0], False), ([1e6, 1e6 + 2e-10], False), ([0, 1e-9], True)],
+)
+def test_rewards_differ_by_more_than_rounding(rewards, differ):
+    """Which is 1e-16 of their size."""
+    values = torch.tensor(rewards, dtype=torch.float64)
+    if differ:
+        found = Normalised.from_samples(lambda z: values, values)
+        assert (found.mean, found.std) == (sum(rewards) / 2, (rewards[1] - rewards[0]) / 2)
+        return
+    with pytest.raises(InvalidArgument, match="give samples whose rewards are finite and differ"):
+        Normalised.from_samples(lambda z: values, values)
+
+
 def test_one_sample_in_batches_of_one_is_one_call():
     asked = []
 
@@ -703,3 +727,27 @@ def test_one_sample_in_batches_of_one_is_one_call():
     reward = FunctionReward(bright, "bright", max_batch=1)
     assert reward(torch.ones(1, 2)).tolist() == [2.0]
     assert asked == [1]
+
+
+@pytest.mark.parametrize("bad", [5.0, (0.0,), (0.0, 1.0, 2.0), (1.0, 0.0), (0.0, math.nan)])
+def test_a_range_is_a_pair_that_rises(bad):
+    with pytest.raises(InvalidArgument, match="range"):
+        FunctionReward(lambda z: z.sum(1), range=bad)
+    assert FunctionReward(lambda z: z.sum(1), range=(0, 0)).range == (0.0, 0.0)
+
+
+def test_numbers_that_a_function_returned():
+    assert numbers([1.5], 1).tolist() == [1.5]
+    assert numbers(torch.ones(1, 1, 1), 1, alone=True).tolist() == [1.0]
+    assert numbers(torch.ones(2), 1, alone=True) is None
+    for kind, dtype in ((np.float32, torch.float32), (np.longdouble, torch.float64)):
+        found = numbers(np.array([1.0, 2.0], dtype=kind), 2)
+        assert found.tolist() == [1.0, 2.0] and found.dtype == dtype
+
+
+def test_a_range_is_held_but_for_four_roundings():
+    reward = FunctionReward(lambda z: z, range=(-1.0, 1.0))
+    top = torch.tensor([1.03125], dtype=torch.bfloat16)  # eps is 2^-7
+    assert evaluate(reward, top, place).tolist() == [1.03125]
+    with pytest.raises(RewardError, match="outside its declared range"):
+        evaluate(reward, top + 2.0**-7, place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import astuple
 
 import pytest
 import torch
@@ -448,6 +449,29 @@ def test_a_table_whose_first_level_is_far_from_noise_is_guided():
         assert torch.equal(guided.estimate(x, 0.0).untilted, torch.tanh(x))
 
 
+def test_where_every_level_is_nearly_noise_the_last_is_asked():
+    """None of them has an amplitude of 1e-3."""
+    path, told = DiscreteDiffusion([1e-8, 4e-9, 1e-9]), []
+
+    def value(x, t):
+        told.append(t)
+        return x.sum(1)
+
+    GuidedDenoiser(Denoiser(lambda x, t: x, path, "sample"), value=value)(normal(2, 3), 0.0)
+    assert told == [path.trained_times[-1]]
+    assert path.timestep(told[0]) == 0.0
+
+
+@THROUGH
+def test_the_data_are_of_deviation_one_unless_it_is_said(through):
+    data = GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), 1.0)
+    guided = GuidedDenoiser(data.denoiser(Linear()), lambda z: z @ SLOPE, Guidance(through=through))
+    exact = data.tilted(SLOPE)[0].denoiser(Linear())
+    for t in (0.0, 0.4, 0.9):
+        x = states(data, Linear(), t)
+        torch.testing.assert_close(guided(x, t), exact(x, t), rtol=0, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", ["reward", "network", "value"])
 def test_at_data_nothing_is_asked_and_nothing_moves(kind):
     def never(*given):
@@ -643,6 +667,21 @@ def test_the_result_says_that_guidance_biases_it(guidance):
     else:
         (reason,) = biases
         assert "guidance tilts the proposal" in reason
+
+
+def test_what_a_call_asks_for():
+    """Forward and backward passes, rewards and decodings."""
+    model = Denoiser(lambda x, t: x, Linear(), "sample")
+    decoded = Decoded(wavy, lambda z: z)
+
+    def asks(*given, **options):
+        one = GuidedDenoiser(model, *given, **options)
+        return astuple(one.costs_per_call)
+
+    assert asks(value=lambda x, t: x.sum(1)) == (1, 0, 0, 0)
+    assert asks(wavy) == (1, 0, 1, 0)
+    assert asks(decoded) == (1, 0, 1, 1)
+    assert asks(decoded, Guidance(through="network")) == (1, 1, 1, 1)
 
 
 def test_guidance_of_no_strength_is_no_guidance():

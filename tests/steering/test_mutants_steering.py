@@ -10,22 +10,37 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from glass_flows import Guidance, Steering, Twist, beam, best_of, greedy, steer
+from glass_flows import (
+    Denoiser,
+    Guidance,
+    GuidedDenoiser,
+    Steering,
+    Table,
+    Twist,
+    beam,
+    best_of,
+    greedy,
+    steer,
+)
 from glass_flows.denoisers import Estimate
-from glass_flows.errors import InvalidArgument, NonFinite
+from glass_flows.errors import InvalidArgument, NonFinite, ShapeError, TimeError
 from glass_flows.execute import Boundary
+from glass_flows.noise import POSTERIOR, START, KeyedNoise
 from glass_flows.paths import EDM, Linear
 from glass_flows.plans import Default, plan
-from glass_flows.rewards import FunctionReward
+from glass_flows.rewards import Decoded, FunctionReward
 from glass_flows.steering import POTENTIALS, Adaptive, BestOf, LogWeights, PosteriorValue
-from glass_flows.steering.population import Population, steered_boundaries
+from glass_flows.steering.method import Course, Method
+from glass_flows.steering.population import Population, Run, steered_boundaries
 from glass_flows.steering.results import Costs, SearchResult
 from glass_flows.steering.schedules import share_at
-from glass_flows.steering.search import Beam
+from glass_flows.steering.search import Beam, Greedy
+from glass_flows.steering.shards import Pieces, Shards
 from glass_flows.steering.smc import Weighted
+from glass_flows.steering.state import History, Scene, Selection, Step
 from glass_flows.steering.strength import Auto
 from glass_flows.steering.twist import Twister, informative, noise_gain
-from glass_flows.steering.values import Scorer, scaled
+from glass_flows.steering.values import FreeValue, Look, Scorer, ValueFunction, scaled
 from glass_flows.steering.weights import effective_size, weighted_mean
 from glass_flows.worlds import GaussianMixture
 
@@ -340,6 +355,7 @@ def test_the_settings_of_methods_have_ends():
 
 def test_the_settings_that_are_documented():
     assert (Steering().particles, Steering().scale, Steering().ess_threshold) == (8, Auto(), 0.5)
+    assert (Beam().particles, Beam().scale) == (8, Auto())
     assert Steering.weighted
     assert BestOf.weighted
     assert not Beam.weighted
@@ -380,6 +396,10 @@ def test_where_a_method_looks_by_default():
     assert Steering(boundaries=[]).steered(table) == set()
     assert BestOf().steered(table) == BestOf()._steering.steered(table) == set()
     assert steered_boundaries(table, [2], decides=False) == {2}
+    assert steered_boundaries(table, [0], decides=True) == {0}
+    one = plan(Linear(), transitions=1, steps=2, rho=0.3)
+    assert steered_boundaries(one, [], decides=True) == steered_boundaries(one, None, True) == set()
+    assert steered_boundaries(table, None, decides=False) == set()
     with pytest.raises(InvalidArgument, match="numbered 0 to 2"):
         steered_boundaries(table, [0, 3], decides=True)
     with pytest.raises(InvalidArgument, match="2 shares of lambda for 3"):
@@ -394,6 +414,67 @@ def test_the_calls_that_a_progress_bar_counts():
     assert chosen.calls(table) == 9 + 3 * 5 + 2 * 3 * 4  # pure noise is asked once more
     assert chosen.calls(table, 1) == 7 + 2 * 3 * 4
     assert Steering().calls(table) == 9
+
+
+def test_a_method_of_ones_own_is_taken_to_steer_by_lambda():
+    assert Method.tilts.fget(Beam()) and not Method.weighted
+
+
+def test_a_run_that_is_stopped_ends_at_data_one_boundary_on():
+    boundary = next(iter(a_run().boundaries()))
+    end = Course.end(None, boundary)
+    assert (end.index, end.t, end.final) == (1, 1.0, True)
+    assert end.x is boundary.D and end.estimate.D is end.estimate.untilted is boundary.D
+
+
+def test_boundaries_are_listed_from_0_or_left_to_the_method():
+    assert Steering(boundaries=None).boundaries is None
+    assert Steering(boundaries=[0, 2]).boundaries == (0, 2)
+    assert Steering(guidance=None).guidance is None
+    for bad in ([-1], [None], 0):
+        with pytest.raises(InvalidArgument, match="boundaries"):
+            Steering(boundaries=bad)
+
+
+def test_when_lambda_has_a_say_in_a_search():
+    """The order of λ r(D) is that of r(D); guidance, posterior values and shares depend on λ."""
+    plain, own = {}, {"value": lambda x, t, D: x[:, 0]}
+    deep, guided = {"value": PosteriorValue(2, 2)}, {"guidance": "reward"}
+    for given, told in ((plain, False), (own, False), (deep, True), (guided, True)):
+        assert Beam(**given).tilts == Greedy(**given, pick="best").tilts == told
+        assert Greedy(**given, pick="sample").tilts
+    assert Beam(**deep, **guided).tilts
+
+
+def test_a_search_looks_where_it_is_told_and_takes_no_gradients():
+    steps = []
+    result = beam(
+        Denoiser(lambda x, t: 0.5 * x, Linear(), "sample"),
+        FunctionReward(torch.no_grad()(lambda z: z.sum(1)), differentiable=False),
+        shape=(2,), particles=4, children=2, boundaries=[2], transitions=4, steps=1, rho=0.3,
+        seed=0, on_boundary=steps.append,
+    )  # fmt: skip
+    assert [bool(step.rewards.isnan().all()) for step in steps] == [True, True, False, True, False]
+    assert [len(set(line.tolist())) for line in result.ancestry[:, 0]] == [4, 4, 2, 4]
+    assert result.reward_evaluations == 8
+    assert result.slots is None and result.samples.shape == (1, 4, 2)
+
+
+def test_where_nothing_is_selected_everyone_is_their_own_ancestor():
+    everyone = Selection.everyone(3, 2)
+    assert everyone.ancestors.tolist() == [[0, 1]] * 3
+    assert everyone.selected.tolist() == [False] * 3
+
+
+def test_the_pictures_of_a_step_are_decoded_from_its_estimates():
+    x = normal(2, 3)
+    boundary = Boundary(1, 1.0, x, Estimate(x, x), None)
+    everyone = Selection.everyone(1, 2)
+    told = (boundary, pair(0.0, 0.0), everyone.ancestors, everyone.selected, Costs(), History())
+    step = Step(*told, scene=Scene(decode=lambda z: [float(one.sum()) for one in z]))
+    assert step.images() == pytest.approx(x.sum(1).tolist())
+    with pytest.raises(InvalidArgument, match=r"make pictures of step\.estimates"):
+        Step(*told).images()
 
 
 def test_populations_in_one_batch():
@@ -412,6 +493,197 @@ def test_populations_in_one_batch():
     for bad in (2, "2", None):
         with pytest.raises(InvalidArgument, match="shape"):
             Population.of(3, bad)
+
+
+def test_the_ends_of_a_population():
+    assert not Population(3, 1, (2,)).given
+    assert Population.of(3, (2,), dtype=torch.float64).dtype == torch.float64
+    assert Population.of(3, (2,)).dtype == torch.float32
+    with pytest.raises(InvalidArgument, match="populations x particles, got 33554432"):
+        Population.of(2**13, (1,), 2**12)
+    with pytest.raises(InvalidArgument, match="comes first"):
+        Population.of(3, (2,)).noising(normal(1, 2), Linear(), 0.5)
+
+
+def halving(x, t):
+    return 0.5 * x
+
+
+def a_run(shards=None, *, table=None, model=halving, reward=None, method=None, **population):
+    denoiser = model if isinstance(model, GuidedDenoiser) else Denoiser(model, Linear(), "sample")
+    return Run(
+        table or plan(Linear(), transitions=3, steps=2, rho=0.4),
+        denoiser,
+        reward or (lambda z: z.sum(1)),
+        method or Steering(4, 1.0),
+        Population.of(4, (2,), seed=0, **population),
+        shards=shards,
+    )
+
+
+@pytest.mark.parametrize(
+    ("micro", "count", "cut"), [(None, 1, False), (4, 1, False), (2, 1, True), (None, 2, True)]
+)
+def test_a_batch_is_cut_where_its_rows_do_not_go_together(micro, count, cut):
+    """Into micro-batches, or for processes: the second of two has rows 2 and 3."""
+    shards = Shards(micro)
+    shards.rank, shards.count = count - 1, count
+    run = a_run(shards)
+    assert isinstance(run.model.denoiser, Pieces) == cut
+    assert len(run.x) == 4 // count
+    assert torch.equal(run.x, KeyedNoise(0)(0, torch.empty(4, 2), START)[run.shards.own])
+
+
+def test_a_run_begins_with_its_first_boundary_and_no_gradient():
+    run = a_run()
+    assert (run.first, run.asked, run.found) == (0, run.tilt, None)
+    boundary = next(iter(run.boundaries()))
+    assert boundary.index == 0
+    assert run.look(boundary)._wanted is False
+
+
+def test_who_may_begin_with_what():
+    assert Population.of(3, ()).shape == ()
+    assert not Population.of(3, (2,)).given and Population.of(3, (2,), x=normal(3, 2)).given
+    whole = plan(Linear(), transitions=3, steps=2, rho=0.4)
+    late = whole.since(1)
+    with pytest.raises(TimeError, match="samples start at noise"):
+        a_run(table=late)
+    x = normal(4, 2)
+    assert torch.equal(a_run(table=late, x=x).x, x)
+    early = Table(whole.path, whole.transitions[:2], {})
+    with pytest.raises(TimeError, match="steering ends at data"):
+        a_run(table=early, x=x)
+    with pytest.raises(ShapeError, match="one for each particle"):
+        a_run(x=x[:3])
+    chains = Population.of(4, (2,), seed=0).refining(x)
+    model = Denoiser(halving, Linear(), "sample")
+    Run(late, model, lambda z: z.sum(1), Steering(4, 1.0), chains)
+
+
+def test_who_may_be_guided_by_what():
+    told = {None: False, Guidance(0.0): False, Guidance(0.5): True}
+    flat = FunctionReward(lambda z: z.sum(1), differentiable=False)
+    guided = GuidedDenoiser(Denoiser(halving, Linear(), "sample"), lambda z: z.sum(1))
+    for guidance, guides in told.items():
+        method = Steering(4, 1.0, guidance=guidance)
+        assert a_run(method=method).guides == guides
+        for options, match in (({"reward": flat}, "no gradient"), ({"model": guided}, "already")):
+            if guides:
+                with pytest.raises(InvalidArgument, match=match):
+                    a_run(method=method, **options)
+            else:
+                a_run(method=method, **options)
+    asking = FunctionReward(lambda z, prompts: z.sum(1), takes_prompts=True)
+    with pytest.raises(InvalidArgument, match="takes prompts"):
+        a_run(reward=asking)
+    a_run(reward=asking, prompts=["a"])
+    a_run(prompts=["a"])
+
+
+def test_what_a_run_has_cost_is_counted_on_from_before():
+    run = a_run(reward=Decoded(lambda z: z.sum(1), lambda z: z))
+    next(iter(run.boundaries()))
+    run.scorer.rewards(normal(4, 2), "here")
+    assert run.costs == Costs(4, 0, 4, 4)
+    run.resume(Costs(10, 20, 30, 40))
+    assert run.costs == Costs(10, 20, 30, 40)
+    run.scorer.rewards(normal(4, 2), "here")
+    assert run.costs == Costs(10, 20, 34, 44)
+
+
+def test_an_error_between_boundaries_has_the_last_one():
+    boundaries = a_run(model=lambda x, t: x / (t < 0.5)[:, None]).boundaries()
+    with pytest.raises(NonFinite) as raised:
+        for last in boundaries:
+            seen = last
+    assert raised.value.boundary is seen
+
+
+@pytest.mark.parametrize("answer", [[1.0, None], (1.0,), (1.0, None, None)])
+def test_a_value_is_a_pair(answer):
+    run = a_run()
+    look = run.look(next(iter(run.boundaries())))
+    with pytest.raises(InvalidArgument, match=r"a value returns \(V, rewards or None\)"):
+        run.valued(lambda look: answer, look)
+
+
+class Memory:
+    """A recorder that keeps what it is told, and goes on from `at`."""
+
+    pictures = None
+
+    def __init__(self, at=None):
+        self.at, self.begun, self.kept, self.steps = at, [], [], []
+
+    def saved(self):
+        return self.at
+
+    def begin(self, run):
+        self.begun.append(run)
+
+    def save(self, saved):
+        self.kept.append(saved)
+
+    def step(self, step):
+        self.steps.append(step)
+
+
+def recorded(record, **options):
+    given = {"transitions": 4, "steps": 1, "rho": 0.3, "seed": 3, "ess_threshold": 1.0}
+    given |= {"also": {"held": lambda z: z[:, 0]}, **options}
+    model = Denoiser(halving, Linear(), "sample")
+    return steer(model, lambda z: z.sum(1), shape=(2,), particles=4, record=record, **given)
+
+
+@pytest.mark.parametrize("scale", [1.5, "auto"])
+def test_from_every_boundary_that_is_kept_it_goes_on_to_the_same_end(scale):
+    first = Memory()
+    whole = recorded(first, scale=scale)
+    assert [one.index for one in first.kept] == [0, 1, 2, 3, 4]
+    assert len(first.steps) == 5 and len(first.begun) == 1
+    assert recorded(None, scale=scale).rewards.tolist() == whole.rewards.tolist()
+    for saved in first.kept:
+        record = Memory(saved)
+        again = recorded(record, scale=scale)
+        assert record.begun[0].first == record.kept[0].index == saved.index
+        for name in ("samples", "rewards", "log_weights", "ancestry"):
+            assert torch.equal(getattr(again, name), getattr(whole, name))
+        assert torch.equal(again.also["held"], whole.also["held"])
+        assert again.strength.scale == whole.strength.scale
+        assert again.costs == whole.costs
+
+
+def test_a_recorded_run_needs_a_seed():
+    with pytest.raises(InvalidArgument, match="needs a seed="):
+        recorded(Memory(), scale=1.0, seed=None)
+    with pytest.raises(InvalidArgument, match="record must be"):
+        recorded("run", scale=1.0)
+
+
+@pytest.mark.parametrize(("answer", "at"), [(True, 1), (False, None), (None, None)])
+def test_only_true_ends_a_run(answer, at):
+    """At the boundary where it is said: its clean estimates are the samples."""
+    seen = []
+
+    def watch(step):
+        seen.append(step)
+        return answer if step.boundary.index == 1 else False
+
+    result = recorded(None, scale=1.0, on_boundary=watch)
+    assert result.stopped == at
+    assert [step.boundary.index for step in seen] == ([0, 1, 2] if at else [0, 1, 2, 3, 4])
+    for bad in (1, "yes"):
+        with pytest.raises(InvalidArgument, match="on_boundary returns True"):
+            recorded(None, scale=1.0, on_boundary=lambda step, bad=bad: bad)
+    at_the_end = recorded(None, scale=1.0, on_boundary=lambda step: step.boundary.final)
+    assert at_the_end.stopped is None
+
+
+def test_held_out_rewards_follow_the_lines_of_what_is_returned():
+    result = recorded(None, scale=5.0)
+    assert torch.equal(result.also["held"], result.samples[..., 0].double())
+    assert recorded(None, scale=5.0, also=None).also == {}
 
 
 def test_costs_add_up():
@@ -435,10 +707,91 @@ def test_posterior_values_take_the_first_evaluation_from_the_boundary():
     assert value.extra_calls(Linear(), 0.0) == 3 * 4  # draws from noise of their own
 
 
+def test_other_values_take_no_evaluations():
+    for value in (FreeValue(), ValueFunction(lambda x, t, D: x[:, 0])):
+        assert value.extra_calls(Linear(), 0.0) == value.extra_calls(Linear(), 0.5) == 0
+
+
 def test_what_posterior_values_cost_by_default():
     """Four draws of three evaluations, the first of which the boundary has made already."""
     assert PosteriorValue().extra_calls(Linear(), 0.5) == 4 * 2
     assert PosteriorValue().extra_calls(Linear(), 0.0) == 4 * 3
+
+
+class Wide(Linear):
+    """Noise of deviation two."""
+
+    def sigma(self, t):
+        return 2.0 * (1.0 - t)
+
+    def sigma_dot(self, t):
+        return -2.0
+
+    def _time(self, amplitude):
+        return 2.0 * amplitude / (1.0 + 2.0 * amplitude)
+
+
+def look_at(t, estimate, *, path=None, noise=None, pieces=None, first=0, **options):
+    """A look with V = z summed, of four particles of two numbers."""
+    pieces = [slice(0, 4)] if pieces is None else pieces
+    scorer = Scorer(FunctionReward(lambda z: z.sum(1)), None, pieces, first)
+    boundary = Boundary(1, t, normal(4, 2), estimate, None)
+    denoiser = Denoiser(lambda x, t: x, path or Linear(), "sample")
+    return Look(boundary, denoiser, scorer, 1.0, noise or KeyedNoise(0), "here", **options)
+
+
+def guided_estimate():
+    return Estimate(normal(4, 2, seed=1), normal(4, 2, seed=2))
+
+
+def test_a_scorer_counts_from_nothing():
+    scorer = Scorer(FunctionReward(lambda z: z.sum(1)), None, [slice(0, 4)])
+    assert (scorer.evaluations, scorer.decodes) == (0, 0)
+    scorer.rewards(normal(4, 2), "here")
+    assert (scorer.evaluations, scorer.decodes) == (4, 0)
+    with pytest.raises(NonFinite) as raised:
+        scorer.rewards(real([[0.0], [0.0], [math.nan], [0.0]]), "here")
+    assert raised.value.particles == (2,)
+
+
+def test_a_look_shows_the_guided_estimate_and_the_untilted_one():
+    estimate = guided_estimate()
+    seen = look_at(0.4, estimate).estimate
+    assert torch.equal(seen.D, estimate.D) and torch.equal(seen.untilted, estimate.untilted)
+    assert seen.D is not estimate.D and seen.untilted is not estimate.untilted
+    seen = look_at(0.4, Estimate(estimate.D, estimate.D)).estimate
+    assert torch.equal(seen.D, estimate.D) and seen.untilted is seen.D
+
+
+def test_a_look_takes_no_gradient_that_nobody_wants():
+    for wanted in ({}, {"gradient": False}, {"gradient": True}):
+        look = look_at(0.4, guided_estimate(), **wanted)
+        look.rewards()
+        assert (look._gradient is not None) == wanted.get("gradient", False)
+
+
+def test_draws_of_a_posterior_begin_with_the_noise_of_the_path():
+    """V at pure noise: draws of M = 1, which are D = x itself, and x has deviation two."""
+    look = look_at(0.0, guided_estimate(), path=Wide())
+    _, rewards = PosteriorValue(1, 1)(look)
+    noise = KeyedNoise(0)(1, normal(4, 2), POSTERIOR, 0)
+    torch.testing.assert_close(rewards, 2.0 * noise.sum(1))
+
+
+def test_a_posterior_value_is_not_larger_than_a_table():
+    PosteriorValue(1000, 100)
+    with pytest.raises(InvalidArgument, match="at most 100,000 network evaluations"):
+        PosteriorValue(1000, 101)
+
+
+def test_a_value_that_is_not_finite_is_named_by_its_row_of_the_batch():
+    pieces = [slice(0, 2), slice(2, 4)]
+    look = look_at(0.4, Estimate(normal(4, 2), normal(4, 2)), pieces=pieces, first=10)
+    bad = look.x[3, 0]
+    value = ValueFunction(lambda x, t, D: torch.where(x[:, 0] == bad, math.nan, x[:, 0]))
+    with pytest.raises(NonFinite) as raised:
+        value(look)
+    assert raised.value.particles == (13,)
 
 
 def test_a_weighted_mean_is_along_the_particles_and_forgets_what_has_no_weight():

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from glass_flows.errors import InvalidArgument
 from glass_flows.steering.resampling import RESAMPLERS
 from statistics_rules import accept
 
@@ -395,3 +396,22 @@ def test_large_populations_of_awkward_weights(scheme):
             assert counts.sum() == n
             if scheme in WITHIN_ONE:
                 assert (np.abs(counts - shares) < 1 + 1e-8).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_scheme_that_passes_the_trial_may_be_registered(scheme):
+    assert RESAMPLERS.check(scheme, RESAMPLERS[scheme]) is RESAMPLERS[scheme]
+    for ancestors in ([0, 0, 1], [0, 0, 0], [1, 1, 1]):
+        RESAMPLERS.check("mine", lambda weights, bits, found=ancestors: np.array(found))
+
+
+@pytest.mark.parametrize("ancestors", [[0, 1], [0, 0, 1, 1], [0, 1, 2], [3, 3, 3], [[0, 0, 1]]])
+def test_a_scheme_of_another_form_is_refused(ancestors):
+    """Too few or too many ancestors, one of weight zero, one that is none, another shape."""
+    with pytest.raises(InvalidArgument, match="N ancestors, none of weight zero"):
+        RESAMPLERS.check("mine", lambda weights, bits: np.array(ancestors))
+
+
+def test_what_is_no_function_is_no_scheme():
+    with pytest.raises(InvalidArgument, match="'mine' must be a function"):
+        RESAMPLERS.check("mine", "systematic")

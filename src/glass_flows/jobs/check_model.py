@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as replaced
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -267,10 +268,15 @@ def _own_arguments(bench: Bench) -> dict[str, Any]:
 
 
 def _listed(prompt: Any) -> list[Any]:
-    prompts = [] if prompt is None else [prompt] if isinstance(prompt, (str, int)) else [*prompt]
-    if len(prompts) > 2 or len(set(prompts)) < len(prompts):
-        raise InvalidArgument(f"give one prompt, or two that differ, got {shown(prompts)}")
-    return prompts
+    given = [] if prompt is None else [prompt] if isinstance(prompt, (str, Integral)) else prompt
+    listed = isinstance(given, Sequence) and len(given) <= 2
+    if (
+        not listed
+        or not all(isinstance(one, (str, Integral)) for one in given)
+        or len(set(given)) < len(given)
+    ):
+        raise InvalidArgument(f"give one prompt, or two that differ, got {shown(prompt)}")
+    return [*given]
 
 
 def _reader(model: Pipeline) -> Callable[[Sequence[Any]], Sequence[Any]]:

@@ -376,7 +376,8 @@ def refine(
     {settings}
     init : Tensor, optional
         Clean samples to begin with, instead of drawing some: (*shape) for all, (P, *shape) one for
-        each population, or (P, N, *shape), such as the `samples` of another result.
+        each population, or (P, N, *shape), such as the `samples` of another result. They stay in
+        their own dtype.
     denoiser, reward, shape and the rest
         As in :func:`steer`.
 

@@ -86,13 +86,13 @@ def audit(
         It returned NaN or infinity.
     """
     counts = _check_counts(transitions)
-    check_count("samples", samples, least=_FEWEST, most=_MOST)
+    samples, seed = check_count("samples", samples, least=_FEWEST, most=_MOST), check_seed(seed)
     if samples % 20:
         raise InvalidArgument(f"samples must be a multiple of 20, got {samples}")
-    check_number("tolerance", tolerance, "lie in (0, 1)", lambda v: 0 < v < 1)
-    check_number("level", level, "lie in (0, 0.5)", lambda v: 0 < v < 0.5)
+    tolerance = check_number("tolerance", tolerance, "lie in (0, 1)", lambda v: 0 < v < 1)
+    level = check_number("level", level, "lie in (0, 0.5)", lambda v: 0 < v < 0.5)
     subject = resolve(sampler, options, path)
-    run = _Run(subject, samples, check_seed(seed))
+    run = _Run(subject, samples, seed)
     with progress_bar(len(counts) * (_BATCHES + 1) + 1, progress, "audit") as advance:
         rows = [run.row(k, advance) for k in counts]
         repeats = run.repeats(counts[0])
@@ -119,8 +119,9 @@ def resolve(
         if path is not None:
             raise InvalidArgument("path is for functions: a scheduler has its own; leave it out")
         return OfScheduler(sampler, own)
+    path = "linear" if path is None else path
     if not isinstance(path, Path):
-        path = from_config({"name": check_name("path", path or "linear", _PLAIN_PATHS)})
+        path = from_config({"name": check_name("path", path, _PLAIN_PATHS)})
     if isinstance(sampler, str):
         check_own("sampler", sampler)
         return OfFunction(sampler, import_own("sampler", sampler), path, own)
