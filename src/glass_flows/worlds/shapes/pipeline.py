@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor
 from ...errors import MissingExtra, WeightsFileError
 from ...progress import without_widgets
 from ...whole import load_parts, quiet
-from .world import MAX_WORDS, SIDE
+from .world import BACKGROUNDS, COLOURS, MAX_WORDS, NUMBERS, RELATIONS, SHAPES, SIDE, SIZES
 
 MAX_TOKENS = MAX_WORDS + 1
 """Words and their end. Pass it to the pipeline as `max_sequence_length`: Flux masks no padding, and
 this network was trained with so much of it."""
+CLIP_TOKENS = MAX_WORDS + 2
+"""Words, their beginning and their end."""
 NEGATIVE = ""
 """The unconditional prompt of `true_cfg_scale`."""
 
@@ -37,14 +40,37 @@ BUNDLED = Path(__file__).parent.parent / "weights" / "shapes"
 """Folder of the trained pipeline, as ``FluxPipeline.from_pretrained`` takes it."""
 
 
+def _words() -> list[str]:
+    plurals = [f"{s}s" for s in SHAPES]
+    links = " ".join(RELATIONS.values()).split()
+    numbers = NUMBERS.values()
+    every = ["a", "an", "and", "on", *SHAPES, *plurals, *COLOURS, *SIZES, *BACKGROUNDS, *links]
+    return list(dict.fromkeys([*every, *numbers]))
+
+
 def t5_tokenizer() -> Any:
     """A ``T5Tokenizer`` with one token per word of the world."""
-    return import_transformers().T5Tokenizer.from_pretrained(BUNDLED / "tokenizer_2")
+    transformers = import_transformers()
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocabulary = [*special, *((f"▁{w}", -1.0) for w in _words())]
+    return transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=MAX_TOKENS)
 
 
 def clip_tokenizer() -> Any:
     """A ``CLIPTokenizer``: letters, and merges that join each word of the world into one token."""
-    return import_transformers().CLIPTokenizer.from_pretrained(BUNDLED / "tokenizer")
+    transformers = import_transformers()
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
+    merges: list[tuple[str, str]] = []
+    for word in _words():
+        # A merge added last is applied last, so words that are already one token stay one.
+        while len(parts := _encode(word, merges)) > 1:
+            merges.append((parts[0], parts[1]))
+            tokens[parts[0] + parts[1]] = None
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    for mark in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[mark] = len(vocabulary)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=CLIP_TOKENS)
 
 
 def tokens(tokenizer: Any, sentences: Sequence[str]) -> Tensor:
@@ -53,6 +79,15 @@ def tokens(tokenizer: Any, sentences: Sequence[str]) -> Tensor:
         list(sentences), padding="max_length", truncation=True, return_tensors="pt"
     ).input_ids
     return found
+
+
+def _encode(word: str, merges: list[tuple[str, str]]) -> list[str]:
+    """Byte-pair encoding: of all merges that apply, the earliest comes first."""
+    parts = [*word[:-1], f"{word[-1]}</w>"]
+    while pairs := [pair for pair in pairwise(parts) if pair in merges]:
+        i = list(pairwise(parts)).index(min(pairs, key=merges.index))
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return parts
 
 
 def build_pipeline() -> Any:
