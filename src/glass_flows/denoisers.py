@@ -228,7 +228,8 @@ class WrappedDenoiser(BaseDenoiser):
 
     @property
     def costs_per_call(self) -> Costs:
-        return self.denoiser.costs_per_call
+        passes = self.evaluations_per_call  # of a subclass that asks more than once
+        return replace(self.denoiser.costs_per_call, network_evaluations=passes)
 
     @property
     def recomputes(self) -> bool:
