@@ -168,19 +168,23 @@ class Refine(Method):
         share = _HALF if self.move_guidance is None else self.move_guidance
         return w if w <= 1.0 else 1.0 + share * (w - 1.0)
 
+    def check_guidance(self, w: float) -> None:
+        share = self.move_guidance
+        if share not in (None, 1.0) and self.weaker(w) == w:
+            raise InvalidArgument(
+                f"move_guidance={share:g} is a share of classifier-free guidance, and this "
+                "denoiser is under none: leave it out"
+            )
+
     def fitted(self, denoiser: DenoiserLike) -> Refine:
         model, share = as_denoiser(denoiser), self.move_guidance
+        self.check_guidance(model.cfg_scale)
         w = self.weaker(model.cfg_scale)
         acts = w != model.cfg_scale and model.at_cfg_scale(w) is not None
         if share == 1.0 or acts:
             return self
         if share is None:
             return replace(self, move_guidance=1.0)
-        if w == model.cfg_scale:
-            raise InvalidArgument(
-                f"move_guidance={share:g} is a share of classifier-free guidance, and this "
-                "denoiser is under none: leave it out"
-            )
         raise InvalidArgument(
             f"move_guidance={share:g} asks for guidance {w:g}, and this denoiser knows "
             f"{model.cfg_scale:g} alone: give it unconditional={{...}} or network_at=..., or leave "
