@@ -436,7 +436,8 @@ class Denoiser(Checked, BaseDenoiser):
         w of that guidance, for the grid of the samplers. What a network distilled with guidance is
         told is none.
     network_at : callable, optional
-        w -> that function under another w, which refinement's moves ask for.
+        w -> that function under another w, which refinement's moves ask for. `network_cfg` must say
+        under which it is.
     """
 
     network: Callable[..., Tensor] = setting(MISSING, Function("callable"))

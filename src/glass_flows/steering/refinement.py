@@ -101,8 +101,8 @@ class Refine(Method):
         the model's own path: near 0 a new sample, near 1 a small change. A list is gone through
         again and again, a ramp once; adaptive looks for that share of accepted proposals.
     move_steps : int, list of int, or None
-        Network evaluations of each move; None is 3, and under classifier-free guidance w more where
-        t is below 0.6: 1.5 (w - 1), up to 9.
+        Network evaluations of each move; None is 3, and where t is below 0.6 and moves are under
+        classifier-free guidance w, 1.5 (w - 1) more, up to 9.
     move_guidance : number in [0, 1], or None
         Share of the model's classifier-free guidance w that moves have, 1 + share (w - 1): under
         all of it many moves drift away from the data. None is 0.5, or 1 where the denoiser cannot
