@@ -466,6 +466,11 @@ class Denoiser(Checked, BaseDenoiser):
                 f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
                 "pass unconditional={...}, e.g. the null label or the empty prompt"
             )
+        if self.guidance_scale != 1.0 and self.network_at is not None:
+            raise InvalidArgument(
+                f"network_at is for a network that guides by itself, and guidance_scale="
+                f"{self.guidance_scale:g} guides it from outside: give one of them"
+            )
 
     @property
     def recomputes(self) -> bool:
