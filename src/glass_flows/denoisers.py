@@ -228,8 +228,8 @@ class WrappedDenoiser(BaseDenoiser):
 
     @property
     def costs_per_call(self) -> Costs:
-        passes = self.evaluations_per_call  # of a subclass that asks more than once
-        return replace(self.denoiser.costs_per_call, network_evaluations=passes)
+        more = self.evaluations_per_call - self.denoiser.evaluations_per_call  # of a subclass
+        return self.denoiser.costs_per_call + Costs(more)
 
     @property
     def recomputes(self) -> bool:
