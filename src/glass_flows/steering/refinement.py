@@ -341,11 +341,8 @@ class Refining(Course):
     """N chains: accept, weigh, exchange, move."""
 
     def __init__(self, settings: Refine, run: Run) -> None:
-        self.settings, self.run = settings, run
-        self.path, self.moving = (
-            run.table.path,
-            run.moving_at(settings.weaker(run.moving.cfg_scale)),
-        )
+        self.settings, self.run, self.path = settings, run, run.table.path
+        self.moving = run.moving_at(settings.weaker(run.moving.cfg_scale))
         solver = cast(Solver, run.table.solver or Default())
         if isinstance(solver, Default) and solver.guidance is not None:
             solver = replace(solver, guidance=settings.weaker(solver.guidance))
@@ -364,9 +361,6 @@ class Refining(Course):
         self.time = settings.time(0)
         self.given = run.population.init is not None
         self.begun = self.left_out = False
-
-    def wants_gradient(self, boundary: Boundary) -> bool:
-        return False
 
     # --- the chain --------------------------------------------------------------------------------
 
@@ -550,9 +544,6 @@ class Refining(Course):
             held = [t for t in (self.z, self.best) if t is not None]
             self.z, *rest = self.run.shards.select(rows, *held)
             self.best = rest[0] if rest else None
-
-    def move(self, look: Look, selection: Selection) -> None:
-        pass
 
     # --- what is remembered -----------------------------------------------------------------------
 
