@@ -2,11 +2,11 @@
 
     python -m benchmarks.over_optimised [--prompts 16] [--seed 0]
 
-Refinement on the Shapes pipeline, 8 chains of 6 moves for each prompt, at rising λ, towards two
-rewards: the colour of an image, its mean chroma, which large blobs have most of; and the bundled
-CLIP, which was trained against such pictures. Held out are the judge of the world and, of the
-first, the CLIP. Every line asks :func:`glass_flows.steering.over_optimised` about all λ up to its
-own, and shows the warning of the run itself, over its moves.
+Refinement on the Shapes pipeline, 8 chains of 6 moves for each prompt under all of its guidance, at
+rising λ, towards two rewards: the colour of an image, its mean chroma, which large blobs have most
+of; and the bundled CLIP, which was trained against such pictures. Held out are the judge of the
+world and, of the first, the CLIP. Every line asks :func:`glass_flows.steering.over_optimised` about
+all λ up to its own, and shows the warning of the run itself, over its moves.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def runs(
     prompts = [str(p) for p in all_of("test", (*SINGLE, *TWO), rest["prompts"])]
     found = {}
     for scale in SCALES[name]:
-        method = Refine(8, scale=scale, returned="last")
+        method = Refine(8, scale=scale, move_guidance=1.0, returned="last")
         drawn = steer_pipeline(
             model.pipe, prompts, reward, method, Sampler.ode(6), decode_batch=None,
             also=dict(also), seed=rest["seed"], progress=False, **model.call,

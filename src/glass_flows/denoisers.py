@@ -228,7 +228,8 @@ class WrappedDenoiser(BaseDenoiser):
 
     @property
     def costs_per_call(self) -> Costs:
-        return self.denoiser.costs_per_call
+        more = self.evaluations_per_call - self.denoiser.evaluations_per_call  # of a subclass
+        return self.denoiser.costs_per_call + Costs(more)
 
     @property
     def recomputes(self) -> bool:
@@ -435,7 +436,8 @@ class Denoiser(Checked, BaseDenoiser):
         w of that guidance, for the grid of the samplers. What a network distilled with guidance is
         told is none.
     network_at : callable, optional
-        w -> that function under another w, which refinement's moves ask for.
+        w -> that function under another w, which refinement's moves ask for. `network_cfg` must say
+        under which it is.
     """
 
     network: Callable[..., Tensor] = setting(MISSING, Function("callable"))
@@ -463,6 +465,11 @@ class Denoiser(Checked, BaseDenoiser):
             raise InvalidArgument(
                 f"guidance_scale={self.guidance_scale} needs the network's unconditional inputs: "
                 "pass unconditional={...}, e.g. the null label or the empty prompt"
+            )
+        if self.guidance_scale != 1.0 and self.network_at is not None:
+            raise InvalidArgument(
+                f"network_at is for a network that guides by itself, and guidance_scale="
+                f"{self.guidance_scale:g} guides it from outside: give one of them"
             )
 
     @property

@@ -36,7 +36,7 @@ from .rewards import Reward, as_reward, evaluate_with_gradient
 from .rewards.base import check_finite
 from .settings import ANY_COUNT, NOT_NEGATIVE, POSITIVE, Checked, Choice, Function, Is, setting
 
-__all__ = ["Guidance", "GuidedDenoiser", "shortened"]
+__all__ = ["Guidance", "GuidedDenoiser"]
 
 _EARLIEST = 1e-3  # least amplitude at which values are asked: σ²/α is infinite at 0
 _LEARNED = 0.03  # amplitude where a network's ∂D/∂x starts to say something

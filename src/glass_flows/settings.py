@@ -410,8 +410,8 @@ def _scalar(text: str, whole: Callable[[str], Any]) -> Any:
     """A value by its looks; `whole` reads integers."""
     if "," in text:
         return tuple(_scalar(part, whole) for part in text.split(","))
-    if text in ("none", "true", "false"):
-        return {"none": None, "true": True, "false": False}[text]
+    if (word := text.lower()) in ("none", "true", "false"):
+        return {"none": None, "true": True, "false": False}[word]
     if _is_integer(text):
         return whole(text)
     return float(text) if _is_number_text(text) else text

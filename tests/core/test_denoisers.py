@@ -29,6 +29,7 @@ from glass_flows.errors import (
     UnknownName,
 )
 from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, VariancePreserving
+from glass_flows.sampling import Tally
 from glass_flows.worlds import GaussianMixture
 
 ZERO_SNR = DiscreteDiffusion([0.99 * (1 - k / 9) for k in range(10)])
@@ -390,6 +391,15 @@ def test_a_wrapper_costs_what_is_inside_and_hands_on_whole_estimates():
     assert wrapper(torch.zeros(1), 0.4) is one.D
     for name in ("path", "device", "evaluations_per_call", "costs_per_call", "recomputes"):
         assert getattr(wrapper, name) == getattr(Knowing(), name)
+
+
+def test_a_wrapper_that_asks_twice_says_so_once():
+    class Twice(WrappedDenoiser):
+        evaluations_per_call = 2
+
+    tally = Tally(Twice(Denoiser(lambda x, t: x, Linear())))
+    tally(torch.zeros(3, 1), 0.5)
+    assert tally.costs == Costs(6)
 
 
 @pytest.mark.parametrize("w", [0.0, 1.0, 2.5])

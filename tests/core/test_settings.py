@@ -867,6 +867,17 @@ def test_children_divide_the_particles(cls):
 # --- kinds ------------------------------------------------------------------------------------
 
 
+def test_fields_without_a_kind_are_read_by_their_looks_in_any_case():
+    @dataclass(frozen=True)
+    class Mine:
+        first: object = 1
+        second: object = 2
+
+    kind = Object("thing", "mine", heads={"mine": Mine})
+    for text in ("mine:none:true", "mine:None:True", "mine:NONE:second=TRUE"):
+        assert kind.parse("it", text) == Mine(None, True)
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "value"),
     [

@@ -247,6 +247,13 @@ def test_noise_and_pictures_do_not_go_together(pipe):
         refined(pipe, picture(), latents=torch.zeros(4, 4, 8, 8))
 
 
+def test_a_share_of_no_guidance_is_refused_before_anything_is_encoded(pipe, monkeypatch):
+    for owner, name in ((pipe, "encode_prompt"), (pipe.vae, "encode")):
+        monkeypatch.setattr(owner, name, None)
+    with pytest.raises(InvalidArgument, match="this denoiser is under none"):
+        refined(pipe, picture(), guidance_scale=1.0, move_guidance=0.5)
+
+
 def test_without_an_adapter_there_is_no_encoder(pipe):
     with pytest.raises(InvalidArgument, match=r"init: only on pipelines with an adapter"):
         refined(pipe, picture(), decode=lambda z: z[:, :3])

@@ -6,6 +6,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 import tiny_pipelines as tiny
 from glass_flows import Sampler
+from glass_flows.denoisers import Fitting
 from glass_flows.diffusers import GlassScheduler, LatentNoise, Schedule, compile_table
 from glass_flows.diffusers.families import FAMILIES, family_of
 from glass_flows.diffusers.scheduler import config_of
@@ -194,3 +195,13 @@ def test_another_guidance_is_that_of_another_call(name):
     assert moved.cfg_scale == expected.cfg_scale == w + 0.5
     assert torch.equal(moved(x, t), expected(x, t))
     assert not torch.equal(moved(x, t), denoiser(x, t))
+
+
+def test_under_another_guidance_micro_batches_share_what_fits():
+    """What one of them has found to fit is not found again by running out of memory."""
+    pipe = tiny.build("sd")
+    given, prompt = settings("sd")
+    adapter, schedule = family_of(pipe)(pipe, **given), Schedule.of(config_of(pipe.scheduler))
+    denoiser = adapter.denoiser([prompt] * 2, schedule, max_batch="auto")
+    first, second = (denoiser.rows(slice(i, i + 1), 2).at_cfg_scale(2.0).network for i in (0, 1))
+    assert isinstance(first, Fitting) and first is second is not denoiser.network

@@ -301,7 +301,7 @@ def test_without_a_method_the_budget_chooses_it(tmp_path, given, word, monkeypat
     assert f"{word}: {drawn[0].method.particles} particles, " in found.output
 
 
-def test_what_its_own_loop_cannot_do_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
+def test_what_cannot_be_done_is_refused_before_anything_is_measured(tmp_path, monkeypatch):
     def measured(*given):
         raise AssertionError("measured")
 
@@ -311,6 +311,11 @@ def test_what_its_own_loop_cannot_do_is_refused_before_anything_is_measured(tmp_
     for option, wish in (("--method=refine", "refinement"), ("--reward-guidance=reward", "guidan")):
         found = CliRunner().invoke(app, [*command, option, "--out", str(tmp_path)])
         assert str(found.exception).startswith(wish) and "needs an adapter" in str(found.exception)
+    monkeypatch.setattr(Pipeline, "records", True)
+    monkeypatch.setattr(Pipeline, "guidance", lambda self, job: 1.0)
+    idle = ["--method", "refine", "--move-guidance", "0.25"]
+    found = CliRunner().invoke(app, [*command, *idle, "--out", str(tmp_path)])
+    assert "this denoiser is under none" in str(found.exception)
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from glass_flows.plans import Sampler
 from glass_flows.research import train_digits
 from glass_flows.research.check import checks
 from glass_flows.settings import build
-from glass_flows.steering import Steering
+from glass_flows.steering import Refine, Steering
 from glass_flows.worlds import load_digits_classifier
 
 
@@ -82,6 +82,14 @@ def test_the_job_steers_and_reports(tmp_path):
     with Image.open(report.picture) as picture:
         assert picture.width > 400
         assert Job.from_json(json.loads(picture.text["settings"])) == job
+
+
+def test_of_several_methods_one_with_an_idle_setting_is_refused_before_all(tmp_path):
+    job = Job("digits", Steering(2), Sampler(2, 2), reward="class:8", populations=2)
+    methods = {"steering": job.method, "refine": Refine(2, moves=1, move_guidance=0.5)}
+    with pytest.raises(InvalidArgument, match="this denoiser is under none"):
+        compare_digits(job, tmp_path / "out", methods=methods, progress=False)
+    assert not any((tmp_path / "out").glob("runs/*"))
 
 
 @pytest.mark.slow

@@ -320,6 +320,11 @@ def test_a_denoiser_that_knows_one_guidance_moves_under_it():
         run(move_guidance=0.25)
 
 
+def test_a_network_is_guided_from_inside_or_from_outside():
+    with pytest.raises(InvalidArgument, match=r"network_at is for .* guidance_scale=2 guides it"):
+        replace(guided(5.0, True), unconditional={}, guidance_scale=2.0)
+
+
 def test_a_solver_that_was_told_of_guidance_has_its_share_in_moves():
     one = {"shape": (1,), "seed": 0, "scale": 1.0, "moves": 3, "dtype": torch.float64}
     told = refine(guided(5.0), slope, solver="default:guidance=5", **one)

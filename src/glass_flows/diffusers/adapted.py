@@ -30,6 +30,7 @@ def run_adapted(
     """The result and the images of its samples."""
     adapter = family(asked.pipe, **asked.call)
     _check_cache(adapter, asked, shards)
+    asked.method.check_guidance(adapter.cfg_scale)
     population = _population(asked, adapter)
     asked.try_reward(adapter.height, adapter.width, adapter.device)
     schedule = Schedule.of(config_of(asked.pipe.scheduler), rounds_its_clock(asked.pipe))

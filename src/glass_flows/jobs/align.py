@@ -121,6 +121,7 @@ def compare_digits(
     # Bad settings stop here, before the folder is made and anything is drawn.
     for method in methods.values():
         method.check_table(job.sampler.plan(model.denoiser.path))
+        method.check_guidance(model.denoiser.cfg_scale)
     folder, N, count = Path(out), job.method.particles, job.populations
     if overwrite:
         for run in find_runs(folder / "runs"):
@@ -446,9 +447,10 @@ def _within(kept: Kept, model: Model, jobs: Sequence[Job], first: Job, announce:
     """The best of some jobs in the sizes for a budget."""
     if (known := kept.choice(jobs)) is None:
         possible = _possible(model, jobs)
+        guidance, share = model.guidance(first), model.share(first)
         for job in possible:
             model.check_method(job.method)
-        guidance, share = model.guidance(first), model.share(first)
+            job.method.check_guidance(guidance)
         among = [way for job in possible for way in ways(job, guidance, share)]
         prices, left = kept.prices(partial(_trial, model, first), among, announce)
         pilot = 0.0

@@ -115,6 +115,9 @@ class Method(Settings, ABC):
         """How values are taken at a boundary."""
         return FreeValue()
 
+    def check_guidance(self, w: float) -> None:
+        """Raise if a setting cannot act on a network under this classifier-free guidance."""
+
     def fitted(self, denoiser: DenoiserLike) -> Self:
         """With what was left to the denoiser; raises where a setting cannot act on it."""
         return self

@@ -101,8 +101,8 @@ class Refine(Method):
         the model's own path: near 0 a new sample, near 1 a small change. A list is gone through
         again and again, a ramp once; adaptive looks for that share of accepted proposals.
     move_steps : int, list of int, or None
-        Network evaluations of each move; None is 3, and under classifier-free guidance w more where
-        t is below 0.6: 1.5 (w - 1), up to 9.
+        Network evaluations of each move; None is 3, and where t is below 0.6 and moves are under
+        classifier-free guidance w, 1.5 (w - 1) more, up to 9.
     move_guidance : number in [0, 1], or None
         Share of the model's classifier-free guidance w that moves have, 1 + share (w - 1): under
         all of it many moves drift away from the data. None is 0.5, or 1 where the denoiser cannot
@@ -168,19 +168,23 @@ class Refine(Method):
         share = _HALF if self.move_guidance is None else self.move_guidance
         return w if w <= 1.0 else 1.0 + share * (w - 1.0)
 
+    def check_guidance(self, w: float) -> None:
+        share = self.move_guidance
+        if share not in (None, 1.0) and self.weaker(w) == w:
+            raise InvalidArgument(
+                f"move_guidance={share:g} is a share of classifier-free guidance, and this "
+                "denoiser is under none: leave it out"
+            )
+
     def fitted(self, denoiser: DenoiserLike) -> Refine:
         model, share = as_denoiser(denoiser), self.move_guidance
+        self.check_guidance(model.cfg_scale)
         w = self.weaker(model.cfg_scale)
         acts = w != model.cfg_scale and model.at_cfg_scale(w) is not None
         if share == 1.0 or acts:
             return self
         if share is None:
             return replace(self, move_guidance=1.0)
-        if w == model.cfg_scale:
-            raise InvalidArgument(
-                f"move_guidance={share:g} is a share of classifier-free guidance, and this "
-                "denoiser is under none: leave it out"
-            )
         raise InvalidArgument(
             f"move_guidance={share:g} asks for guidance {w:g}, and this denoiser knows "
             f"{model.cfg_scale:g} alone: give it unconditional={{...}} or network_at=..., or leave "
@@ -337,11 +341,8 @@ class Refining(Course):
     """N chains: accept, weigh, exchange, move."""
 
     def __init__(self, settings: Refine, run: Run) -> None:
-        self.settings, self.run = settings, run
-        self.path, self.moving = (
-            run.table.path,
-            run.moving_at(settings.weaker(run.moving.cfg_scale)),
-        )
+        self.settings, self.run, self.path = settings, run, run.table.path
+        self.moving = run.moving_at(settings.weaker(run.moving.cfg_scale))
         solver = cast(Solver, run.table.solver or Default())
         if isinstance(solver, Default) and solver.guidance is not None:
             solver = replace(solver, guidance=settings.weaker(solver.guidance))
@@ -360,9 +361,6 @@ class Refining(Course):
         self.time = settings.time(0)
         self.given = run.population.init is not None
         self.begun = self.left_out = False
-
-    def wants_gradient(self, boundary: Boundary) -> bool:
-        return False
 
     # --- the chain --------------------------------------------------------------------------------
 
@@ -546,9 +544,6 @@ class Refining(Course):
             held = [t for t in (self.z, self.best) if t is not None]
             self.z, *rest = self.run.shards.select(rows, *held)
             self.best = rest[0] if rest else None
-
-    def move(self, look: Look, selection: Selection) -> None:
-        pass
 
     # --- what is remembered -----------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from ..plans.solvers import solver_for
 from ..rewards import FunctionReward, Reward, evaluate, evaluate_with_gradient
 from ..settings import Checked, Count, setting
 
-__all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction", "resolve_value"]
+__all__ = ["FreeValue", "Look", "PosteriorValue", "Value", "ValueFunction"]
 
 T = TypeVar("T")
 

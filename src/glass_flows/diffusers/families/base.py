@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
+from functools import cache
 from typing import Any, ClassVar
 
 import diffusers
@@ -297,6 +298,7 @@ class Family(ABC):
         with torch.no_grad(), named_before_network(self.pipe):
             conditioning = self.encode(list(prompts))
 
+        @cache  # micro-batches share what one of them has found to fit
         def network(scale: float) -> Callable[..., Tensor]:
             predict = self.guided(scale)._predict
             return Fitting(predict) if fits else predict
