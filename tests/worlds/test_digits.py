@@ -378,6 +378,7 @@ def test_training_writes_models_and_leaves_the_random_stream_alone(quick, tmp_pa
         "digits.safetensors",
         "digits_judge.safetensors",
         "digits_reward.safetensors",
+        "training.json",
     ]
     x, t, label = inputs()
     assert load_digits_network(out / "digits.safetensors")(x, t, label).any()
@@ -428,9 +429,9 @@ def test_checkpoint_of_other_settings(quick, tmp_path, monkeypatch, change):
         with pytest.raises(Stop):
             training.train_digits(tmp_path, **TINY)
     settings = {**TINY, **change}
-    with pytest.raises(errors.InvalidArgument, match="resume=False"):
+    with pytest.raises(errors.InvalidArgument, match=r"which differs in settings\."):
         training.train_digits(tmp_path, **settings)
-    training.train_digits(tmp_path, resume=False, **settings)
+    training.train_digits(tmp_path, overwrite=True, **settings)
     assert len(weight_files(tmp_path)) == 3
 
 
