@@ -190,10 +190,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def fingerprint(folder: str | Path | None) -> int:
-    """A number that stands for the weights in a folder, so that others are not taken for them."""
+    """A number that stands for the weights in a folder, so that others are not taken for them.
+
+    Checkpoints do not count: they are of a training that may begin with these weights.
+    """
     found = 0
     for file in sorted(Path(folder).rglob("*.safetensors")) if folder is not None else ():
-        found = zlib.crc32(file.read_bytes(), found)
+        if file.parent.name != _CHECKPOINTS:
+            found = zlib.crc32(file.read_bytes(), found)
     return found
 
 

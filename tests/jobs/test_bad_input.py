@@ -164,6 +164,8 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("convert sit nosuch OUT", "No such command 'sit'."),
         ("train digits --out FILE", "cannot write to the output folder 'FILE':"),
         ("train clip --out OUT --steps 0", "steps must be an integer >= 1, got 0"),
+        ("train clip --out OUT --pipeline nosuch", "'nosuch' holds no Shapes pipeline"),
+        ("train clip --out OUT --start nosuch", "'nosuch' holds no CLIPModel"),
         ("train clip --out FILE", "cannot write to the output folder 'FILE':"),
         ("train nosuch --out OUT", "No such command 'nosuch'."),
         ("compare --out FILE", "cannot write to the output folder 'FILE':"),

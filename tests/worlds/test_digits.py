@@ -435,6 +435,17 @@ def test_checkpoint_of_other_settings(quick, tmp_path, monkeypatch, change):
     assert len(weight_files(tmp_path)) == 3
 
 
+def test_checkpoints_are_no_weights_of_a_folder_that_is_begun_with(tmp_path):
+    weights = {"w": torch.arange(3.0)}
+    loop.save_tensors(tmp_path / "w.safetensors", weights, {})
+    before = loop.fingerprint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    loop.save_tensors(tmp_path / "checkpoints" / "w.safetensors", weights, {})
+    assert loop.fingerprint(tmp_path) == before
+    loop.save_tensors(tmp_path / "w.safetensors", {"w": -weights["w"]}, {})
+    assert loop.fingerprint(tmp_path) != before
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:5000], lambda data: b"garbage"])
 def test_damaged_checkpoint(quick, tmp_path, monkeypatch, damage):
     with monkeypatch.context() as patch:

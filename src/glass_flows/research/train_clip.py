@@ -25,7 +25,7 @@ from ..jobs.models import Shapes
 from ..training import Loss, Trained, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import Finding, Prompt
 from ..worlds.shapes.clip import build_clip, build_clip_processor, load_clip
-from ..worlds.shapes.pipeline import BUNDLED, clip_tokenizer, tokens
+from ..worlds.shapes.pipeline import BUNDLED, clip_tokenizer, load_pipeline, tokens
 from ..worlds.shapes.world import OPPOSITE, RELATIONS, related
 from .judged_scenes import (
     SENTENCES,
@@ -87,9 +87,11 @@ def train_clip(
         As in :func:`.train_digits.train_digits`.
     """
     settings = {"steps": steps, "scenes": scenes, "drawn": drawn, "seed": seed}
-    home, pipeline = device_named(device), BUNDLED if pipeline is None else pipeline
-    if start is not None:
-        load_clip(start)  # refused before the scenes are drawn
+    home = device_named(device)
+    for given, load in ((pipeline, load_pipeline), (start, load_clip)):
+        if given is not None:
+            load(given)  # refused before anything is thrown away or drawn
+    pipeline = BUNDLED if pipeline is None else pipeline
     settings["start"], settings["pipeline"] = fingerprint(start), fingerprint(pipeline)
     trained = Trained(Path(out), "clip", settings, ("model.safetensors",))
     if trained.kept(overwrite, announce) is not None:
