@@ -247,13 +247,18 @@ def test_entry_points_are_found_when_they_are_wanted(tmp_path, monkeypatch):
 
 # --- in a fresh interpreter -----------------------------------------------------------------------
 
-FRESH = """
-import runpy, sys
+LIGHT = """
+import sys
 
 import glass_flows, glass_flows.rewards, glass_flows.steering, glass_flows.worlds.digits
 
 heavy = {"diffusers", "transformers", "ray", "matplotlib", "sklearn", "scipy", "typer"}
 print(sorted(heavy & set(sys.modules)))
+"""
+FRESH = (
+    LIGHT
+    + """
+import runpy
 
 from glass_flows import Sampler
 from glass_flows.errors import GlassError, MissingExtra
@@ -281,6 +286,7 @@ for name in ("mien", "mine"):
     except SystemExit as stopped:
         print(f"{name} ends with {stopped.code}", file=sys.stderr)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -316,9 +322,14 @@ def fresh(tmp_path_factory):
     return folder, done
 
 
+def test_importing_the_package_imports_no_heavy_dependency():
+    """Nor do the digits."""
+    told = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
 @pytest.mark.slow
-def test_importing_the_package_imports_no_heavy_dependency(fresh):
-    """Nor do the digits; what needs diffusers looks for it when it is wanted."""
+def test_what_needs_diffusers_looks_for_it_when_it_is_wanted(fresh):
     heavy, _, _, *lazy = fresh[1].stdout.splitlines()[:6]
     assert heavy == "[]"
     assert lazy == ["missing", "load_reward", "missing"]

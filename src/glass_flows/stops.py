@@ -34,7 +34,8 @@ def standing() -> str:
     """What is kept so far, for people."""
     if not _kept:
         return "nothing was begun that could be gone on with; the same command begins again"
-    return f"kept {', '.join(_kept.values())}; the same command goes on there"
+    without = ", without --overwrite" if "--overwrite" in sys.argv else ""
+    return f"kept {', '.join(_kept.values())}; the same command goes on there{without}"
 
 
 @contextmanager

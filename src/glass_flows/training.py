@@ -26,7 +26,13 @@ from torch import Tensor, nn
 from .errors import InvalidArgument, NonFinite, WeightsFileError, check_count
 from .files import replace
 from .progress import track
+from .runs.listing import apart
 from .stops import keep
+
+_RECORD, _CHECKPOINTS = "training.json", "checkpoints"
+_FROM_ZERO = ("seed", "text_steps")
+_FINGERPRINTS = ("start", "pipeline")
+_AFRESH = "Give another folder, or train afresh in this one (--overwrite, overwrite=True)"
 
 Loss = Callable[[nn.Module, torch.Generator], Tensor]
 
@@ -164,14 +170,16 @@ def _resume(training: Training, path: Path, metadata: dict[str, str]) -> None:
         if found == metadata:
             training.restore(tensors)
             return
+        there, here = (
+            {**one, "settings": json.loads(one["settings"])} for one in (found, metadata)
+        )
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
         raise WeightsFileError(
-            f"checkpoint {str(path)!r} is damaged ({error}). Start afresh with resume=False, "
-            "or give another folder."
+            f"checkpoint {str(path)!r} is damaged ({error}). {_AFRESH}"
         ) from error
     raise InvalidArgument(
-        f"checkpoint {str(path)!r} was made by {found}, but this run is {metadata}. Resume with "
-        "the same settings, start afresh with resume=False, or give another folder."
+        f"checkpoint {str(path)!r} is of another training, which differs in {apart(there, here)}. "
+        f"Go on with the same settings, or: {_AFRESH}"
     )
 
 
@@ -182,32 +190,117 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
 
 
 def fingerprint(folder: str | Path | None) -> int:
-    """A number that stands for the weights in a folder, so that others are not taken for them."""
+    """A number that stands for the weights in a folder, so that others are not taken for them.
+
+    Checkpoints do not count: they are of a training that may begin with these weights.
+    """
     found = 0
     for file in sorted(Path(folder).rglob("*.safetensors")) if folder is not None else ():
-        found = zlib.crc32(file.read_bytes(), found)
+        if file.parent.name != _CHECKPOINTS:
+            found = zlib.crc32(file.read_bytes(), found)
     return found
 
 
-@contextmanager
-def checkpoints(
-    out: str | Path, settings: Mapping[str, int], every: int, resume: bool, progress: bool
-) -> Iterator[Callable[..., Any]]:
-    """``fit(task, file, settings)`` with checkpoints in ``out/checkpoints``, removed at the end.
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves in a folder: weights, and ``training.json``, which says of which.
 
-    Before a minute of training is spent the numbers are checked (the seed from 0, the others from
-    1) and whether the folder can be written. The default of `settings` are those given here.
+    Attributes
+    ----------
+    out : Path
+    name : str
+        Of the training.
+    settings : mapping of str to int
+        All that its weights depend on: counts, and what :func:`fingerprint` says of others.
+    files : tuple of str
+        The weights, by their names in the folder.
 
     Raises
     ------
     InvalidArgument
-        Of a number or the folder.
+        A number is out of range.
     """
-    for name, value in {**settings, "checkpoint_every": every}.items():
-        check_count(name, value, least=0 if name == "seed" else 1)
-    folder = Path(out) / "checkpoints"
-    if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+
+    out: Path
+    name: str
+    settings: Mapping[str, int]
+    files: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in (one for one in self.settings if one not in _FINGERPRINTS):
+            check_count(name, self.settings[name], least=0 if name in _FROM_ZERO else 1)
+
+    def kept(self, overwrite: bool, announce: Callable[[str], None]) -> dict[str, float] | None:
+        """The figures of this training if the folder holds it finished; then nothing is to be done.
+
+        With `overwrite` never: checkpoints and record are thrown away, and the weights replaced
+        once there are new ones.
+
+        Raises
+        ------
+        InvalidArgument
+            It holds a finished training with other settings, or weights of which nothing is known.
+        WeightsFileError
+            Record or weights are not those that were written.
+        """
+        record, folder = self.out / _RECORD, self.out / _CHECKPOINTS
+        if overwrite:
+            record.unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+        if not record.exists():
+            if any((self.out / name).exists() for name in self.files) and not folder.exists():
+                raise InvalidArgument(
+                    f"{str(self.out)!r} holds weights of which no {_RECORD} says how they were "
+                    f"trained. {_AFRESH}"
+                )
+            return None
+        try:
+            there = json.loads(record.read_text(encoding="utf-8"))
+            figures, weights = dict(there.pop("figures")), there.pop("weights")
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise WeightsFileError(f"{str(record)!r} is damaged ({error}). {_AFRESH}") from error
+        if there != (here := self._whose()):
+            raise InvalidArgument(
+                f"{str(self.out)!r} holds a finished training, which differs in "
+                f"{apart(there, here)}. {_AFRESH}"
+            )
+        if weights != self._weights():
+            raise WeightsFileError(
+                f"the weights in {str(self.out)!r} are not those that were trained there. {_AFRESH}"
+            )
+        shutil.rmtree(folder, ignore_errors=True)  # it may have been killed before it did this
+        announce("finished already: nothing is trained")
+        return figures
+
+    def finish(self, figures: Mapping[str, float]) -> None:
+        """Write that the weights, which are there, are of this training."""
+        found = {**self._whose(), "weights": self._weights(), "figures": dict(figures)}
+        replace(self.out / _RECORD, (json.dumps(found, indent=1) + "\n").encode())
+
+    def _whose(self) -> dict[str, object]:
+        return {"training": self.name, "settings": dict(self.settings)}
+
+    def _weights(self) -> dict[str, int | None]:
+        """A number for each file; None of one that is not there."""
+        places = {name: self.out / name for name in self.files}
+        return {n: zlib.crc32(p.read_bytes()) if p.is_file() else None for n, p in places.items()}
+
+
+@contextmanager
+def checkpoints(trained: Trained, every: int, progress: bool) -> Iterator[Callable[..., Any]]:
+    """``fit(task, file, settings)`` with checkpoints in ``out/checkpoints``, removed at the end.
+
+    The default of `settings` are all of the training. What is done inside ends with
+    ``trained.finish``. Before a minute is spent it is checked whether the folder can be written.
+
+    Raises
+    ------
+    InvalidArgument
+        Of the folder, or of `every`.
+    """
+    check_count("checkpoint_every", every)
+    folder = trained.out / _CHECKPOINTS
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -217,6 +310,6 @@ def checkpoints(
             f"cannot write in the folder {str(folder)!r} ({error}); give an output folder that "
             "can be made or written"
         ) from error
-    yield lambda task, file, own=settings: fit(task, folder / file, own, every, progress)
+    yield lambda task, file, own=trained.settings: fit(task, folder / file, own, every, progress)
     shutil.rmtree(folder)
     keep("training", None)

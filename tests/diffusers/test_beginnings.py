@@ -48,7 +48,7 @@ def configure(pipe):
         vae.bn.running_var.copy_(torch.tensor(some(16, 0.5)))
 
 
-@pytest.mark.parametrize("name", tiny.some("chroma"))
+@pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_what_is_decoded_is_what_was_encoded(name, monkeypatch):
     """Between the encoder and the decoder all is undone: scales, shifts, statistics, packing."""
     pipe = tiny.build(name)

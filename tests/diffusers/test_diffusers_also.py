@@ -97,7 +97,6 @@ def test_the_same_images_decoded_once(name, decode_batch, monkeypatch):
     assert found.result.also["words"].tolist() == [[5.0, 5.0][: found.rewards.shape[1]]] * 2
 
 
-@pytest.mark.slow
 def test_a_pipeline_in_its_own_loop(monkeypatch):
     import diffusers
 

@@ -164,6 +164,8 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("convert sit nosuch OUT", "No such command 'sit'."),
         ("train digits --out FILE", "cannot write to the output folder 'FILE':"),
         ("train clip --out OUT --steps 0", "steps must be an integer >= 1, got 0"),
+        ("train clip --out OUT --pipeline nosuch", "'nosuch' holds no Shapes pipeline"),
+        ("train clip --out OUT --start nosuch", "'nosuch' holds no CLIPModel"),
         ("train clip --out FILE", "cannot write to the output folder 'FILE':"),
         ("train nosuch --out OUT", "No such command 'nosuch'."),
         ("compare --out FILE", "cannot write to the output folder 'FILE':"),
@@ -275,6 +277,7 @@ QUICK: dict[str, list[tuple[str, str]]] = {
         ("digits", "check_model tries diffusers pipelines, and 'digits' is none"),
         ("''", "unknown model ''. Allowed:"),
         ("shapes --size 0", "size must be an integer >= 1, got 0"),
+        ("shapes --revision main", "revision: only of a model on the hub, and 'shapes' is none"),
         ("shapes --size 100000", "size must be at most 16,384, got 100000"),
         ("shapes --prompt 'a red circle' --prompt 'a red circle'", "give one prompt, or two that"),
         ("shapes --json FILE/x.json", "[Errno 20] Not a directory: 'FILE/x.json'"),
@@ -403,6 +406,9 @@ SLOW: dict[str, list[tuple[str, str]]] = {
         ("--height 0", "height must be an integer >= 1, got 0"),
         ("--width -8", "width must be an integer >= 1, got -8"),
         ("--lora nosuch", "cannot load LoRA weights from 'nosuch' into"),
+    ],
+    "check-model": [
+        ("shapes --size 33", "height must be a multiple of 8 for FluxPipeline, got 33"),
     ],
     "batch P.txt --out OUT": [
         ("--ray nowhere", "no Ray cluster at 'nowhere': Invalid address"),

@@ -26,6 +26,7 @@ from glass_flows.research import train_digits
 from glass_flows.research.check import checks
 from glass_flows.settings import build
 from glass_flows.steering import Refine, Steering
+from glass_flows.training import Training
 from glass_flows.worlds import load_digits_classifier
 
 
@@ -236,7 +237,7 @@ def test_training_commands_have_the_options_and_defaults_of_their_functions():
     for command in train_app.registered_commands:
         options = inspect.signature(command.callback).parameters
         function = inspect.signature(TRAINERS[command.name][0]).parameters
-        assert set(options) == set(function) - {"checkpoint_every", "progress"}
+        assert set(options) == set(function) - {"checkpoint_every", "progress", "announce"}
         assert all(one.default == function[name].default for name, one in options.items())
         told = {name: one.annotation.__metadata__[0].help for name, one in options.items()}
         assert all(told.values()) and "None" not in told.values()
@@ -250,6 +251,56 @@ def test_training_from_the_command_line(tmp_path, monkeypatch):
     assert shown.exit_code == 0, shown.output
     assert (tmp_path / "digits.safetensors").exists()
     assert "weights and model card" in shown.output
+
+
+SMALL = {
+    "digits": ("--steps", "2", "--batch", "8", "--classifier-steps", "1"),
+    "digits-turbo": ("--steps", "2", "--batch", "8", "--trajectories", "8"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_finished_training_is_neither_repeated_nor_replaced_unasked(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_digits, "SAMPLES", 20)
+    steps, advance = [0], Training.advance
+
+    def counted(self):
+        steps[0] += 1
+        advance(self)
+
+    def trained(*options):
+        steps[0] = 0
+        shown = invoke("train", name, "--out", str(tmp_path), *SMALL[name], *options)
+        text = " ".join((shown.output + str(shown.exception)).split())
+        return shown.exit_code, steps[0], text, (tmp_path / "digits.safetensors").read_bytes()
+
+    monkeypatch.setattr(Training, "advance", counted)
+    first, count, text, weights = trained()
+    assert (first, "finished already" in text) == (0, False)
+    code, again, text, kept = trained()
+    assert (code, again, kept) == (0, 0, weights)
+    assert "finished already: nothing is trained" in text
+    code, other, text, kept = trained("--seed", "1")
+    assert (code != 0, other, kept) == (True, 0, weights)
+    assert "differs in settings.seed: 0 there, 1 here. Give another folder, or" in text
+    (tmp_path / "mine.txt").write_text("mine")
+    code, anew, text, others = trained("--seed", "1", "--overwrite")
+    assert (code, anew, others == weights) == (0, count, False)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert trained("--seed", "1")[:2] == (0, 0)
+    (tmp_path / "digits.safetensors").write_bytes(weights)
+    assert "are not those that were trained there" in trained("--seed", "1")[2]
+    (tmp_path / "training.json").unlink()  # as of the weights of earlier versions
+    code, none, text, kept = trained()
+    assert (code != 0, none, kept) == (True, 0, weights)
+    assert "holds weights of which no training.json says how they were trained" in text
+
+
+def test_what_another_training_left_is_refused_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_digits, "SAMPLES", 20)
+    invoke("train", "digits", "--out", str(tmp_path), *SMALL["digits"])
+    shown = invoke("train", "digits-turbo", "--out", str(tmp_path), *SMALL["digits-turbo"])
+    assert "training: digits there, digits-turbo here" in str(shown.exception)
 
 
 @pytest.mark.parametrize(

@@ -151,10 +151,13 @@ def test_a_comparison_from_end_to_end(few, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_comparison_repeats_from_its_seed(few, tmp_path):
+    said = []
     one, two, other = (
-        compare(tmp_path / name, only=["Euler"], seed=seed, **SMALL).methods[1]
-        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        compare(tmp_path / name, only=["Euler"], seed=s, announce=said.append, **SMALL).methods[1]
+        for name, s in (("a", 1), ("b", 1), ("a", 2))
     )
+    replaced = ["replaced" in line for line in said if line.startswith("there is a comparison")]
+    assert replaced == [True]  # the last one
     assert one == two
     assert one != other
 

@@ -1,4 +1,4 @@
-"""The comparison on one's own model, prompts and reward: run on the Shapes pipeline."""
+"""The comparison on one's own model, prompts and reward: run on a tiny DiT."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+
+pytest.importorskip("diffusers")
+
 from typer.testing import CliRunner
 
+import tiny_pipelines as tiny
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument
 from glass_flows.plans import Sampler
 from glass_flows.research.compare_own import recipes
-
-pytest.importorskip("diffusers")
 
 
 def invoke(*arguments):
@@ -25,10 +27,14 @@ def invoke(*arguments):
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
     file = folder / "prompts.txt"
-    file.write_text("a red circle\ntwo blue squares\n", encoding="utf-8")
-    given = ("--model", "shapes", "--prompts", file, "--scale", 0.5, "--evaluations", 12)
-    options = (*given, "--particles", 2, "--out", folder / "out")
-    return options, invoke(*options), folder / "out"
+    file.write_text("207\n88\n", encoding="utf-8")
+    (folder / "reward_of_mine.py").write_text("def red(z):\n    return z[:, 0].mean((1, 2))\n")
+    model = tiny.save("dit", folder / "dit")
+    given = ("--model", model, "--prompts", file, "--reward", "reward_of_mine:red", "--scale", 5)
+    options = (*given, "--evaluations", 12, "--particles", 2, "--out", folder / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield options, invoke(*options), folder / "out"
 
 
 def test_every_method_may_ask_the_network_as_often():
@@ -41,7 +47,6 @@ def test_every_method_may_ask_the_network_as_often():
     assert guided.method.move_steps is None and guided.method.moves < 6
 
 
-@pytest.mark.slow
 def test_the_table_the_figures_and_the_sheet(compared):
     _, shown, folder = compared
     assert shown.exit_code == 0, shown.output
@@ -64,11 +69,10 @@ def test_the_table_the_figures_and_the_sheet(compared):
     assert methods["best-of-n"]["evaluations"] == methods["refine"]["evaluations"] == 48
     assert methods["refine"]["rewards"] == 2 * 2  # the start and one move
     with Image.open(folder / "comparison.png") as sheet:
-        assert sheet.size == (4 * 32, 2 * 32)
+        assert sheet.size == (4 * 16, 2 * 16)
     assert "| refine |" in (folder / "comparison.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_the_same_command_again_draws_nothing(compared):
     options, first, folder = compared
     times = {f: f.stat().st_mtime_ns for f in folder.glob("*/result.json")}
@@ -98,4 +102,4 @@ def test_too_few_evaluations_are_refused():
     with pytest.raises(InvalidArgument, match="at least 9"):
         recipes(4, 8, 1.0)
     with pytest.raises(InvalidArgument, match="at least 12"):
-        recipes(4, 11, 1.0, guidance=3.0)
+        recipes(4, 11, 1.0, guidance=5.0)  # a move has half of it

@@ -10,6 +10,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 from glass_flows import training  # noqa: E402
+from glass_flows.errors import InvalidArgument  # noqa: E402
 from glass_flows.research import judged_scenes as judged  # noqa: E402
 from glass_flows.research import train_clip as clip  # noqa: E402
 from glass_flows.worlds.shapes import Placed, Prompt, examine, holds  # noqa: E402
@@ -89,6 +90,11 @@ def test_an_interrupted_training_ends_with_the_same_bits_and_may_end_early(tmp_p
                 clip.train_clip(tmp_path / folder, **TINY)
     clip.train_clip(tmp_path / "parts", **TINY)
     clip.train_clip(tmp_path / "short", **{**TINY, "steps": 1})
+    with monkeypatch.context() as patch:  # finished, it is neither repeated nor replaced
+        patch.setattr(training.Training, "advance", None)
+        clip.train_clip(tmp_path / "short", **{**TINY, "steps": 1})
+        with pytest.raises(InvalidArgument, match=r"settings\.steps: 1 there, 2 here"):
+            clip.train_clip(tmp_path / "short", **TINY)
     whole, parts, short = (
         load_clip(tmp_path / name).state_dict() for name in ("whole", "parts", "short")
     )

@@ -190,9 +190,14 @@ def test_a_run_from_other_weights_is_not_gone_on_with(small, whole, tmp_path):
         patch.setattr(training.Training, "advance", stopped)
         with pytest.raises(KeyboardInterrupt):
             shapes.train_shapes(out, start=first, **TINY)
-    with pytest.raises(InvalidArgument, match="was made by"):
+    with pytest.raises(InvalidArgument, match=r"which differs in settings\.start: "):
         shapes.train_shapes(out, start=second, **TINY)
     shapes.train_shapes(out, start=first, **TINY)
+    with pytest.MonkeyPatch.context() as patch:  # finished, it is neither repeated nor replaced
+        patch.setattr(training.Training, "advance", None)
+        shapes.train_shapes(out, start=first, **TINY)
+        with pytest.raises(InvalidArgument, match=r"which differs in settings\.start: "):
+            shapes.train_shapes(out, start=second, **TINY)
     for file in out.rglob("*.json"):
         assert str(whole) not in file.read_text(), file  # no trace of where it came from
     one, two = (

@@ -50,7 +50,7 @@ from glass_flows.research.compare import compare
 from glass_flows.research.compare_own import compare_own
 from glass_flows.research.reproduce import Scale, base, reproduce
 from glass_flows.rewards import Viewing
-from glass_flows.training import TrainingTask, checkpoints, save_tensors
+from glass_flows.training import Trained, TrainingTask, checkpoints, save_tensors
 from glass_flows.worlds.digits import digits_images
 
 FORK = multiprocessing.get_context("fork")
@@ -202,10 +202,15 @@ def trained(out: Path) -> object:
         found: torch.Tensor = net(torch.randn(4, 3, generator=generator)).square().mean()
         return found
 
-    with alone(out), checkpoints(out, {"steps": 4, "seed": 0}, 1, True, False) as fit:
-        task = TrainingTask("line", lambda: nn.Linear(3, 1), loss, 4, 0, 0.1)
-        net = fit(task, "line.safetensors")
-        save_tensors(out / "line.safetensors", net.state_dict(), {"model": "line"})
+    trained = Trained(out, "line", {"steps": 4, "seed": 0}, ("line.safetensors",))
+    with alone(out):
+        if trained.kept(False, print) is not None:
+            return None
+        with checkpoints(trained, 1, False) as fit:
+            task = TrainingTask("line", lambda: nn.Linear(3, 1), loss, 4, 0, 0.1)
+            net = fit(task, "line.safetensors")
+            save_tensors(out / "line.safetensors", net.state_dict(), {"model": "line"})
+            trained.finish({})
     return net
 
 

@@ -25,7 +25,7 @@ from glass_flows.cli import app, main
 from glass_flows.errors import FolderInUse, InvalidArgument
 from glass_flows.folders import LOCKS, alone
 from glass_flows.sit import SiT, SiTConfig, convert
-from glass_flows.stops import keep, stoppable
+from glass_flows.stops import keep, standing, stoppable
 
 # Batches and refinement are killed by tests of their own, too (test_batch.py, test_refine.py).
 QUICK = ("align",)
@@ -155,7 +155,7 @@ def test_training_goes_on_with_as_many_threads_only(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(before + 1)
     try:
-        with pytest.raises(InvalidArgument, match=f"'threads': '{before}'.*'{before + 1}'"):
+        with pytest.raises(InvalidArgument, match=f"threads: {before} there, {before + 1} here"):
             faults.trained(out)
     finally:
         torch.set_num_threads(before)
@@ -225,3 +225,11 @@ def test_a_signal_ends_what_does_not_listen(tmp_path):
     assert text == "stopped: kept half of it; the same command goes on there"
     assert code == 128 + signal.SIGTERM
     assert seconds < 2
+
+
+def test_where_it_was_overwritten_the_command_goes_on_without_that(monkeypatch):
+    monkeypatch.setattr("glass_flows.stops._kept", {"one": "half of it"})
+    monkeypatch.setattr(sys, "argv", ["glass-flows", "align", "--out", "out"])
+    assert standing() == "kept half of it; the same command goes on there"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--overwrite"])
+    assert standing() == "kept half of it; the same command goes on there, without --overwrite"

@@ -185,7 +185,6 @@ def test_a_chain_leaves_what_is_excluded_and_does_not_come_back():
     assert (result.log_weights == -math.inf).all()  # of what was given; it has no weight
 
 
-@pytest.mark.slow
 @in_law
 def test_a_pilot_fixes_what_it_has_chosen():
     """λ and t from a run with noise of its own: unbiased again, and nothing is named."""

@@ -23,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
+from cases import fast
 from glass_flows import Twist, beam, best_of, greedy, plan, sample, steer
 from glass_flows.denoisers import Estimate
 from glass_flows.errors import DegenerateWeights
@@ -367,7 +368,10 @@ SCHEDULES = {
 @in_law
 @pytest.mark.parametrize(
     ("schedule", "potential", "threshold"),
-    fast_first(0, covering(SCHEDULES, ["difference", "immediate", "max"], [1.0, 0.5])),
+    fast(
+        [("linear", "max", 0.5)],
+        covering(SCHEDULES, ["difference", "immediate", "max"], [1.0, 0.5]),
+    ),
 )
 def test_evidence_under_schedules(schedule, potential, threshold):
     scale = SCALES[potential]
@@ -513,7 +517,7 @@ def exact_value(law, slope):
 @in_law
 @pytest.mark.parametrize(
     ("value", "potential", "threshold"),
-    fast_first(0, covering(["exact", "posterior"], EXACT[:4], [1.0, 0.5])),
+    fast([("posterior", "max", 0.5)], covering(["exact", "posterior"], EXACT[:4], [1.0, 0.5])),
 )
 def test_evidence_with_other_values(value, potential, threshold):
     """Exact kernel; for the posterior value the draws behind it come from the solver."""

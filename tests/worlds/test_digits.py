@@ -378,6 +378,7 @@ def test_training_writes_models_and_leaves_the_random_stream_alone(quick, tmp_pa
         "digits.safetensors",
         "digits_judge.safetensors",
         "digits_reward.safetensors",
+        "training.json",
     ]
     x, t, label = inputs()
     assert load_digits_network(out / "digits.safetensors")(x, t, label).any()
@@ -428,10 +429,21 @@ def test_checkpoint_of_other_settings(quick, tmp_path, monkeypatch, change):
         with pytest.raises(Stop):
             training.train_digits(tmp_path, **TINY)
     settings = {**TINY, **change}
-    with pytest.raises(errors.InvalidArgument, match="resume=False"):
+    with pytest.raises(errors.InvalidArgument, match=r"which differs in settings\."):
         training.train_digits(tmp_path, **settings)
-    training.train_digits(tmp_path, resume=False, **settings)
+    training.train_digits(tmp_path, overwrite=True, **settings)
     assert len(weight_files(tmp_path)) == 3
+
+
+def test_checkpoints_are_no_weights_of_a_folder_that_is_begun_with(tmp_path):
+    weights = {"w": torch.arange(3.0)}
+    loop.save_tensors(tmp_path / "w.safetensors", weights, {})
+    before = loop.fingerprint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    loop.save_tensors(tmp_path / "checkpoints" / "w.safetensors", weights, {})
+    assert loop.fingerprint(tmp_path) == before
+    loop.save_tensors(tmp_path / "w.safetensors", {"w": -weights["w"]}, {})
+    assert loop.fingerprint(tmp_path) != before
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:5000], lambda data: b"garbage"])

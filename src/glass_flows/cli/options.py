@@ -290,7 +290,7 @@ def command_for(function: Callable[..., object], name: str, written: str) -> Cal
     annotations["seed"] = Seed
 
     def run(**given: Any) -> None:
-        function(**given)
+        function(**given, announce=announce)
         typer.echo(f"{written}: {given['out']}")
 
     run.__doc__ = f"{help_text}\n\nExample: glass-flows {name} --out out/{name.split()[-1]}"

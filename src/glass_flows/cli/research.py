@@ -69,7 +69,8 @@ def compare(
     """Best-of-N, steering, refinement, guidance and search on the same seeds at equal cost.
 
     Every method's λ, scales and split of the evaluations are tuned by an independent judge on other
-    seeds. Prints one table, and writes it with the figures and a picture into the folder.
+    seeds. Prints one table, and writes it with the figures and a picture into the folder. Given
+    again, digits are drawn again; of other models what was drawn is kept.
 
     Example: glass-flows compare --reward class:8 --evaluations 24 --out out/compare
 

@@ -135,7 +135,7 @@ def evaluate(
     """Compare folders of images, of any model: rewards, distances, diversity, pair by pair.
 
     Prompts are read from the images (as `glass-flows align` writes them) or from GenEval's
-    metadata.jsonl. Writes evaluation.md and evaluation.json.
+    metadata.jsonl. Writes evaluation.md and evaluation.json; those that are there are replaced.
 
     Example: glass-flows evaluate out/plain out/steered --reward clip --features clip --out out/eval
     """

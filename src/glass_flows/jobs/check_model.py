@@ -251,6 +251,10 @@ def _bench(
     check_arguments(pipe, bench.call, bench.family)
     bench.own = _own_arguments(bench)
     bench.call = {**bench.own, **bench.call}
+    if size is not None and bench.family is not None:
+        bench.family(
+            pipe, **bench.call
+        )  # which refuses a size that is no multiple of what it draws
     return bench
 
 

@@ -617,9 +617,13 @@ def resolve(
     UnknownName
         It is no scheme, no folder and no hub id; the nearest scheme is named.
     InvalidArgument
-        There is no such folder.
+        There is no such folder, or a revision is asked of what is not on the hub.
     """
     given = loading or Loading()
+    if given.revision is not None and (name.partition(":")[0] in MODELS or Path(name).is_dir()):
+        raise InvalidArgument(
+            f"revision: only of a model on the hub, and {shown(name)} is none; leave it out"
+        )
     scheme, colon, place = name.partition(":")
     if scheme in MODELS:
         kind = MODELS[scheme]

@@ -176,6 +176,8 @@ def compare(
     listed = chosen_methods(methods(evaluations, particles, model.sigma_data), only)
     bench = _Bench(model, rewards)
     stem = make_folder(out) / "comparison"
+    if stem.with_suffix(".json").exists():
+        announce("there is a comparison in the folder: all is drawn again, and it is replaced")
     found: list[MethodFigures] = []
     pictures: list[Strip] = []
     baseline: Returned | None = None

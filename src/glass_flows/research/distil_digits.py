@@ -9,6 +9,7 @@ trajectories. So one evaluation is a sample.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from torch.nn import functional as F
 from ..errors import InvalidArgument, check_count
 from ..folders import alone_in_out
 from ..progress import track
-from ..training import Loss, TrainingTask, checkpoints, save_tensors
+from ..training import Loss, Trained, TrainingTask, checkpoints, save_tensors
 from ..worlds import digits
 from ..worlds.digits import CLASSES, FILES, IMAGE, NETWORK, NULL_CLASS, load_digits_network
 
@@ -38,9 +39,10 @@ def distil_digits(
     batch: int = 512,
     trajectories: int = 40_000,
     seed: int = 0,
-    resume: bool = True,
+    overwrite: bool = False,
     checkpoint_every: int = 500,
     progress: bool = True,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> nn.Module:
     """Distil the digits network to few steps (three minutes on one core).
 
@@ -55,7 +57,9 @@ def distil_digits(
     steps : Training steps.
     batch : States per step.
     trajectories : Of the ODE of the bundled network, drawn beforehand.
-    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
+    overwrite : Train afresh: throw away the folder's checkpoints, and replace its weights once the
+        new ones are there. Without it a training goes on from its checkpoints, of one that is
+        finished nothing is done, and one with other settings is refused.
     seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Returns
@@ -64,15 +68,18 @@ def distil_digits(
 
     Raises
     ------
-    InvalidArgument
-        A number out of range, or a folder that cannot be written.
+    InvalidArgument, WeightsFileError, NonFinite
+        As in :func:`.train_digits.train_digits`.
     """
     check_count("times", times, most=_INTERVALS)
     if _INTERVALS % times:
         raise InvalidArgument(f"times must divide {_INTERVALS}, got {times}")
     settings = {"times": times, "steps": steps, "batch": batch, "trajectories": trajectories}
     settings["seed"] = seed
-    with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
+    trained = Trained(Path(out), "digits-turbo", settings, tuple(FILES.values()))
+    if trained.kept(overwrite, announce) is not None:
+        return load_digits_network(Path(out) / FILES[NETWORK])
+    with checkpoints(trained, checkpoint_every, progress) as fit:
         states, labels = _drawn(load_digits_network(), trajectories, seed, progress)
         loss = _endpoint_loss(states[:: _INTERVALS // times], states[-1], labels, batch)
         task = TrainingTask(
@@ -81,9 +88,10 @@ def distil_digits(
         )  # fmt: skip
         student: nn.Module = fit(task, FILES[NETWORK])
         save_tensors(Path(out) / FILES[NETWORK], student.state_dict(), {"model": NETWORK})
-    for name, file in FILES.items():
-        if name != NETWORK:
-            shutil.copyfile(Path(digits.__file__).parent / "weights" / file, Path(out) / file)
+        for name, file in FILES.items():
+            if name != NETWORK:
+                shutil.copyfile(Path(digits.__file__).parent / "weights" / file, Path(out) / file)
+        trained.finish({})
     return student
 
 

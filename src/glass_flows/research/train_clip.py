@@ -9,6 +9,7 @@ steering by an earlier CLIP made, with the judge's verdict on each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,10 @@ from torch.nn import functional as F
 from ..folders import alone_in_out
 from ..jobs.job import Loading, device_named
 from ..jobs.models import Shapes
-from ..training import Loss, TrainingTask, checkpoints, fingerprint
+from ..training import Loss, Trained, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import Finding, Prompt
 from ..worlds.shapes.clip import build_clip, build_clip_processor, load_clip
-from ..worlds.shapes.pipeline import BUNDLED, clip_tokenizer, tokens
+from ..worlds.shapes.pipeline import BUNDLED, clip_tokenizer, load_pipeline, tokens
 from ..worlds.shapes.world import OPPOSITE, RELATIONS, related
 from .judged_scenes import (
     SENTENCES,
@@ -56,9 +57,10 @@ def train_clip(
     pipeline: str | Path | None = None,
     start: str | Path | None = None,
     device: str | None = None,
-    resume: bool = True,
+    overwrite: bool = False,
     checkpoint_every: int = 500,
     progress: bool = True,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Train the CLIPModel that is the reward of the Shapes world (15 minutes on one core).
 
@@ -74,7 +76,9 @@ def train_clip(
     pipeline : Folder of a trained Shapes pipeline; the bundled one by default.
     start : Folder of a trained Shapes CLIP to go on from.
     device : cpu, cuda or mps; by default cuda where there is one, else cpu.
-    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
+    overwrite : Train afresh: throw away the folder's checkpoints, and replace its weights once the
+        new ones are there. Without it a training goes on from its checkpoints, of one that is
+        finished nothing is done, and one with other settings is refused.
     seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Raises
@@ -83,11 +87,16 @@ def train_clip(
         As in :func:`.train_digits.train_digits`.
     """
     settings = {"steps": steps, "scenes": scenes, "drawn": drawn, "seed": seed}
-    home, pipeline = device_named(device), BUNDLED if pipeline is None else pipeline
-    if start is not None:
-        load_clip(start)  # refused before the scenes are drawn
-    with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
-        settings["start"], settings["pipeline"] = fingerprint(start), fingerprint(pipeline)
+    home = device_named(device)
+    for given, load in ((pipeline, load_pipeline), (start, load_clip)):
+        if given is not None:
+            load(given)  # refused before anything is thrown away or drawn
+    pipeline = BUNDLED if pipeline is None else pipeline
+    settings["start"], settings["pipeline"] = fingerprint(start), fingerprint(pipeline)
+    trained = Trained(Path(out), "clip", settings, ("model.safetensors",))
+    if trained.kept(overwrite, announce) is not None:
+        return Path(out)
+    with checkpoints(trained, checkpoint_every, progress) as fit:
         parts = _pictures(scenes, drawn, seed, pipeline, start)
         task = TrainingTask(
             "shapes-clip",
@@ -107,6 +116,7 @@ def train_clip(
         # Half the bytes; `load_clip` computes in float32 again.
         clip.to("cpu", torch.float16).save_pretrained(out)
         build_clip_processor().save_pretrained(out)
+        trained.finish({})
     return Path(out)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..folders import alone_in_out
-from ..training import Loss, TrainingTask, checkpoints, save_tensors
+from ..training import Loss, Trained, TrainingTask, checkpoints, save_tensors
 from ..worlds.digits import (
     CLASSES,
     FILES,
@@ -43,9 +43,10 @@ def train_digits(
     steps: int = 1000,
     batch: int = 512,
     seed: int = 0,
-    resume: bool = True,
+    overwrite: bool = False,
     checkpoint_every: int = 100,
     progress: bool = True,
+    announce: Callable[[str], None] = lambda text: None,
     classifier_steps: int = 600,
 ) -> dict[str, float]:
     """Train the digits network and its two classifiers (about a minute on two cores).
@@ -58,7 +59,9 @@ def train_digits(
         1797 that there are.
     batch : Images per step.
     seed : at least 0; the same seed, threads and machine give the same weights bit for bit.
-    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
+    overwrite : Train afresh: throw away the folder's checkpoints, and replace its weights once the
+        new ones are there. Without it a training goes on from its checkpoints, of one that is
+        finished nothing is done, and one with other settings is refused.
     checkpoint_every, progress : steps between checkpoints (in ``out/checkpoints``, removed at the
         end); whether to show progress bars on standard error, if that is a terminal.
     classifier_steps : Training steps of each classifier.
@@ -70,10 +73,10 @@ def train_digits(
     Raises
     ------
     InvalidArgument
-        A number out of range, a folder that cannot be written, or a checkpoint in it that was
-        made with other settings.
+        A number out of range, a folder that cannot be written, or one that holds a training with
+        other settings, or weights of which nothing is known.
     WeightsFileError
-        A checkpoint is damaged.
+        A checkpoint is damaged, or the weights of a finished training are.
     MissingExtra
         scikit-learn, which holds the images, is not installed.
     NonFinite
@@ -81,7 +84,10 @@ def train_digits(
     """
     start = time.monotonic()
     settings = {"steps": steps, "batch": batch, "classifier_steps": classifier_steps, "seed": seed}
-    with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
+    trained = Trained(Path(out), "digits", settings, tuple(FILES.values()))
+    if (kept := trained.kept(overwrite, announce)) is not None:
+        return {**kept, "seconds": time.monotonic() - start}
+    with checkpoints(trained, checkpoint_every, progress) as fit:
         jobs = _jobs(steps, batch, seed, classifier_steps)
         models: dict[str, nn.Module] = {one.name: fit(one, FILES[one.name]) for one in jobs}
         figures = _evaluate(models, seed)
@@ -103,6 +109,7 @@ def train_digits(
             torch=torch.__version__,
             threads=torch.get_num_threads(),
         )
+        trained.finish(figures)
     return {**figures, "seconds": seconds}
 
 

@@ -6,7 +6,7 @@ The flow job trains transformer and both text encoders together by flow matching
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import product
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import check_count
 from ..folders import alone_in_out
 from ..jobs.job import device_named
-from ..training import Loss, TrainingTask, checkpoints, fingerprint
+from ..training import Loss, Trained, TrainingTask, checkpoints, fingerprint
 from ..worlds.shapes import (
     COLOURS,
     SHAPES,
@@ -46,6 +45,10 @@ _NOISES = 2  # noises of one scene in a batch: its sentence is encoded once
 _LAYOUT = 2.0  # weight of the layout
 _MEANING = 0.1  # weight of what the nouns stand for
 _ENCODERS = ("text_encoder", "text_encoder_2")
+_WEIGHTS = (
+    *(f"{name}/diffusion_pytorch_model.safetensors" for name in ("vae", "transformer")),
+    *(f"{name}/model.safetensors" for name in _ENCODERS),
+)
 # What a thing of a sentence can be, None where nothing is said. Each together with its shape: a
 # "red triangle" that has a direction of its own stays apart from a "blue circle" when both are
 # added up; a flow that was told of colours and shapes one by one exchanged them.
@@ -71,9 +74,10 @@ def train_shapes(
     seed: int = 0,
     start: str | Path | None = None,
     device: str | None = None,
-    resume: bool = True,
+    overwrite: bool = False,
     checkpoint_every: int = 500,
     progress: bool = True,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Train a small FluxPipeline on the Shapes world (one to three hours on two cores).
 
@@ -91,7 +95,9 @@ def train_shapes(
     scenes : Different scenes to train on, all from sentences of the part "train".
     start : Folder of a trained Shapes pipeline to go on from; its autoencoder is kept as it is.
     device : cpu, cuda or mps; by default cuda where there is one, else cpu.
-    resume : Go on from the checkpoints in the folder, if any; without it they are discarded.
+    overwrite : Train afresh: throw away the folder's checkpoints, and replace its weights once the
+        new ones are there. Without it a training goes on from its checkpoints, of one that is
+        finished nothing is done, and one with other settings is refused.
     seed, checkpoint_every, progress : as in :func:`.train_digits.train_digits`.
 
     Raises
@@ -105,9 +111,11 @@ def train_shapes(
     home = device_named(device)
     before = None if start is None else load_pipeline(start)
     task = partial(TrainingTask, clip=1.0, device=home)
-    with checkpoints(out, settings, checkpoint_every, resume, progress) as fit:
-        settings["text_steps"] = check_count("text_steps", text_steps, least=0)
-        settings["start"] = fingerprint(start)
+    settings |= {"text_steps": text_steps, "start": fingerprint(start)}
+    trained = Trained(Path(out), "shapes", settings, _WEIGHTS)
+    if trained.kept(overwrite, announce) is not None:
+        return Path(out)
+    with checkpoints(trained, checkpoint_every, progress) as fit:
         own = {key: value for key, value in settings.items() if key != "steps"}
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
@@ -147,12 +155,13 @@ def train_shapes(
         parts = nn.ModuleDict({**texts, "transformer": pipe.transformer, "layout": layout})
         loss = _flow_loss(pipe, (latents - shift) * scale, language, placed, home)
         job = task("shapes-flow", lambda: parts, loss, steps, ema=0.998, warmup=100)
-        trained = fit(job, "flow.safetensors", own)
-        for name, part in trained.items():
+        learned = fit(job, "flow.safetensors", own)
+        for name, part in learned.items():
             if hasattr(pipe, name):
                 setattr(pipe, name, part)
         # Half the bytes; `load_pipeline` computes in float32 again.
         pipe.to("cpu", torch.float16).save_pretrained(out)
+        trained.finish({})
     return Path(out)
 
 

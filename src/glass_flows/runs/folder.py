@@ -59,13 +59,12 @@ from ..steering.population import Run
 from ..steering.state import under
 from ..steering.strength import Strength
 from ..stops import keep
-from .listing import differences, short
+from .listing import apart
 from .record import FORMAT, plain, read_events, read_run
 from .result import RESULT, tell
 
 __all__ = ["RunFolder", "clear_run"]
 
-_LONGEST = 80  # of a setting in a message
 _TILE = 96  # longest side of a clean estimate on a sheet, in pixels
 _PACKAGES = ("glass-flows", "torch", "numpy", "diffusers", "transformers")
 _STATE = "state.safetensors"
@@ -449,12 +448,7 @@ class RunFolder:
         """Raise, with what differs, unless that of the folder is this one."""
         if there == here:
             return
-        found = differences((there, here), missing="the default")
-        shown = "; ".join(
-            f"{name}: {short(old, _LONGEST)} there, {short(new, _LONGEST)} here"
-            for name, (old, new) in found.items()
-        )
-        shown = shown or "the version of a setting"
+        shown = apart(there, here) or "the version of a setting"
         raise OtherJob(
             f"{str(self.folder)!r} {what} {shown}. Give another folder, the same settings to go "
             "on with that run, or throw it away (--overwrite, clear_run)"

@@ -111,6 +111,15 @@ def differences(jobs: Sequence[Mapping[str, Any]], missing: str = "-") -> dict[s
     return {name: texts for name, texts in found.items() if len(set(texts)) > 1}
 
 
+def apart(there: Mapping[str, Any], here: Mapping[str, Any], most: int = 80) -> str:
+    """What differs, for a message; of a value at most so many characters."""
+    found = differences((there, here), missing="the default")
+    return "; ".join(
+        f"{name}: {short(old, most)} there, {short(new, most)} here"
+        for name, (old, new) in found.items()
+    )
+
+
 def flat(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Settings as text, nested ones by their dotted names: "settings.scale"."""
     found: dict[str, str] = {}
