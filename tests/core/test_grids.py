@@ -269,3 +269,16 @@ def test_times_that_are_none_are_not_moved(path, times, match):
 def test_only_times_of_a_path_are_moved():
     with pytest.raises(InvalidArgument, match=r"path must be an object such as .*Linear\(\)"):
         snap_to_trained("linear", [0.0, 1.0])
+
+
+def test_of_a_list_without_end_no_more_is_read_than_says_that_it_is_too_long():
+    read = []
+
+    def endless():
+        for k in itertools.count():
+            read.append(k)
+            yield k / 1000
+
+    with pytest.raises(TimeError, match="3 transitions need 4 times .*, got more"):
+        outer_times(Linear(), 3, endless())
+    assert read == [0, 1, 2, 3, 4]
