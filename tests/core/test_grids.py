@@ -279,6 +279,6 @@ def test_of_a_list_without_end_no_more_is_read_than_says_that_it_is_too_long():
             read.append(k)
             yield k / 1000
 
-    with pytest.raises(TimeError, match="3 transitions need 4 times .*, got more"):
+    with pytest.raises(TimeError, match=r"3 transitions need 4 times .*, got more"):
         outer_times(Linear(), 3, endless())
     assert read == [0, 1, 2, 3, 4]
