@@ -185,7 +185,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_errors",
         GUIDED,
     ),
-    "steering/methods.py": ("test_steering_errors", "test_settings"),
+    "steering/methods.py": ("test_extending", "test_steering_errors", "test_settings"),
     "steering/loop.py": (
         "test_refine::test_a_bar_knows_how_long_it_will_be",
         FORMULAS,

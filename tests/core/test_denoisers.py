@@ -540,8 +540,9 @@ def test_devices_by_name():
     assert check_device(None) is None
     assert check_device("cpu") == check_device(torch.device("cpu")) == torch.device("cpu")
     for bad in (True, "nowhere", 1.5):
-        with pytest.raises(InvalidArgument, match="device must be"):
+        with pytest.raises(InvalidArgument, match="device must be") as refused:
             check_device(bad)
+        assert (": " in str(refused.value)) == (bad is not True)  # with torch's reason, if it has
 
 
 def test_a_device_is_taken_by_name_and_must_hold_values():

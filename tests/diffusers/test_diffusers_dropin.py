@@ -257,6 +257,7 @@ def test_custom_timesteps_and_sigmas():
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
     draw(pipe, "sdxl", timesteps=[900, 500, 100])
     assert pipe.scheduler.timesteps[::2].tolist() == [900, 500, 100]
+    assert torch.equal(pipe.scheduler.timesteps[:], pipe.scheduler.timesteps[0:])
     with pytest.raises(PlanError, match="fall"):
         pipe.scheduler.set_timesteps(timesteps=[100, 500])
     pipe = tiny.build("sd3")

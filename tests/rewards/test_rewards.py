@@ -751,3 +751,11 @@ def test_a_range_is_held_but_for_four_roundings():
     assert evaluate(reward, top, place).tolist() == [1.03125]
     with pytest.raises(RewardError, match="outside its declared range"):
         evaluate(reward, top + 2.0**-7, place)
+
+
+@pytest.mark.parametrize(
+    "z", [[1.0, 2.0], torch.tensor(1.0), torch.eye(2).to_sparse()], ids=["list", "number", "sparse"]
+)
+def test_what_is_no_dense_batch_is_refused(z):
+    with pytest.raises(ShapeError, match="a reward is asked about a dense tensor"):
+        evaluate(FunctionReward(lambda z: z.sum(1)), z, "here")
