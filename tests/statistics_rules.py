@@ -270,3 +270,16 @@ def execute(table, denoiser, x, *noises) -> np.ndarray:
 
     noise = FixedNoise([torch.from_numpy(np.asarray(e, dtype=float)) for e in noises])
     return run(table, denoiser, torch.from_numpy(np.asarray(x, dtype=float)), noise).numpy()
+
+
+class Wide(Linear):
+    """Noise of deviation two."""
+
+    def sigma(self, t):
+        return 2.0 * (1.0 - t)
+
+    def sigma_dot(self, t):
+        return -2.0
+
+    def _time(self, amplitude):
+        return 2.0 * amplitude / (1.0 + 2.0 * amplitude)

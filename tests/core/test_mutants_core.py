@@ -29,6 +29,7 @@ from glass_flows.noise import (
 )
 from glass_flows.paths import EDM, Linear
 from glass_flows.sampling import Tally
+from statistics_rules import Wide
 
 
 def box_muller(seed, purpose, step, particle, draw, size):
@@ -161,19 +162,6 @@ def test_posterior_draws_of_pure_noise_are_samples_and_others_see_x():
         assert not torch.equal(drawn[0], drawn[1])
         again = posterior(Believer(Linear()), x[:1], t, samples=1, steps=2, seed=4)
         torch.testing.assert_close(again[0], drawn[0, :1])
-
-
-class Wide(Linear):
-    """Noise of deviation two."""
-
-    def sigma(self, t):
-        return 2.0 * (1.0 - t)
-
-    def sigma_dot(self, t):
-        return -2.0
-
-    def _time(self, amplitude):
-        return 2.0 * amplitude / (1.0 + 2.0 * amplitude)
 
 
 def test_a_state_may_be_a_number_for_each_particle():

@@ -43,6 +43,7 @@ from glass_flows.steering.twist import Twister, informative, noise_gain
 from glass_flows.steering.values import FreeValue, Look, Scorer, ValueFunction, scaled
 from glass_flows.steering.weights import effective_size, weighted_mean
 from glass_flows.worlds import GaussianMixture
+from statistics_rules import Wide
 
 CAP = math.log(1e10)
 
@@ -716,19 +717,6 @@ def test_what_posterior_values_cost_by_default():
     """Four draws of three evaluations, the first of which the boundary has made already."""
     assert PosteriorValue().extra_calls(Linear(), 0.5) == 4 * 2
     assert PosteriorValue().extra_calls(Linear(), 0.0) == 4 * 3
-
-
-class Wide(Linear):
-    """Noise of deviation two."""
-
-    def sigma(self, t):
-        return 2.0 * (1.0 - t)
-
-    def sigma_dot(self, t):
-        return -2.0
-
-    def _time(self, amplitude):
-        return 2.0 * amplitude / (1.0 + 2.0 * amplitude)
 
 
 def look_at(t, estimate, *, path=None, noise=None, pieces=None, first=0, **options):

@@ -252,9 +252,8 @@ def _bench(
     bench.own = _own_arguments(bench)
     bench.call = {**bench.own, **bench.call}
     if size is not None and bench.family is not None:
-        bench.family(
-            pipe, **bench.call
-        )  # which refuses a size that is no multiple of what it draws
+        # It refuses a size that is no multiple of what it draws.
+        bench.family(pipe, **bench.call)
     return bench
 
 

@@ -255,7 +255,7 @@ class Refine(Method):
         if self.weaker(given) not in (0.0, 1.0):
             found.append("under classifier-free guidance D is no posterior mean: moves keep no law")
         elif given > 1.0:
-            found.append("moves are without the classifier-free guidance that samples begin under")
+            found.append("moves are without the model's classifier-free guidance: of another law")
         if isinstance(self.schedule, Adaptive):
             found.append("λ was chosen by the ESS of the chains themselves")
         if isinstance(self.move_times, Acceptance):
