@@ -66,6 +66,14 @@ def test_the_numbers_of_the_purposes_are_for_ever():
     assert (bits == np.random.Philox(key=[9, 2], counter=[0, 0, 5, 6]).random_raw(3)).all()
 
 
+def test_bits_are_those_of_philox_in_every_part_of_their_state():
+    ours, numpys = (
+        KeyedNoise(9).bits(2, 5, 6, 7),
+        np.random.Philox(key=[9, 2], counter=[0, 7, 5, 6]),
+    )
+    np.testing.assert_equal(ours.state, numpys.state)
+
+
 def test_seeds_have_ends():
     assert check_seed(0) == 0
     assert check_seed(np.int64(2**63 - 1)) == 2**63 - 1
