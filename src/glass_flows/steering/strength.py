@@ -92,14 +92,13 @@ def spread(rewards: Tensor) -> Tensor:
     They are widened by √(n/(n - 1)), so that their mean square is the variance. Those that are
     -inf are left out. Raises :class:`InvalidArgument`, with the reason, where nothing is spread.
     """
-    pooled = []
-    for row in rewards.double():
-        one = row[torch.isfinite(row)]
-        if len(one) > 1:
-            pooled.append((one - one.mean()) * math.sqrt(len(one) / (len(one) - 1)))
-    if not pooled:
+    rewards, known = rewards.double(), torch.isfinite(rewards)
+    n = known.sum(1, keepdim=True, dtype=torch.float64)
+    means = torch.where(known, rewards, 0.0).sum(1, keepdim=True) / n
+    e = ((rewards - means) * (n / (n - 1.0)).sqrt())[known & (n > 1.0)]
+    if not len(e):
         raise InvalidArgument("all but one at most are excluded (-inf)")
-    e, size = torch.cat(pooled), rewards[torch.isfinite(rewards)].abs().max()
+    size = rewards[known].abs().max()
     if float(e.abs().max()) <= _ROUNDING * float(size):
         raise InvalidArgument("all are the same")
     return e
