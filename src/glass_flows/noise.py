@@ -190,7 +190,7 @@ def _at(bits: np.random.Philox, key: Sequence[int], counter: Sequence[int]) -> n
 
 
 def _check_key(*parts: int) -> None:
-    if not all(isinstance(part, Integral) and 0 <= int(part) < 2**64 for part in parts):
+    if not all(isinstance(part, int | np.integer) and 0 <= part < 2**64 for part in parts):
         raise InvalidArgument(
             f"purpose, step, particle and draw are integers >= 0, got {shown(parts)}"
         )

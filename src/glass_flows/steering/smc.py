@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -442,10 +443,9 @@ def ancestors_of(
 ) -> Tensor:
     """(P, N): resampled where `tired`, 0..N-1 elsewhere."""
     P, N = weights.values.shape
-    ancestors = torch.arange(N).repeat(P, 1)
+    ancestors = np.tile(np.arange(N), (P, 1))
     if tired.any():
-        shares = weights.normalized().numpy()
+        shares, resample = weights.normalized().numpy(), RESAMPLERS[resampling]
         for p in torch.nonzero(tired).flatten().tolist():
-            chosen = RESAMPLERS[resampling](shares[p], noise.bits(RESAMPLING, index, p))
-            ancestors[p] = torch.from_numpy(chosen)
-    return ancestors
+            ancestors[p] = resample(shares[p], noise.bits(RESAMPLING, index, p))
+    return torch.from_numpy(ancestors)
