@@ -5,8 +5,9 @@ steering, rewards, schedulers): `+` for `-`, `<` for `<=`, `sin` for `cos`, 1.0 
 before a result, and so on. Each runs against the fast tests that `TARGETS` lists for its file, in a
 fork of a process that has imported everything, and there gives its functions other code; a mutant
 of what runs on import, or one that survives so, in a fork that has yet to import the package, where
-only that one module is replaced. A mutant is killed when a test fails (or hangs); one that survives
-shows a number that no test looks at. Those that cannot change any result are listed, with the
+only that one module is replaced, first against the fast tests and then against the slow ones of the
+same files. A mutant is killed when a test fails (or hangs); one that survives shows a number that
+no test looks at. Those that cannot change any result are listed, with the
 reason, in `tools/equivalent_mutants.json`.
 
     python tools/mutants.py --list                    every mutant, and how many there are
@@ -44,7 +45,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -240,6 +241,7 @@ ONLY_TESTS: set[str] = set()  # filled by --tests
 IGNORE_FAILING: list[bool] = []  # filled by --ignore-failing
 # In this process, where the mutant is: workers of pytest-xdist would import the code as it is.
 PYTEST = ("-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-n0")
+SLOW = ("-m", "slow")
 # What people or files read, not numbers that a sampler uses
 SKIPPED_SCOPES = {"__str__", "__repr__", "to_json", "config"}
 SKIPPED_NAMES = {"__all__"}
@@ -701,9 +703,9 @@ _MEASURING = multiprocessing.get_context("fork").Lock()
 
 
 def baseline(tests: tuple[str, ...]) -> tuple[float, list[str]]:
-    """How long `tests` take without a mutant, and what to deselect; they must pass.
+    """How long `tests`, arguments of pytest, take without a mutant, and what to deselect.
 
-    Measured by the process that asks first; the others wait for it.
+    They must pass. Measured by the process that asks first; the others wait for it.
     """
     (known,) = _BASELINES
     if tests not in known:
@@ -732,12 +734,13 @@ class Verdict:
     error: str = ""
 
 
-def judge(mutant: Mutant) -> Verdict:
-    """Run the tests, the sharpest first, until one fails."""
+def judge(mutant: Mutant, slow: bool = False) -> Verdict:
+    """Run the tests, the sharpest first, until one fails; the slow ones last, if at all."""
     begin = time.monotonic()
     killed_by = ""
     try:
-        for tests in test_files(mutant):
+        for marks, files in product([(), SLOW][: 1 + slow], test_files(mutant)):
+            tests = (*marks, *files)
             seconds, deselected = baseline(tests)
             failed = run_tests(mutant, ["-x", *deselected, *tests], 20.0 + 10.0 * seconds)
             if failed:
@@ -782,7 +785,7 @@ def judge_all(chosen: Sequence[Mutant], jobs: int) -> Iterator[Verdict]:
                 else:
                     late.append(verdict.mutant)
         with ProcessPoolExecutor(jobs, context) as pool:
-            for done in as_completed([pool.submit(judge, mutant) for mutant in late]):
+            for done in as_completed([pool.submit(judge, mutant, True) for mutant in late]):
                 yield done.result()
 
 
