@@ -209,7 +209,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_micro_batches_lie_at_the_same_places_for_any_number_of_processes",
         "test_shards",
     ),
-    "steering/api.py": (FORMULAS, "test_steering_errors"),
+    "steering/api.py": ("test_strength::test_it_is_found_by_the_iterator_too", FORMULAS),
     "diffusers/schedules.py": (
         "test_mutants_schedules",
         "test_diffusers_scheduler_checks",
