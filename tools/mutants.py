@@ -186,7 +186,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_errors",
         GUIDED,
     ),
-    "steering/methods.py": ("test_extending", "test_steering_errors", "test_settings"),
+    "steering/methods.py": (
+        "test_mutants_methods",
+        "test_extending::test_what_is_of_another_kind_is_refused_when_it_is_registered,"
+        "test_a_method_and_a_model_as_the_command_line_reads_them",
+    ),
     "steering/loop.py": (
         "test_refine::test_a_bar_knows_how_long_it_will_be",
         FORMULAS,
@@ -201,6 +205,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering", "test_also"),
     "steering/state.py": (FORMULAS, *STEERING),
     "steering/shards.py": (
+        "test_mutants_shards",
         "test_shards::test_one_process_holds_all,test_estimates_of_parts_are_one_estimate,"
         "test_what_the_first_process_says_is_no_longer_ones_own,"
         "test_an_error_names_the_row_of_the_whole_batch,"
@@ -208,9 +213,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_what_is_sent_is_where_the_processes_can_send_it,"
         "test_without_micro_batches_a_process_takes_its_share_at_once,"
         "test_micro_batches_lie_at_the_same_places_for_any_number_of_processes",
-        "test_shards",
     ),
-    "steering/api.py": (FORMULAS, "test_steering_errors"),
+    "steering/api.py": ("test_strength::test_it_is_found_by_the_iterator_too", FORMULAS),
     "diffusers/schedules.py": (
         "test_mutants_schedules",
         "test_diffusers_scheduler_checks",

@@ -487,7 +487,7 @@ class Denoiser(Checked, BaseDenoiser):
     def at_cfg_scale(self, scale: float) -> Denoiser | None:
         if scale == self.cfg_scale:
             return self
-        if self.network_at is not None and self.guidance_scale == 1.0:
+        if self.network_at is not None:  # and guidance_scale is 1, by the check
             return replace(self, network=self.network_at(scale), network_cfg=scale)
         if self.unconditional is not None and self.network_cfg == 1.0:
             return replace(self, guidance_scale=scale)
@@ -561,21 +561,9 @@ class Denoiser(Checked, BaseDenoiser):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         times = torch.full((batch,), told, dtype=wide, device=x.device)
         asked = x.to(dtype, copy=True)  # a network that writes into its input changes no particle
-        result = torch.empty_like(x) if limit < batch and not torch.is_grad_enabled() else None
-        parts = []
-        for first in range(0, batch, limit):
-            part = slice(first, min(first + limit, batch))
-            inputs = _cut(conditioning, part, batch)
-            output = self._call(asked[part], times[part], inputs)
-            if result is None:
-                parts.append(output)
-            else:
-                result[part] = output
-        if result is not None:
-            return result
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).to(x.dtype)
+        return _in_parts(self._call, limit, asked, times, conditioning).to(x.dtype)
 
-    def _call(self, x: Tensor, times: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def _call(self, x: Tensor, times: Tensor, /, **inputs: Any) -> Tensor:
         """One call of the network, its answer checked."""
         try:
             if self.checkpoint and torch.is_grad_enabled():
@@ -688,10 +676,8 @@ class Fitting:
         batch = x.shape[0]
         while True:
             size = min(self.limit or batch, batch)
-            parts = [slice(i, min(i + size, batch)) for i in range(0, batch, size)]
             try:
-                answers = [self.network(x[p], t[p], **_cut(conditioning, p, batch)) for p in parts]
-                return answers[0] if len(answers) == 1 else torch.cat(answers)
+                return _in_parts(self.network, size, x, t, conditioning)
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
@@ -740,3 +726,15 @@ def _cut(values: Any, part: slice, batch: int) -> Any:
         return value.expand(part.stop - part.start, *value.shape[1:])
 
     return _mapped(values, "", cut)
+
+
+def _in_parts(
+    network: Callable[..., Tensor], size: int, x: Tensor, t: Tensor, conditioning: Mapping[str, Any]
+) -> Tensor:
+    """The network's answer for a batch, of which it sees `size` rows at a time."""
+    batch = x.shape[0]
+    if size >= batch:
+        return network(x, t, **_cut(conditioning, slice(0, batch), batch))
+    parts = [slice(i, min(i + size, batch)) for i in range(0, batch, size)]
+    # Copies: a compiled network may answer in the same memory again.
+    return torch.cat([network(x[p], t[p], **_cut(conditioning, p, batch)).clone() for p in parts])

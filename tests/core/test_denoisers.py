@@ -28,7 +28,7 @@ from glass_flows.errors import (
     TimeError,
     UnknownName,
 )
-from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, VariancePreserving
+from glass_flows.paths import EDM, Cosine, DiscreteDiffusion, Linear, Path, VariancePreserving
 from glass_flows.sampling import Tally
 from glass_flows.worlds import GaussianMixture
 
@@ -108,6 +108,7 @@ def test_at_data_the_state_is_the_answer_and_nothing_is_asked(path, prediction):
         (EDM(0.01, 100.0), "sigma", 0.5, 1.0),
         (EDM(0.01, 100.0), "log(sigma)/4", 0.25, 0.25 * math.log(10.0)),
         (Linear(), "log_snr", 0.8, math.log(16.0)),
+        (Linear(), "log_snr", 0.2, -math.log(16.0)),
         (ZERO_SNR, "timestep", 0.3, 6.0),
         (Linear(), lambda path, t: 7.0 + path.sigma(t), 0.25, 7.75),
     ],
@@ -547,7 +548,7 @@ def test_devices_by_name():
 
 def test_a_device_is_taken_by_name_and_must_hold_values():
     assert DEVICE.read("device", "cpu") == torch.device("cpu")
-    assert DEVICE.read("device", None) is None
+    assert DEVICE.read("device", None) is None and DEVICE.parse("device", "None") is None
     with pytest.raises(InvalidArgument, match="device must be one that holds values, got 'meta'"):
         DEVICE.read("device", "meta")
 
@@ -621,3 +622,140 @@ def test_a_state_is_of_32_or_64_bits():
     for bad in (torch.float16, torch.int64, "float32"):
         with pytest.raises(ShapeError, match=r"dtype must be torch\.float32 or torch\.float64"):
             DTYPE.read("dtype", bad)
+
+
+class Doubled(Path):
+    """x_t = 2 t z + (1 - t) ε: a path that does not end at the data themselves."""
+
+    name = "doubled"
+
+    def alpha(self, t):
+        return 2.0 * t
+
+    def sigma(self, t):
+        return 1.0 - t
+
+    def alpha_dot(self, t):
+        return 2.0
+
+    def sigma_dot(self, t):
+        return -1.0
+
+    def _time(self, amplitude):
+        return amplitude / (2.0 + amplitude)
+
+
+def test_a_path_may_end_at_a_multiple_of_the_data():
+    assert Denoiser(lambda x, t: x, Doubled())(torch.tensor([[6.0]]), 1.0).item() == 3.0
+    assert Denoiser(lambda x, t: x, Doubled(), "sample")(torch.ones(1, 1), 0.0).item() == 1.0
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_parts_of_a_batch_may_be_answered_in_the_same_memory(grad):
+    memory = torch.empty(1, 2)
+
+    def network(x, t):
+        if len(x) > 1:
+            raise torch.cuda.OutOfMemoryError
+        return memory.copy_(2.0 * x)
+
+    x = torch.arange(6.0).view(3, 2)
+    with torch.set_grad_enabled(grad):
+        split = Denoiser(network, Linear(), "sample", max_batch=1)
+        assert torch.equal(split(x, 0.5), 2.0 * x)
+        assert torch.equal(Fitting(network)(x, torch.zeros(3)), 2.0 * x)
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(None, [7]), (7, [7]), (9, [7]), (6, [6, 1])])
+def test_the_network_sees_no_smaller_batch_than_it_must(limit, sizes):
+    seen = []
+    network = lambda x, t: seen.append(len(x)) or x  # noqa: E731
+    x = torch.arange(7.0)  # samples that are numbers
+    assert torch.equal(Denoiser(network, Linear(), "sample", max_batch=limit)(x, 0.5), x)
+    assert seen == sizes
+
+
+def test_conditioning_may_have_any_name():
+    network = lambda x, t, **given: x + sum(given.values())  # noqa: E731
+    given = {"self": 1.0, "times": 2.0, "size": 4.0, "network": 8.0}
+    model = Denoiser(network, Linear(), "sample", conditioning=given)
+    assert model(torch.zeros(2, 1), 0.5).tolist() == [[15.0], [15.0]]
+
+
+def inside(w, **options):
+    """A network that guides by itself, under w, and can be had under any other."""
+    make = lambda w: lambda x, t: x + w  # noqa: E731
+    options = {"network_cfg": w, "network_at": make, **options}
+    return Denoiser(make(w), Linear(), "sample", passes=2, **options)
+
+
+def outside(w, **options):
+    """x guided away from 0: w x."""
+    network = lambda x, t, share: share * x  # noqa: E731
+    options = {"conditioning": {"share": 1.0}, "unconditional": {"share": 0.0}, **options}
+    return Denoiser(network, Linear(), "sample", guidance_scale=w, **options)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("made", "answers", "costs"),
+    [(inside, {0.0: 2.0, 1.0: 3.0, 2.0: 4.0, 5.0: 7.0}, {0.0: 2, 1.0: 2, 2.0: 2, 5.0: 2}),
+     (outside, {0.0: 0.0, 1.0: 2.0, 2.0: 4.0, 5.0: 10.0}, {0.0: 1, 1.0: 1, 2.0: 2, 5.0: 2})],
+)  # fmt: skip
+def test_the_same_network_under_other_guidance(made, answers, costs, wrapped):
+    for old in answers:
+        before = WrappedDenoiser(made(old)) if wrapped else made(old)
+        for new, answer in answers.items():
+            model = before.at_cfg_scale(new)
+            assert model(torch.full((1, 1), 2.0), 0.5).item() == answer
+            assert (model.cfg_scale, model.evaluations_per_call) == (new, costs[new])
+            assert model.costs_per_call == Costs(costs[new])
+            assert type(model) is type(before) and model.recomputes is False
+            if not wrapped:
+                assert (model is before) == (new == old)
+
+
+def test_guidance_that_a_network_does_not_know_is_none():
+    plain = Denoiser(lambda x, t: x, Linear(), "sample")
+    for one in (plain, as_denoiser(Own()), WrappedDenoiser(plain)):
+        assert one.at_cfg_scale(1.0)(torch.ones(1, 1), 0.5) is not None
+        assert one.at_cfg_scale(2.0) is None and one.at_cfg_scale(0.0) is None
+    known = inside(5.0, network_at=None)
+    assert known.at_cfg_scale(5.0) is known and known.at_cfg_scale(2.0) is None
+    # what guides from inside is not guided from outside as well
+    both = outside(1.0, network_cfg=5.0)
+    assert both.at_cfg_scale(5.0) is both and both.at_cfg_scale(2.0) is None
+
+
+def test_guidance_is_from_inside_or_from_outside():
+    with pytest.raises(InvalidArgument, match=r"network_at is for .* guidance_scale=2 guides it"):
+        inside(5.0, guidance_scale=2.0, unconditional={})
+
+
+@pytest.mark.parametrize(("default", "state"), [(torch.float32, torch.float32),
+                                                (torch.float64, torch.float64),
+                                                (torch.bfloat16, torch.float32)])  # fmt: skip
+def test_by_default_a_state_is_as_wide_as_torch_says_but_at_least_32_bits(default, state):
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        assert DTYPE.read("dtype", None) == state
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_costs_are_counted_one_by_one():
+    more, less = Costs(9, 7, 5, 3), Costs(1, 2, 3, 3)
+    assert more + less == Costs(10, 9, 8, 6)
+    assert more - less == Costs(8, 5, 2, 0)
+    assert more * 3 == Costs(27, 21, 15, 9)
+    assert Costs() == Costs(0, 0, 0, 0)
+
+
+def test_a_network_that_is_elsewhere_is_named():
+    class Network(torch.nn.Linear):
+        def forward(self, x, t):
+            return super().forward(x)
+
+    with pytest.raises(ShapeError, match="the network's parameters\" is on meta and x on cpu"):
+        Denoiser(Network(2, 2, device="meta"), Linear(), "sample")(torch.zeros(3, 2), 0.5)

@@ -171,7 +171,8 @@ def test_functions_become_rewards():
     for wrong in (3, None, "sines", ClassReward):
         with pytest.raises(InvalidArgument, match=r"must be a Reward or a function .* got "):
             as_reward(wrong)
-    for bounds in [(1.0, 0.0), (math.nan, 1.0), (0.0, math.nan), (math.inf, math.inf)]:
+    nowhere = [(math.inf, math.inf), (-math.inf, -math.inf)]
+    for bounds in [(1.0, 0.0), (math.nan, 1.0), (0.0, math.nan), *nowhere]:
         with pytest.raises(InvalidArgument, match=r"range.* must be"):
             FunctionReward(sines, range=bounds)
     with pytest.raises(InvalidArgument, match="max_batch must be an integer >= 1, got 0"):
@@ -740,6 +741,16 @@ def test_numbers_that_a_function_returned():
     assert numbers([1.5], 1).tolist() == [1.5]
     assert numbers(torch.ones(1, 1, 1), 1, alone=True).tolist() == [1.0]
     assert numbers(torch.ones(2), 1, alone=True) is None
+    for alone in (torch.ones(1, 1, 1), torch.tensor(2.0), 2.0, np.float32(2.0)):
+        assert numbers(alone, 1) is None
+        assert numbers(alone, 1, alone=True).shape == (1,)
+        assert numbers(alone, 2, alone=True) is None
+    assert numbers([1.0, "2.0", 3.0], 2) is None
+    assert numbers(torch.ones(3, 1), 3).shape == (3,) and numbers(torch.ones(3, 2), 3) is None
+    assert numbers(np.array([1, 2]), 2).dtype == torch.int64
+    whole = [torch.tensor([1]), torch.tensor([0.5], dtype=torch.float64), True, 2.0]
+    assert numbers(whole, 4).tolist() == [1.0, 0.5, 1.0, 2.0]
+    assert numbers(whole, 4).dtype == torch.float64
     for kind, dtype in ((np.float32, torch.float32), (np.longdouble, torch.float64)):
         found = numbers(np.array([1.0, 2.0], dtype=kind), 2)
         assert found.tolist() == [1.0, 2.0] and found.dtype == dtype
@@ -759,3 +770,29 @@ def test_a_range_is_held_but_for_four_roundings():
 def test_what_is_no_dense_batch_is_refused(z):
     with pytest.raises(ShapeError, match="a reward is asked about a dense tensor"):
         evaluate(FunctionReward(lambda z: z.sum(1)), z, "here")
+
+
+def test_prompts_that_a_function_can_do_without_are_left_out():
+    def optional(z, prompts=None):
+        return z.flatten(1).sum(1) + (0 if prompts is None else 100)
+
+    assert not as_reward(optional).takes_prompts and as_reward(length_times_sum).takes_prompts
+    torch.testing.assert_close(as_reward(optional)(Z, WORDS), Z.flatten(1).sum(1))
+    found = as_reward(length_times_sum)(Z, WORDS)
+    torch.testing.assert_close(found, length_times_sum(Z, WORDS))
+
+
+def test_a_reward_that_writes_into_its_samples_changes_none():
+    z = torch.ones(4, 3)
+    reward = FunctionReward(lambda z: z.mul_(2.0).sum(1), max_batch=3)
+    assert evaluate(reward, z, place).tolist() == [6.0] * 4
+    assert reward.value_and_gradient(z)[1].tolist() == [[2.0] * 3] * 4
+    assert torch.equal(z, torch.ones(4, 3))
+
+
+def test_gradients_of_samples_that_are_numbers():
+    root = FunctionReward(lambda z: z.sqrt(), "root")
+    values, gradient = evaluate_with_gradient(root, torch.tensor([1.0, 4.0, 16.0]), place)
+    assert values.tolist() == [1.0, 2.0, 4.0] and gradient.tolist() == [0.5, 0.25, 0.125]
+    with pytest.raises(NonFinite, match=r"has NaN or infinity .* for particles \[1\] \(1 of 3\)"):
+        evaluate_with_gradient(root, torch.tensor([1.0, 0.0, 16.0]), place)

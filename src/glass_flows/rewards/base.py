@@ -315,7 +315,7 @@ def numbers(given: object, count: int, alone: bool = False) -> Tensor | None:
         array = np.array(given)
         if array.dtype.kind not in "biuf":
             return None
-        wide = array.dtype.kind == "f" and array.dtype.itemsize > 8  # of which torch has none
+        wide = array.dtype.itemsize > 8  # floats of which torch has none
         tensor = torch.from_numpy(array.astype(float) if wide else array)
     else:
         return None
@@ -356,7 +356,7 @@ class Composite(Reward):
             name=f"{name}({', '.join(part.name for part in parts)})",
             range=range,
             takes_prompts=any(part.takes_prompts for part in parts),
-            takes_video=any(part.takes_video for part in parts),
+            takes_video=parts[0].takes_video,  # as all
             differentiable=all(part.differentiable for part in parts),
             decodes=decodes + sum(part.decodes for part in parts),
         )
