@@ -216,11 +216,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_diffusers_dropin",
     ),
     "diffusers/scheduler.py": (
+        "test_mutants_scheduler",
         "test_mutants_schedules",
         "test_diffusers_scheduler_checks",
-        "test_diffusers_dropin",
-        "test_diffusers_scheduler_use",
         "test_diffusers_strength",
+        "test_diffusers_scheduler_use",
+        "test_diffusers_dropin",
     ),
 }
 SHARPER = {  # by the class or function that a mutant is in
