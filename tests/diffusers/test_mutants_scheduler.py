@@ -243,9 +243,24 @@ def test_a_loop_that_says_nothing_starts_at_a_transition_whose_time_is_told_twic
     assert ours.running.times == ours.table.times[twice // 4 :]
 
 
-def test_eta_may_be_none():
-    ours, x = glass(FLOW, 2), noise()
-    ours.step(x, ours.timesteps[0], x, eta=None)
+@pytest.mark.parametrize(
+    ("rho", "steps", "eta", "taken"),
+    [
+        ("ddim:0.5", 1, 0.5, True),
+        ("ddim:0.5", 1, 0.25, False),
+        ("ddim:0.5", 2, 0.5, False),
+        (0.4, 1, 0.5, False),
+        (0.4, 4, 0.0, True),
+        (0.4, 4, None, True),
+    ],
+)
+def test_eta_is_none_or_the_scheduler_s_own(rho, steps, eta, taken):
+    ours, x = glass(FLOW, 2, rho=rho, steps=steps), noise()
+    if taken:
+        ours.step(x, ours.timesteps[0], x, eta=eta)
+    else:
+        with pytest.raises(InvalidArgument, match="is said by the scheduler here"):
+            ours.step(x, ours.timesteps[0], x, eta=eta)
 
 
 def test_generators_are_all_generators_and_enough():
