@@ -160,6 +160,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "steering/refinement.py": (
         "test_mutants_refine",
         REFINED,
+        "test_stopping::test_chains_that_are_stopped_end_where_they_stand",
         "test_also::test_the_run_has_the_same_bits_and_costs,"
         "test_of_refinement_the_chains_are_scored",
         "test_refine",

@@ -10,11 +10,11 @@ import torch
 from test_evidence import hard
 from test_refine import guided, run, slope
 
-from glass_flows import Refine
+from glass_flows import Refine, refine
 from glass_flows.errors import InvalidArgument
 from glass_flows.noise import ACCEPTANCE, KeyedNoise
 from glass_flows.paths import Linear
-from glass_flows.steering import Acceptance, Adaptive, Ramp
+from glass_flows.steering import Acceptance, Adaptive, Ramp, loop
 from glass_flows.steering.refinement import time_on
 from statistics_rules import PATHS
 
@@ -210,3 +210,47 @@ def test_a_solver_of_ones_own_draws_its_moves():
     assert not torch.equal(one, two)
     unplanned = run(move_steps=2, solver="default", **options).samples
     assert not torch.allclose(one, unplanned, atol=1e-4)
+
+
+# --- beside it ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["default", "default:guidance=1", "first-order"])
+def test_a_bar_knows_of_guidance(solver, monkeypatch):
+    """Half of w = 5 is 3, by which a long move takes 6; whatever the solver was told of it."""
+    asked = []
+    bar = loop.progress_bar
+    monkeypatch.setattr(loop, "progress_bar", lambda n, *rest: asked.append(n) or bar(n, *rest))
+    result = refine(
+        guided(5.0), slope, shape=(1,), seed=0, moves=2, move_times=0.3, scale=1.0, particles=3,
+        solver=solver, steps=4,
+    )  # fmt: skip
+    assert asked == [4 + 6 + 6] and result.network_evaluations == 3 * 2 * 16
+
+
+def test_moves_at_half_the_guidance_are_those_of_a_model_under_it():
+    one = {"shape": (1,), "seed": 0, "moves": 2, "scale": 1.0, "init": at(0.2, 0.9, -0.4, 1.3),
+           "particles": 4, "move_times": 0.3, "move_steps": 4}  # fmt: skip
+    half, whole = (
+        refine(guided(w), slope, move_guidance=share, **one).samples
+        for w, share in ((5.0, 0.5), (3.0, 1.0))
+    )
+    assert torch.equal(half, whole)
+
+
+@pytest.mark.parametrize("returned", ["best", "last"])
+def test_held_out_rewards_see_what_the_reward_sees(returned):
+    """The proposals, so that nothing is decoded twice; at the end the best, if it is returned."""
+    seen, held = [], []
+    result, steps = recorded(
+        lambda z: seen.append(z) or slope(z), moves=3, scale=20.0, ess_threshold=0.0,
+        returned=returned, also={"held": lambda z: held.append(z) or slope(z)},
+    )  # fmt: skip
+    assert len(seen) == len(held) == 4 and not steps[1].accepted.all()
+    assert not steps[3].accepted.all()
+    ends = result.samples.flatten(0, 1) if returned == "best" else seen[3]
+    assert all(torch.equal(z, mine) for z, mine in zip(held, [*seen[:3], ends]))
+
+
+def test_its_chains_have_weights():
+    assert Refine.weighted and run(moves=1).log_weights.shape == (1, 4)

@@ -236,9 +236,8 @@ class Refine(Method):
                 "give another solver"
             )
 
-    def calls(self, table: Table, first: int = 0) -> int:
-        begin = 0 if first else table.evaluations
-        return begin + self._of_moves(getattr(table.solver, "guidance", None) or 1.0, first)
+    def calls(self, table: Table, first: int = 0, guidance: float = 1.0) -> int:
+        return (0 if first else table.evaluations) + self._of_moves(guidance, first)
 
     def begin(self, run: Run) -> Refining:
         return Refining(self, run)
