@@ -88,6 +88,18 @@ GUIDED = (  # of the tests of guidance those that look at how a run is steered
     "test_the_result_says_that_guidance_biases_it,"
     "test_a_guided_denoiser_of_ones_own_is_steered_with_its_prompts_spread"
 )
+REFINED = (  # of the tests of refinement those that draw few samples
+    "test_refine::test_ramps_and_evaluations_of_moves_are_as_documented,test_what_it_costs,"
+    "test_a_move_goes_through_the_noising_and_the_transition_of_its_time,"
+    "test_its_news_are_of_rewards_and_of_what_moves_accepted,"
+    "test_held_out_rewards_are_looked_at_from_lambda_0_to_its_share_ahead,"
+    "test_what_biases_the_law_is_named,test_moves_under_less_guidance_take_fewer_evaluations,"
+    "test_a_denoiser_that_knows_one_guidance_moves_under_it,"
+    "test_a_solver_that_was_told_of_guidance_has_its_share_in_moves,"
+    "test_it_begins_with_what_is_given,test_settings_that_do_not_go_together_are_refused,"
+    "test_as_many_moves_as_evaluations_last,test_it_begins_with_a_short_ode,"
+    "test_the_unconditional_network_is_not_guided"
+)
 COMPOSED = (  # of the tests of rewards those that look at one number at a time
     "test_rewards::test_values_and_ranges_of_composites,test_normalised_from_samples,"
     "test_composites_take_over_what_their_parts_need,test_composites_check_their_arguments,"
@@ -147,6 +159,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_steering_errors",
     ),
     "steering/refinement.py": (
+        "test_mutants_refine",
+        REFINED,
+        "test_stopping::test_chains_that_are_stopped_end_where_they_stand",
         "test_also::test_the_run_has_the_same_bits_and_costs,"
         "test_of_refinement_the_chains_are_scored",
         "test_refine",
@@ -221,11 +236,14 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_diffusers_dropin",
     ),
     "diffusers/scheduler.py": (
+        "test_mutants_scheduler",
         "test_mutants_schedules",
         "test_diffusers_scheduler_checks",
-        "test_diffusers_dropin",
+        "test_diffusers_dropin::test_noising_is_the_paths,test_ddim_with_any_eta_step_by_step,"
+        "test_learned_variances_are_dropped_and_other_shapes_refused",
         "test_diffusers_scheduler_use",
         "test_diffusers_strength",
+        "test_diffusers_dropin",
     ),
 }
 SHARPER = {  # by the class or function that a mutant is in
@@ -244,7 +262,11 @@ LEFT_OUT = ("core/test_settings.py", "steering/test_shards.py")  # texts; proces
 ONLY_TESTS: set[str] = set()  # filled by --tests
 IGNORE_FAILING: list[bool] = []  # filled by --ignore-failing
 # In this process, where the mutant is: workers of pytest-xdist would import the code as it is.
-PYTEST = ("-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-n0")
+# That pytest could not clear an old folder, as happens to several at a time, is no kill.
+PYTEST = (
+    "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "-n0",
+    "-W", "ignore::pytest.PytestWarning",
+)  # fmt: skip
 SLOW = ("-m", "slow")
 # What people or files read, not numbers that a sampler uses
 SKIPPED_SCOPES = {"__str__", "__repr__", "to_json", "config"}

@@ -31,7 +31,6 @@ from ..errors import InvalidArgument, ShapeError, check_count, check_name, check
 from ..execute import Boundary
 from ..noise import TRANSITION, KeyedNoise, Noise, check_seed, check_tensor, keyed_normals
 from ..plans import DDIM, Sampler, Table
-from ..plans.planner import check_size
 from ..plans.sampler import RHO, SOLVER
 from ..settings import SHARE, build
 from .few_steps import warn_of_several_evaluations
@@ -373,7 +372,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator = _checked_generator(generator, len(sample))
         self._refuse_eta(eta)
         if use_clipped_model_output is False and self.schedule.clips:
-            others = {**others, "use_clipped_model_output": False}
+            others = {**others, "use_clipped_model_output": use_clipped_model_output}
         _refuse_others(others)
         if self._run is None:
             self._run = self._begin(timestep, sample)
@@ -569,7 +568,7 @@ def _on_host(timestep: Any, wait: bool = False) -> float | None:
 
 
 def _checked_generator(given: Any, count: int) -> Any:
-    """A generator, a list of one or of `count`, or None; raise InvalidArgument for others."""
+    """A list of one generator or of `count`, or None; raise InvalidArgument for others."""
     several = list(given) if isinstance(given, (list, tuple)) else [given]
     if given is None:
         return None
@@ -579,7 +578,7 @@ def _checked_generator(given: Any, count: int) -> Any:
             f"generator must be a torch.Generator, or one for each of {count} samples, got "
             f"{shown(given)}"
         )
-    return several if len(several) > 1 else several[0]
+    return several
 
 
 def _refuse_others(others: Mapping[str, Any]) -> None:
@@ -623,15 +622,12 @@ def compile_table(
     """The table of a scheduler's own grid; see :class:`GlassScheduler`."""
     M = sampler.steps
     times = schedule.outer_times(number, timesteps=timesteps, sigmas=sigmas, mu=mu)
-    evaluations = sampler.at(times).evaluations
-    if isinstance(M, int) and M > 1:
-        if count == "evaluations":
-            times, sampler = _every(M, times, sampler)
-            evaluations = sampler.evaluations
-        elif number == 1 and timesteps is sigmas is None:
-            # Many a grid of one step starts near data: go from where that of M steps starts.
-            times = (schedule.outer_times(M, mu=mu)[0], 1.0)
-    check_size(evaluations)
+    if isinstance(M, int) and count == "evaluations":
+        times, steps = _every(M, times)
+        sampler = replace(sampler, transitions=len(steps), steps=steps, times=times)
+    elif isinstance(M, int) and number == 1 and timesteps is sigmas is None:
+        # Many a grid of one step starts near data: go from where that of M steps starts.
+        times = (schedule.outer_times(M, mu=mu)[0], 1.0)
     last = schedule.time(0.0) if schedule.discrete else 1.0
     stops_short = schedule.discrete and not schedule.base.config.get("set_alpha_to_one", True)
     itself = M == 1 and sampler.rho in (1.0, DDIM(0.0)) and stops_short
@@ -640,7 +636,7 @@ def compile_table(
     return sampler.at(times).plan(schedule.path)
 
 
-def _every(M: int, times: tuple[float, ...], sampler: Sampler) -> tuple[tuple[float, ...], Sampler]:
+def _every(M: int, times: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Every M-th of the times of single evaluations; the last transition has what is left over."""
     n = len(times) - 1
     K = n // M
@@ -649,6 +645,4 @@ def _every(M: int, times: tuple[float, ...], sampler: Sampler) -> tuple[tuple[fl
             f"{n} evaluations do not make a transition of {M}: ask for at least {M} steps, or make "
             f"the scheduler with steps={n}"
         )
-    steps = (*[M] * (K - 1), n - M * (K - 1))
-    starts = times[: K * M : M]
-    return (*starts, 1.0), replace(sampler, transitions=K, steps=steps, times=(*starts, 1.0))
+    return (*times[: K * M : M], 1.0), (*[M] * (K - 1), n - M * (K - 1))

@@ -123,7 +123,7 @@ def conduct(
     method.check_table(table)
     watch.resume(population.seed)
     first = 0 if watch.saved is None else watch.saved.index
-    calls = method.calls(table, first)
+    calls = method.calls(table, first, denoiser.cfg_scale)
     if population.init is not None and not first:  # nothing is drawn to begin with
         calls -= table.evaluations
     pilot = None

@@ -130,8 +130,9 @@ class Method(Settings, ABC):
         """Raise unless the table can be run in this way."""
         self.steered(table)
 
-    def calls(self, table: Table, first: int = 0) -> int:
-        """Denoiser calls from transition `first` on, for progress bars."""
+    def calls(self, table: Table, first: int = 0, guidance: float = 1.0) -> int:
+        """Denoiser calls from transition `first` on, for progress bars, of a network under this
+        much classifier-free guidance."""
         own = sum(len(transition.rows) for transition in table.transitions[first:])
         looks = (k for k in self.steered(table) if k >= first)
         return own + sum(self.looks_with.extra_calls(table.path, table.times[k]) for k in looks)

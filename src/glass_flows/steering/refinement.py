@@ -14,6 +14,7 @@ Neal 2001), by which they may be exchanged, and whose product estimates the evid
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,9 +26,10 @@ from torch import Tensor
 
 from ..denoisers import DenoiserLike, Estimate, as_denoiser
 from ..errors import MOST_EVALUATIONS, InvalidArgument
-from ..execute import Boundary, iterate
+from ..execute import Boundary
+from ..execute import run as run_table
 from ..guidance import Guidance, GuidedDenoiser
-from ..noise import ACCEPTANCE, MOVE, Noise
+from ..noise import ACCEPTANCE, MOVE
 from ..paths import Path
 from ..plans import Default, EulerMaruyama, Sampler, Solver, Table, plan_transition
 from ..plans.solvers import solver_for
@@ -166,7 +168,7 @@ class Refine(Method):
     def weaker(self, w: float) -> float:
         """Classifier-free guidance of the moves, of a network under w."""
         share = _HALF if self.move_guidance is None else self.move_guidance
-        return w if w <= 1.0 else 1.0 + share * (w - 1.0)
+        return min(w, 1.0) + share * max(w - 1.0, 0.0)
 
     def check_guidance(self, w: float) -> None:
         share = self.move_guidance
@@ -221,10 +223,9 @@ class Refine(Method):
 
     def filling(self, evaluations: int, beginning: int, guidance: float = 1.0) -> Refine:
         """With as many moves as so many evaluations last after the beginning; one at least."""
-        left = evaluations - beginning
-        counts = range(1, max(1, left) + 1)
+        left = evaluations - beginning  # a move takes one at least
         fit = bisect.bisect_right(
-            counts, left, key=lambda moves: replace(self, moves=moves)._of_moves(guidance)
+            range(left), left, key=lambda more: replace(self, moves=1 + more)._of_moves(guidance)
         )
         return replace(self, moves=max(1, fit))
 
@@ -235,9 +236,8 @@ class Refine(Method):
                 "give another solver"
             )
 
-    def calls(self, table: Table, first: int = 0) -> int:
-        begin = 0 if first else table.evaluations
-        return begin + self._of_moves(getattr(table.solver, "guidance", None) or 1.0, first)
+    def calls(self, table: Table, first: int = 0, guidance: float = 1.0) -> int:
+        return (0 if first else table.evaluations) + self._of_moves(guidance, first)
 
     def begin(self, run: Run) -> Refining:
         return Refining(self, run)
@@ -358,7 +358,7 @@ class Refining(Course):
         self.log_evidence = torch.zeros(P, dtype=torch.float64)
         self.proposed, self.accepted = self.rewards, torch.ones(P, N, dtype=torch.bool)
         self.told = self.stood = self.rewards  # before any exchange; and of where chains stand
-        self.time = settings.time(0)
+        self.time = settings.time(run.first)
         self.given = run.population.init is not None
         self.begun = self.left_out = False
 
@@ -371,11 +371,12 @@ class Refining(Course):
         if not (self.begun or self.given):
             for drawn in run.boundaries():
                 x = drawn.x
-        for k in range(run.first, K + 1):
-            if k < K and not isinstance(self.settings.move_times, Acceptance):
-                self.time = self.settings.time(k)
-            ahead = self._table(k) if k < K else None
-            transition = None if ahead is None else ahead.transitions[0]
+        for k in itertools.count(run.first):
+            transition = None
+            if k < K:
+                if not isinstance(self.settings.move_times, Acceptance):
+                    self.time = self.settings.time(k)
+                (transition,) = self._table(k)
             boundary = Boundary(k, 1.0, x, Estimate(x, x), transition)
             yield boundary
             if boundary.final:
@@ -395,11 +396,9 @@ class Refining(Course):
 
     def _proposal(self, table: Table, boundary: Boundary) -> Tensor:
         """Noise z to x_t, and draw z' from p(z | x_t)."""
-        noise, t, z = _OfMove(self.run.noise, boundary.index), table.times[0], boundary.x
-        x = self.path.alpha(t) * z + self.path.sigma(t) * noise.of_sample(z)
-        for end in iterate(table, self.moving, x, noise):  # noqa: B007
-            pass
-        return end.x
+        noise, k, t, z = self.run.noise, boundary.index, table.times[0], boundary.x
+        x = self.path.alpha(t) * z + self.path.sigma(t) * noise(k, z, MOVE)
+        return run_table(table, self.moving, x, lambda _, like: noise(k, like, MOVE, 1))
 
     def value(self, look: Look) -> None:
         run, boundary = self.run, look.boundary
@@ -528,7 +527,7 @@ class Refining(Course):
     def select(self, boundary: Boundary) -> Selection:
         settings, ess = self.settings, self.ess
         few = ess <= settings.ess_threshold * settings.particles
-        tired = few & (ess > 0.0) & (settings.ess_threshold > 0.0) & (not boundary.final)
+        tired = few & (ess > 0.0) & (not boundary.final)
         scheme, noise = settings.resampling, self.run.noise
         return Selection(ancestors_of(self.weights, tired, scheme, noise, boundary.index), tired)
 
@@ -628,19 +627,5 @@ def time_on(path: Path, time: float) -> float:
 
 
 def _difference(new: Tensor, old: Tensor) -> Tensor:
-    """r' - r; from an excluded sample to any other a gain."""
-    return torch.where(new >= old, torch.where(new > old, new - old, 0.0), new - old)
-
-
-@dataclass(frozen=True)
-class _OfMove:
-    """The noise of one move: draw 0 goes with the sample, the next into the transitions to data."""
-
-    source: Noise
-    move: int
-
-    def __call__(self, step: int, like: Tensor, purpose: int = MOVE, draw: int = 0) -> Tensor:
-        return self.source(self.move, like, MOVE, 1 + step + draw)
-
-    def of_sample(self, like: Tensor) -> Tensor:
-        return self.source(self.move, like, MOVE, 0)
+    """r' - r; between excluded samples 0, from one to any other a gain."""
+    return torch.where(new == old, 0.0, new - old)
