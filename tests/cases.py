@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from _pytest.mark import ParameterSet
 
 
 def fast(some: Callable[[Any], bool] | Iterable[Any], values: Iterable[Any]) -> list[Any]:
@@ -14,9 +15,17 @@ def fast(some: Callable[[Any], bool] | Iterable[Any], values: Iterable[Any]) -> 
     A tuple is a case of several arguments.
     """
     among = some if callable(some) else list(some).__contains__
-    return [
-        value
-        if among(value)
-        else pytest.param(*(value if isinstance(value, tuple) else [value]), marks=pytest.mark.slow)
-        for value in values
-    ]
+    return [value if among(value) else slow(value) for value in values]
+
+
+def first(values: Iterable[Any]) -> list[Any]:
+    """For parametrize: of `values` the first is a fast case, and no other."""
+    one, *others = values
+    return [one, *map(slow, others)]
+
+
+def slow(case: Any) -> Any:
+    """A case, or what pytest.param made of it, as a slow one."""
+    if isinstance(case, ParameterSet):
+        return case._replace(marks=[*case.marks, pytest.mark.slow])
+    return pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)

@@ -83,7 +83,7 @@ SOME = ("sample", "steer, adaptive", "greedy", "twist", "values of two posterior
         "guidance through the network")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", fast(SOME, RUNS))
+@pytest.mark.parametrize("name", fast(SOME[:1], RUNS))
 def test_the_same_bits_and_no_more_waits_than_documented(name):
     run, per_transition, per_step = RUNS[name]
     for options in ({}, {"max_batch": 3}):
@@ -95,6 +95,7 @@ def test_the_same_bits_and_no_more_waits_than_documented(name):
     assert len(finer) - len(waits) == 2 * per_step, finer
 
 
+@pytest.mark.slow
 def test_transitions_and_posterior_samples_elsewhere():
     x = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
 
@@ -154,6 +155,7 @@ def family(name):
     return pytest.param(name, marks=() if name == "sd" else pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [family(name) for name in tiny_pipelines.FAMILIES])
 def test_pipelines_are_steered_elsewhere(family, short_pilots):
     call = dict(tiny_pipelines.CALL[family])

@@ -133,6 +133,7 @@ def test_a_reward_by_name():
         glass_flows.load_reward("my-rednes")
 
 
+@pytest.mark.slow
 def test_a_family_of_pipelines():
     class MyPipeline(diffusers.StableDiffusion3Pipeline):
         pass
@@ -148,6 +149,7 @@ def test_a_family_of_pipelines():
     assert torch.equal(one.result.samples, two.result.samples)
 
 
+@pytest.mark.slow
 def test_a_method(rooms):
     method = method_of("my-beam", {"particles": 4}, {"boldness": "0"})
     assert method == rooms.HalfBeam(4, boldness=0.0)

@@ -57,6 +57,7 @@ def test_circles_are_found_through_packages_and_inside_functions():
     assert house.circles(house.graph(trees)) == []
 
 
+@pytest.mark.slow
 def test_the_rooms_of_the_architecture_page_are_those_of_the_house():
     import rooms
 

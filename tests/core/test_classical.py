@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
 
+from cases import first
 from glass_flows.errors import InvalidArgument
 from glass_flows.paths import DiscreteDiffusion, Linear
 from glass_flows.plans import DDIM, EulerMaruyama, plan, plan_transition
@@ -201,7 +202,7 @@ def test_the_two_integrators_agree(name):
     )
 
 
-@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("name", first(["linear", "cosine"]))
 def test_one_transition_from_noise_is_the_ode(name):
     """K = 1 from pure noise, whatever ρ says; second order in the number of evaluations."""
     path, x = PATHS[name], normal(12, 2)
@@ -224,8 +225,8 @@ def test_zero_snr_start_is_the_ode():
     np.testing.assert_allclose(got, exact, rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("solver", ["default", pytest.param("first-order", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", first(PATHS))
+@pytest.mark.parametrize("solver", first(["default", "first-order"]))
 def test_ode_steps_follow_the_ode(name, solver):
     path, t, t_next = moments(name)
     x = path.sigma(t) * normal(6, 2)

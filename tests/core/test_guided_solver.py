@@ -137,6 +137,7 @@ def test_the_table_stays_exact_for_gaussian_data(sigma_data, w):
             assert {one.law for one in table} == {sigma_data if steps > 1 else 0.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("t", "t_next"), fast([(0.3, 0.7)], [(0.25, 0.375), (0.3, 0.7), (0.6, 1.0)])
 )

@@ -715,6 +715,7 @@ def seam_p_values(end, latent):
     return [2 * min(share, 1 - share) for share in shares]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "sampling"),
     [

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from cases import fast
+from cases import fast, first
 from glass_flows import Sampler
 from glass_flows.paths import EDM, Cosine, Linear, VariancePreserving
 from glass_flows.plans import plan_transition
@@ -14,10 +14,8 @@ from glass_flows.plans import plan_transition
 PATHS = [Linear(), Cosine(), VariancePreserving(), EDM()]
 
 
-@pytest.mark.parametrize(
-    "gap", fast([1e-7, 1e-9, 1e-12], [1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12])
-)
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+@pytest.mark.parametrize("gap", fast([1e-9], [1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12]))
+@pytest.mark.parametrize("path", first(PATHS), ids=lambda path: path.name)
 def test_starts_a_hair_before_data_keep_their_law(path, gap):
     """A float t near 1 holds 1 - t to few digits; what is asked there must not inherit that loss.
 
@@ -34,6 +32,7 @@ def test_starts_a_hair_before_data_keep_their_law(path, gap):
             assert all(1 - gap <= row.time <= 1.0 for row in transition.rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("transitions", "steps"), [(1, 3000), (300, 10)])
 def test_thousands_of_evaluations(transitions, steps):
     table = Sampler(transitions, steps, 0.4).plan(Linear())

@@ -155,6 +155,7 @@ def as_tensor(*images):
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
 
 
+@pytest.mark.slow
 def test_pictures_of_any_kind_begin_the_same_chains(pipe, tmp_path):
     """One for all, or one for each prompt."""
     one, two = picture(0), picture(1)
@@ -174,6 +175,7 @@ def test_pictures_of_any_kind_begin_the_same_chains(pipe, tmp_path):
     assert each.result.network_evaluations == 0
 
 
+@pytest.mark.slow
 def test_latents_begin_them_too(pipe):
     z = torch.randn(2, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     for init in (z, z.half(), z.flatten(0, 1), z[:, 0], z[0, 0]):

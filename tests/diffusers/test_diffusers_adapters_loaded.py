@@ -78,6 +78,7 @@ def test_an_ip_adapter_of_flux():
     assert not torch.allclose(ours, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [pytest.param("flux", marks=pytest.mark.slow), "sdxl"])
 def test_lora_weights(name, tmp_path):
     peft = pytest.importorskip("peft")

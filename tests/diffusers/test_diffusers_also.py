@@ -53,6 +53,7 @@ def draw(pipe, method, **changes):
     return steer_pipeline(pipe, PROMPTS, redness, method, sampler, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "decode_batch"),
     [
@@ -97,6 +98,7 @@ def test_the_same_images_decoded_once(name, decode_batch, monkeypatch):
     assert found.result.also["words"].tolist() == [[5.0, 5.0][: found.rewards.shape[1]]] * 2
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_its_own_loop(monkeypatch):
     import diffusers
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny_pipelines as tiny
-from cases import fast
+from cases import fast, first
 from glass_flows.diffusers import GlassScheduler, LatentNoise, Schedule
 from glass_flows.errors import (
     DegeneratePrediction,
@@ -46,7 +46,7 @@ def calls(pipe, job):
 
 
 @pytest.mark.parametrize(
-    "name", tiny.some("flux", "sd3", "sdxl", "sd", "sana", "qwenimage", "kontext")
+    "name", first(tiny.some("flux", "sd3", "sdxl", "sd", "sana", "qwenimage", "kontext"))
 )
 def test_one_evaluation_that_keeps_its_noise_is_the_familys_own_sampler(name):
     pipe = tiny.build(name)
@@ -92,7 +92,7 @@ def test_ddim_with_any_eta_step_by_step(eta, prediction):
 # --- 2. counts, seeds, progress ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", tiny.some("flux", "sd", "qwenimage", "flux_img2img"))
+@pytest.mark.parametrize("name", first(tiny.some("flux", "sd", "qwenimage", "flux_img2img")))
 def test_the_network_is_called_k_times_m_and_a_second_call_repeats_the_first(name):
     pipe = tiny.build(name)
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
@@ -126,6 +126,7 @@ def test_noise_is_found_from_each_latent_by_itself():
         whole(1, x[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fast(["flux"], ["flux", "sd3", "sdxl"]))
 def test_the_progress_bar_counts_right(name, monkeypatch):
     pipe = tiny.build(name)
@@ -207,6 +208,7 @@ def test_the_dynamic_shift_is_the_base_schedulers():
         ours.set_timesteps(4)
 
 
+@pytest.mark.slow
 def test_zero_terminal_snr():
     settings = {
         "rescale_betas_zero_snr": True,
@@ -252,6 +254,7 @@ def test_learned_variances_are_dropped_and_other_shapes_refused():
         ours.step(output[:, :5], ours.timesteps[0], x)
 
 
+@pytest.mark.slow
 def test_custom_timesteps_and_sigmas():
     pipe = tiny.build("sdxl")
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
@@ -268,19 +271,21 @@ def test_custom_timesteps_and_sigmas():
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"rho": "ode", "steps": 3},
-        {"rho": "ddpm", "steps": 1},
-        {"rho": "ddim:0.5", "steps": 1},
-        {"rho": -0.3, "steps": 2},
-        {"rho": 0.4, "steps": 3, "solver": "paper"},
-        {"rho": 0.4, "steps": 3, "solver": "first-order"},
-        {"rho": None, "steps": 2, "solver": "euler-maruyama"},
-        {"rho": 0.4, "steps": 2, "start": "pure"},
-        {"rho": 0.4, "steps": 2, "end": "trained"},
-    ],
+    first(
+        [
+            {"rho": "ode", "steps": 3},
+            {"rho": "ddpm", "steps": 1},
+            {"rho": "ddim:0.5", "steps": 1},
+            {"rho": -0.3, "steps": 2},
+            {"rho": 0.4, "steps": 3, "solver": "paper"},
+            {"rho": 0.4, "steps": 3, "solver": "first-order"},
+            {"rho": None, "steps": 2, "solver": "euler-maruyama"},
+            {"rho": 0.4, "steps": 2, "start": "pure"},
+            {"rho": 0.4, "steps": 2, "end": "trained"},
+        ]
+    ),
 )
-@pytest.mark.parametrize("name", ["flux", pytest.param("sd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", first(["flux", "sd"]))
 def test_every_sampler_runs(options, name):
     pipe = tiny.build(name)
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, **options)
@@ -306,6 +311,7 @@ def test_half_precision_networks_are_asked_at_times_they_can_tell(name):
 # --- 4. saved, loaded, copied -----------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("flux", "sana"))]
 )
@@ -350,6 +356,7 @@ def test_another_pipeline_made_from_this_one_keeps_it():
     assert again.config.base == pipe.scheduler.config.base
 
 
+@pytest.mark.slow
 def test_copies():
     pipe = tiny.build("flux")
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=2)
@@ -391,11 +398,13 @@ def image_to_image(pipe, kind, name, strength, steps=4):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        ("flux", diffusers.FluxImg2ImgPipeline),
-        ("sd", diffusers.StableDiffusionImg2ImgPipeline),
-        pytest.param("sd3", diffusers.StableDiffusion3Img2ImgPipeline, marks=pytest.mark.slow),
-    ],
+    first(
+        [
+            ("flux", diffusers.FluxImg2ImgPipeline),
+            ("sd", diffusers.StableDiffusionImg2ImgPipeline),
+            pytest.param("sd3", diffusers.StableDiffusion3Img2ImgPipeline, marks=pytest.mark.slow),
+        ]
+    ),
 )
 def test_image_to_image_starts_at_a_boundary(name, kind):
     pipe = tiny.build(name)
@@ -415,6 +424,7 @@ def test_image_to_image_starts_at_a_boundary(name, kind):
 # --- 6. what goes wrong -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_latents_may_be_edited_at_boundaries_only():
     pipe = tiny.build("flux")
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=3)

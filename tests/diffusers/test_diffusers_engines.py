@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import tiny_pipelines as tiny
+from cases import first
 from glass_flows import Steering, Twist, steer_pipeline
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers import pipeline as module
@@ -161,13 +162,15 @@ def check_rewards(images, rewards):
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    quick(
-        [(k, m) for k in [*tiny.FIRST, *WITHOUT] for m in ("steering", "best-of-n")],
-        [
-            *((k, "steering") for k in ["flux", "sd", "dit", controlnet]),
-            ("flux", "best-of-n"),
-            (pixels, "best-of-n"),
-        ],
+    first(
+        quick(
+            [(k, m) for k in [*tiny.FIRST, *WITHOUT] for m in ("steering", "best-of-n")],
+            [
+                *((k, "steering") for k in ["flux", "sd", "dit", controlnet]),
+                ("flux", "best-of-n"),
+                (pixels, "best-of-n"),
+            ],
+        )
     ),
 )
 def test_rewards_are_those_of_the_images(kind, method):
@@ -239,6 +242,7 @@ def test_half_precision_is_widened_where_it_overflows_and_put_back():
     check_rewards(result.images, result.rewards[0].tolist())
 
 
+@pytest.mark.slow
 def test_another_decoding_than_that_of_the_autoencoder_is_found_out():
     class Brighter(diffusers.StableDiffusionImg2ImgPipeline):
         def __call__(self, *args, **kwargs):
@@ -258,6 +262,7 @@ def test_another_decoding_than_that_of_the_autoencoder_is_found_out():
     assert steer_pipeline(pipe, "a cat", linear, decode=decode, **given).rewards.shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_the_generic_decoder_reads_what_the_pipelines_code_reads():
     """A shift that Stable Diffusion's pipelines ignore is ignored, and SD3's is not."""
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -288,6 +293,7 @@ def test_what_a_pipeline_returns_is_read_from_its_module(name, field):
 # --- particles, prompts and texts -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
     quick(
@@ -332,9 +338,11 @@ LISTS = [
 
 @pytest.mark.parametrize(
     ("engine", "name", "texts"),
-    quick(
-        [(engine, *one) for engine in ("adapter", "loop") for one in LISTS],
-        [("adapter", *LISTS[i]) for i in (2,)] + [("loop", *LISTS[0])],
+    first(
+        quick(
+            [(engine, *one) for engine in ("adapter", "loop") for one in LISTS],
+            [("adapter", *LISTS[i]) for i in (2,)] + [("loop", *LISTS[0])],
+        )
     ),
 )
 def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):
@@ -358,6 +366,7 @@ def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):
     assert torch.equal(found, seen[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negative", [pytest.param("ugly", marks=pytest.mark.slow), TEXTS])
 def test_texts_of_pipelines_without_an_adapter(negative):
     pipe, _, given = shared(sd_from_image)
@@ -374,15 +383,17 @@ def test_texts_of_pipelines_without_an_adapter(negative):
 
 @pytest.mark.parametrize(
     ("labels", "count"),
-    [
-        (np.array([1, 2]), 2),
-        (np.array(3), 1),
-        (np.uint8(3), 1),
-        ([np.int64(3)], 1),
-        (torch.tensor([1, 2]), 2),
-        ([torch.tensor(3), 4], 2),
-        (range(2), 2),
-    ],
+    first(
+        [
+            (np.array([1, 2]), 2),
+            (np.array(3), 1),
+            (np.uint8(3), 1),
+            ([np.int64(3)], 1),
+            (torch.tensor([1, 2]), 2),
+            ([torch.tensor(3), 4], 2),
+            (range(2), 2),
+        ]
+    ),
 )
 def test_classes_are_integers_of_any_kind(labels, count):
     pipe, _, given = shared("dit")
@@ -649,6 +660,7 @@ def test_a_pipeline_in_which_the_first_block_cache_fails_says_so(family, reason)
 # --- chunks ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "most"),
     [
@@ -723,7 +735,7 @@ def test_what_has_a_row_for_each_of_the_batch_is_cut_and_the_rest_is_shared():
 # --- one transition -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["plain", "best-of-n"])
+@pytest.mark.parametrize("method", first(["plain", "best-of-n"]))
 def test_one_transition_on_a_grid_with_a_terminal_shift(method):
     pipe, prompt, given = shared("qwenimage")
     settings = {"transitions": 1, "steps": 3, "seed": 0, "progress": False}

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 import tiny_pipelines as tiny
-from cases import fast
+from cases import fast, first
 from glass_flows import Beam, Greedy, Sampler, Steering, steer_pipeline
 from glass_flows.batching import Batching
 from glass_flows.diffusers import GlassScheduler, can_record
@@ -92,6 +92,7 @@ def inside(monkeypatch):
 # --- inside a pipeline's own loop -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", but("greedy", "svdd"))
 def test_inside_its_own_loop_a_search_is_that_of_the_adapter(name, inside):
     """The same ancestry, rewards, samples and images, from the same latents and seed."""
@@ -111,6 +112,7 @@ def test_inside_its_own_loop_a_search_is_that_of_the_adapter(name, inside):
     assert within.settings == through.settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", but("beam", "svdd"))
 def test_inside_its_own_loop_it_selects_and_is_counted(name, inside):
     latents, pipe, method = shared_latents(), tiny.build("sd3"), METHODS[name]
@@ -161,6 +163,7 @@ def test_inside_its_own_loop_it_selects_and_is_counted(name, inside):
     torch.testing.assert_close(within.result.samples, through.result.samples, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_children_of_one_parent_part_inside_the_loop(inside):
     inside()
     seen = []
@@ -218,6 +221,7 @@ def test_what_needs_an_adapter_is_refused_inside_the_loop(inside, tmp_path):
             steer_pipeline(pipe, "a cat", redness, "beam", transitions=2, **sampler, **GIVEN)
 
 
+@pytest.mark.slow
 def test_lists_and_times_go_through_an_adapter():
     result = steer_pipeline(
         tiny.build("sd3"), "a cat", redness, "beam", particles=2, transitions=3,
@@ -231,6 +235,7 @@ def test_lists_and_times_go_through_an_adapter():
 # --- what is returned -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", but("beam", "svdd"))
 def test_images_and_rewards_belong_together(name):
     decoded = []
@@ -262,6 +267,7 @@ def test_images_and_rewards_belong_together(name):
     assert torch.equal(result.rewards.amax(1), result.rewards[torch.arange(2), best])
 
 
+@pytest.mark.slow
 def test_objects_and_names_say_the_same():
     pipe = tiny.build("sd3")
     by_names = steer_pipeline(
@@ -454,6 +460,7 @@ def test_a_guidance_scale_that_the_network_does_not_take_is_refused(name):
     steer_pipeline(pipe, "a cat", redness, **few, **given)
 
 
+@pytest.mark.slow
 def test_a_single_transition_starts_at_noise_whatever_the_terminal_sigma():
     """diffusers #14411: stretching one sigma to the terminal one divides 0 by 0."""
     pipe, given = tiny.build("qwenimage"), dict(tiny.CALL["qwenimage"])
@@ -469,6 +476,7 @@ def test_a_single_transition_starts_at_noise_whatever_the_terminal_sigma():
     assert inside.table.times == (0.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     fast(["sd"], ["sd", "dit", "flux", "sdxl", "sana"]),
@@ -506,7 +514,9 @@ def drawn(name, prompt, **changes):
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in ("sd", "zimage") else pytest.param(n, marks=pytest.mark.slow) for n in NEGATIVE],
+    first(
+        [n if n in ("sd", "zimage") else pytest.param(n, marks=pytest.mark.slow) for n in NEGATIVE]
+    ),
 )
 def test_texts_of_each_prompt_go_to_their_own_particles(name):
     given = {GUIDED.get(name, "guidance_scale"): 5.0}
@@ -574,7 +584,7 @@ def test_a_decoder_that_was_widened_is_as_it_was_when_the_run_is_over():
     assert pipe.vae.dtype == torch.float16
 
 
-@pytest.mark.parametrize("setting", [{"times": "karras"}, {"solver": "first-order"}])
+@pytest.mark.parametrize("setting", first([{"times": "karras"}, {"solver": "first-order"}]))
 def test_best_of_n_on_the_ode_refuses_what_is_nothing_to_it(setting):
     with pytest.raises(InvalidArgument, match=f"{next(iter(setting))}: nothing to BestOf"):
         drawn("sd3", "a cat", method="best-of-n", **setting)

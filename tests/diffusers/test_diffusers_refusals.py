@@ -9,7 +9,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
 
 import tiny_pipelines as tiny
-from cases import fast
+from cases import first
 from glass_flows import steer_pipeline
 from glass_flows.diffusers import GlassScheduler, rules
 from glass_flows.diffusers.refusals import check_call, check_pipeline
@@ -132,6 +132,7 @@ def test_what_is_no_pipeline():
         GlassScheduler.from_pipeline(modular)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument", [{"denoising_end": 0.8}])
 def test_cuts_by_the_value_of_a_timestep(argument):
     with pytest.raises(InvalidArgument, match=r"denoising_end=0\.8: it cuts"):
@@ -149,6 +150,7 @@ def test_a_refiners_start():
         pipe("a cat", image=torch.rand(1, 3, 16, 16), denoising_start=0.5, num_inference_steps=4)
 
 
+@pytest.mark.slow
 def test_windows_counted_in_network_steps():
     with pytest.raises(InvalidArgument, match="skip_guidance_layers"):
         draw(with_glass("sd3"), "sd3", skip_guidance_layers=[0])
@@ -157,11 +159,15 @@ def test_windows_counted_in_network_steps():
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [
-        ("flux", diffusers.FluxInpaintPipeline),
-        ("sd", diffusers.StableDiffusionInpaintPipeline),
-        pytest.param("sdxl", diffusers.StableDiffusionXLInpaintPipeline, marks=pytest.mark.slow),
-    ],
+    first(
+        [
+            ("flux", diffusers.FluxInpaintPipeline),
+            ("sd", diffusers.StableDiffusionInpaintPipeline),
+            pytest.param(
+                "sdxl", diffusers.StableDiffusionXLInpaintPipeline, marks=pytest.mark.slow
+            ),
+        ]
+    ),
 )
 def test_inpainting_blends_into_the_networks_input(name, kind):
     extra = {"requires_aesthetics_score": False} if name == "sdxl" else {}
@@ -184,6 +190,7 @@ def test_inpainting_blends_into_the_networks_input(name, kind):
                 job()
 
 
+@pytest.mark.slow
 def test_the_noise_of_ddim_is_asked_for_at_the_scheduler():
     pipe = tiny.build("sd")
     own = pipe.scheduler
@@ -227,7 +234,7 @@ def seen(pipe):
 
 @pytest.mark.parametrize(
     ("steps", "factor", "told"),
-    fast([(1, 0.5, 2), (2, 2.0, 8)], [(1, 1.0, 4), (1, 0.5, 2), (2, 2.0, 8), (2, 0.0, 0)]),
+    first([(1, 0.5, 2), (1, 1.0, 4), (2, 2.0, 8), (2, 0.0, 0)]),
 )
 def test_the_window_of_an_adapter(steps, factor, told):
     pipe, call = adapted()
@@ -238,7 +245,7 @@ def test_the_window_of_an_adapter(steps, factor, told):
     assert found == sorted(found, reverse=True)
 
 
-@pytest.mark.parametrize("given", [{}, {"adapter_conditioning_factor": 0.5}])
+@pytest.mark.parametrize("given", first([{}, {"adapter_conditioning_factor": 0.5}]))
 def test_the_window_of_an_adapter_is_refused_inside_transitions(given):
     pipe, call = adapted()
     found, match = seen(pipe), r"steps=2 and adapter_conditioning_factor=.*Use steps=1, or .*=2\.0"
@@ -297,6 +304,7 @@ def test_modular_pipelines_put_in_by_hand_run_with_one_evaluation_per_transition
         Blocks()(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_cut_off_of_a_callback(steps):
     pipe = with_glass("sd", steps)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import tiny_pipelines as tiny
+from cases import first
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers.scheduler import _note_calls
 from glass_flows.errors import InvalidArgument, UnknownName
@@ -47,13 +48,15 @@ def draw(pipe, name, **changes):
 
 @pytest.mark.parametrize(
     ("name", "M"),
-    [
-        pytest.param(
-            name, M, marks=[] if (name, M) in (("flux", 2), ("sd", 1)) else pytest.mark.slow
-        )
-        for name in tiny.FIRST
-        for M in (1, 2)
-    ],
+    first(
+        [
+            pytest.param(
+                name, M, marks=[] if (name, M) in (("flux", 2), ("sd", 1)) else pytest.mark.slow
+            )
+            for name in tiny.FIRST
+            for M in (1, 2)
+        ]
+    ),
 )
 def test_inference_mode_changes_nothing(name, M):
     pipe = tiny.build(name)
@@ -230,6 +233,7 @@ def pixels():
     return pipe
 
 
+@pytest.mark.slow
 def test_eta_is_zero_or_an_option_of_the_scheduler():
     pipe = pixels()
     own = pipe.scheduler
@@ -434,7 +438,7 @@ def test_a_transition_is_the_least():
         ours.set_timesteps(3)
 
 
-@pytest.mark.parametrize("name", ["flux", "sd"])
+@pytest.mark.parametrize("name", first(["flux", "sd"]))
 def test_a_pipelines_steps_are_evaluations(name):
     pipe = tiny.build(name)
     pipe.scheduler = GlassScheduler.from_pipeline(pipe, rho=0.4, steps=3, count="evaluations")

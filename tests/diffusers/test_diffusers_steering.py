@@ -7,6 +7,7 @@ from PIL import Image
 
 import glass_flows
 import tiny_pipelines as tiny
+from cases import first
 from glass_flows import Guidance
 from glass_flows.diffusers import pipeline as module
 from glass_flows.errors import InvalidArgument
@@ -42,7 +43,7 @@ def counted(pipe, job):
     return result, sum(rows)
 
 
-@pytest.mark.parametrize("name", tiny.some("flux", "sd", "dit", "flux_img2img"))
+@pytest.mark.parametrize("name", first(tiny.some("flux", "sd", "dit", "flux_img2img")))
 def test_a_saved_pipeline_is_steered_and_its_network_calls_are_counted(name, tmp_path):
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         tiny.save(name, tmp_path / name), local_files_only=True, **tiny.unsaved(name)
@@ -70,7 +71,7 @@ def test_a_saved_pipeline_is_steered_and_its_network_calls_are_counted(name, tmp
 
 @pytest.mark.parametrize(
     "method",
-    ["best-of-n", "svdd", *(pytest.param(m, marks=pytest.mark.slow) for m in ("beam", "greedy"))],
+    first(["best-of-n", "svdd", "beam", "greedy"]),
 )
 def test_searches(method):
     pipe = tiny.build("flux")
@@ -84,6 +85,7 @@ def test_searches(method):
     assert all(result.best[p] is result.rows[p][best[p]] for p in range(2))
 
 
+@pytest.mark.slow
 def test_guidance_through_the_network_and_through_the_reward():
     pipe = tiny.build("sd3")
     prompt, given = call("sd3")
@@ -114,6 +116,7 @@ def test_chunks_do_not_change_the_result():
     torch.testing.assert_close(whole.result.samples, cut.result.samples, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*:FutureWarning")
 def test_offloading_hooks_slicing_and_attention_backends_stay_in_force():
     prompt, given = call("flux")
@@ -147,6 +150,7 @@ def test_more_particles_keep_the_first_ones():
     assert torch.equal(few.result.samples[0], many.result.samples[0, :2])
 
 
+@pytest.mark.slow
 def test_a_pipeline_without_an_adapter_is_steered_from_inside_its_own_loop(monkeypatch):
     """The same weights, ancestry and images as through the adapter, given the same noise."""
     monkeypatch.setattr(module, "family_of", lambda pipe: None)

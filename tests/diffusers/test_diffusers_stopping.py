@@ -22,6 +22,7 @@ def watched(stop, told):
     return look
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["steering", pytest.param("beam", marks=pytest.mark.slow)])
 def test_both_engines_show_and_stop_alike(name, monkeypatch):
     latents, pipe, rows = shared_latents(), tiny.build("sd3"), []

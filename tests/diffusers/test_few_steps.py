@@ -9,6 +9,7 @@ import diffusers
 import pytest
 
 import tiny_pipelines as tiny
+from cases import first
 from glass_flows import Sampler, paths, plan, steer_pipeline
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers.few_steps import few_steps_of
@@ -110,6 +111,7 @@ def test_names_of_ordinary_models_say_nothing(name):
     assert few_steps_of(named(name)) is None
 
 
+@pytest.mark.slow
 def test_several_evaluations_are_warned_of_once():
     pipe = schnell()
     with pytest.warns(UserWarning, match=r"FLUX\.1-schnell.*4 evaluations.*steps=1") as caught:
@@ -135,7 +137,7 @@ def test_a_scheduler_put_in_by_hand_is_warned_of_when_it_is_asked():
         pipe(num_inference_steps=2, output_type="latent", **tiny.CALL["sd"])
 
 
-@pytest.mark.parametrize(("make", "family"), [(schnell, "flux"), (klein, "flux2_klein")])
+@pytest.mark.parametrize(("make", "family"), first([(schnell, "flux"), (klein, "flux2_klein")]))
 def test_what_the_warning_says_to_use_runs_without_one(make, family):
     with pytest.warns(UserWarning, match="looks distilled") as caught:
         GlassScheduler.from_pipeline(make())
@@ -167,11 +169,13 @@ def test_a_distilled_klein_is_asked_once_for_an_evaluation():
 
 @pytest.mark.parametrize(
     ("kind", "family", "settings"),
-    [
-        ("LCMScheduler", "sd", {}),
-        ("TCDScheduler", "sd", {}),
-        ("FlowMatchLCMScheduler", "flux", {}),
-    ],
+    first(
+        [
+            ("LCMScheduler", "sd", {}),
+            ("TCDScheduler", "sd", {}),
+            ("FlowMatchLCMScheduler", "flux", {}),
+        ]
+    ),
 )
 def test_schedulers_of_few_step_models_name_one_that_does(kind, family, settings):
     pipe = tiny.build(family)
@@ -207,6 +211,7 @@ def test_the_sampler_of_consistency_models_is_rho_zero():
         assert (one.gamma, one.alpha_bar, one.sigma_bar) == pytest.approx((0, t_next, 1 - t_next))
 
 
+@pytest.mark.slow
 def test_moves_of_refinement_are_transitions_too():
     """Of samples drawn in single evaluations, whose moves take three."""
     options = {"transitions": 2, "steps": 1, "rho": "ddpm", "moves": 1, "particles": 1, "seed": 0}

@@ -110,6 +110,7 @@ def test_each_prompt_has_its_own_image(name):
     assert (first[1] - second[1]).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -280,6 +281,7 @@ def test_the_pilot_begins_with_noise_on_the_images_too():
     assert pilot.table.times[0] == t
 
 
+@pytest.mark.slow
 def test_the_less_strength_the_closer_to_the_image():
     """In latents, on average over particles; a network of random weights knows no better."""
     pipe, far = shared("flux_img2img"), []
@@ -292,6 +294,7 @@ def test_the_less_strength_the_closer_to_the_image():
     assert far[0] < far[1] < far[2]
 
 
+@pytest.mark.slow
 def test_refinement_begins_with_it_and_fill_from_noise_takes_latents():
     first = drawn("flux_img2img", method="refine", moves=0, transitions=1, steps=4)
     plain = drawn("flux_img2img", method="best-of-n", transitions=1, steps=4, rho="ode")

@@ -223,6 +223,7 @@ def surfaces() -> list[Surface]:
     return [*scheduled(), *piped(), *of_others()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "calls"), [(0, 120), pytest.param(1, 600, marks=pytest.mark.slow)]
 )

@@ -26,6 +26,7 @@ def steered(pipe, **options):
     return steer_pipeline(pipe, prompt, redness, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_loop", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_pilot_finds_lambda_and_changes_no_particle(own_loop):
     pipe, samples = build("sd"), pilot.SAMPLES
@@ -52,6 +53,7 @@ def test_a_cache_and_a_pilot_do_not_go_together(monkeypatch):
         steered(build("sd"))
 
 
+@pytest.mark.slow
 def test_a_loop_of_its_own_draws_its_pilot_as_it_draws_the_run(monkeypatch):
     """No more rows at a time than the run, nothing held out, no picture that nobody looks at."""
     (pipe, call), rows, also = more_pipelines.build("PixArtSigmaPipeline"), [], []

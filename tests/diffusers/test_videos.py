@@ -16,6 +16,7 @@ from PIL import Image
 
 import glass_flows.diffusers.videos as module
 import more_pipelines as more
+from cases import first
 from glass_flows import Steering, steer_pipeline
 from glass_flows.diffusers import pipeline as front
 from glass_flows.diffusers.asked import Asked
@@ -102,6 +103,7 @@ def ltx_frames(pipe, z, call):
     return pipe.vae.decode(laid_out * std + mean).sample
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "decoded"),
     [("Wan", wan_frames), pytest.param("LTX", ltx_frames, marks=pytest.mark.slow)],
@@ -127,6 +129,7 @@ def test_rewards_are_those_of_the_frames_that_the_pipeline_returns(name, decoded
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "places"),
     [
@@ -147,7 +150,7 @@ def test_the_frames_that_were_asked_for_are_scored(frames, places):
 RARER = [pytest.param(name, marks=pytest.mark.slow) for name in ("best-of-n", "greedy", "svdd")]
 
 
-@pytest.mark.parametrize("method", ["plain", "beam", "twist", *RARER])
+@pytest.mark.parametrize("method", first(["plain", "beam", "twist", *RARER]))
 def test_every_method_of_the_loop_returns_the_frames_that_it_scored(method):
     pipe, call = shared("Wan")
     given = {**FEW, **call}
@@ -174,6 +177,7 @@ def test_what_the_loop_cannot_do_is_refused_before_the_network_is_asked(given, t
         steer_pipeline(pipe, "a cat", red, *given, **kept, **call)
 
 
+@pytest.mark.slow
 def test_videos_are_decoded_one_by_one_also_by_the_pipeline_itself(monkeypatch):
     pipe, _ = shared("Wan")
     sizes, whole = [], pipe.vae.decode
@@ -205,6 +209,7 @@ def test_another_decoding_than_the_pipelines_is_found_out(monkeypatch):
     assert raised.value.boundary.final
 
 
+@pytest.mark.slow
 def test_experts_that_take_turns_are_all_counted():
     """Wan 2.2 has one for high noise and one for low, chosen by the value of the timestep."""
     pipe, call = more.build("WanPipeline")
@@ -225,6 +230,7 @@ def test_experts_that_take_turns_are_all_counted():
     torch.testing.assert_close(one.rewards, result.rewards)  # experts with the same weights
 
 
+@pytest.mark.slow
 def test_prompts_and_chunks():
     prompts = ["a cat", "two dogs"]
     pipe, call = shared("Wan")
@@ -253,6 +259,7 @@ def test_a_run_that_is_stopped_returns_the_frames_of_its_estimates():
     assert [one.tobytes() for one in seen] == [one.tobytes() for one in result.images]
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_not_advised():
     result = steer("Wan", red, scale=1e6, ess_threshold=1)
     advice = result.result.strength.advice
@@ -294,6 +301,7 @@ def test_frames_of_images_are_refused():
         front._check_frames(asked, True, {"frames": None})
 
 
+@pytest.mark.slow
 def test_pictures_that_stand_for_a_video_have_no_frames():
     """`decode` may make one image of a video, and of it no frames can be chosen."""
 

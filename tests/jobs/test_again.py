@@ -178,6 +178,7 @@ def test_of_an_image_of_a_pipeline_from_python_the_model_and_reward_are_asked_fo
                "--model", "shapes", "--out", tmp_path)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_image(tmp_path):
     """Written from Python, and drawn again by the command, which draws plain images beside."""
     job = Job("shapes", Steering(2, scale=0.05), Sampler(2, 1), (SCENE,), seed=11)

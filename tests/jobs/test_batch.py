@@ -143,6 +143,7 @@ def test_killed_at_many_moments_it_ends_with_the_same_bits(undisturbed, tmp_path
     assert {name: found[name] for name in found if name not in leftovers} == wanted
 
 
+@pytest.mark.slow
 def test_a_line_of_events_that_was_cut_off_is_written_again(undisturbed, tmp_path):
     steps = []
 
@@ -202,6 +203,7 @@ def test_workers_are_one_as_many(undisturbed, tmp_path, monkeypatch):
     assert content(tmp_path) == undisturbed[0]
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_done_again_and_more_can_be_added(tmp_path, monkeypatch):
     run_batch(WORK, ITEMS[:3], tmp_path, progress=False)
     ran = []
@@ -214,6 +216,7 @@ def test_what_is_finished_is_not_done_again_and_more_can_be_added(tmp_path, monk
     assert report.finished == 5
 
 
+@pytest.mark.slow
 def test_an_item_that_fails_says_why_and_stops_no_other(tmp_path, monkeypatch):
     prompts = [PromptEntry(0, "seven"), PromptEntry(1, "7")]
     items = items_of(prompts, [0], ["steering"])
@@ -248,6 +251,7 @@ def test_what_other_settings_have_finished_is_not_taken_for_these(tmp_path):
         run_batch(other, ITEMS[:1], tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_runs_of_other_settings_can_be_thrown_away(tmp_path):
     run_batch(WORK, ITEMS[:2], tmp_path, progress=False)
     kept = (tmp_path / ITEMS[0].name / "result.safetensors").read_bytes()
@@ -333,6 +337,7 @@ def test_unknown_methods_are_refused():
         work_of(["steer"])
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     (tmp_path / "prompts.txt").write_text("8\n../../x <script>\n")
     command = ["batch", str(tmp_path / "prompts.txt"), "--model", "digits", "--out"]
@@ -354,6 +359,7 @@ def test_the_command(tmp_path):
     assert isinstance(bad.exception, InvalidArgument)
 
 
+@pytest.mark.slow
 def test_the_table_can_be_read_as_parquet(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     run_batch(WORK, ITEMS[:2], tmp_path, progress=False)

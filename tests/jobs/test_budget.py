@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from cases import first
 from glass_flows import BestOf, Refine, Sampler, Steering
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument
@@ -53,6 +54,7 @@ def test_anything_else_is_refused(text):
         parse_budget(text)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     st.floats(1e-4, 100),
@@ -76,6 +78,7 @@ def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times,
     assert sized.method.word == among[0].job.method.word
 
 
+@pytest.mark.slow
 def test_more_budget_buys_evaluations_first_and_then_particles():
     prices = Prices(1.0, 0.0)
     few, some, many = (choose(prices, amount, STEERED) for amount in (40, 250, 2000))
@@ -85,6 +88,7 @@ def test_more_budget_buys_evaluations_first_and_then_particles():
     assert many.particles > some.particles > few.particles
 
 
+@pytest.mark.slow
 def test_looks_that_cost_much_are_taken_seldom():
     for among in (STEERED, REFINED):
         cheap, dear = (choose(Prices(1.0, look), 300, among) for look in (0.0, 10.0))
@@ -93,6 +97,7 @@ def test_looks_that_cost_much_are_taken_seldom():
     assert dear.way.steps > cheap.way.steps
 
 
+@pytest.mark.slow
 def test_refinement_is_chosen_where_its_moves_keep_a_law():
     """And not under guidance, where looks on the way are cheaper than moves."""
     for guidance, word in ((1.0, "refine"), (3.0, "steering")):
@@ -105,6 +110,7 @@ def test_refinement_is_chosen_where_its_moves_keep_a_law():
     assert said.endswith("a look at the reward costs as much as 0.2 evaluations")
 
 
+@pytest.mark.slow
 def test_moves_after_a_given_picture_have_all_evaluations():
     begun = Job("shapes", Refine(), Sampler.ode(6), init=("a.png",))
     given, drawn = (choose(Prices(1.0, 0.0), 400, ways(job)).way for job in (begun, REFINE))
@@ -155,13 +161,15 @@ class Machine:
 
 @pytest.mark.parametrize(
     ("seconds", "machine"),
-    [
-        (1000, {"evaluation": 0.05, "look": 0.0}),
-        (30, {"evaluation": 0.02, "look": 0.05, "warm": 1.0}),
-        (120, {"evaluation": 0.05, "look": 0.001, "run": 0.3}),
-        (30, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),  # a GPU: one costs as twenty
-        (1000, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),
-    ],
+    first(
+        [
+            (1000, {"evaluation": 0.05, "look": 0.0}),
+            (30, {"evaluation": 0.02, "look": 0.05, "warm": 1.0}),
+            (120, {"evaluation": 0.05, "look": 0.001, "run": 0.3}),
+            (30, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),  # a GPU: one costs as twenty
+            (1000, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),
+        ]
+    ),
 )
 def test_measured_and_spent_it_is_within_fifteen_percent(seconds, machine):
     model = Machine(**machine)
@@ -172,6 +180,7 @@ def test_measured_and_spent_it_is_within_fifteen_percent(seconds, machine):
     assert measured < 0.5 * seconds
 
 
+@pytest.mark.slow
 def test_evaluations_are_counted_and_never_exceeded():
     for passes in (1, 2):
         model = Machine(1.0, 0.0)
@@ -268,6 +277,7 @@ class Stopped(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "word"),
     [

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 import glass_flows
 import more_pipelines as more
 import tiny_pipelines as tiny
+from cases import first
 from glass_flows.cli import app
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.errors import InvalidArgument, UnknownName
@@ -131,7 +132,7 @@ def test_figures_and_the_printed_table(tried):
         check["memry"]
 
 
-@pytest.mark.parametrize(("asked", "told"), [({}, "none"), ({"size": 32}, "none")])
+@pytest.mark.parametrize(("asked", "told"), first([({}, "none"), ({"size": 32}, "none")]))
 def test_guidance_and_size_as_they_were_asked_for(asked, told, monkeypatch):
     pipe, call = made("sd3")
     call["guidance_scale"] = 1.0
@@ -154,6 +155,7 @@ def test_passes_are_counted_by_what_the_pipelines_own_loop_asks(monkeypatch):
     assert "needs an adapter" in check["refinement"].told
 
 
+@pytest.mark.slow
 def test_particles_one_by_one_under_perturbed_attention(monkeypatch):
     """Whose network tells its three passes apart by their places in the batch."""
     pipe, call = made("SanaPAGPipeline")

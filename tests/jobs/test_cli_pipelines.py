@@ -46,6 +46,7 @@ def align(*arguments):
 KINDS = ("dit", "flux_img2img")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in KINDS)) for n in tiny.FAMILIES]
 )
@@ -98,6 +99,7 @@ def test_the_same_seed_writes_the_same_images(tmp_path):
     assert one == two
 
 
+@pytest.mark.slow
 def test_the_guidance_of_the_pipeline_and_that_of_the_reward(tmp_path):
     """--guidance-scale is the pipeline's own argument: at 1 a call is one pass, else two."""
     tiny.save("sd3", tmp_path / "sd3")

@@ -130,6 +130,7 @@ def test_what_a_reward_sees_is_a_setting_of_the_job():
         jobs_of("shapes", ["steering"], Options(call={"frames": 9}))
 
 
+@pytest.mark.slow
 def test_a_pipeline_of_images_refuses_frames(tmp_path):
     given = ["--model", "shapes", "--prompt", "a red circle", "--out", str(tmp_path)]
     with pytest.raises(InvalidArgument, match="frames=2: FluxPipeline draws images; leave it out"):

@@ -58,6 +58,7 @@ def job_of(*also, scale=2.0):
     return Job("digits", Steering(4, scale=scale), Sampler(2, 1), ("8",), seed=1, also=also)
 
 
+@pytest.mark.slow
 def test_a_run_of_images_is_scored_beside_plain_samples(tmp_path):
     digits = resolve("digits")
     drawn = align(digits, job_of("judge", "class:3"), tmp_path / "also")

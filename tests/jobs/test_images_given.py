@@ -47,6 +47,7 @@ def asked(*more):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_with_an_image_is_that_of_its_bytes(here):
     tiny.save("kontext", here / "kontext")
     given = asked("--argument", "image=in.png")

@@ -88,6 +88,7 @@ def test_a_run_of_another_picture_is_another_run(digit, tmp_path):
         align(model, job, out)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(digit, tmp_path):
     result = invoke(
         tmp_path, "--prompt", "8", "--method", "refine", "--moves", "1", "--populations", "2",
@@ -189,6 +190,7 @@ def test_a_batch_begins_with_a_picture_for_each_prompt(tmp_path):
     assert "init 0" in " ".join((str(result.exception), result.output))
 
 
+@pytest.mark.slow
 def test_one_picture_is_for_every_prompt_of_a_batch(digit, tmp_path):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out"
     prompts.write_text("8\n1\n")

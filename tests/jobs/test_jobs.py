@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import glass_flows
+from cases import first
 from glass_flows.batching import Batching
 from glass_flows.cli import app
 from glass_flows.errors import GlassError, InvalidArgument, RunFolderError, UnknownName
@@ -72,6 +73,7 @@ JOBS = st.builds(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(JOBS)
 @settings(max_examples=30, deadline=None)
 def test_a_job_is_its_json(job):
@@ -328,6 +330,7 @@ def test_a_model_that_is_none_is_named_before_any_reward_is_loaded(name, match, 
     assert match in str(shown.exception)
 
 
+@pytest.mark.slow
 def test_digits_of_a_folder_are_other_digits(tmp_path):
     for name in FILES.values():
         with safe_open(WEIGHTS / name, framework="pt") as file:
@@ -373,13 +376,15 @@ class Stops(Digits):
 
 @pytest.mark.parametrize(
     "method",
-    [
-        Beam(8, children=4),
-        Greedy(6, 3.0, pick="sample", children=3),
-        pytest.param(Greedy(6), marks=pytest.mark.slow),
-        pytest.param(BestOf(4), marks=pytest.mark.slow),
-        Refine(4, 4.0, moves=4, ess_threshold=1.0),
-    ],
+    first(
+        [
+            Beam(8, children=4),
+            Greedy(6, 3.0, pick="sample", children=3),
+            pytest.param(Greedy(6), marks=pytest.mark.slow),
+            pytest.param(BestOf(4), marks=pytest.mark.slow),
+            Refine(4, 4.0, moves=4, ess_threshold=1.0),
+        ]
+    ),
 )
 def test_a_killed_search_ends_with_the_same_bits(method, tmp_path):
     job = Job("digits", method, Sampler(5, 2), prompts=("8",), populations=2, seed=4)

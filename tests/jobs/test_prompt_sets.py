@@ -188,6 +188,7 @@ def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path):
         read_prompts(tmp_path / "a.txt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["jsonl", "csv", *(pytest.param(k, marks=pytest.mark.slow) for k in ("txt", "tsv"))]
 )

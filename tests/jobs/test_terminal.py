@@ -14,6 +14,7 @@ import typer.rich_utils
 from typer.testing import CliRunner
 
 import glass_flows.cli
+from cases import first
 from glass_flows import Sampler, Steering, steer
 from glass_flows.cli import app
 from glass_flows.cli.options import console, fitting, print_page, print_table
@@ -34,6 +35,7 @@ def width(request, monkeypatch):
     return request.param
 
 
+@pytest.mark.slow
 def test_runs_are_told_in_whole_words(width, tmp_path):
     names = [f"00000-two-blue-squares-s{seed}-steering" for seed in range(3)]
     for seed, name in enumerate(names):
@@ -74,6 +76,7 @@ def test_tables_of_figures_are_told_in_whole_words(head, width, capsys):
     assert max(map(len, shown.splitlines())) <= width
 
 
+@pytest.mark.slow
 def test_any_table_keeps_its_words_and_its_width(monkeypatch, capsys):
     rng = random.Random(0)
     shapes = set()
@@ -116,7 +119,7 @@ def test_all_tables_are_printed_by_one_function():
     assert [f.name for f in files if "rich.table" in f.read_text("utf-8")] == ["options.py"]
 
 
-@pytest.mark.parametrize("command", ["align", "batch", "compare", "train digits"])
+@pytest.mark.parametrize("command", first(["align", "batch", "compare", "train digits"]))
 def test_help_keeps_its_words_at_80_columns(command, monkeypatch):
     def shown(width):
         monkeypatch.setattr(typer.rich_utils, "MAX_WIDTH", width)

@@ -20,7 +20,7 @@ import torch
 from typer.testing import CliRunner
 
 import glass_flows
-from cases import fast
+from cases import fast, first
 from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, NonFinite, UnknownName
 from glass_flows.measures import Measure
@@ -52,9 +52,7 @@ def exact(denoiser, shape, steps, generator):
 # --- verdicts -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", fast(["residual noise", "a wrong ρ", "stale D", "double shift"], bench.FAULTY)
-)
+@pytest.mark.parametrize("name", fast(["residual noise", "stale D"], bench.FAULTY))
 def test_faults_are_named(name):
     function, kind = bench.FAULTY[name]
     found = audit(function, **{**SMALL, "samples": 2_000})
@@ -63,7 +61,7 @@ def test_faults_are_named(name):
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")  # of diffusers, on numpy 2
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", first(ALL))
 def test_right_ones_raise_no_alarm(name):
     given = bench.RIGHT[name]
     function, options = given if isinstance(given, tuple) else (given, {})
@@ -490,6 +488,7 @@ def test_the_command_refuses(more, told):
     assert told in str(shown.exception)
 
 
+@pytest.mark.slow
 def test_the_package_has_it_and_equal_seeds_give_equal_figures():
     assert glass_flows.audit is audit
     first, again, other = (audit(bench.heun, seed=s, samples=1_000, transitions=(2, 8))
@@ -499,6 +498,7 @@ def test_the_package_has_it_and_equal_seeds_give_equal_figures():
     assert first.rows[0].evaluations == 3  # the last step is one of Euler
 
 
+@pytest.mark.slow
 def test_alarms_are_as_rare_as_the_level_says():
     """Forty figures that last at the tolerance, under c K^-1/2: at level 0.2 a fifth alarm.
 

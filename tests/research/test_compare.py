@@ -102,6 +102,7 @@ def test_every_candidate_spends_what_is_allowed(evaluations):
             assert spent * (2 if deep else 1) == evaluations
 
 
+@pytest.mark.slow
 def test_a_comparison_from_end_to_end(few, tmp_path, monkeypatch):
     asked = []
     real = module._Bench.run

@@ -73,6 +73,7 @@ def test_the_table_the_figures_and_the_sheet(compared):
     assert "| refine |" in (folder / "comparison.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_same_command_again_draws_nothing(compared):
     options, first, folder = compared
     times = {f: f.stat().st_mtime_ns for f in folder.glob("*/result.json")}

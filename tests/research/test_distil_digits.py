@@ -9,6 +9,7 @@ from glass_flows.research.distil_digits import _drawn, distil_digits
 from glass_flows.worlds.digits import CLASSES, load_digits_network
 
 
+@pytest.mark.slow
 def test_trajectories_are_those_of_the_teachers_ode():
     states, labels = _drawn(load_digits_network(), 64, 3, progress=False)
     assert states.shape == (17, 64, 1, 8, 8)

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tiny_pipelines
-from cases import fast
+from cases import fast, first
 from glass_flows.cli import app
 from glass_flows.errors import (
     InvalidArgument,
@@ -107,6 +107,7 @@ def test_interrupted_anywhere_it_ends_with_the_same_files(after, whole, tmp_path
         assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_take_what_is_there(tmp_path):
     run_experiment(toy(random_walk), tmp_path, QUICK, False)
     called = []
@@ -183,7 +184,7 @@ def test_the_mixture_in_the_plane_has_unit_scale():
     assert float(mixture.covariance().diagonal().mean()) == pytest.approx(1 + 0.08**2)
 
 
-@pytest.mark.parametrize("rho", [-0.4, 0.7, "ddpm"])
+@pytest.mark.parametrize("rho", first([-0.4, 0.7, "ddpm"]))
 def test_the_correlation_that_theory_has_is_that_of_exact_draws(rho):
     mixture, n = exact.plane_mixture(), 50_000
     x = exact.at_time(mixture.sample(n, seed=1), 0.3, 2)

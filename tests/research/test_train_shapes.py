@@ -98,6 +98,7 @@ def test_it_learns(small, tmp_path, monkeypatch):
     assert vae.config.shift_factor != 0.0
 
 
+@pytest.mark.slow
 def test_scenes_are_of_the_part_train_and_meet_their_sentences():
     images, prompts, _ = shapes.draw_scenes(200, seed=3)
     assert all(holds("train", p) for p in prompts)

@@ -158,6 +158,7 @@ IN_LOOPS = ("list", "one tensor", "PIL images", "one PIL image and its prompt", 
             "images, prompts")  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "name"),
     [("adapter", name) for name in FORMS_OF_ONE_REWARD] + [("loop", name) for name in IN_LOOPS],
@@ -188,6 +189,7 @@ def test_what_is_recognised_is_known_and_said_once(name, said):
     assert ("prompt" in line.partition(": ")[2]) is reward.takes_prompts
 
 
+@pytest.mark.slow
 def test_functions_of_tensors_are_asked_about_the_same_tensors_as_ever():
     """But for the trial: as often, about as many, and their graph is kept."""
     seen = []
@@ -382,6 +384,7 @@ def test_numbers_that_are_wrong_are_not_hidden_by_a_form_in_which_they_are_not()
     assert OfImages(rooted, takes="numpy")(Z).shape == (2,)
 
 
+@pytest.mark.slow
 def test_a_bug_on_the_way_is_shown_with_its_line_and_place():
     asked = []
 
@@ -626,6 +629,7 @@ def mine(tmp_path, monkeypatch):
     return "darkness_of_mine"
 
 
+@pytest.mark.slow
 def test_a_name_in_python(mine):
     given = {**tiny.CALL["sd3"], "particles": 2, "transitions": 1, "steps": 2, "seed": 0}
     prompt = given.pop("prompt")
@@ -637,6 +641,7 @@ def test_a_name_in_python(mine):
         steer_pipeline(shared(), prompt, "clap", **given)
 
 
+@pytest.mark.slow
 def test_on_the_command_line(mine, tmp_path, monkeypatch, capsys):
     tiny.save("sd3", tmp_path / "sd3")
     command = ["align", "--model", "sd3", "--prompt", "a cat", "--height", "16", "--width", "16",

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from cases import first
 from glass_flows.errors import InvalidArgument, MissingExtra, ShapeError, UnknownName
 from glass_flows.rewards import evaluate, evaluate_with_gradient
 from glass_flows.rewards.pretrained import (
@@ -180,7 +181,7 @@ def test_the_score_is_the_models_own(parts, images):
     torch.testing.assert_close(own / network.logit_scale.exp().item(), found / 100)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first(KINDS))
 def test_the_gradient_reaches_the_pixels(kind, every, images):
     images = (0.2 + 0.6 * images).double()  # the clamp is not reached
     reward = every(kind, max_batch=3)
@@ -199,7 +200,7 @@ def test_the_gradient_reaches_the_pixels(kind, every, images):
     torch.testing.assert_close(value, (ahead + behind) / 2, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first(KINDS))
 def test_batches_and_repeated_prompts_do_not_change_a_score(kind, every, images):
     whole = evaluate(every(kind), images, "here", PROMPTS)
     assert whole.std() > 1e-3
@@ -247,7 +248,7 @@ TYPED = {  # as people type and paste it, and as CLIP's authors read it
 }
 
 
-@pytest.mark.parametrize("name", ["clip", "hps", "pickscore", "imagereward"])
+@pytest.mark.parametrize("name", first(["clip", "hps", "pickscore", "imagereward"]))
 def test_prompts_are_cleaned_where_the_authors_clean_them(name, every, folder, images):
     own = name == "imagereward"
     reward = every(name) if own else pretrained_reward(name, folder, device="cpu")
@@ -282,7 +283,7 @@ def test_offloaded_weights_are_on_the_device_only_while_asked(parts, images, mon
     assert moves[-1] == "cpu:0"
 
 
-@pytest.mark.parametrize("name", ["clip", "pickscore", "hps"])
+@pytest.mark.parametrize("name", first(["clip", "pickscore", "hps"]))
 def test_loading_a_clip_from_a_folder(name, folder, parts, images):
     reward = pretrained_reward(name, folder, device="cpu")
     source = PRETRAINED[name]
@@ -303,6 +304,7 @@ def save(name, reward, home):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["imagereward", "aesthetic"])
 def test_loading_a_reward_with_a_head(name, every, parts, images, tmp_path):
     reward = every(name)

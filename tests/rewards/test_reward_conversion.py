@@ -289,6 +289,7 @@ def test_a_converted_reward_scores_as_the_original(name, bases, tmp_path, images
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_safetensors_and_the_names_of_parallel_training_are_read(bases, tmp_path):
     state = aesthetic()
     save_file({f"module.{k}": v for k, v in state.items()}, tmp_path / "head.safetensors")

@@ -510,6 +510,7 @@ leaves = st.tuples(st.integers(0, 2), ends, ends).map(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.recursive(leaves, composites, max_leaves=5), st.integers(0, 2**32))
 def test_values_lie_in_the_range_by_interval_arithmetic(reward, seed):

@@ -199,6 +199,7 @@ def test_of_an_unfinished_run_the_images_are_where_its_chains_stand(tmp_path):
     assert shown == wanted
 
 
+@pytest.mark.slow
 def test_a_run_beside_one_of_another_method_tells_both_stories(known, tmp_path):
     from test_report import make_run
 

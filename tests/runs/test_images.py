@@ -144,6 +144,7 @@ def test_a_report_of_a_result_asks_for_no_folder(tmp_path):
         result.report(file, plain=drawn(1))
 
 
+@pytest.mark.slow
 def test_a_report_leaves_images_as_they_are(tmp_path):
     """It shows them smaller."""
     result = drawn(1)

@@ -69,6 +69,7 @@ def drawn(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_sample_stands_beside_what_is_its_own(drawn, method):
     folder = drawn[method, 0].results.parent
@@ -186,6 +187,7 @@ def test_pairs_are_of_one_prompt_seed_and_particle(drawn, tmp_path, monkeypatch)
     strictly(tmp_path / "out" / "evaluation.json")
 
 
+@pytest.mark.slow
 def test_of_a_batch_the_samples_of_all_its_runs(tmp_path, monkeypatch):
     job = Job("digits", METHODS["steering"], Sampler(2, 2))
     work = Work({"steering": job, "best-of-n": Job("digits", METHODS["best-of-n"], ODE)})
@@ -244,6 +246,7 @@ def scenes(tmp_path):
     return tmp_path / "run", plain, asked
 
 
+@pytest.mark.slow
 def test_the_clip_of_a_run_of_shapes_is_that_of_its_model(scenes, tmp_path):
     run, _, asked = scenes
     (line,) = evaluate_folders([run], tmp_path / "out", rewards=["clip"], progress=False)

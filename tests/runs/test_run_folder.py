@@ -166,6 +166,7 @@ def test_a_run_is_read_while_it_goes_on(tmp_path):
     assert len(read_run(tmp_path).events) == 4
 
 
+@pytest.mark.slow
 def test_a_failure_is_written_with_its_reason_and_forgotten_when_it_is_over(tmp_path):
     with pytest.raises(RewardError):
         run(tmp_path, 2, ValueError)
@@ -233,6 +234,7 @@ def redness(images):
     return images[:, 0].mean((1, 2))
 
 
+@pytest.mark.slow
 def test_a_pipeline_keeps_what_it_decoded_and_goes_on(tmp_path):
     pipe = tiny_pipelines.build("sd3")
     whole = steer_pipeline(
@@ -318,6 +320,7 @@ OTHERS = (
 
 
 # questions to the reward: in the first boundary, later
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(tmp_path, stop):
     """The job {"seed": 3} says nothing of them."""
@@ -330,6 +333,7 @@ def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(tmp
     same(whole, run(tmp_path / "again"))
 
 
+@pytest.mark.slow
 def test_a_state_knows_whose_it_is_without_its_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", 3)
@@ -404,6 +408,7 @@ def test_weights_are_known_by_their_files(tmp_path):
     assert identity("no-such/model") is None
 
 
+@pytest.mark.slow
 def test_events_are_those_of_the_state_whatever_became_of_the_file(tmp_path):
     whole = run(tmp_path / "whole")
     for i, damage in enumerate((b"", b"{}\n" * 9, b"\xff\xfe", None)):

@@ -690,6 +690,7 @@ def test_guidance_of_no_strength_is_no_guidance():
     assert torch.equal(none.log_evidence, zero.log_evidence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("through", [pytest.param("reward", marks=pytest.mark.slow), "network"])
 def test_guidance_raises_the_reward_of_a_learned_model(through):
     reward, judge = (ClassReward(load_digits_classifier(n), 8) for n in ("reward", "judge"))

@@ -370,6 +370,7 @@ def test_it_ends_when_every_population_has_the_reward():
     assert torch.stack([step.rewards for step in steps[:-1]]).amax((0, 2)).min() < 1.0
 
 
+@pytest.mark.slow
 @in_law
 def test_longer_moves_where_more_is_accepted():
     """Adaptive t comes to the acceptance that was asked for."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cases import first
 from glass_flows import errors
 from glass_flows import training as loop
 from glass_flows.research import train_digits as training
@@ -307,7 +308,7 @@ def test_judge_and_reward_know_real_images(judge):
         assert float(row[1]) == pytest.approx(100 * right, abs=0.3)  # the card tells the truth
 
 
-@pytest.mark.parametrize("guidance", [1, 3])
+@pytest.mark.parametrize("guidance", first([1, 3]))
 def test_judge_recognises_conditional_samples(net, judge, guidance):
     label = torch.arange(200) % 10
     x, _, _ = inputs(200, seed=1)
@@ -366,6 +367,7 @@ def stop_after(monkeypatch, steps: int) -> list[int]:
     return count
 
 
+@pytest.mark.slow
 def test_training_writes_models_and_leaves_the_random_stream_alone(quick, tmp_path, capsys):
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
@@ -400,10 +402,10 @@ def test_same_seed_same_bytes_other_seed_other_bytes(quick, whole, tmp_path):
 
 
 # Steps: network 1-6, reward 7-10, judge 11-14; a checkpoint after every second one.
-@pytest.mark.parametrize(("stop", "left"), [
+@pytest.mark.parametrize(("stop", "left"), first([
     (1, 14), (6, 8), (13, 2),
     *(pytest.param(*one, marks=pytest.mark.slow) for one in ((5, 10), (9, 6))),
-])  # fmt: skip
+]))  # fmt: skip
 def test_resumed_is_bit_for_bit_uninterrupted(quick, whole, tmp_path, monkeypatch, stop, left):
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
@@ -416,6 +418,7 @@ def test_resumed_is_bit_for_bit_uninterrupted(quick, whole, tmp_path, monkeypatc
     assert weight_files(tmp_path / "parts") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

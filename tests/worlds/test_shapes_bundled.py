@@ -27,6 +27,7 @@ from glass_flows.worlds.shapes.pipeline import BUNDLED, CALL, load_pipeline  # n
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))  # of the benchmarks
 
 
+@pytest.mark.slow
 def test_the_folders_hold_genuine_classes_in_safetensors_only():
     pipe = diffusers.DiffusionPipeline.from_pretrained(str(BUNDLED), local_files_only=True)
     assert type(pipe) is diffusers.FluxPipeline
@@ -39,6 +40,7 @@ def test_the_folders_hold_genuine_classes_in_safetensors_only():
         assert (folder / "README.md").exists()
 
 
+@pytest.mark.slow
 def test_diffusers_alone_draws_what_ours_loads():
     """In float32, as `load_pipeline` does; the files are of float16."""
     images = []

@@ -64,6 +64,7 @@ def test_sentences_of_every_category(text, category, wanted):
     assert len(prompt.wanted) == wanted
 
 
+@pytest.mark.slow
 @given(first=things, second=things, link=st.sampled_from(["left", "right", "above", "below", None]))
 def test_every_prompt_is_read_back_from_its_sentence(first, second, link):
     for prompt in (
@@ -127,6 +128,7 @@ def altered(prompt: Prompt, rng: np.random.Generator) -> list[Prompt]:
     return wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100, pytest.param(1500, marks=pytest.mark.slow)])
 def test_the_judge_accepts_no_prompt_with_one_wrong_word(count):
     rng = np.random.default_rng(2)
@@ -197,6 +199,7 @@ def test_without_scipy_the_extra_is_named(monkeypatch):
         examine(np.zeros((32, 32, 3), np.uint8))
 
 
+@pytest.mark.slow
 def test_the_parts_share_no_sentence_and_are_reproducible():
     parts = {part: prompts(part, 24, seed=4) for part in ("train", "tune", "test")}
     for part, found in parts.items():
