@@ -115,7 +115,7 @@ class Pilot:
         model = as_denoiser(denoiser)
         if isinstance(model, GuidedDenoiser):  # of the user's: plain is without
             model = model.denoiser
-        plain = BestOf(self.population.particles, scale=0.0)
+        plain = BestOf(self.population.particles)
         run = Run(
             self.table, model, reward, plain, self.population, shards=self.shards, advance=advance
         )
