@@ -107,14 +107,6 @@ ANSWERED = (
     "test_named_errors_keep_their_type_and_name_the_place,"
     "test_values_and_ranges_of_composites,test_a_reward_is_clipped_from_above_alone"
 )
-FIGURES = (
-    "test_compare::test_means_and_their_errors,test_the_interval_of_a_share_is_wilsons,"
-    "test_frechet_distance_is_that_of_the_fitted_gaussians,"
-    "test_diversity_is_the_mean_distance_of_different_samples,"
-    "test_half_samples_know_the_error_of_a_mean "
-    "test_evaluate::test_precision_and_recall_of_sets_that_overlap_in_part,"
-    "test_bootstrap_intervals_are_those_of_the_mean"
-)
 TARGETS: dict[str, tuple[str, ...]] = {
     "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
     "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
@@ -137,7 +129,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "k_diffusion.py": ("test_k_diffusion",),
     "guidance.py": (TILTS, "test_guidance"),
     "batching.py": ("test_mutants_core",),
-    "measures.py": (FIGURES,),
+    "measures.py": ("test_mutants_measures",),
     "rewards/base.py": (ANSWERED, "test_rewards", "test_video_rewards"),
     "rewards/composites.py": (COMPOSED, "test_video_rewards", "test_rewards"),
     "rewards/videos.py": ("test_video_rewards",),
@@ -243,9 +235,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_diffusers_scheduler_use",
         "test_diffusers_strength",
     ),
-    "diffusers/beginnings.py": ("test_beginnings",),
-    "diffusers/few_steps.py": ("test_few_steps",),
-    "diffusers/rules.py": ("test_diffusers_refusals", "test_pipelines_table"),
+    "diffusers/beginnings.py": ("test_mutants_pipelines", "test_beginnings"),
+    "diffusers/few_steps.py": ("test_mutants_pipelines", "test_few_steps"),
+    "diffusers/rules.py": (
+        "test_mutants_pipelines",
+        "test_diffusers_refusals test_pipelines_table",
+    ),
 }
 SHARPER = {  # by the class or function that a mutant is in
     "Paper": "test_paper_solver",

@@ -84,12 +84,12 @@ def test_a_spread_is_that_of_an_unbiased_variance():
     assert e.tolist() == pytest.approx(
         [-math.sqrt(2), math.sqrt(2), -math.sqrt(1.5), -math.sqrt(1.5), 2 * math.sqrt(1.5)]
     )
-    with pytest.raises(InvalidArgument, match="^all but one at most are excluded"):
+    with pytest.raises(InvalidArgument, match=r"^all but one at most are excluded"):
         spread(real([[1.0, -INF], [-INF, 2.0]]))
 
 
 def test_what_is_spent_of_weighted_particles():
-    """log E[exp(2 r)] of the rewards 0, log 2 and log 3, with weights 1 : 4 : 9; and at r = -inf."""
+    """Of rewards 0, log 2 and log 3 at λ = 2, with weights 1 : 4 : 9; and one of -inf."""
     rewards = real([[0.0, math.log(2), math.log(3)], [-INF, 0.5, 0.5]])
     evidence = real([math.log(14 / 3), 2 * 0.5 + math.log(2 / 3)])
     found = spent(2.0, rewards, 2.0 * rewards, evidence)

@@ -156,8 +156,7 @@ def pilot_of(
             f"{table.times[0]:.6g}: give scale= a number"
         )
     if table.evaluations > EVALUATIONS:
-        begin = None if table.times[0] == 0.0 else (table.times[0], 1.0)
-        ode = replace(Sampler.ode(EVALUATIONS), times=begin, start=table.start)
+        ode = replace(Sampler.ode(EVALUATIONS), times=(table.times[0], 1.0), start=table.start)
         table = ode.plan(model.path, model.cfg_scale)
     n = max(2, -(-SAMPLES // P))
     check_sizes(sizes := (P * n, *population.shape))
