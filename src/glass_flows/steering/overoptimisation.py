@@ -148,7 +148,7 @@ def over_optimised(results: Mapping[float, SearchResult]) -> tuple[OverOptimised
         if not isinstance(result, SearchResult):
             raise InvalidArgument(f"λ = {scale:g}: expected a result, got {shown(result)}")
     asked = {tuple(result.also) for result in results.values()}
-    if len(asked) > 1 or not all(asked):
+    if len(asked) > 1 or () in asked:
         raise InvalidArgument(
             "over_optimised compares results with the same held-out rewards, got "
             f"{', '.join(str(list(names)) for names in asked)}: run them with the same also="
