@@ -80,9 +80,9 @@ def test_half_samples_are_a_hundred_of_one_seed():
 
 
 def test_a_bootstrap_is_of_two_thousand_of_one_seed():
-    values = np.random.default_rng(1).standard_normal(5)
-    drawn = values[np.random.default_rng(0).integers(5, size=(2000, 5))].mean(1)
-    assert bootstrap(values) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])))
+    values = np.random.default_rng(1).standard_normal(40)
+    drawn = values[np.random.default_rng(0).integers(40, size=(2000, 40))].mean(1)
+    assert bootstrap(values) == pytest.approx(tuple(np.percentile(drawn, [2.5, 97.5])), rel=1e-9)
     assert bootstrap(values, rounds=1, seed=3) == pytest.approx(
-        (values[np.random.default_rng(3).integers(5, size=5)].mean(),) * 2
+        (values[np.random.default_rng(3).integers(40, size=40)].mean(),) * 2
     )
