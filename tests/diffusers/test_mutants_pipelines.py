@@ -4,6 +4,7 @@ asks first."""
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -326,6 +327,17 @@ def test_whole_and_conditional_rules():
         Rule("", "fails", arguments=("a",), only=rules._blends): (False, True),
     }
     assert {rule: (rule.whole, rule.conditional) for rule in told} == told
+
+
+def test_of_one_evaluation_without_noise_is_refused_what_the_page_says():
+    """What it refuses however pipelines are called, and five conditions."""
+    page = (Path(__file__).parents[2] / "docs/diffusers/pipelines.md").read_text(encoding="utf-8")
+    whole = page.partition("\n## Refused\n")[2].partition("\n## ")[0]
+    alone = {"enable_temporal_reasoning", "num_inference_steps", "eta"}
+    parts = {rules._is_mean_flow, rules._stands_on_unipc}
+    for rule in RULES:
+        always = f"- it {rule.why}: " in whole or alone & {*rule.arguments} or rule.only in parts
+        assert (rule.inside or rule.random) is not bool(always), rule
 
 
 def test_the_values_that_are_told_to_use():
