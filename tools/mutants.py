@@ -198,7 +198,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_also",
     ),
     "steering/population.py": (
-        "test_refine::test_it_begins_with_what_is_given,test_an_init_of_another_shape_is_refused",
+        "test_refine::test_it_begins_with_what_is_given,test_an_init_of_another_shape_is_refused,"
+        "test_moves_under_less_guidance_take_fewer_evaluations",
         FORMULAS,
         *STEERING,
         "test_steering_errors",
