@@ -199,8 +199,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     ),
     "steering/population.py": (
         "test_refine::test_it_begins_with_what_is_given,test_an_init_of_another_shape_is_refused,"
-        "test_moves_under_less_guidance_take_fewer_evaluations,"
-        "test_a_denoiser_that_knows_one_guidance_moves_under_it",
+        "test_moves_have_their_share_of_the_guidance,"
+        "test_moves_under_less_guidance_take_fewer_evaluations",
         FORMULAS,
         *STEERING,
         "test_steering_errors",
