@@ -120,6 +120,26 @@ ANSWERED = (
     "test_named_errors_keep_their_type_and_name_the_place,"
     "test_values_and_ranges_of_composites,test_a_reward_is_clipped_from_above_alone"
 )
+FORMED = (  # of the tests of forms those that draw no samples
+    "test_forms::test_what_is_recognised_is_known_and_said_once,"
+    "test_what_is_wrong_is_explained_in_a_line,test_annotations_and_names_are_read,"
+    "test_images_are_rounded_as_they_are_saved,"
+    "test_a_bug_is_shown_where_it_is_and_not_hidden_by_other_forms,"
+    "test_numbers_that_are_wrong_are_not_hidden_by_a_form_in_which_they_are_not,"
+    "test_warnings_of_forms_that_are_not_meant_are_not_shown,"
+    "test_a_function_that_draws_at_random_mixes_nothing_and_takes_no_draws_away,"
+    "test_rounding_in_batches_of_other_sizes_is_no_mixing,"
+    "test_what_is_written_into_the_pictures_of_a_trial_is_gone,"
+    "test_composites_hold_functions_of_images,test_what_is_no_image_is_handed_over_as_it_is"
+)
+SAMPLERS = (  # of the tests of settings those that look at the values of samplers
+    "test_settings::test_text_and_json_are_read_back,"
+    "test_a_wrong_value_is_refused_by_its_name,test_what_differs_is_told_and_nothing_else,"
+    "test_functions_are_written_by_their_name_and_not_read,"
+    "test_the_evaluations_of_a_sampler,test_euler_maruyama_has_no_rho,"
+    "test_no_other_solver_is_without_rho,test_the_plan_of_a_sampler_is_that_of_its_settings,"
+    "test_the_forms_are_those_of_the_documentation"
+)
 TARGETS: dict[str, tuple[str, ...]] = {
     "paths.py": ("test_paths", "test_mutants_paths_and_grids", REST),
     "grids.py": ("test_grids", "test_mutants_paths_and_grids", REST),
@@ -133,6 +153,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
         REST,
     ),
     "plans/table.py": ("test_mutants_tables", "test_interpret", "test_plans", REST),
+    "plans/allowed.py": (SAMPLERS,),
+    "plans/sampler.py": (SAMPLERS, "test_settings"),
     "denoisers.py": ("test_denoisers",),
     "execute.py": ("test_interpret", "test_mutants_core", "test_execute"),
     "noise.py": ("test_mutants_core", "test_execute"),
@@ -140,9 +162,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "k_diffusion.py": ("test_k_diffusion",),
     "guidance.py": (TILTS, "test_guidance"),
     "batching.py": ("test_mutants_core",),
+    "measures.py": ("test_mutants_measures",),
     "rewards/base.py": (ANSWERED, "test_rewards", "test_video_rewards"),
     "rewards/composites.py": (COMPOSED, "test_video_rewards", "test_rewards"),
     "rewards/videos.py": ("test_video_rewards",),
+    "rewards/forms.py": ("test_mutants_forms", FORMED),
+    "rewards/signatures.py": ("test_mutants_forms", FORMED),
     "steering/weights.py": (f"{FORMULAS} test_steering",),
     "steering/resampling.py": ("test_resampling",),
     "steering/potentials.py": (FORMULAS,),
@@ -189,7 +214,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_also",
     ),
     "steering/population.py": (
-        "test_refine::test_it_begins_with_what_is_given,test_an_init_of_another_shape_is_refused",
+        "test_refine::test_it_begins_with_what_is_given,test_an_init_of_another_shape_is_refused,"
+        "test_moves_have_their_share_of_the_guidance,"
+        "test_moves_under_less_guidance_take_fewer_evaluations",
         FORMULAS,
         *STEERING,
         "test_steering_errors",
@@ -230,6 +257,14 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_micro_batches_lie_at_the_same_places_for_any_number_of_processes",
     ),
     "steering/api.py": ("test_strength::test_it_is_found_by_the_iterator_too", FORMULAS),
+    "steering/strength.py": ("test_mutants_strength", "test_strength"),
+    "steering/pilot.py": ("test_mutants_strength", "test_strength"),
+    "steering/held_out.py": (
+        "test_mutants_falls test_also::test_names_are_theirs,"
+        "test_what_are_none_is_said_before_anything_is_drawn",
+        "test_also",
+    ),
+    "steering/overoptimisation.py": ("test_mutants_falls", "test_also"),
     "diffusers/schedules.py": (
         "test_mutants_schedules",
         "test_diffusers_scheduler_checks",
@@ -244,6 +279,12 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_diffusers_scheduler_use",
         "test_diffusers_strength",
         "test_diffusers_dropin",
+    ),
+    "diffusers/beginnings.py": ("test_mutants_pipelines", "test_beginnings"),
+    "diffusers/few_steps.py": ("test_mutants_pipelines", "test_few_steps"),
+    "diffusers/rules.py": (
+        "test_mutants_pipelines",
+        "test_diffusers_refusals test_pipelines_table",
     ),
 }
 SHARPER = {  # by the class or function that a mutant is in

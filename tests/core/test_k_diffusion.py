@@ -23,7 +23,7 @@ from glass_flows import Denoiser
 from glass_flows.errors import InvalidArgument, NonFinite, PlanError, ShapeError
 from glass_flows.execute import run
 from glass_flows.k_diffusion import sample_glass
-from glass_flows.noise import FixedNoise
+from glass_flows.noise import SINGLE, FixedNoise, KeyedNoise, key_of
 from glass_flows.paths import Linear
 from glass_flows.worlds import GaussianMixture
 from glass_flows.worlds.digits import load_digits_network
@@ -486,6 +486,54 @@ def test_every_seed_of_64_bits_is_another():
     assert torch.equal(drawn, sample_glass(Model(Flow()), x, FLOW_SIGMAS, {"seed": None}))
 
 
+@pytest.mark.parametrize("seed", [5, 2**62 + 1, 2**63 + 5])
+def test_noise_is_that_of_the_seed_and_of_the_level_given(seed):
+    """x' = σ' ε of a model that answers 0, with ρ = 0; the level in between is moved to a trained
+    one. Seeds above 63 bits are a second draw."""
+    source, draw = KeyedNoise(seed % 2**63), int(seed >= 2**63)
+    silent = types.SimpleNamespace(model_sampling=Discrete())
+    model = types.SimpleNamespace(inner_model=silent)
+    x = normals(2, 3)
+    for given in ([9.0, 3.0], [9.0, 5.001, 3.0]):
+        end = sample_glass(
+            Zeros(model), x, given, {"seed": seed}, steps=1, rho=0.0, solver="first-order"
+        )
+        noise = source(key_of(given[-2]), x, SINGLE, draw)
+        torch.testing.assert_close(end, 3.0 * noise, rtol=0, atol=1e-12)
+
+
+class Zeros:
+    """A model that answers 0, around another."""
+
+    def __init__(self, inner_model):
+        self.inner_model = inner_model
+
+    def __call__(self, x, sigma, seed=None):
+        return 0 * x
+
+
+def test_models_within_models_are_looked_into_to_a_depth_of_four():
+    known = types.SimpleNamespace(model_sampling=Flow())
+    for _ in range(2):
+        known = Zeros(known)
+    x = normals(2, 3)
+    assert sample_glass(Zeros(known), x, [0.5, 0.0], {"seed": 0}, steps=1).shape == x.shape
+    with pytest.raises(InvalidArgument, match="does not say how noise is mixed in"):
+        sample_glass(Zeros(Zeros(known)), x, [0.5, 0.0], {"seed": 0}, steps=1)
+
+
+def test_levels_above_one_are_of_no_flow_but_for_rounding():
+    x, silent = normals(2, 3), Zeros(None)
+    for first in (1.0, 1.0 + 1e-6):
+        sample_glass(silent, x, [first, 0.5, 0.0], steps=1, flow=True)
+        with pytest.raises(InvalidArgument, match="does not say how noise is mixed in"):
+            sample_glass(silent, x, [first, 0.5, 0.0], steps=1)
+    for first in (1.00001, 1.5):
+        sample_glass(silent, x, [first, 0.5, 0.0], steps=1)
+        with pytest.raises(InvalidArgument, match=f"flow's sigmas are at most 1, got {first}"):
+            sample_glass(silent, x, [first, 0.5, 0.0], steps=1, flow=True)
+
+
 @pytest.mark.parametrize("sampling", [Sampling(), Flow(1.7)], ids=["eps", "flow"])
 def test_a_schedule_that_is_cut_between_transitions_is_the_whole(sampling):
     sigmas, x = levels_of(sampling), start_of(sampling)
@@ -515,6 +563,9 @@ def test_less_than_two_levels_are_nothing_to_do():
     x = start_of(Flow())
     assert sample_glass(Model(Flow()), x, [0.5]) is x
     assert sample_glass(Model(Flow()), x, torch.zeros(0)) is x
+    model = Model(Flow())
+    end = sample_glass(model, x, [1.0, 0.0], steps=1)
+    torch.testing.assert_close(end, model(x, x.new_ones(6)), rtol=0, atol=1e-12)
 
 
 def test_a_noise_sampler_is_never_asked_down_to_zero():
@@ -575,6 +626,10 @@ def test_a_pure_start_is_an_ode_and_only_at_the_highest_level():
         sample_glass(Model(Discrete()), x, EPS_SIGMAS[2:], start="pure")
     with pytest.raises(InvalidArgument, match=r"begin at 0.88, below the model's 1: use"):
         sample_glass(lambda x, s: x, x, FLOW_SIGMAS[2:], flow=True, start="pure")  # without a list
+    least = 1.0 * (1.0 - 1e-4)
+    sample_glass(lambda x, s: x, x, [least, 0.5, 0.0], flow=True, start="pure", steps=1)
+    with pytest.raises(InvalidArgument, match="below the model's 1: use"):
+        sample_glass(lambda x, s: x, x, [0.99989, 0.5, 0.0], flow=True, start="pure", steps=1)
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -746,6 +801,10 @@ def test_a_solver_that_would_not_keep_it_is_refused():
     with pytest.raises(InvalidArgument, match="under a mask"):
         sample_glass(Blended(Flow(), STRIPES, x, x), x, FLOW_SIGMAS, solver="default")
     assert not model.asked
+    eps, start = Model(Sampling(), STRIPES, x, x), {"start": "pure", "solver": "second-order"}
+    with pytest.raises(InvalidArgument, match="with start='pure' does not promise"):
+        sample_glass(eps, x, EPS_SIGMAS, {"denoise_mask": MASK}, **start)  # by its first transition
+    assert not eps.asked
     sample_glass(model, x, FLOW_SIGMAS, {"denoise_mask": MASK}, solver="first-order")
     sample_glass(model, x, FLOW_SIGMAS, {"denoise_mask": None}, solver="default")
 

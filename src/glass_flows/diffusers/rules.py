@@ -12,7 +12,7 @@ from typing import Any
 
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from ..errors import InvalidArgument, check_number
+from ..errors import InvalidArgument
 from ..plans import DDIM
 from .parts import network_of
 
@@ -51,8 +51,8 @@ def _is_one(value: Any, call: Call) -> bool:
 def _is_another_eta(value: Any, call: Call) -> bool:
     if value is None:
         return False
-    check_number("eta", value, "lie in [0, 1]", lambda eta: 0.0 <= eta <= 1.0)
-    return bool(value) and not (call.rho == DDIM(value) and call.steps == 1)
+    own = DDIM(value)
+    return own.eta > 0.0 and not (call.rho == own and call.steps == 1)
 
 
 def _is_part_of_a_window(value: Any, call: Call) -> bool:

@@ -214,7 +214,7 @@ class OfImages(ReadFunction):
         found = numbers(given, len(z), alone=True)
         if found is None:
             raise ShapeError(
-                f"the reward {self.name!r} {_answered(given, form, len(z))} for {form.said(z)}: "
+                f"the reward {self.name!r} {_answered(given, form)} for {form.said(z)}: "
                 "it must return one number per image"
             )
         return found
@@ -236,11 +236,10 @@ class OfImages(ReadFunction):
         return f"OfImages({self.name!r}{known})"
 
 
-def _answered(given: Any, form: Form, count: int) -> str:
+def _answered(given: Any, form: Form) -> str:
     """What a function returned instead of one number per image, in words."""
-    if form.each and isinstance(given, list):
-        wrong = (one for one in given if numbers(one, 1, alone=True) is None)
-        given = next(wrong, given)
+    if form.each:  # a list, which it is not to blame for
+        given = next(one for one in given if numbers(one, 1, alone=True) is None)
     if isinstance(given, Tensor):
         told = f"a tensor {tuple(given.shape)} of {given.dtype}"
     elif isinstance(given, np.ndarray):
@@ -250,7 +249,7 @@ def _answered(given: Any, form: Form, count: int) -> str:
     else:
         told = shown(given, 60)
     alone = numbers(given, 1, alone=True)
-    if not form.each and count > 1 and alone is not None:
+    if alone is not None:  # of a batch
         told = f"one number, {alone.item():.4g},"
     return f"returned {told}"
 
@@ -296,7 +295,7 @@ class _Tried:
     def short(self) -> str:
         if self.error is not None:
             return type(self.error).__name__
-        return self.fault.partition(": it says")[0].rstrip(",")
+        return self.fault.rstrip(",")
 
 
 def recognise(reward: OfImages, trial: Tensor, prompts: Prompts) -> Form:
@@ -353,7 +352,7 @@ def _try(reward: OfImages, form: Form, trial: Tensor, prompts: Prompts) -> _Trie
         given, values = _answer(reward, form, trial, prompts)
         one.counted = values is not None
         if values is None:
-            one.fault = _answered(given, form, len(trial))
+            one.fault = _answered(given, form)
         elif bool((values.isnan() | (values == torch.inf)).any()):
             one.fault = "returned NaN or +inf"
         else:
@@ -381,7 +380,7 @@ def _mixing(reward: OfImages, form: Form, trial: Tensor, prompts: Prompts, value
     words = None if prompts is None else [prompts[i]]
     given, alone = _answer(reward, form, trial[i : i + 1], words)
     if alone is None:
-        return f"{_answered(given, form, 1)} for one image in a batch of its own"
+        return f"{_answered(given, form)} for one image in a batch of its own"
     unlike = _differ(values[i], alone[0], values)
     if not unlike or _random(reward, form, trial, prompts, values):
         return ""

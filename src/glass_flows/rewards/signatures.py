@@ -87,7 +87,9 @@ class Signature:
         """The function's answer; prompts are left out if it takes none."""
         pairs = [(self.samples, samples)]
         if self.prompts is not None:
-            pairs.insert(0 if self.swapped else 1, (self.prompts, prompts))
+            pairs.append((self.prompts, prompts))
+        if self.swapped:
+            pairs.reverse()
         named = {p.name: given for p, given in pairs if p is not None and _by_name(p, self.prompts)}
         return function(*(g for p, g in pairs if p is None or p.name not in named), **named)
 

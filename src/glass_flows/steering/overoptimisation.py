@@ -60,9 +60,10 @@ class Rung:
 
     @classmethod
     def of(cls, scale: float, result: SearchResult) -> Rung:
-        """What a run at λ came to; at λ = 0 nothing is weighted."""
+        """What a run at λ came to; draws of another λ are plain ones at λ = 0, without weights."""
         weights = torch.full_like(result.rewards, 1.0 / result.rewards.shape[1])
-        if scale > 0.0 and isinstance(result, WeightedResult):
+        own = scale if result.strength is None else result.strength.scale
+        if isinstance(result, WeightedResult) and not scale == 0.0 < own:
             weights = torch.softmax(result.log_weights, 1)
         return cls(scale, result.also, result.rewards, weights, result.lineage[0])
 
@@ -147,7 +148,7 @@ def over_optimised(results: Mapping[float, SearchResult]) -> tuple[OverOptimised
         if not isinstance(result, SearchResult):
             raise InvalidArgument(f"λ = {scale:g}: expected a result, got {shown(result)}")
     asked = {tuple(result.also) for result in results.values()}
-    if len(asked) > 1 or not all(asked):
+    if len(asked) > 1 or () in asked:
         raise InvalidArgument(
             "over_optimised compares results with the same held-out rewards, got "
             f"{', '.join(str(list(names)) for names in asked)}: run them with the same also="

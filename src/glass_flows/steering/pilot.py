@@ -115,7 +115,7 @@ class Pilot:
         model = as_denoiser(denoiser)
         if isinstance(model, GuidedDenoiser):  # of the user's: plain is without
             model = model.denoiser
-        plain = BestOf(self.population.particles, scale=0.0)
+        plain = BestOf(self.population.particles)
         run = Run(
             self.table, model, reward, plain, self.population, shards=self.shards, advance=advance
         )
@@ -156,8 +156,7 @@ def pilot_of(
             f"{table.times[0]:.6g}: give scale= a number"
         )
     if table.evaluations > EVALUATIONS:
-        begin = None if table.times[0] == 0.0 else (table.times[0], 1.0)
-        ode = replace(Sampler.ode(EVALUATIONS), times=begin, start=table.start)
+        ode = replace(Sampler.ode(EVALUATIONS), times=(table.times[0], 1.0), start=table.start)
         table = ode.plan(model.path, model.cfg_scale)
     n = max(2, -(-SAMPLES // P))
     check_sizes(sizes := (P * n, *population.shape))

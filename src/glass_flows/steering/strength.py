@@ -295,7 +295,7 @@ def _too_weak(scale: float, nats: Sequence[float], rewards: Tensor) -> str:
         other = scale_for(rewards, NATS)
     except InvalidArgument as reason:
         return f"nothing was steered: of the rewards {reason}"
-    return f"nothing was steered: try scale ≈ {other:.2g}" if other > _FAR * scale else ""
+    return f"nothing was steered: try scale ≈ {other:.2g}" if other >= _FAR * scale else ""
 
 
 def _mean(values: Sequence[float]) -> float:
