@@ -29,3 +29,8 @@ def slow(case: Any) -> Any:
     if isinstance(case, ParameterSet):
         return case._replace(marks=[*case.marks, pytest.mark.slow])
     return pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)
+
+
+def one_in(count: int, values: Iterable[Any]) -> list[Any]:
+    """For parametrize: of `values` the first and each `count`-th after it are fast cases."""
+    return [value if i % count == 0 else slow(value) for i, value in enumerate(values)]

@@ -70,7 +70,10 @@ def registered_for_now(monkeypatch):
 
 
 # What their examples run for seconds is in tests of its own among the fast ones, too.
-LONG = ("README.md", "check_model.md", "recipes.md", "refinement.md", "rewards.md", "video.md")
+LONG = (
+    "README.md", "check_model.md", "diffusers.md", "recipes.md", "refinement.md", "rewards.md",
+    "shapes.md", "steering.md", "video.md",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

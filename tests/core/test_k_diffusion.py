@@ -19,6 +19,7 @@ import torch
 from scipy import stats
 
 import glass_flows
+from cases import first
 from glass_flows import Denoiser
 from glass_flows.errors import InvalidArgument, NonFinite, PlanError, ShapeError
 from glass_flows.execute import run
@@ -241,7 +242,7 @@ LINEAR_OF = {
     [(4, 0.4, "second-order"), (3, "ddpm", "default"), (5, 0.9, "default:guidance=5"),
      (10, -0.3, "second-order"), (4, "ode", "first-order"), (2, 0.0, "default")],
 )  # fmt: skip
-@pytest.mark.parametrize("last", [None, -2])
+@pytest.mark.parametrize("last", first([None, -2]))
 def test_several_evaluations_are_our_executor(kind, steps, rho, solver, last):
     sampling, to_linear = LINEAR_OF[kind]
     sigmas = levels_of(sampling)[:last]
@@ -524,14 +525,14 @@ def test_models_within_models_are_looked_into_to_a_depth_of_four():
 
 def test_levels_above_one_are_of_no_flow_but_for_rounding():
     x, silent = normals(2, 3), Zeros(None)
-    for first in (1.0, 1.0 + 1e-6):
-        sample_glass(silent, x, [first, 0.5, 0.0], steps=1, flow=True)
+    for level in (1.0, 1.0 + 1e-6):
+        sample_glass(silent, x, [level, 0.5, 0.0], steps=1, flow=True)
         with pytest.raises(InvalidArgument, match="does not say how noise is mixed in"):
-            sample_glass(silent, x, [first, 0.5, 0.0], steps=1)
-    for first in (1.00001, 1.5):
-        sample_glass(silent, x, [first, 0.5, 0.0], steps=1)
-        with pytest.raises(InvalidArgument, match=f"flow's sigmas are at most 1, got {first}"):
-            sample_glass(silent, x, [first, 0.5, 0.0], steps=1, flow=True)
+            sample_glass(silent, x, [level, 0.5, 0.0], steps=1)
+    for level in (1.00001, 1.5):
+        sample_glass(silent, x, [level, 0.5, 0.0], steps=1)
+        with pytest.raises(InvalidArgument, match=f"flow's sigmas are at most 1, got {level}"):
+            sample_glass(silent, x, [level, 0.5, 0.0], steps=1, flow=True)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Flow(1.7)], ids=["eps", "flow"])

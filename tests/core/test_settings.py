@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases import fast
+from cases import fast, one_in
 from glass_flows import (
     DDIM,
     Beam,
@@ -263,8 +263,7 @@ ANY = {
 }
 
 
-@pytest.mark.slow
-@each_class
+@pytest.mark.parametrize("cls", one_in(4, CLASSES))
 @given(data=st.data())
 @settings(max_examples=20, deadline=None, derandomize=True)
 def test_text_and_json_are_read_back(cls, data):
@@ -282,7 +281,7 @@ def test_text_and_json_are_read_back(cls, data):
     assert one.every().items() >= told.items()
 
 
-@each_class
+@pytest.mark.parametrize("cls", one_in(4, CLASSES))
 @given(data=st.data())
 @quick
 def test_objects_are_copied_pickled_and_compared(cls, data):
@@ -297,7 +296,7 @@ def test_objects_are_copied_pickled_and_compared(cls, data):
         setattr(one, name, getattr(one, name))
 
 
-@each_class
+@pytest.mark.parametrize("cls", one_in(4, CLASSES))
 @given(data=st.data())
 @quick
 def test_the_repr_is_the_call_that_makes_it(cls, data):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from scipy import stats
 
+from cases import one_in
 from glass_flows import posterior, sample, transition
 from glass_flows.errors import InvalidArgument, TimeError
 from glass_flows.noise import FixedNoise
@@ -160,7 +161,7 @@ def test_transitions_to_data_are_one_for_every_rho(name, solver):
 
 
 @pytest.mark.parametrize("name", [name for name in CONTINUOUS if name != "linear"])
-@pytest.mark.parametrize("rho", [*RHOS, -1.0, DDIM(0.5), "ode"], ids=str)
+@pytest.mark.parametrize("rho", one_in(3, [*RHOS, -1.0, DDIM(0.5), "ode"]), ids=str)
 def test_paths_differ_by_their_units(name, rho):
     """The same x/σ and ε give the same x'/σ': what is shown of one path holds for the others."""
 
@@ -206,7 +207,7 @@ def test_a_wrong_correlation_is_noticed():
 MARGINAL_RHOS = [-1.0, -0.5, 0.4, 1.0, "ddpm", DDIM(0.5), "ode"]
 
 
-@pytest.mark.parametrize(("name", "rho"), every_path_and_rho(MARGINAL_RHOS), ids=str)
+@pytest.mark.parametrize(("name", "rho"), one_in(3, every_path_and_rho(MARGINAL_RHOS)), ids=str)
 def test_marginals_are_preserved(name, rho):
     """States of the exact law at t, moved to t', have the exact law at t'."""
     path = PATHS[name]

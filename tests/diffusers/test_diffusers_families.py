@@ -58,7 +58,7 @@ def begun(name, adapter, schedule, prompts, K):
     return table, population.noising(around, schedule.path, table.times[0]).x
 
 
-@pytest.mark.parametrize("name", tiny.some(*tiny.FIRST, *tiny.OTHERS))
+@pytest.mark.parametrize("name", tiny.some("flux", "sd", "sana", "zimage", *tiny.OTHERS))
 def test_the_drop_in_scheduler_equals_the_executor_through_the_adapter(name, mean):
     """Bit for bit, with the same batch: rho = 0.4, transitions of two evaluations."""
     pipe = tiny.build(name)

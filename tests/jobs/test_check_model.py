@@ -376,7 +376,9 @@ BROKEN = {
 """What is broken, and of each row what it says then; nothing where it works all the same."""
 
 
-RARER = (no_gradient, one_sample_only, other_grid, one_picture)
+RARER = (
+    no_decoder, no_gradient, one_picture, one_sample_only, other_grid, other_guidance, the_worst
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

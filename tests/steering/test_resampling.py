@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from cases import first
+from cases import first, one_in
 from glass_flows.errors import InvalidArgument
 from glass_flows.steering.resampling import RESAMPLERS
 from statistics_rules import accept
@@ -130,7 +130,7 @@ QUARTERS = [
 
 
 @pytest.mark.parametrize("scheme", GRID)
-@pytest.mark.parametrize("shares", QUARTERS)
+@pytest.mark.parametrize("shares", one_in(2, map(list, QUARTERS)))
 def test_the_law_is_exact_on_a_grid(scheme, shares):
     weights = np.array(shares) / 4
     over, loose = 4 - int(np.floor(shares).sum()), sum(share % 1 > 0 for share in shares)
@@ -197,7 +197,7 @@ def _tails(chances) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("name", one_in(2, VECTORS))
 def test_offspring_counts_follow_their_law(scheme, name):
     """And so are unbiased: the tails of a count sum to its mean, which is N w_i."""
     counts = drawn(scheme, name)

@@ -11,7 +11,7 @@ import re
 import pytest
 import torch
 
-from cases import first
+from cases import first, one_in
 from glass_flows import (
     Denoiser,
     Guidance,
@@ -125,7 +125,9 @@ ALL = (-math.inf, math.inf)
 # --- bad rewards, nothing lost ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("call", "kind", "twist"), covering([0, 1, 2], SPOILS, [0.0, 1.0]))
+@pytest.mark.parametrize(
+    ("call", "kind", "twist"), one_in(2, covering([0, 1, 2], SPOILS, [0.0, 1.0]))
+)
 def test_bad_rewards_are_named_and_the_particles_kept(call, kind, twist):
     settings = {**SETTINGS, "twist": twist, "ess_threshold": 0.9}
     _, error, message = SPOILS[kind]
@@ -525,7 +527,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("limits", [(None, None), (5, 4)], ids=["whole", "split"])
+@pytest.mark.parametrize("limits", first([[5, 4], [None, None]]), ids=["split", "whole"])
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_every_population_keeps_its_label_and_its_prompt(way, limits):
     network, prompted = Labelled(), Prompted()

@@ -70,7 +70,7 @@ DAMAGES = [
         name,
         damage,
         id=f"{home.name}/{name}-{damage.__name__}",
-        marks=[pytest.mark.slow] * (damage in (empty, foreign, of_integers)),
+        marks=[pytest.mark.slow] * (damage in (empty, foreign, of_another_shape, of_integers)),
     )
     for home, names in FILES_OF.items()
     for name in names
