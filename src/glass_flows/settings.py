@@ -17,6 +17,7 @@ with blanks are in quotes, as for a shell.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -639,16 +640,23 @@ def explanations(cls: type[Any]) -> dict[str, tuple[str, str]]:
     it means."""
     found: dict[str, tuple[str, str]] = {}
     for base in reversed(cls.__mro__):
-        text = inspect.cleandoc(vars(base).get("__doc__") or "")
-        section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", text, re.S | re.M)
-        if section is None or not is_dataclass(base):
-            continue
+        if is_dataclass(base):
+            found |= _parameters(vars(base).get("__doc__") or "")
+    held = {one.name for one in fields(cls)}
+    return {name: told for name, told in found.items() if name in held}
+
+
+@functools.cache  # every option of the command line asks again
+def _parameters(docstring: str) -> Mapping[str, tuple[str, str]]:
+    found: dict[str, tuple[str, str]] = {}
+    text = inspect.cleandoc(docstring)
+    section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w[\w ]*\n-+\n|\Z)", text, re.S | re.M)
+    if section is not None:
         entries = re.findall(r"^(\w[\w, ]*) : (.*)\n((?:    .*\n?|\n)*)", section[1] + "\n", re.M)
         for names, allowed, body in entries:
             told = allowed, " ".join(body.split())
             found |= {name.strip(): told for name in names.split(",")}
-    held = {one.name for one in fields(cls)}
-    return {name: told for name, told in found.items() if name in held}
+    return found
 
 
 def defaults(cls: type[Any]) -> dict[str, Any]:
