@@ -136,12 +136,12 @@ def check_law(name, rho, solver, steps, low, high, seed):
     assert accept(law_p_values(draws, Mixture().transition(x, ends, number(rho, path, t, t_next))))
 
 
-@pytest.mark.parametrize(("name", "rho"), every_path_and_rho(RHOS))
+@pytest.mark.parametrize(("name", "rho"), one_in(2, every_path_and_rho(RHOS)))
 def test_transitions_have_the_exact_law(name, rho):
     check_law(name, rho, "default", 24, 0.7, 2.0, seed=RHOS.index(rho))
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", one_in(2, PATHS))
 def test_transitions_to_data_have_the_exact_law(name):
     check_law(name, 0.4, Default(sigma_data=0.6), 40, 0.7, None, seed=50)
 

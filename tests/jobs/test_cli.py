@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import glass_flows
 import glass_flows.cli
-from cases import first
+from cases import fast, first
 from glass_flows import Table, sample
 from glass_flows.cli import app
 from glass_flows.cli.research import TRAINERS, train_app
@@ -263,7 +263,7 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", fast(["digits-turbo"], SMALL))
 def test_a_finished_training_is_neither_repeated_nor_replaced_unasked(name, tmp_path, monkeypatch):
     monkeypatch.setattr(train_digits, "SAMPLES", 20)
     steps, advance = [0], Training.advance
