@@ -732,6 +732,25 @@ def test_what_has_a_row_for_each_of_the_batch_is_cut_and_the_rest_is_shared():
     assert vars(network)["forward"] is held
 
 
+def test_parts_may_be_answered_in_the_same_memory():
+    memory = torch.empty(1, 2)
+
+    class Output(dict):
+        """As diffusers has them: made by its fields."""
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            memory.copy_(2.0 * x)
+            return memory, [memory[0]], Output(sample=memory), "told"
+
+    network, x = Network(), torch.arange(6.0).view(3, 2)
+    with in_chunks(network, rows=3, most=1):
+        whole, listed, output, told = network(x)
+    for found in (whole, torch.stack(listed), output["sample"]):
+        assert torch.equal(found, 2.0 * x)
+    assert type(output) is Output and told == "told"
+
+
 # --- one transition -------------------------------------------------------------------------------
 
 
