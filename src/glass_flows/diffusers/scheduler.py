@@ -624,13 +624,13 @@ def compile_table(
     check_name("end", end, _ENDS)
     check_name("count", count, _COUNTS)
     M = sampler.steps
-    if count == "evaluations" and not isinstance(M, int):
-        raise InvalidArgument(
-            f"count='evaluations' makes transitions of one number of steps each, got "
-            f"steps={list(M)}: give one number, or count='transitions'"
-        )
     times = schedule.outer_times(number, timesteps=timesteps, sigmas=sigmas, mu=mu)
-    if isinstance(M, int) and count == "evaluations":
+    if count == "evaluations":
+        if not isinstance(M, int):
+            raise InvalidArgument(
+                f"count='evaluations' makes transitions of one number of steps each, got "
+                f"steps={list(M)}: give one number, or count='transitions'"
+            )
         times, steps = _every(M, times)
         sampler = replace(sampler, transitions=len(steps), steps=steps, times=times)
     elif isinstance(M, int) and number == 1 and timesteps is sigmas is None:
