@@ -16,6 +16,7 @@ from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers import pipeline as module
 from glass_flows.diffusers.chunks import batch_of, in_chunks
 from glass_flows.diffusers.decoding import Pictures
+from glass_flows.diffusers.families import Family
 from glass_flows.diffusers.own_code import own_decoder, returned_fields
 from glass_flows.diffusers.parts import network_of
 from glass_flows.errors import GlassError, InvalidArgument, RewardError, ShapeError
@@ -730,6 +731,42 @@ def test_what_has_a_row_for_each_of_the_batch_is_cut_and_the_rest_is_shared():
     with in_chunks(network, rows=4, most=2), pytest.raises(InvalidArgument, match="what is whose"):
         network(hidden_states=x, each=[torch.zeros(4)] * 4)
     assert vars(network)["forward"] is held
+
+
+def test_parts_may_be_answered_in_the_same_memory():
+    memory = torch.empty(1, 2)
+
+    class Output(dict):
+        """As diffusers has them: made by its fields."""
+
+    class Network(torch.nn.Module):
+        def forward(self, x):
+            memory.copy_(2.0 * x)
+            return memory, [memory[0]], Output(sample=memory), "told"
+
+    network, x = Network(), torch.arange(6.0).view(3, 2)
+    with in_chunks(network, rows=3, most=1):
+        whole, listed, output, told = network(x)
+    for found in (whole, torch.stack(listed), output["sample"]):
+        assert torch.equal(found, 2.0 * x)
+    assert type(output) is Output and told == "told"
+
+
+def test_both_passes_of_guidance_may_be_answered_in_the_same_memory():
+    memory = torch.empty(2, 3)
+
+    class Twice(Family):
+        def __init__(self):
+            self.caches, self.given = False, {"guidance_scale": 3.0}
+
+        def prepare(self):
+            """Of no pipeline."""
+
+        def ask(self, x, timestep, texts):
+            return memory.copy_(x * texts)
+
+    x = torch.arange(6.0).view(2, 3)
+    assert torch.equal(Twice().predict(x, torch.zeros(2), cond=2.0, uncond=1.0), x + 3.0 * x)
 
 
 # --- one transition -------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ import diffusers
 import pytest
 import torch
 
-from glass_flows.diffusers import GlassScheduler, LatentNoise
+from glass_flows import Sampler
+from glass_flows.diffusers import GlassScheduler, LatentNoise, compile_table
 from glass_flows.diffusers.scheduler import _note_calls
-from glass_flows.errors import InvalidArgument
+from glass_flows.errors import InvalidArgument, UnknownName
 
 FLOW = diffusers.FlowMatchEulerDiscreteScheduler()
 DDIM = diffusers.DDIMScheduler(clip_sample=False)
@@ -140,6 +141,16 @@ def test_counted_evaluations_begin_with_the_next_transition():
 def test_counted_evaluations_are_as_many_as_are_asked_for_not_times_m():
     ours = glass(FLOW, 600, steps=200, count="evaluations")  # 600 x 200 would be too many
     assert [transition.evaluations for transition in ours.table] == [200, 200, 200]
+
+
+def test_a_table_by_itself_refuses_what_cannot_act_on_it():
+    schedule, each = glass(FLOW).schedule, Sampler(2, (2, 3), 0.4)
+    assert [len(one.rows) for one in compile_table(schedule, each, 2)] == [2, 3]
+    with pytest.raises(InvalidArgument, match=r"one number of steps each, got steps=\[2, 3\]"):
+        compile_table(schedule, each, 5, count="evaluations")
+    for name in ("count", "end"):
+        with pytest.raises(UnknownName, match=f"{name} 'evals'"):
+            compile_table(schedule, Sampler(2, 2, 0.4), 2, **{name: "evals"})
 
 
 def test_one_step_goes_from_where_that_of_m_steps_does():

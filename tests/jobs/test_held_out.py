@@ -155,6 +155,36 @@ def test_best_of_n_without_weights_stands_at_no_lambda():
     assert warnings_of(plain) == []
 
 
+def weighing(runs, log_weight, values=None):
+    """The same runs, of which all particles but the first have this weight, and other values."""
+    return {
+        item: SimpleNamespace(
+            job=run.job,
+            method=run.method,
+            samples=[
+                [
+                    replace(
+                        one,
+                        log_weight=log_weight if one.particle else 0.0,
+                        also=one.also if values is None else {"judge": values[one.particle > 0]},
+                    )
+                    for one in run.samples[0]
+                ]
+            ],
+        )
+        for item, run in runs.items()
+    }
+
+
+def test_best_of_n_alone_has_no_weights_at_no_lambda():
+    """Particles that a value of one's own has chosen are of p itself only with their weights."""
+    steered, values = runs_of({40.0: -3.0}), (-3.0, 3.0)
+    chosen = weighing(runs_of({0.0: 0.0}), -50.0, values)
+    assert warnings_of(chosen | steered) == []
+    assert warnings_of(weighing(chosen, 0.0) | steered)
+    assert warnings_of(weighing(runs_of({20.0: 0.0}, "best-of-n"), -50.0, values) | steered)
+
+
 def test_the_judges_are_rewards():
     shapes, digits = resolve("shapes"), resolve("digits")
     prompt, other = Prompt.parse("a red circle"), Prompt.parse("a blue square")

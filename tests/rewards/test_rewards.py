@@ -27,6 +27,7 @@ from glass_flows.rewards import (
     Decoded,
     FunctionReward,
     Normalised,
+    OfImages,
     Product,
     Reward,
     WeightedSum,
@@ -95,6 +96,22 @@ def test_batches_are_split_and_joined_in_order(most, sizes):
     torch.testing.assert_close(reward(Z), sines(Z), rtol=0, atol=0)
     assert reward.sizes == sizes
     assert torch.equal(torch.cat([z for z, _ in reward.asked]), Z)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_answers_in_the_same_memory_are_told_apart(whole):
+    """As those of a compiled network: in chunks, and of one image at a time."""
+    memory = torch.zeros(1, dtype=torch.int64 if whole else torch.float32)
+
+    def first_number(z):
+        return memory.copy_(z.flatten()[:1])
+
+    z = torch.arange(1.0, 4.0).view(3, 1, 1, 1).expand(3, 3, 4, 4)
+    for reward in (
+        FunctionReward(first_number, max_batch=1),
+        OfImages(first_number, takes="tensor", each=True),
+    ):
+        assert reward(z).tolist() == [1.0, 2.0, 3.0]
 
 
 def test_prompts_travel_with_their_samples():

@@ -9,18 +9,23 @@ The streams are fixed, one per scheme and weight vector.
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from functools import cache
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
 from cases import first, one_in
 from glass_flows.errors import InvalidArgument
+from glass_flows.noise import KeyedNoise
 from glass_flows.steering.resampling import RESAMPLERS
+from glass_flows.steering.smc import ancestors_of
+from glass_flows.steering.weights import LogWeights
 from statistics_rules import accept
 
 RUNS = 2000
@@ -416,3 +421,14 @@ def test_a_scheme_of_another_form_is_refused(ancestors):
 def test_what_is_no_function_is_no_scheme():
     with pytest.raises(InvalidArgument, match="'mine' must be a function"):
         RESAMPLERS.check("mine", "systematic")
+
+
+@pytest.mark.parametrize("tired", [False, True])
+def test_ancestors_are_of_64_bits_where_integers_of_numpy_are_of_32(tired, monkeypatch):
+    """As with numpy 1 on Windows; boundaries take no others."""
+    arange = np.arange
+    monkeypatch.setattr(np, "arange", lambda *n, dtype=np.int32: arange(*n, dtype=dtype))
+    weights = LogWeights(torch.tensor([[0.0, -math.inf], [0.0, 0.0]], dtype=torch.float64))
+    found = ancestors_of(weights, torch.tensor([tired, False]), "systematic", KeyedNoise(0), 1)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [[0, 0] if tired else [0, 1], [0, 1]]

@@ -52,7 +52,7 @@ def in_chunks(network: nn.Module, rows: int, most: int) -> AbstractContextManage
         answers, parts = [], _parts(batch, rows, most)
         for part in parts:
             some, named = rows_of(args, part, batch), rows_of(kwargs, part, batch)
-            answers.append(whole(*some, **named))
+            answers.append(_copied(whole(*some, **named)))
         back = sorted(range(batch), key=[row for part in parts for row in part].__getitem__)
         return _joined(answers, back)
 
@@ -94,12 +94,24 @@ def rows_of(value: Any, part: list[int], batch: int, name: str = "") -> Any:
     return value[part] if len(value) == batch else value
 
 
+def _copied(answer: Any) -> Any:
+    """In memory of its own: a compiled network may answer in the same memory again."""
+    if isinstance(answer, Tensor):
+        return answer.clone()
+    if isinstance(answer, Mapping):  # an output object of diffusers
+        return type(answer)(**{key: _copied(held) for key, held in answer.items()})
+    if isinstance(answer, (tuple, list)):
+        copies = map(_copied, answer)
+        return tuple(copies) if isinstance(answer, tuple) else list(copies)
+    return answer
+
+
 def _joined(answers: list[Any], back: list[int]) -> Any:
     """What the parts returned, as the whole would have been: row i is `back[i]` of theirs."""
     first = answers[0]
     if isinstance(first, Tensor):
         return torch.cat(answers)[back]
-    if isinstance(first, Mapping):  # an output object of diffusers
+    if isinstance(first, Mapping):
         return type(first)(**{key: _joined([one[key] for one in answers], back) for key in first})
     if isinstance(first, tuple):
         return tuple(_joined(list(parts), back) for parts in zip(*answers))

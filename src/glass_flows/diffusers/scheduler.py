@@ -43,6 +43,7 @@ __all__ = ["GlassScheduler", "GlassSchedulerOutput", "LatentNoise", "compile_tab
 
 _OWN = ("base", "rho", "steps", "solver", "start", "end", "seed", "time_dtype", "count")
 _COUNTS = ("transitions", "evaluations")
+_ENDS = ("auto", "data", "trained")
 _USUAL = 20  # steps of pipelines' own samplers, at least
 _LOG = logging.getLogger(__name__)
 
@@ -166,7 +167,7 @@ class GlassScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 f"a scheduler's settings are kept in its configuration: give rho={rho!r} and "
                 f"solver={solver!r} as numbers or texts, such as 'ddim:0.5' or 'paper:0.5'"
             )
-        check_name("end", end, ("auto", "data", "trained"))
+        check_name("end", end, _ENDS)
         check_name("count", count, _COUNTS)
         seed = check_seed(seed)
         self.schedule = Schedule.of(base, time_dtype)
@@ -620,9 +621,16 @@ def compile_table(
     mu: float | None = None,
 ) -> Table:
     """The table of a scheduler's own grid; see :class:`GlassScheduler`."""
+    check_name("end", end, _ENDS)
+    check_name("count", count, _COUNTS)
     M = sampler.steps
     times = schedule.outer_times(number, timesteps=timesteps, sigmas=sigmas, mu=mu)
-    if isinstance(M, int) and count == "evaluations":
+    if count == "evaluations":
+        if not isinstance(M, int):
+            raise InvalidArgument(
+                f"count='evaluations' makes transitions of one number of steps each, got "
+                f"steps={list(M)}: give one number, or count='transitions'"
+            )
         times, steps = _every(M, times)
         sampler = replace(sampler, transitions=len(steps), steps=steps, times=times)
     elif isinstance(M, int) and number == 1 and timesteps is sigmas is None:

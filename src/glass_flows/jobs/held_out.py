@@ -59,13 +59,14 @@ def _scale(text: str, runs: Sequence[RunRecord]) -> float:
 
 
 def _rung(scale: float, runs: Sequence[RunRecord]) -> Rung:
-    """Of runs of one population each."""
+    """Of runs of one population each; best-of-N has no weights at λ = 0, whatever its own λ."""
+    plain = scale == 0.0 and runs[0].job["method"]["type"] == "best-of-n"
     rows = [run.samples[0] for run in runs]
 
     def table(of: Callable[[Sample], Any]) -> Tensor:
         return torch.tensor([[of(sample) for sample in row] for row in rows], dtype=torch.float64)
 
-    log_weights = table(lambda one: (one.log_weight or 0.0) if scale else 0.0)
+    log_weights = table(lambda one: 0.0 if plain else one.log_weight or 0.0)
     also = {}
     for name in rows[0][0].also:
         also[name] = table(lambda one: one.also.get(name, math.nan))  # noqa: B023

@@ -103,7 +103,8 @@ class Reward(ABC):
                     f"the reward {self.name!r} must return a real tensor of shape "
                     f"({len(chunk)},), one number per sample, got {given}"
                 )
-            values.append(one if one.is_floating_point() else one.to(torch.get_default_dtype()))
+            kind = one.dtype if one.is_floating_point() else torch.get_default_dtype()
+            values.append(one.to(kind, copy=True))  # a network may answer in the same memory again
         return torch.cat(values)
 
     def value_and_gradient(self, z: Tensor, prompts: Prompts = None) -> tuple[Tensor, Tensor]:

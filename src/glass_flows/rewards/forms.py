@@ -105,7 +105,9 @@ class Form:
         made = KINDS[self.takes].made(z)
         if not self.each:
             return ask(made, None if prompts is None else list(prompts))
-        return [ask(one, word) for one, word in zip(made, prompts or [None] * len(z))]
+        answers = (ask(one, word) for one, word in zip(made, prompts or [None] * len(z)))
+        # Copies: a network may answer in the same memory again.
+        return [one.clone() if isinstance(one, Tensor) else one for one in answers]
 
     def said(self, z: Tensor | None = None) -> str:
         """In words, with the sizes of images if they are given."""

@@ -120,7 +120,8 @@ def over_optimised(results: Mapping[float, SearchResult]) -> tuple[OverOptimised
     ----------
     results : dict of SearchResult
         By their λ, two at least, all with the same `also`, prompts and number of populations; λ = 0
-        is for plain samples. With the same seed differences are seen earlier.
+        is for plain samples, which best-of-N of any λ draws: its weights are left out there. With
+        the same seed differences are seen earlier.
 
     Returns
     -------

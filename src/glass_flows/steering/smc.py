@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -443,9 +442,10 @@ def ancestors_of(
 ) -> Tensor:
     """(P, N): resampled where `tired`, 0..N-1 elsewhere."""
     P, N = weights.values.shape
-    ancestors = np.tile(np.arange(N), (P, 1))
+    ancestors = torch.arange(N).repeat(P, 1)  # int64, which numpy's are not on every system
     if tired.any():
         shares, resample = weights.normalized().numpy(), RESAMPLERS[resampling]
+        rows = ancestors.numpy()
         for p in torch.nonzero(tired).flatten().tolist():
-            ancestors[p] = resample(shares[p], noise.bits(RESAMPLING, index, p))
-    return torch.from_numpy(ancestors)
+            rows[p] = resample(shares[p], noise.bits(RESAMPLING, index, p))
+    return ancestors

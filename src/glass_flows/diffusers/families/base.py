@@ -181,7 +181,8 @@ class Family(ABC):
             both = self.ask(torch.cat([x] * 2), torch.cat([timestep] * 2), joined(uncond, cond))
             unconditional, conditional = both.chunk(2)
         else:
-            conditional = self.ask(x, timestep, cond)
+            # A copy: a compiled network may answer in the same memory again.
+            conditional = self.ask(x, timestep, cond).clone()
             with self.cached("uncond", x):
                 unconditional = self.ask(x, timestep, uncond)
         return self.guide(conditional, unconditional)
