@@ -295,6 +295,10 @@ SHARPER = {  # by the class or function that a mutant is in
     "cosine_schedule": "test_paper_solver",
     "EulerMaruyama": "test_classical",
     "KnownTimes": "test_interpret",
+    "CPS": "test_samplers",
+    "Precise": "test_samplers",
+    "Ancestral": "test_samplers",
+    "_renoise": "test_samplers",
 }
 # What REST stands for, the likeliest first: the other folders are about networks and files.
 NEXT = ("test_paths", "test_grids", "test_plans", "test_paper_solver", "test_classical")
