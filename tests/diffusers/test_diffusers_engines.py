@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import tiny_pipelines as tiny
-from cases import first
+from cases import fast, first
 from glass_flows import Steering, Twist, steer_pipeline
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers import pipeline as module
@@ -129,11 +129,6 @@ def asked():
         handle.remove()
 
 
-def quick(values, few):
-    """All of these, but those that are not among a few are slow: they run the same code."""
-    return [pytest.param(*v, marks=[] if v in few else [pytest.mark.slow]) for v in values]
-
-
 # --- images and rewards ---------------------------------------------------------------------------
 
 
@@ -162,16 +157,7 @@ def check_rewards(images, rewards):
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    first(
-        quick(
-            [(k, m) for k in [*tiny.FIRST, *WITHOUT] for m in ("steering", "best-of-n")],
-            [
-                *((k, "steering") for k in ["flux", "sd", "dit", controlnet]),
-                ("flux", "best-of-n"),
-                (pixels, "best-of-n"),
-            ],
-        )
-    ),
+    first([(k, m) for k in [*tiny.FIRST, *WITHOUT] for m in ("steering", "best-of-n")]),
 )
 def test_rewards_are_those_of_the_images(kind, method):
     pipe, prompt, given = shared(kind)
@@ -296,10 +282,7 @@ def test_what_a_pipeline_returns_is_read_from_its_module(name, field):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
-    quick(
-        [(n, m) for n in ("flux", "sd3", "sd") for m in ("steering", "best-of-n")],
-        [("flux", "steering")],
-    ),
+    [(n, m) for n in ("flux", "sd3", "sd") for m in ("steering", "best-of-n")],
 )
 def test_particles_from_one_noise_part_in_both_engines(name, method, monkeypatch):
     pipe, prompt, given = shared(name)
@@ -338,11 +321,9 @@ LISTS = [
 
 @pytest.mark.parametrize(
     ("engine", "name", "texts"),
-    first(
-        quick(
-            [(engine, *one) for engine in ("adapter", "loop") for one in LISTS],
-            [("adapter", *LISTS[i]) for i in (2,)] + [("loop", *LISTS[0])],
-        )
+    fast(
+        [("adapter", *LISTS[2]), ("loop", *LISTS[0])],
+        [(engine, *one) for engine in ("adapter", "loop") for one in LISTS],
     ),
 )
 def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):

@@ -163,11 +163,11 @@ class Machine:
     ("seconds", "machine"),
     first(
         [
+            (1000, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),  # a GPU: one costs as twenty
+            (30, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),
             (1000, {"evaluation": 0.05, "look": 0.0}),
             (30, {"evaluation": 0.02, "look": 0.05, "warm": 1.0}),
             (120, {"evaluation": 0.05, "look": 0.001, "run": 0.3}),
-            (30, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),  # a GPU: one costs as twenty
-            (1000, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),
         ]
     ),
 )
