@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 from inspect import signature
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -16,6 +17,7 @@ from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers import pipeline as module
 from glass_flows.diffusers.chunks import batch_of, in_chunks
 from glass_flows.diffusers.decoding import Pictures
+from glass_flows.diffusers.inside_loop import _InsideLoop
 from glass_flows.diffusers.own_code import own_decoder, returned_fields
 from glass_flows.diffusers.parts import network_of
 from glass_flows.errors import GlassError, InvalidArgument, RewardError, ShapeError
@@ -345,6 +347,36 @@ def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):
     pipe(prompt=prompts, latents=latents, num_inference_steps=2, output_type="latent", **given)
     pipe.scheduler = own_scheduler
     assert torch.equal(found, seen[-1])
+
+
+def test_texts_and_pictures_are_dealt_to_the_particles_of_their_prompts():
+    loop = object.__new__(_InsideLoop)
+    prompts, three = ("a", "b"), Steering(3)
+    loop.asked = SimpleNamespace(prompts=prompts, rows=("a",) * 3 + ("b",) * 3, method=three)
+    assert loop._for_each("negative_prompt", ["x", "y"]) == ["x"] * 3 + ["y"] * 3
+    assert loop._for_each("prompt_2", "x") == ["x"] * 6
+    with pytest.raises(InvalidArgument, match="1 of prompt_2 given for 2 prompts"):
+        loop._for_each("prompt_2", ["x"])
+    pixels, dealt = torch.arange(2.0).view(2, 1, 1, 1), [0.0] * 3 + [1.0] * 3
+    for given in (pixels, pixels.numpy(), list(pixels)):
+        assert [float(one.item()) for one in loop._for_rows(given)] == dealt
+    assert loop._for_rows(PICTURE) == [PICTURE] * 6
+    assert len(loop._for_rows(pixels[0])) == 6
+
+
+def test_in_a_loop_rewards_are_told_their_prompts_and_evaluations_are_counted():
+    """Four particles in one batch, asked twice in each of two transitions."""
+    pipe, _, given = shared("flux")
+    decode = module.family_of(pipe)(pipe, **given).decode
+
+    def words(images, prompts):
+        return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    prompts = ["a cat", "two dogs"]
+    found = steer_pipeline(pipe, prompts, words, "best-of-n", rho=0.4, decode=decode,
+                           **SMALL, **given)  # fmt: skip
+    assert found.rewards.tolist() == [[5.0, 5.0], [8.0, 8.0]]
+    assert found.result.network_evaluations == 4 * 2 * 2
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tiny_pipelines
-from glass_flows import Sampler, Steering, Twist, best_of, steer
+from glass_flows import Denoiser, Sampler, Steering, Twist, best_of, steer
 from glass_flows.checkpoints import identity
 from glass_flows.cli import _clear_empty, app
 from glass_flows.diffusers import steer_pipeline
@@ -25,6 +25,7 @@ from glass_flows.folders import LOCKS, alone
 from glass_flows.jobs import Job, digits_denoiser, resolve
 from glass_flows.jobs.align import align, compare_digits
 from glass_flows.jobs.models import Digits
+from glass_flows.paths import Linear
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder, clear_run, find_runs, read_run
 from glass_flows.worlds.digits import IMAGE, load_digits_classifier
@@ -317,6 +318,30 @@ OTHERS = (
     ({"transitions": 2}, "table"),
     ({"rho": 0.5}, "table"),
 )
+
+
+def test_a_state_is_gone_on_with_by_no_other_settings(tmp_path):
+    """As below, of a denoiser that costs nothing."""
+    denoiser = Denoiser(lambda x, t: 0.5 * x, Linear(), "sample")
+
+    def drawn(stop=None, **changes):
+        def reward(z):
+            asked.append(1)
+            if len(asked) == stop:
+                raise KeyboardInterrupt
+            return z.sum(1)
+
+        asked, given = [], {"particles": 3, "transitions": 4, "steps": 1, "scale": 4.0, "seed": 3}
+        record = RunFolder(tmp_path, {"seed": 3}, title="x")
+        with record.failures():
+            return steer(denoiser, reward, record=record, shape=(2,), **{**given, **changes})
+
+    with pytest.raises(KeyboardInterrupt):
+        drawn(stop=3)
+    for changes, differs in OTHERS:
+        with pytest.raises(RunFolderError, match=f"another job, which differs in .*{differs}"):
+            drawn(**changes)
+    assert torch.isfinite(drawn().rewards).all()  # and nothing was lost
 
 
 # questions to the reward: in the first boundary, later
