@@ -224,7 +224,6 @@ def test_what_is_finished_is_not_done_again_and_more_can_be_added(tmp_path, monk
     assert report.finished == 5
 
 
-@pytest.mark.slow
 def test_an_item_that_fails_says_why_and_stops_no_other(tmp_path, monkeypatch):
     prompts = [PromptEntry(0, "seven"), PromptEntry(1, "7")]
     items = items_of(prompts, [0], ["steering"])

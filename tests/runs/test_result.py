@@ -214,6 +214,8 @@ def test_of_a_batch_the_samples_of_all_its_runs(tmp_path, monkeypatch):
 def test_of_the_comparison_of_the_digits_nothing_is_a_sample(tmp_path):
     job = Job("digits", Steering(2), Sampler(1, 2), reward="class:8", populations=2)
     report = compare_digits(job, tmp_path, progress=False)
+    spent = {line.method: line.evaluations for line in report.methods}
+    assert spent["best of 2"] == spent["steering"] > spent["plain"]
     assert report.picture.exists()
     strictly(report.results)
     with pytest.raises(InvalidArgument, match="holds no images"):
