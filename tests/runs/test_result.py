@@ -185,6 +185,8 @@ def test_pairs_are_of_one_prompt_seed_and_particle(drawn, tmp_path, monkeypatch)
     )  # fmt: skip
     assert (one.images, best.images, other.images) == (8, 8, 8)
     assert best.pairs == 8
+    levels = [folder.rewards["grey:level"][0] for folder in (one, best)]
+    assert best.gains["grey:level"][0] == pytest.approx(levels[1] - levels[0])
     assert (other.pairs, other.gains) == (0, {})  # of another seed
     strictly(tmp_path / "out" / "evaluation.json")
 
