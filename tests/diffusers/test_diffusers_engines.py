@@ -12,9 +12,12 @@ from PIL import Image
 
 import tiny_pipelines as tiny
 from cases import fast, first
-from glass_flows import Steering, Twist, steer_pipeline
+from glass_flows import Sampler, Steering, Twist, steer_pipeline
+from glass_flows.batching import Batching
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers import pipeline as module
+from glass_flows.diffusers.adapted import _population
+from glass_flows.diffusers.asked import Asked
 from glass_flows.diffusers.chunks import batch_of, in_chunks
 from glass_flows.diffusers.decoding import Pictures
 from glass_flows.diffusers.inside_loop import _InsideLoop
@@ -364,19 +367,54 @@ def test_texts_and_pictures_are_dealt_to_the_particles_of_their_prompts():
     assert len(loop._for_rows(pixels[0])) == 6
 
 
-def test_in_a_loop_rewards_are_told_their_prompts_and_evaluations_are_counted():
-    """Four particles in one batch, asked twice in each of two transitions."""
+def test_in_a_loop_rewards_are_told_their_prompts_and_evaluations_are_counted(monkeypatch):
+    """Four particles of noise of their own, two at a time, twice in each of two transitions."""
     pipe, _, given = shared("flux")
     decode = module.family_of(pipe)(pipe, **given).decode
+    whole, sizes = type(pipe.transformer).forward, []
+
+    def watched(self, *args, **kwargs):
+        sizes.append(batch_of(self, args, kwargs))
+        return whole(self, *args, **kwargs)
 
     def words(images, prompts):
         return torch.tensor([float(len(prompt)) for prompt in prompts])
 
-    prompts = ["a cat", "two dogs"]
-    found = steer_pipeline(pipe, prompts, words, "best-of-n", rho=0.4, decode=decode,
-                           **SMALL, **given)  # fmt: skip
+    monkeypatch.setattr(type(pipe.transformer), "forward", watched)
+    found = steer_pipeline(pipe, ["a cat", "two dogs"], words, "best-of-n", rho="ode",
+                           decode=decode, max_batch=2, **SMALL, **given)  # fmt: skip
     assert found.rewards.tolist() == [[5.0, 5.0], [8.0, 8.0]]
-    assert found.result.network_evaluations == 4 * 2 * 2
+    assert found.result.network_evaluations == sum(sizes) == 4 * 2 * 2 and set(sizes) == {2}
+    for one, other in found.result.samples:
+        assert not torch.equal(one, other)
+
+
+PARTS = {
+    "reward": linear, "method": Steering(3), "sampler": Sampler(), "batching": Batching(),
+}  # fmt: skip
+
+
+def test_an_adapter_begins_with_noise_of_its_seed():
+    adapter = SimpleNamespace(shape=(2,), device=torch.device("cpu"))
+    one, again, other = (
+        _population(Asked.of(None, ["a", "b"], seed=seed, **PARTS), adapter).x for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again) and not torch.isin(one, other).any()
+    assert len(one.unique()) == 2 * 3 * 2
+
+
+def test_the_batching_reaches_the_denoiser(monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def denoiser(self, prompts, schedule, **batching):
+        raise Seen(batching)
+
+    pipe, prompt, given = shared("flux")
+    monkeypatch.setattr(module.family_of(pipe), "denoiser", denoiser)
+    with pytest.raises(Seen, match="'max_batch': 3, 'checkpoint': True"):
+        steer_pipeline(pipe, prompt, linear, guidance="network:1", max_batch=3, checkpoint=True,
+                       **SMALL, **given)  # fmt: skip
 
 
 @pytest.mark.slow
