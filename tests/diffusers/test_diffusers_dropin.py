@@ -402,7 +402,7 @@ def image_to_image(pipe, kind, name, strength, steps=4):
         [
             ("flux", diffusers.FluxImg2ImgPipeline),
             ("sd", diffusers.StableDiffusionImg2ImgPipeline),
-            pytest.param("sd3", diffusers.StableDiffusion3Img2ImgPipeline, marks=pytest.mark.slow),
+            ("sd3", diffusers.StableDiffusion3Img2ImgPipeline),
         ]
     ),
 )

@@ -2,6 +2,7 @@
 
 from functools import cache, partial
 from inspect import signature
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -10,13 +11,17 @@ import torch
 from PIL import Image
 
 import tiny_pipelines as tiny
-from cases import first
-from glass_flows import Steering, Twist, steer_pipeline
+from cases import fast, first
+from glass_flows import Sampler, Steering, Twist, steer_pipeline
+from glass_flows.batching import Batching
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers import pipeline as module
+from glass_flows.diffusers.adapted import _population
+from glass_flows.diffusers.asked import Asked
 from glass_flows.diffusers.chunks import batch_of, in_chunks
 from glass_flows.diffusers.decoding import Pictures
 from glass_flows.diffusers.families import Family
+from glass_flows.diffusers.inside_loop import _InsideLoop
 from glass_flows.diffusers.own_code import own_decoder, returned_fields
 from glass_flows.diffusers.parts import network_of
 from glass_flows.errors import GlassError, InvalidArgument, RewardError, ShapeError
@@ -130,11 +135,6 @@ def asked():
         handle.remove()
 
 
-def quick(values, few):
-    """All of these, but those that are not among a few are slow: they run the same code."""
-    return [pytest.param(*v, marks=[] if v in few else [pytest.mark.slow]) for v in values]
-
-
 # --- images and rewards ---------------------------------------------------------------------------
 
 
@@ -163,16 +163,7 @@ def check_rewards(images, rewards):
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    first(
-        quick(
-            [(k, m) for k in [*tiny.FIRST, *WITHOUT] for m in ("steering", "best-of-n")],
-            [
-                *((k, "steering") for k in ["flux", "sd", "dit", controlnet]),
-                ("flux", "best-of-n"),
-                (pixels, "best-of-n"),
-            ],
-        )
-    ),
+    first([(k, m) for k in [*tiny.FIRST, *WITHOUT] for m in ("steering", "best-of-n")]),
 )
 def test_rewards_are_those_of_the_images(kind, method):
     pipe, prompt, given = shared(kind)
@@ -297,10 +288,7 @@ def test_what_a_pipeline_returns_is_read_from_its_module(name, field):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "method"),
-    quick(
-        [(n, m) for n in ("flux", "sd3", "sd") for m in ("steering", "best-of-n")],
-        [("flux", "steering")],
-    ),
+    [(n, m) for n in ("flux", "sd3", "sd") for m in ("steering", "best-of-n")],
 )
 def test_particles_from_one_noise_part_in_both_engines(name, method, monkeypatch):
     pipe, prompt, given = shared(name)
@@ -339,11 +327,9 @@ LISTS = [
 
 @pytest.mark.parametrize(
     ("engine", "name", "texts"),
-    first(
-        quick(
-            [(engine, *one) for engine in ("adapter", "loop") for one in LISTS],
-            [("adapter", *LISTS[i]) for i in (2,)] + [("loop", *LISTS[0])],
-        )
+    fast(
+        [("adapter", *LISTS[2])],  # of a loop see how texts are dealt, below
+        [(engine, *one) for engine in ("adapter", "loop") for one in LISTS],
     ),
 )
 def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):
@@ -365,6 +351,71 @@ def test_a_text_for_each_prompt_of_a_batch(name, texts, engine):
     pipe(prompt=prompts, latents=latents, num_inference_steps=2, output_type="latent", **given)
     pipe.scheduler = own_scheduler
     assert torch.equal(found, seen[-1])
+
+
+def test_texts_and_pictures_are_dealt_to_the_particles_of_their_prompts():
+    loop = object.__new__(_InsideLoop)
+    prompts, three = ("a", "b"), Steering(3)
+    loop.asked = SimpleNamespace(prompts=prompts, rows=("a",) * 3 + ("b",) * 3, method=three)
+    assert loop._for_each("negative_prompt", ["x", "y"]) == ["x"] * 3 + ["y"] * 3
+    assert loop._for_each("prompt_2", "x") == ["x"] * 6
+    with pytest.raises(InvalidArgument, match="1 of prompt_2 given for 2 prompts"):
+        loop._for_each("prompt_2", ["x"])
+    pixels, dealt = torch.arange(2.0).view(2, 1, 1, 1), [0.0] * 3 + [1.0] * 3
+    for given in (pixels, pixels.numpy(), list(pixels)):
+        assert [float(one.item()) for one in loop._for_rows(given)] == dealt
+    assert loop._for_rows(PICTURE) == [PICTURE] * 6
+    assert len(loop._for_rows(pixels[0])) == 6
+
+
+def test_in_a_loop_rewards_are_told_their_prompts_and_evaluations_are_counted(monkeypatch):
+    """Four particles of noise of their own, two at a time, twice in each of two transitions."""
+    pipe, _, given = shared("flux")
+    decode = module.family_of(pipe)(pipe, **given).decode
+    whole, sizes = type(pipe.transformer).forward, []
+
+    def watched(self, *args, **kwargs):
+        sizes.append(batch_of(self, args, kwargs))
+        return whole(self, *args, **kwargs)
+
+    def words(images, prompts):
+        return torch.tensor([float(len(prompt)) for prompt in prompts])
+
+    monkeypatch.setattr(type(pipe.transformer), "forward", watched)
+    found = steer_pipeline(pipe, ["a cat", "two dogs"], words, "best-of-n", rho="ode",
+                           decode=decode, max_batch=2, **SMALL, **given)  # fmt: skip
+    assert found.rewards.tolist() == [[5.0, 5.0], [8.0, 8.0]]
+    assert found.result.network_evaluations == sum(sizes) == 4 * 2 * 2 and set(sizes) == {2}
+    for one, other in found.result.samples:
+        assert not torch.equal(one, other)
+
+
+PARTS = {
+    "reward": linear, "method": Steering(3), "sampler": Sampler(), "batching": Batching(),
+}  # fmt: skip
+
+
+def test_an_adapter_begins_with_noise_of_its_seed():
+    adapter = SimpleNamespace(shape=(2,), device=torch.device("cpu"))
+    one, again, other = (
+        _population(Asked.of(None, ["a", "b"], seed=seed, **PARTS), adapter).x for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again) and not torch.isin(one, other).any()
+    assert len(one.unique()) == 2 * 3 * 2
+
+
+def test_the_batching_reaches_the_denoiser(monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def denoiser(self, prompts, schedule, **batching):
+        raise Seen(batching)
+
+    pipe, prompt, given = shared("flux")
+    monkeypatch.setattr(module.family_of(pipe), "denoiser", denoiser)
+    with pytest.raises(Seen, match="'max_batch': 3, 'checkpoint': True"):
+        steer_pipeline(pipe, prompt, linear, guidance="network:1", max_batch=3, checkpoint=True,
+                       **SMALL, **given)  # fmt: skip
 
 
 @pytest.mark.slow

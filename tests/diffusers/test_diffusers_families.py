@@ -174,7 +174,8 @@ def test_the_sampler_is_told_of_classifier_free_guidance(name, asked, w):
     assert denoiser.cfg_scale == w
 
 
-@pytest.mark.parametrize("name", tiny.some())
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny.FAMILIES)
 def test_another_guidance_is_that_of_another_call(name):
     """Bit for bit; where it is an input of the network, or there is none, it cannot be told."""
     pipe = tiny.build(name)

@@ -44,9 +44,7 @@ def wide(monkeypatch):
     )
 
 
-@pytest.mark.parametrize(
-    "name", first(tiny.some("sd3", "sd", "sana", "qwenimage", "flux_controlnet"))
-)
+@pytest.mark.parametrize("name", tiny.some("sana"))
 def test_gradients_agree_with_finite_differences(name, wide):
     """Five-point differences along one direction; Sana's ReLU has a kink close by."""
     adapter, denoiser, x, t = adapted(name)

@@ -512,12 +512,8 @@ def drawn(name, prompt, **changes):
     return steer_pipeline(shared(name), prompt, redness, **{**given, **SMALL, **changes})
 
 
-@pytest.mark.parametrize(
-    "name",
-    first(
-        [n if n in ("sd", "zimage") else pytest.param(n, marks=pytest.mark.slow) for n in NEGATIVE]
-    ),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEGATIVE)
 def test_texts_of_each_prompt_go_to_their_own_particles(name):
     given = {GUIDED.get(name, "guidance_scale"): 5.0}
     both = drawn(name, PROMPTS, negative_prompt=["x", "yy"], **given)

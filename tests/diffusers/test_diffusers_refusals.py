@@ -163,9 +163,7 @@ def test_windows_counted_in_network_steps():
         [
             ("flux", diffusers.FluxInpaintPipeline),
             ("sd", diffusers.StableDiffusionInpaintPipeline),
-            pytest.param(
-                "sdxl", diffusers.StableDiffusionXLInpaintPipeline, marks=pytest.mark.slow
-            ),
+            ("sdxl", diffusers.StableDiffusionXLInpaintPipeline),
         ]
     ),
 )

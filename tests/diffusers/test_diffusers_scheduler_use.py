@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import tiny_pipelines as tiny
-from cases import first, one_in
+from cases import fast, first, one_in
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.diffusers.scheduler import _note_calls
 from glass_flows.errors import InvalidArgument, UnknownName
@@ -48,15 +48,7 @@ def draw(pipe, name, **changes):
 
 @pytest.mark.parametrize(
     ("name", "M"),
-    first(
-        [
-            pytest.param(
-                name, M, marks=[] if (name, M) in (("flux", 2), ("sd", 1)) else pytest.mark.slow
-            )
-            for name in tiny.FIRST
-            for M in (1, 2)
-        ]
-    ),
+    fast([("flux", 2)], [(name, M) for name in tiny.FIRST for M in (1, 2)]),
 )
 def test_inference_mode_changes_nothing(name, M):
     pipe = tiny.build(name)

@@ -111,7 +111,7 @@ def test_what_is_run_is_what_the_pipeline_leaves_of_its_own_steps(name, M):
     assert run(ours, ours.timesteps[14 * ours.order :]) == 6
 
 
-@pytest.mark.parametrize("M", first([1, 2, 3, 4]))
+@pytest.mark.parametrize("M", first([2, 1, 3, 4]))
 @pytest.mark.parametrize("sigmas", first([False, True]))
 def test_flows_too_whether_they_count_steps_or_rows(sigmas, M):
     own = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=sigmas)

@@ -7,8 +7,10 @@ pytest.importorskip("diffusers")
 
 import more_pipelines
 from glass_flows import steer_pipeline
+from glass_flows.diffusers import inside_loop
 from glass_flows.diffusers.families import base
 from glass_flows.errors import InvalidArgument
+from glass_flows.noise import PILOT, KeyedNoise
 from glass_flows.rewards import FunctionReward
 from glass_flows.steering import pilot
 from tiny_pipelines import CALL, build
@@ -82,7 +84,9 @@ def test_a_loop_of_its_own_draws_its_pilot_as_it_draws_the_run(monkeypatch):
     assert (asked, most) == (len(also), max(rows))
 
 
-def test_as_many_prompts_as_a_pilot_has_samples():
+def test_as_many_prompts_as_a_pilot_has_samples(monkeypatch):
+    seeds, real = [], inside_loop._scheduler
+    monkeypatch.setattr(inside_loop, "_scheduler", lambda a: seeds.append(a.seed) or real(a))
     pipe, call = more_pipelines.build("PixArtSigmaPipeline")
     call.pop("prompt", None)
     pipe.set_progress_bar_config(disable=True)
@@ -91,3 +95,4 @@ def test_as_many_prompts_as_a_pilot_has_samples():
         pipe, prompts, redness, particles=2, transitions=1, steps=1, seed=0, progress=False, **call
     )  # fmt: skip
     assert found.result.strength.found.samples == 2 * pilot.SAMPLES
+    assert seeds == [KeyedNoise(0).seed_of(PILOT), 0]  # its samples are none of the run's

@@ -11,17 +11,12 @@ import torch
 
 import more_pipelines as more
 import tiny_pipelines as tiny
-from cases import first
+from cases import fast
 from glass_flows.diffusers import GlassScheduler
 from glass_flows.errors import InvalidArgument
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tools"))
 pipelines = importlib.import_module("pipelines")
-
-QUICK = (
-    "AuraFlowPipeline", "KandinskyV22Img2ImgPipeline", "PixArtSigmaPipeline", "WanPipeline",
-)  # fmt: skip
-ALL = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in more.BUILD]
 
 
 def euler(own):
@@ -53,7 +48,7 @@ def drawn(pipe, call):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # diffusers' own
-@pytest.mark.parametrize("name", first(ALL))
+@pytest.mark.parametrize("name", fast(["AuraFlowPipeline"], more.BUILD))
 def test_a_pipeline_draws_what_its_own_sampler_draws_and_asks_as_often_as_promised(name):
     pipe, call = more.build(name)
     assert type(pipe).__name__ == name

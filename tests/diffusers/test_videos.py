@@ -147,10 +147,7 @@ def test_the_frames_that_were_asked_for_are_scored(frames, places):
     assert held.shape == with_red.rewards.shape
 
 
-RARER = [pytest.param(name, marks=pytest.mark.slow) for name in ("best-of-n", "greedy", "svdd")]
-
-
-@pytest.mark.parametrize("method", first(["plain", "beam", "twist", *RARER]))
+@pytest.mark.parametrize("method", first(["beam", "plain", "twist", "best-of-n", "greedy", "svdd"]))
 def test_every_method_of_the_loop_returns_the_frames_that_it_scored(method):
     pipe, call = shared("Wan")
     given = {**FEW, **call}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import json
 import multiprocessing
 import os
@@ -49,6 +50,13 @@ METHODS = ["best-of-n", "steering", "twist"]
 ITEMS = items_of(PROMPTS, [0, 1], METHODS)
 MANY = items_of(PROMPTS, range(6), METHODS)  # time enough to kill somebody
 FORK = multiprocessing.get_context("fork")  # the models are imported already
+
+
+def test_an_item_is_the_job_of_its_method_with_its_prompt_and_its_seed():
+    found = [(item.method, WORK.of(item)) for item in items_of(PROMPTS, [3, 5], METHODS[:2])]
+    told = list(itertools.product(("8", "3"), (3, 5), METHODS[:2]))
+    assert [(*job.prompts, job.seed, method) for method, job in found] == told
+    assert all(job.method == WORK.jobs[method].method for method, job in found)
 
 
 def content(out: Path) -> dict[str, object]:
@@ -216,7 +224,6 @@ def test_what_is_finished_is_not_done_again_and_more_can_be_added(tmp_path, monk
     assert report.finished == 5
 
 
-@pytest.mark.slow
 def test_an_item_that_fails_says_why_and_stops_no_other(tmp_path, monkeypatch):
     prompts = [PromptEntry(0, "seven"), PromptEntry(1, "7")]
     items = items_of(prompts, [0], ["steering"])

@@ -78,30 +78,32 @@ def test_the_choice_spends_the_budget_and_no_more(evaluation, look, call, times,
     assert sized.method.word == among[0].job.method.word
 
 
-@pytest.mark.slow
-def test_more_budget_buys_evaluations_first_and_then_particles():
+thinned = pytest.mark.parametrize("every", first([8, 1]))  # of the ways an eighth shows it
+
+
+@thinned
+def test_more_budget_buys_evaluations_first_and_then_particles(every):
     prices = Prices(1.0, 0.0)
-    few, some, many = (choose(prices, amount, STEERED) for amount in (40, 250, 2000))
+    few, some, many = (choose(prices, amount, STEERED[::every]) for amount in (40, 250, 2000))
     assert few.way.evaluations < 24
     assert few.particles >= 2
     assert 16 <= some.way.evaluations <= 32
     assert many.particles > some.particles > few.particles
 
 
-@pytest.mark.slow
-def test_looks_that_cost_much_are_taken_seldom():
-    for among in (STEERED, REFINED):
+@thinned
+def test_looks_that_cost_much_are_taken_seldom(every):
+    for among in (REFINED[::every], STEERED[::every]):
         cheap, dear = (choose(Prices(1.0, look), 300, among) for look in (0.0, 10.0))
         assert dear.way.looks < cheap.way.looks
-    cheap, dear = (choose(Prices(1.0, look), 300, STEERED) for look in (0.0, 10.0))
     assert dear.way.steps > cheap.way.steps
 
 
-@pytest.mark.slow
-def test_refinement_is_chosen_where_its_moves_keep_a_law():
+@thinned
+def test_refinement_is_chosen_where_its_moves_keep_a_law(every):
     """And not under guidance, where looks on the way are cheaper than moves."""
     for guidance, word in ((1.0, "refine"), (3.0, "steering")):
-        both = [way for job in (STEERING, REFINE) for way in ways(job, guidance)]
+        both = [way for job in (STEERING, REFINE) for way in ways(job, guidance)][::every]
         for amount in (200, 1000):
             split = choose(Prices(1.0, 0.2), amount, both)
             assert split.way.job.method.word == split.sized(guidance).method.word == word
@@ -163,11 +165,11 @@ class Machine:
     ("seconds", "machine"),
     first(
         [
+            (1000, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),  # a GPU: one costs as twenty
+            (30, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),
             (1000, {"evaluation": 0.05, "look": 0.0}),
             (30, {"evaluation": 0.02, "look": 0.05, "warm": 1.0}),
             (120, {"evaluation": 0.05, "look": 0.001, "run": 0.3}),
-            (30, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),  # a GPU: one costs as twenty
-            (1000, {"evaluation": 0.01, "look": 0.01, "call": 0.2}),
         ]
     ),
 )

@@ -132,7 +132,7 @@ def test_figures_and_the_printed_table(tried):
         check["memry"]
 
 
-@pytest.mark.parametrize(("asked", "told"), first([({}, "none"), ({"size": 32}, "none")]))
+@pytest.mark.parametrize(("asked", "told"), first([({"size": 32}, "none"), ({}, "none")]))
 def test_guidance_and_size_as_they_were_asked_for(asked, told, monkeypatch):
     pipe, call = made("sd3")
     call["guidance_scale"] = 1.0

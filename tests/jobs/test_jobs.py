@@ -380,8 +380,8 @@ class Stops(Digits):
         [
             Beam(8, children=4),
             Greedy(6, 3.0, pick="sample", children=3),
-            pytest.param(Greedy(6), marks=pytest.mark.slow),
-            pytest.param(BestOf(4), marks=pytest.mark.slow),
+            Greedy(6),
+            BestOf(4),
             Refine(4, 4.0, moves=4, ess_threshold=1.0),
         ]
     ),

@@ -8,6 +8,7 @@ the faults are named rightly (docs/audit.md).
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
 import sys
@@ -25,6 +26,7 @@ from glass_flows.cli import app
 from glass_flows.errors import InvalidArgument, NonFinite, UnknownName
 from glass_flows.measures import Measure
 from glass_flows.research.audit import audit, figures, laws, verdict
+from glass_flows.research.audit.run import _Run
 from glass_flows.research.audit.subjects import OfScheduler
 from glass_flows.research.audit.watch import Look, Watch
 from glass_flows.worlds import GaussianMixture
@@ -486,6 +488,13 @@ def test_the_command_prints_a_table_and_a_verdict_and_writes_them(tmp_path, monk
 def test_the_command_refuses(more, told):
     shown = CliRunner().invoke(app, ["audit", "DDIMScheduler", *more])
     assert told in str(shown.exception)
+
+
+def test_every_batch_of_every_seed_has_a_generator_of_its_own():
+    run, found = object.__new__(_Run), set()
+    for run.seed, K, batch in itertools.product((0, 1), (2, 8), (0, 1)):
+        found.add(run._generator(K, batch).initial_seed())
+    assert len(found) == 8
 
 
 @pytest.mark.slow

@@ -164,9 +164,10 @@ def test_a_comparison_repeats_from_its_seed(few, tmp_path):
 
 
 def test_finished_methods_are_kept_when_one_fails(few, tmp_path, monkeypatch):
-    real = module._Bench.run
+    real, seeds = module._Bench.run, []
 
     def failing(self, recipe, populations, seed, advance):
+        seeds.append(seed)
         if isinstance(recipe.sampler.solver, Paper):
             raise RuntimeError("out of luck")
         return real(self, recipe, populations, seed, advance)
@@ -176,6 +177,7 @@ def test_finished_methods_are_kept_when_one_fails(few, tmp_path, monkeypatch):
         compare(tmp_path, only=["GLASS"], **SMALL)
     kept = json.loads((tmp_path / "comparison.json").read_text())["methods"]
     assert [line["method"] for line in kept] == ["best-of-n: ODE", "best-of-n: GLASS"]
+    assert len(set(seeds)) == 2  # what was tuned is judged by other samples
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ from glass_flows.research.reproduce.base import (
     Column,
     Experiment,
     Result,
+    _values,
     average,
     run_experiment,
 )
@@ -105,6 +106,14 @@ def test_interrupted_anywhere_it_ends_with_the_same_files(after, whole, tmp_path
     for name in ("table.csv", "table.md", "plot.png"):
         one, two = (part / "toy" / name for part in (folder, tmp_path))
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_cell_is_found_by_all_that_it_depends_on(tmp_path):
+    for shared, work, found in ((0, 1.0, 1.0), (1, 2.0, 2.0), (0, 3.0, 1.0)):
+        cell = Cell({"row": 0}, lambda work=work: {"x": work})
+        assert _values(cell, {"quick": shared}, tmp_path) == {"x": found}
+    other = Cell({"row": 1}, lambda: {"x": 4.0})
+    assert _values(other, {"quick": 0}, tmp_path) == {"x": 4.0}
 
 
 @pytest.mark.slow

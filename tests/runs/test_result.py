@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cases import first
 from glass_flows.errors import InvalidArgument, RunFolderError
 from glass_flows.jobs import Job, align, compare_digits, resolve
 from glass_flows.jobs.batch import run_batch
@@ -69,8 +70,7 @@ def drawn(tmp_path_factory):
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", first(METHODS))
 def test_every_sample_stands_beside_what_is_its_own(drawn, method):
     folder = drawn[method, 0].results.parent
     told = strictly(folder / "result.json")
@@ -107,6 +107,7 @@ def test_numbers_that_json_has_not_are_null_with_a_flag(tmp_path):
         SteeringResult(
             torch.zeros(1, 3, 2), rewards, torch.zeros(0, 1, 3, dtype=torch.long), Costs(6),
             weights, none, torch.tensor([-math.inf]), none, none, (),
+            also={"judge": torch.tensor([[3.0, math.nan, 5.0]])},
         )
     )  # fmt: skip
     for file in tmp_path.glob("*.json"):
@@ -120,6 +121,7 @@ def test_numbers_that_json_has_not_are_null_with_a_flag(tmp_path):
     assert told["populations"][0]["best_first"] == [2, 0, 1]
     (row,) = read_run(tmp_path).samples
     assert [sample.reward for sample in row] == [1.0, -math.inf, 2.0]
+    assert [str(sample.also) for sample in row] == [f"{{'judge': {v}}}" for v in (3.0, "nan", 5.0)]
     assert RunFolder(tmp_path, {"seed": 3, "cap": math.inf}).finished  # the same job
 
 
@@ -183,6 +185,8 @@ def test_pairs_are_of_one_prompt_seed_and_particle(drawn, tmp_path, monkeypatch)
     )  # fmt: skip
     assert (one.images, best.images, other.images) == (8, 8, 8)
     assert best.pairs == 8
+    levels = [folder.rewards["grey:level"][0] for folder in (one, best)]
+    assert best.gains["grey:level"][0] == pytest.approx(levels[1] - levels[0])
     assert (other.pairs, other.gains) == (0, {})  # of another seed
     strictly(tmp_path / "out" / "evaluation.json")
 
@@ -212,6 +216,8 @@ def test_of_a_batch_the_samples_of_all_its_runs(tmp_path, monkeypatch):
 def test_of_the_comparison_of_the_digits_nothing_is_a_sample(tmp_path):
     job = Job("digits", Steering(2), Sampler(1, 2), reward="class:8", populations=2)
     report = compare_digits(job, tmp_path, progress=False)
+    spent = {line.method: line.evaluations for line in report.methods}
+    assert spent["best of 2"] == spent["steering"] > spent["plain"]
     assert report.picture.exists()
     strictly(report.results)
     with pytest.raises(InvalidArgument, match="holds no images"):

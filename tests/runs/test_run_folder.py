@@ -15,7 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tiny_pipelines
-from glass_flows import Sampler, Steering, Twist, best_of, steer
+from cases import first
+from glass_flows import Denoiser, Sampler, Steering, Twist, best_of, steer
 from glass_flows.checkpoints import identity
 from glass_flows.cli import _clear_empty, app
 from glass_flows.diffusers import steer_pipeline
@@ -25,6 +26,7 @@ from glass_flows.folders import LOCKS, alone
 from glass_flows.jobs import Job, digits_denoiser, resolve
 from glass_flows.jobs.align import align, compare_digits
 from glass_flows.jobs.models import Digits
+from glass_flows.paths import Linear
 from glass_flows.rewards import ClassReward
 from glass_flows.runs import RunFolder, clear_run, find_runs, read_run
 from glass_flows.worlds.digits import IMAGE, load_digits_classifier
@@ -47,13 +49,15 @@ class Patient(ClassReward):
         return super().score(z, prompts)
 
 
-def run(folder, stop=None, error=KeyboardInterrupt, **options):
+def run(folder, stop=None, error=KeyboardInterrupt, *, of=None, **options):
+    """Of the digits, or `of` another denoiser, a reward and a shape."""
     record = RunFolder(folder, {"seed": 3}, title="eights")
+    denoiser, reward, shape = of or (digits_denoiser(), Patient(stop, error), IMAGE)
     with record.failures():
         result = steer(
-            digits_denoiser(),
-            Patient(stop, error),
-            shape=IMAGE,
+            denoiser,
+            reward,
+            shape=shape,
             record=record,
             progress=False,
             **{"particles": N, "transitions": K, "steps": 3, "rho": 0.4, "scale": 4.0, "seed": 3}
@@ -61,6 +65,20 @@ def run(folder, stop=None, error=KeyboardInterrupt, **options):
         )
     record.finish(result)
     return result
+
+
+def small(folder, stop=None, **options):
+    """A run that takes milliseconds."""
+    asked = []
+
+    def reward(z):
+        asked.append(1)
+        if len(asked) - 1 == stop:
+            raise KeyboardInterrupt
+        return z.sum(1)
+
+    halved = Denoiser(lambda x, t: 0.5 * x, Linear(), "sample")
+    return run(folder, of=(halved, reward, (2,)), **options)
 
 
 def same(one, two):
@@ -320,31 +338,29 @@ OTHERS = (
 
 
 # questions to the reward: in the first boundary, later
-@pytest.mark.slow
-@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stop", first([3, 1]))
 def test_a_state_of_other_settings_is_not_gone_on_with_whatever_the_job_says(tmp_path, stop):
     """The job {"seed": 3} says nothing of them."""
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, stop=stop)
+        small(tmp_path, stop=stop)
     for changes, differs in OTHERS:
         with pytest.raises(RunFolderError, match=f"another job, which differs in .*{differs}"):
-            run(tmp_path, **changes)
-    whole = run(tmp_path)  # and nothing was lost
-    same(whole, run(tmp_path / "again"))
+            small(tmp_path, **changes)
+    whole = small(tmp_path)  # and nothing was lost
+    same(whole, small(tmp_path / "again"))
 
 
-@pytest.mark.slow
 def test_a_state_knows_whose_it_is_without_its_run(tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "run", 3)
+        small(tmp_path / "run", 3)
     (tmp_path / "run" / "run.json").unlink()
     kept = (tmp_path / "run" / "state.safetensors").read_bytes()
     with pytest.raises(OtherJob, match=r"another job.* method.scale: 4.0 there, the default here"):
-        run(tmp_path / "run", scale=1.0)
+        small(tmp_path / "run", scale=1.0)
     with pytest.raises(OtherJob, match="another job, which differs in seed: 3 there, 4 here"):
         RunFolder(tmp_path / "run", {"seed": 4})
     assert (tmp_path / "run" / "state.safetensors").read_bytes() == kept
-    same(run(tmp_path / "run"), run(tmp_path / "whole"))
+    same(small(tmp_path / "run"), small(tmp_path / "whole"))
 
 
 def test_a_record_that_was_stopped_goes_on_when_it_is_used_again(tmp_path):
@@ -408,18 +424,17 @@ def test_weights_are_known_by_their_files(tmp_path):
     assert identity("no-such/model") is None
 
 
-@pytest.mark.slow
 def test_events_are_those_of_the_state_whatever_became_of_the_file(tmp_path):
-    whole = run(tmp_path / "whole")
+    whole = small(tmp_path / "whole")
     for i, damage in enumerate((b"", b"{}\n" * 9, b"\xff\xfe", None)):
         parts = tmp_path / str(i)
         with pytest.raises(KeyboardInterrupt):
-            run(parts, 3)
+            small(parts, 3)
         if damage is None:
             (parts / "events.jsonl").unlink()
         else:
             (parts / "events.jsonl").write_bytes(damage)
-        same(run(parts), whole)
+        same(small(parts), whole)
         assert timeless(read_run(parts).events) == timeless(read_run(tmp_path / "whole").events)
 
 

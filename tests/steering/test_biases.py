@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cases import first
+from cases import fast
 from glass_flows import steer
 from glass_flows.paths import Linear
 from glass_flows.runs import RunFolder
@@ -29,7 +29,10 @@ def soft(z):
     return hard(z).clamp(min=-5.0)
 
 
-@pytest.mark.parametrize("potential", first([p for p in POTENTIALS if not p.startswith("fkd-")]))
+@pytest.mark.parametrize(
+    "potential",
+    fast(["difference", "terminal"], [p for p in POTENTIALS if not p.startswith("fkd-")]),
+)
 def test_particles_that_an_infinite_reward_drops_on_the_way_are_named(potential):
     given = {**GIVEN, "potential": potential, "ess_threshold": 0.9}
     biases = steer(DENOISER, hard, **given).biases

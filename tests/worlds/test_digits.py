@@ -402,10 +402,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(quick, whole, tmp_path):
 
 
 # Steps: network 1-6, reward 7-10, judge 11-14; a checkpoint after every second one.
-@pytest.mark.parametrize(("stop", "left"), first([
-    (1, 14), (6, 8), (13, 2),
-    *(pytest.param(*one, marks=pytest.mark.slow) for one in ((5, 10), (9, 6))),
-]))  # fmt: skip
+@pytest.mark.parametrize(("stop", "left"), first([(9, 6), (1, 14), (5, 10), (6, 8), (13, 2)]))
 def test_resumed_is_bit_for_bit_uninterrupted(quick, whole, tmp_path, monkeypatch, stop, left):
     with monkeypatch.context() as patch:
         stop_after(patch, stop)
