@@ -244,6 +244,7 @@ def test_ode_steps_follow_the_ode(name, solver):
         assert error < (2e-3 if solver == "default" else 3e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("linear", 1), ("vp", 3)])
 def test_many_transitions_at_rho_one_tend_to_the_ode(name, steps):
     """ρ = 1 with M > 1 draws z from its posterior, ever less of it as K grows."""

@@ -178,6 +178,7 @@ def test_a_stream_is_that_of_its_key_wherever_it_is_cut_and_whoever_draws_it(bat
         np.testing.assert_allclose(found[i], expected, atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     first(

@@ -308,6 +308,7 @@ def digits_agree(got, expected, scale=0):
     assert abs(Decimal(got) - expected) <= Decimal("1e-13") * max(abs(expected), scale)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     c=st.floats(1e-3, 1e6),
@@ -967,6 +968,7 @@ def test_orders_of_convergence_far_out(name, t, t_next, rho):
     assert 1.85 <= slope(coarse - middling, middling - fine) <= 2.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rho"), [("linear", 0.4), pytest.param("vp", 1.0, marks=pytest.mark.slow)]
 )

@@ -235,6 +235,7 @@ def library_mixture() -> GaussianMixture:
     return GaussianMixture(torch.from_numpy(law.means), law.stds, law.weights)
 
 
+@pytest.mark.slow
 def test_sample_draws_from_the_data():
     denoiser = library_mixture().denoiser(PATHS["vp"])
     drawn = sample(
@@ -259,6 +260,7 @@ def test_posterior_draws_are_of_the_posterior(name):
     assert accept(law_p_values(drawn.reshape(-1, 2).numpy(), law))
 
 
+@pytest.mark.slow
 def test_posterior_draws_from_noise_are_data():
     x = torch.zeros(2, 2, dtype=torch.float64)
     drawn = posterior(

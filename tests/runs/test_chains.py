@@ -106,6 +106,7 @@ def best_seen(steps, p):
     return found
 
 
+@pytest.mark.slow
 def test_the_best_so_far_is_on_disk_after_every_move(known, tmp_path):
     _, steps, _ = known
     for stop in range(K):

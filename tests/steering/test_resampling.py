@@ -135,7 +135,7 @@ QUARTERS = [
 
 
 @pytest.mark.parametrize("scheme", GRID)
-@pytest.mark.parametrize("shares", one_in(2, map(list, QUARTERS)))
+@pytest.mark.parametrize("shares", one_in(3, map(list, QUARTERS)))
 def test_the_law_is_exact_on_a_grid(scheme, shares):
     weights = np.array(shares) / 4
     over, loose = 4 - int(np.floor(shares).sum()), sum(share % 1 > 0 for share in shares)
@@ -236,7 +236,7 @@ def test_mean_counts_are_unbiased(scheme, name):
 
 
 @pytest.mark.parametrize("scheme", [s for s in SCHEMES if s != "multinomial"])
-@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("name", one_in(3, VECTORS))
 def test_no_scheme_varies_more_than_multinomial(scheme, name):
     """Exactly for every particle (Douc, Cappe & Moulines 2005); and, as drawn, by the margin."""
     most = variance_of("multinomial", VECTORS[name])

@@ -347,6 +347,7 @@ def test_twisted_noise_with_an_inexact_solver(adaptive, threshold, potential):
         assert (result.twist_shares[1:] == 1.0).all()
 
 
+@pytest.mark.slow
 @in_law
 @pytest.mark.parametrize(("sampler", "twist"), fast_first(1, covering(SAMPLERS, [0.0, 1.0])))
 def test_evidence_is_of_the_sampler_whatever_the_solver(sampler, twist):

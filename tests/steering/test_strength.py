@@ -204,6 +204,7 @@ def test_the_pilot_has_noise_of_its_own():
     assert steer(DENOISER, linear, **SHORT).strength == steer(DENOISER, linear, **SHORT).strength
 
 
+@pytest.mark.slow
 def test_the_evidence_is_unbiased():
     """At the λ of each run: Ẑ/Z(λ) has the mean 1 over 20 runs of 24 populations, each with a λ of
     its own, within 4.5 standard errors."""
