@@ -60,13 +60,14 @@ def read(file: Path) -> list[dict[str, object]]:
 def judged(rows: list[dict[str, object]], populations: int) -> bool:
     """Print what was found; whether all of it is within the rates."""
     z, skewness = (np.array([abs(row[name]) for row in rows]) for name in ("z", "skewness"))
-    edgeworth = skewness.max() * (LIMIT**3 - 3 * LIMIT) / (6 * populations**0.5)
-    worst = max(rows, key=lambda row: abs(row["z"]))
+    edgeworth = skewness * (LIMIT**3 - 3 * LIMIT) / (6 * populations**0.5)
+    skewed, worst = edgeworth > 1.0, max(rows, key=lambda row: abs(row["z"]))
     print(f"{len(rows)} of {len(COMBINATIONS)} combinations, {populations} populations each")
     print(f"root mean square of z {np.sqrt((z**2).mean()):.3f}; above 2: {(z > 2).mean():.2%}")
     print(f"largest z {worst['z']:.2f} (limit {LIMIT:.2f}) of {worst['line']}")
-    print(f"largest first Edgeworth term {edgeworth:.2f}, where less than 1 is fine")
-    return bool(z.max() < LIMIT and edgeworth < 1.0)
+    print(f"of {skewed.sum()} the first Edgeworth term at the limit exceeds 1, so that it is passed")
+    print(f"more often than is said: of these the largest z is {z[skewed].max(initial=0.0):.2f}")
+    return bool(z.max() < LIMIT)
 
 
 def main() -> int:
