@@ -65,10 +65,8 @@ def judged(rows: list[dict[str, object]], populations: int) -> bool:
     print(f"{len(rows)} of {len(COMBINATIONS)} combinations, {populations} populations each")
     print(f"root mean square of z {np.sqrt((z**2).mean()):.3f}; above 2: {(z > 2).mean():.2%}")
     print(f"largest z {worst['z']:.2f} (limit {LIMIT:.2f}) of {worst['line']}")
-    print(
-        f"of {skewed.sum()} the first Edgeworth term at the limit exceeds 1, so that more than is"
-    )
-    print(f"said pass it: of these the largest z is {z[skewed].max(initial=0.0):.2f}")
+    print(f"of {skewed.sum()}, too skewed (first Edgeworth term at the limit above 1), the largest")
+    print(f"z is {z[skewed].max(initial=0.0):.2f}")
     return bool(z.max() < LIMIT)
 
 
