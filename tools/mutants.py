@@ -244,7 +244,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "test_on_the_way_the_estimates_are_scored_and_weighted_before_selection,"
         "test_of_refinement_the_chains_are_scored,test_a_run_that_was_stopped_has_the_same",
     ),
-    "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering", "test_also"),
+    "steering/results.py": (f"{FORMULAS} {LOOPS}", "test_steering", "test_also", "test_stopping"),
     "steering/state.py": (FORMULAS, *STEERING),
     "steering/shards.py": (
         "test_mutants_shards",

@@ -66,6 +66,8 @@ def test_the_clean_estimates_of_the_boundary_are_the_samples(name):
     if name in ("steer", "refine"):
         assert "2 of 5" in result.biases[-1]
         assert "on_boundary" in result.biases[-1]
+    assert any("stopped at boundary 2: " in line or "2 of 5" in line for line in result.lines())
+    assert not any("stopped at boundary" in line for line in run(name).lines())
 
 
 def test_what_goes_on_is_as_if_nobody_had_looked():
